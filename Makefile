@@ -1,0 +1,54 @@
+# Everything runs in .venv, which is made on the first call and refreshed when pyproject.toml changes.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTEST ?= $(BIN)/python -m pytest
+
+.PHONY: help venv demo test test-all lint format types bench-structure clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else f"infoprune needs Python 3.10 or newer; $(PYTHON) is {v[0]}.{v[1]}. Say: make PYTHON=/path/to/python3 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@
+
+venv: $(VENV)/.dev  ## make .venv with everything that development needs
+
+demo: $(VENV)/.demo  ## train, prune and fine-tune a small CNN on two CPU cores, in under two minutes
+	$(BIN)/infoprune fit --config configs/quickstart.yaml
+
+test: $(VENV)/.dev  ## the fast test suite, doctests included
+	$(PYTEST)
+
+test-all: $(VENV)/.dev  ## every test, the slow ones too
+	$(PYTEST) -m ''
+
+lint: $(VENV)/.dev  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.dev  ## mypy on the package
+	$(BIN)/mypy
+
+bench-structure: $(VENV)/.dev  ## the structure engine over many architectures: exact, barely cut, wrong, time
+	$(BIN)/python -m benchmarks.structure
+
+clean:  ## remove caches and build output; keeps .venv and runs
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find infoprune tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
