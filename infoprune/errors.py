@@ -1,0 +1,52 @@
+"""Every error that infoprune raises on purpose.
+
+A message names the layer or option at fault, the two values that clash, and what to do instead; whatever was being
+changed is left as it was.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InfopruneError(Exception):
+    """Base of all errors raised by infoprune."""
+
+
+class ConfigurationError(InfopruneError, ValueError):
+    """An option has a value that cannot work, or names something that does not exist."""
+
+
+class TraceError(InfopruneError):
+    """The model could not be run on its example inputs, or its structure could not be followed."""
+
+
+class PlanError(InfopruneError):
+    """A pruning plan is malformed or does not belong to this model."""
+
+
+class BudgetError(InfopruneError):
+    """A budget cannot be met by any widths that the structure allows."""
+
+
+class SurgeryError(InfopruneError):
+    """A model or optimizer cannot be shrunk safely; nothing was changed."""
+
+
+class CheckpointError(InfopruneError):
+    """A checkpoint or saved model cannot be read, or belongs to another architecture."""
+
+
+class DataError(InfopruneError):
+    """A data set or calibration set is missing, incomplete or unsuitable."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``", did you mean 'x'?"`` for the known name closest to ``name``, or an empty string.
+
+    >>> nearest("capcity", ["l1", "capacity"])
+    ", did you mean 'capacity'?"
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""

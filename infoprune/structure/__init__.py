@@ -1,0 +1,21 @@
+"""Which channels live and die together, and removing them."""
+
+from infoprune.structure.groups import ChannelGroup, GroupSlot, Layer, Structure
+from infoprune.structure.plan import PruningPlan
+from infoprune.structure.rules import rule
+from infoprune.structure.shrink import shrink
+from infoprune.structure.trace import trace
+from infoprune.structure.verify import Verification, verify
+
+__all__ = [
+    "ChannelGroup",
+    "GroupSlot",
+    "Layer",
+    "PruningPlan",
+    "Structure",
+    "Verification",
+    "rule",
+    "shrink",
+    "trace",
+    "verify",
+]

@@ -1,0 +1,75 @@
+"""Why channels are coupled or frozen, in words."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from infoprune.errors import ConfigurationError, nearest
+
+if TYPE_CHECKING:
+    from infoprune.structure.groups import ChannelGroup, Structure
+
+_SIDES = {0: "filters", 1: "input channels"}
+
+
+def explain(structure: Structure, name: str) -> str:
+    """The groups that ``name`` (a group, layer or tensor) takes part in, and the operators that bind them."""
+    tensors = {slot.tensor for slot in structure.space.slots}
+    wanted = {t for t in tensors if t == name or t.startswith(f"{name}.")}
+    groups = [g for g in structure.groups if g.name == name or any(s.tensor in wanted for s in g.slots)]
+    if not groups:
+        known = [*(g.name for g in structure.groups), *(layer.name for layer in structure.layers), *tensors]
+        raise ConfigurationError(f"no group, layer or tensor is called {name!r}{nearest(name, known)}")
+    return "\n\n".join(_explain_group(structure, group) for group in groups)
+
+
+def _explain_group(structure: Structure, group: ChannelGroup) -> str:
+    if group.frozen:
+        lines = [f"{group.name}: {group.size} units stay, because one of their channels {group.reason}."]
+    else:
+        lines = [f"{group.name}: {group.size} units can be pruned. One unit takes from"]
+    steps = _ways(structure, group)
+    for slot in group.slots:
+        each = len(slot.index) // group.size
+        what = _SIDES.get(slot.dim, f"dimension {slot.dim}") if slot.tensor.endswith("weight") else "entries"
+        way = steps.get((slot.tensor, slot.dim))
+        lines.append(f"  {slot.tensor}: {each} of its {what}{f', through {way}' if way else ''}")
+    return "\n".join(lines)
+
+
+def _ways(structure: Structure, group: ChannelGroup) -> dict[tuple[str, int], str]:
+    """For each slot of a group the operators that lead to it from the group's first slot."""
+    ends = structure.space.slots_end()
+    starts = np.array([slot.start for slot in structure.space.slots])
+    members = np.zeros(structure.space.size, dtype=bool)
+    slots = {(slot.tensor, slot.dim): slot for slot in structure.space.slots}
+    for part in group.slots:
+        roots = structure.component[slots[part.tensor, part.dim].start + part.index]
+        members[roots] = True
+    edges: dict[int, list[tuple[int, int]]] = {}
+
+    def node(label: int) -> int:
+        """Slots are nodes; labels without a slot are nodes of their own, behind them."""
+        return int(np.searchsorted(starts, label, side="right")) - 1 if label < ends else label
+
+    for union in structure.space.unions:
+        inside = np.flatnonzero(members[structure.component[union.a]]) if len(union.a) else ()
+        for pair in {(node(int(union.a[i])), node(int(union.b[i]))) for i in inside}:
+            edges.setdefault(pair[0], []).append((pair[1], union.op))
+            edges.setdefault(pair[1], []).append((pair[0], union.op))
+    first = group.slots[0]
+    origin = node(slots[first.tensor, first.dim].start)
+    ways: dict[int, str] = {origin: ""}
+    queue = deque([origin])
+    while queue:
+        here = queue.popleft()
+        for there, op in edges.get(here, ()):
+            if there not in ways:
+                step = str(structure.records[op])
+                ways[there] = f"{ways[here]}, then {step}" if ways[here] and not ways[here].endswith(step) else step
+                queue.append(there)
+    known = enumerate(structure.space.slots)
+    return {(slot.tensor, slot.dim): ways[i] for i, slot in known if i in ways and ways[i]}

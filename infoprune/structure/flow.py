@@ -1,0 +1,57 @@
+"""What travels beside each tensor while the model is traced: the labels of its dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+
+from infoprune.structure.labels import Labels
+
+Axis: TypeAlias = "Labels | None"
+"""The labels along one dimension of a tensor, or None where nothing of it can be removed."""
+
+
+class Flow:
+    """The labels of one tensor.
+
+    Attributes:
+        axes: for each dimension the label of each index, or None. Every tensor is a full rectangle, so removing a unit
+            removes whole indices of whole dimensions, and one label per index says it all.
+        zero: what a removed unit leaves here is zero once its parameters are zeroed. True for parameters, kept by
+            ReLU, lost by sigmoid. It decides where summing over removed channels is exact.
+        origin: name of the parameter that this tensor is a mere rearrangement of, if any.
+    """
+
+    __slots__ = ("axes", "origin", "zero")
+
+    def __init__(self, axes: Sequence[Axis], zero: bool = False, origin: str | None = None) -> None:
+        self.axes = tuple(axes)
+        self.zero = zero
+        self.origin = origin
+
+    @property
+    def labelled(self) -> bool:
+        return any(axis is not None for axis in self.axes)
+
+
+_ATTRIBUTE = "_infoprune_flow"
+
+
+def get_flow(tensor: torch.Tensor) -> Flow:
+    """The tensor's labels; a tensor that was never labelled has none along any dimension."""
+    flow = getattr(tensor, _ATTRIBUTE, None)
+    # A tensor resized in place by an operator we do not know must not keep labels of its old shape.
+    if flow is None or len(flow.axes) != tensor.dim():
+        return Flow([None] * tensor.dim())
+    return flow
+
+
+def set_flow(tensor: torch.Tensor, flow: Flow) -> None:
+    setattr(tensor, _ATTRIBUTE, flow)
+
+
+def clear_flow(tensor: torch.Tensor) -> None:
+    if hasattr(tensor, _ATTRIBUTE):
+        delattr(tensor, _ATTRIBUTE)

@@ -1,0 +1,436 @@
+"""`Structure`: the channel groups of a model, why some are frozen, and what every choice of widths costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from infoprune.structure.explain import explain
+
+from infoprune.cost import Cost
+from infoprune.errors import ConfigurationError, PlanError, nearest
+from infoprune.structure.flow import Axis
+from infoprune.structure.labels import Labels, LabelSpace, Slot
+from infoprune.structure.op import Contraction, OpRecord
+from infoprune.structure.plan import PruningPlan, check_belongs
+
+
+@dataclass(frozen=True)
+class GroupSlot:
+    """The part of one dimension of one parameter or buffer that belongs to a group.
+
+    Attributes:
+        tensor: name of the parameter or buffer.
+        dim: its dimension.
+        index: (k,) positions along that dimension.
+        unit: (k,) the group's unit that each position belongs to.
+    """
+
+    tensor: str
+    dim: int
+    index: Labels
+    unit: Labels
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that are chosen among themselves: every unit takes the same number of indices from the same slots.
+
+    Attributes:
+        name: the group's first filter layer.
+        size: number of units; a unit's channels live and die together.
+        slots: where the units lie.
+        reason: why the group is frozen, or None if it can be pruned.
+    """
+
+    name: str
+    size: int
+    slots: tuple[GroupSlot, ...]
+    reason: str | None = None
+
+    @property
+    def frozen(self) -> bool:
+        return self.reason is not None
+
+    def __str__(self) -> str:
+        state = f"frozen: {self.reason}" if self.frozen else "prunable"
+        return f"{self.name}: {self.size} units in {len(self.slots)} slots, {state}"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer, as a maker of channels.
+
+    Attributes:
+        name: module path, or the parameter's name if it is not a module's ``weight``.
+        weight: name of the weight.
+        dim: the weight's filter dimension.
+        kind: ``"conv"`` or ``"linear"``.
+    """
+
+    name: str
+    weight: str
+    dim: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class AttributeSlot:
+    """A number in a module that follows the width of some labels (found by rehearsal)."""
+
+    path: str
+    value: int
+    labels: Labels
+
+
+class Structure:
+    """What can be pruned from one model, and at what gain. A pure value: it holds no reference to the model.
+
+    Made by :func:`infoprune.trace`.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    layers: tuple[Layer, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def assemble(
+        cls,
+        space: LabelSpace,
+        shapes: Mapping[str, tuple[int, ...]],
+        parameters: Sequence[str],
+        records: Sequence[OpRecord],
+        contractions: Sequence[Contraction],
+        batch: int,
+        attributes: Sequence[AttributeSlot] = (),
+    ) -> Structure:
+        """Turn labels into units and groups."""
+        self = cls()
+        self.shapes = dict(shapes)
+        self.records = list(records)
+        self.space = space
+        self.attributes = tuple(attributes)
+        self.component = space.components()
+        self._slots = {(slot.tensor, slot.dim): slot for slot in space.slots}
+        self._parameters = list(parameters)
+        self._contractions = list(contractions)
+        self._batch = batch
+        self.layers = tuple(_layers(space.slots, contractions))
+        self._group()
+        return self
+
+    # -- groups -------------------------------------------------------------------------------------------------------
+
+    def _group(self) -> None:
+        frozen, reasons = self._frozen_components()
+        ends = self.space.slots_end()
+        roots = self.component[:ends]
+        slot_of = np.repeat(np.arange(len(self.space.slots)), [slot.size for slot in self.space.slots])
+        signature = _signatures(roots, slot_of, self.space.size)
+        signature ^= _random_bits(len(reasons) + 2)[frozen]
+
+        unit_roots = np.unique(roots[frozen[roots] >= 0])
+        _, first, group_of_unit = np.unique(signature[unit_roots], return_index=True, return_inverse=True)
+        group_of_root = np.full(self.space.size, -1, dtype=np.int64)
+        unit_of_root = np.full(self.space.size, -1, dtype=np.int64)
+        group_of_root[unit_roots] = group_of_unit
+        for group in range(len(first)):
+            members = unit_roots[group_of_unit == group]
+            unit_of_root[members] = np.arange(len(members))
+
+        labels = np.flatnonzero(group_of_root[roots] >= 0)
+        order = np.lexsort((labels, slot_of[labels], group_of_root[roots[labels]]))
+        labels = labels[order]
+        keys = np.stack([group_of_root[roots[labels]], slot_of[labels]])
+        cuts = np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(axis=0)) + 1
+        slots: dict[int, list[GroupSlot]] = {g: [] for g in range(len(first))}
+        for part in np.split(labels, cuts) if len(labels) else []:
+            slot = self.space.slots[slot_of[part[0]]]
+            group_slot = GroupSlot(slot.tensor, slot.dim, part - slot.start, unit_of_root[roots[part]])
+            slots[int(group_of_root[roots[part[0]]])].append(group_slot)
+        reason_of = [frozen[unit_roots[f]] for f in first]
+        self._finish_groups(slots, [None if r == 0 else reasons[r - 1] for r in reason_of], group_of_root)
+
+    def _frozen_components(self) -> tuple[Labels, list[str]]:
+        """For each component 0 if prunable, the number of its reason from 1, or -1 if it is no channel at all."""
+        frozen = np.zeros(self.space.size, dtype=np.int64)
+        silent = [f.labels for f in self.space.freezes if f.reason is None]
+        spoken = [f for f in self.space.freezes if f.reason is not None]
+        if silent:
+            frozen[self.component[np.concatenate(silent)]] = -1
+        reasons: list[str] = []
+        numbers: dict[str, int] = {}
+        for freeze in reversed(spoken):  # the first reason has the last word
+            text = f"{freeze.reason} ({self.records[freeze.op]})" if freeze.op >= 0 else str(freeze.reason)
+            if text not in numbers:
+                reasons.append(text)
+                numbers[text] = len(reasons)
+            frozen[self.component[freeze.labels]] = numbers[text]
+        return frozen, reasons
+
+    def _finish_groups(
+        self, slots: Mapping[int, list[GroupSlot]], reasons: Sequence[str | None], group_of_root: Labels
+    ) -> None:
+        """Name the groups after their layers and put them in forward order."""
+        rank = {(layer.weight, layer.dim): i for i, layer in reversed(list(enumerate(self.layers)))}
+        entries = []
+        for number, members in slots.items():
+            makers = [rank[key] for s in members if (key := (s.tensor, s.dim)) in rank]
+            size = int(members[0].unit.max()) + 1
+            reason = reasons[number]
+            if reason is None and not makers:
+                reason = "no convolution or linear layer makes these channels"
+            if reason is None and size == 1:
+                reason = "all its channels are bound together, or there is only one"
+            label = self.layers[min(makers)].name if makers else members[0].tensor
+            entries.append((min(makers, default=len(rank)), number, label, size, tuple(members), reason))
+        entries.sort(key=lambda e: (e[0], e[5] is not None, e[1]))
+        taken: dict[str, int] = {}
+        groups = []
+        new_number = np.full(len(entries) + 1, -1, dtype=np.int64)
+        for position, (_, number, label, size, members, reason) in enumerate(entries):
+            taken[label] = taken.get(label, 0) + 1
+            name = label if taken[label] == 1 else f"{label}#{taken[label]}"
+            groups.append(ChannelGroup(name, size, members, reason))
+            new_number[number] = position
+        self.groups = tuple(groups)
+        self.group_of_root = np.where(group_of_root >= 0, new_number[group_of_root], -1)
+
+    @cached_property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        """The groups that can lose units, in forward order."""
+        return tuple(group for group in self.groups if not group.frozen)
+
+    @cached_property
+    def _by_name(self) -> dict[str, ChannelGroup]:
+        return {group.name: group for group in self.groups}
+
+    def group(self, name: str) -> ChannelGroup:
+        """Look a group up.
+
+        Raises:
+            ConfigurationError: there is no group of that name.
+        """
+        if name not in self._by_name:
+            raise ConfigurationError(f"no channel group is called {name!r}{nearest(name, self._by_name)}")
+        return self._by_name[name]
+
+    def producers(self, group: ChannelGroup) -> list[tuple[Layer, GroupSlot]]:
+        """The layers whose filters belong to a group, in forward order."""
+        slots = {(slot.tensor, slot.dim): slot for slot in group.slots}
+        return [(layer, slots[key]) for layer in self.layers if (key := (layer.weight, layer.dim)) in slots]
+
+    def explain(self, name: str) -> str:
+        """Why the channels of a group, layer or tensor are coupled or frozen, as a chain of operators in words.
+
+        Raises:
+            ConfigurationError: nothing is called ``name``.
+        """
+        return explain(self, name)
+
+    # -- plans --------------------------------------------------------------------------------------------------------
+
+    def plan(self, removed: Mapping[str, Sequence[int]]) -> PruningPlan:
+        """The plan that removes these units of these groups.
+
+        Raises:
+            ConfigurationError: an unknown group.
+            PlanError: a frozen group, a unit out of range or repeated, a group emptied.
+        """
+        gone = np.zeros(self.space.size, dtype=bool)
+        for name, units in removed.items():
+            group = self.group(name)
+            chosen = np.asarray(sorted(units), dtype=np.int64)
+            _check_units(group, chosen)
+            for slot in group.slots:
+                start = self._slots[slot.tensor, slot.dim].start
+                gone[start + slot.index[np.isin(slot.unit, chosen)]] = True
+        return self._plan_of(gone)
+
+    def _plan_of(self, gone: np.ndarray) -> PruningPlan:
+        cuts: dict[str, dict[int, tuple[int, ...]]] = {}
+        for slot, where in self.space.slot_ranges():
+            indices = np.flatnonzero(gone[where])
+            if len(indices):
+                cuts.setdefault(slot.tensor, {})[slot.dim] = tuple(indices.tolist())
+        plan = PruningPlan(cuts, {tensor: self.shapes[tensor] for tensor in cuts})
+        if not self.attributes:
+            return plan
+        alive = self.alive(plan)
+        kept = {a.path: (a.value, int(alive[a.labels].sum())) for a in self.attributes}
+        return replace(plan, attributes={path: values for path, values in kept.items() if values[0] != values[1]})
+
+    def trial(self) -> PruningPlan:
+        """A plan that cuts something from every prunable group, irregularly: the one that `trace` rehearses."""
+        generator = np.random.default_rng(0)
+        removed = {}
+        for group in self.prunable:
+            count = int(np.clip(generator.integers(group.size // 4, group.size // 2 + 1), 1, group.size - 1))
+            removed[group.name] = generator.choice(group.size, count, replace=False).tolist()
+        return self.plan(removed)
+
+    # -- cost ---------------------------------------------------------------------------------------------------------
+
+    def cost(self, widths: Mapping[str, int] | None = None) -> Cost:
+        """What the model costs with these widths: arithmetic, no new trace.
+
+        Args:
+            widths: group name -> units that stay; groups not named keep all. None: the model as it is.
+
+        Returns:
+            Multiply-accumulates of convolutions and linear layers for one example, and parameters.
+        """
+        kept = np.array([group.size for group in self.prunable], dtype=np.float64)
+        for name, width in (widths or {}).items():
+            if name not in self._prunable_position:
+                raise ConfigurationError(f"group {self.group(name).name!r} is frozen; its width cannot be {width}")
+            kept[self._prunable_position[name]] = width
+        macs, params = self._arithmetic
+        return Cost(round(macs(kept)), round(params(kept)))
+
+    @cached_property
+    def _prunable_position(self) -> dict[str, int]:
+        return {group.name: i for i, group in enumerate(self.prunable)}
+
+    @cached_property
+    def _arithmetic(self) -> tuple[_Products, _Products]:
+        macs = [(c.count / self._batch, [self._width(a, n) for a, n in c.sides]) for c in self._contractions]
+        params = [(1.0, [self._width(self._slots[p, d].labels, n) for d, n in enumerate(self.shapes[p])]) for p in self._parameters]
+        return _Products(macs), _Products(params)
+
+    def _width(self, axis: Axis, size: int) -> tuple[float, np.ndarray]:
+        """A dimension's size as ``fixed + coefficients @ widths``."""
+        coefficients = np.zeros(len(self.prunable))
+        if axis is None:
+            return float(size), coefficients
+        group = self.group_of_root[self.component[axis[axis >= 0]]]
+        counts = np.bincount(group[group >= 0], minlength=len(self.groups))
+        for position, index in enumerate(self._prunable_index):
+            if counts[index]:
+                coefficients[position] = counts[index] / self.groups[index].size
+        fixed = size - sum(counts[i] for i in self._prunable_index)
+        return float(fixed), coefficients
+
+    @cached_property
+    def _prunable_index(self) -> list[int]:
+        return [i for i, group in enumerate(self.groups) if not group.frozen]
+
+    def cost_of(self, plan: PruningPlan) -> Cost:
+        """What the model costs after a plan."""
+        per_layer = self.layer_costs(plan)
+        params = sum(int(np.prod(self._shape_after(plan, name))) for name in self._parameters)
+        return Cost(sum(cost.macs for cost in per_layer.values()), params)
+
+    def layer_costs(self, plan: PruningPlan | None = None) -> dict[str, Cost]:
+        """Cost by layer (its weight's and bias's parameters), in forward order; after ``plan`` if one is given."""
+        plan = plan or PruningPlan()
+        alive = self.alive(plan)
+        macs: dict[str, float] = {}
+        for c in self._contractions:
+            count = c.count / self._batch
+            for axis, size in c.sides:
+                count *= size if axis is None else int(alive[axis].sum())
+            macs[c.parameter] = macs.get(c.parameter, 0.0) + count
+        result = {}
+        for parameter, count in macs.items():
+            params = int(np.prod(self._shape_after(plan, parameter)))
+            bias = parameter.removesuffix("weight") + "bias"
+            if bias != parameter and bias in self.shapes:
+                params += int(np.prod(self._shape_after(plan, bias)))
+            result[layer_name(parameter)] = Cost(round(count), params)
+        return result
+
+    def alive(self, plan: PruningPlan) -> np.ndarray:
+        """For every label whether it survives a plan; ``alive[OUTSIDE]`` is True.
+
+        Raises:
+            PlanError: the plan was made for another model.
+        """
+        check_belongs(plan, self.shapes)
+        gone = np.zeros(self.space.size, dtype=bool)
+        for tensor, dims in plan.removed.items():
+            for dim, indices in dims.items():
+                gone[self._slots[tensor, dim].start + np.asarray(indices, dtype=np.int64)] = True
+        dead = np.zeros(self.space.size + 1, dtype=bool)
+        dead[self.component[np.flatnonzero(gone)]] = True
+        alive = ~dead
+        alive[:-1] = alive[self.component]
+        return alive
+
+    def _shape_after(self, plan: PruningPlan, tensor: str) -> tuple[int, ...]:
+        return plan.shape_after(tensor) if tensor in plan.shapes else self.shapes[tensor]
+
+    def __repr__(self) -> str:
+        cost = self.cost()
+        return (
+            f"Structure({len(self.prunable)} prunable and {len(self.groups) - len(self.prunable)} frozen groups, "
+            f"{len(self.layers)} layers, {cost.macs:,} MACs, {cost.params:,} parameters)"
+        )
+
+
+class _Products:
+    """A sum of products of widths, each width linear in the groups' kept units."""
+
+    def __init__(self, terms: Sequence[tuple[float, Sequence[tuple[float, np.ndarray]]]]) -> None:
+        longest = max((len(factors) for _, factors in terms), default=0)
+        groups = len(terms[0][1][0][1]) if terms and terms[0][1] else 0
+        one = (1.0, np.zeros(groups))
+        self._scale = np.array([scale for scale, _ in terms])
+        self._fixed, self._coefficients = [], []
+        for position in range(longest):
+            column = [factors[position] if position < len(factors) else one for _, factors in terms]
+            self._fixed.append(np.array([fixed for fixed, _ in column]))
+            self._coefficients.append(np.array([coefficients if len(coefficients) else np.zeros(groups) for _, coefficients in column]))
+
+    def __call__(self, kept: np.ndarray) -> float:
+        value = self._scale.copy()
+        for fixed, coefficients in zip(self._fixed, self._coefficients, strict=True):
+            value *= fixed + coefficients @ kept
+        return float(value.sum())
+
+
+def layer_name(parameter: str) -> str:
+    """The module path of a ``weight``, or the parameter's own name.
+
+    >>> layer_name("layer1.0.conv1.weight"), layer_name("attn.in_proj_weight"), layer_name("weight")
+    ('layer1.0.conv1', 'attn.in_proj_weight', 'weight')
+    """
+    return parameter.removesuffix(".weight")
+
+
+def _layers(slots: Sequence[Slot], contractions: Sequence[Contraction]) -> Iterable[Layer]:
+    starts = np.array([slot.start for slot in slots])
+    seen = set()
+    for c in contractions:
+        if c.filters is None or not (c.filters >= 0).any():
+            continue
+        slot = slots[int(np.searchsorted(starts, c.filters[c.filters >= 0][0], side="right")) - 1]
+        if slot.tensor == c.parameter and c.parameter not in seen:
+            seen.add(c.parameter)
+            yield Layer(layer_name(c.parameter), c.parameter, slot.dim, c.kind)
+
+
+def _random_bits(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 2**63, size=count, dtype=np.uint64)
+
+
+def _signatures(roots: Labels, slot_of: Labels, size: int) -> np.ndarray:
+    """For every component a number that tells how many indices it takes from which slots (up to hash collisions)."""
+    signature = np.zeros(size, dtype=np.uint64)
+    bits = np.random.default_rng(1).integers(0, 2**63, size=int(slot_of.max(initial=-1)) + 1, dtype=np.uint64)
+    np.add.at(signature, roots, bits[slot_of])
+    return signature
+
+
+def _check_units(group: ChannelGroup, units: np.ndarray) -> None:
+    if group.frozen and len(units):
+        raise PlanError(f"group {group.name!r} is frozen: {group.reason}")
+    if len(units) and (units[0] < 0 or units[-1] >= group.size):
+        bad = units[0] if units[0] < 0 else units[-1]
+        raise PlanError(f"group {group.name!r} has units 0 to {group.size - 1}, the plan removes unit {bad}")
+    if len(np.unique(units)) < len(units):
+        raise PlanError(f"the plan removes a unit of group {group.name!r} twice")
+    if len(units) == group.size:
+        raise PlanError(f"the plan removes all {group.size} units of group {group.name!r}; at least one must stay")

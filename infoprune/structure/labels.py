@@ -1,0 +1,124 @@
+"""Labels: one integer for every index of every dimension of every parameter and buffer, and what binds them.
+
+A label stands for one index of one slot ("filter 7 of conv1.weight"). While the model runs on shapes, operators unite
+labels (these indices must go together) or freeze them (this index must stay). Connected components of labels are the
+*units* of pruning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Labels: TypeAlias = npt.NDArray[np.int64]
+
+OUTSIDE = -1
+"""The label of an index that is not ours to remove: of an input, a constant, a padded border."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One dimension of one parameter or buffer; its labels are ``start .. start + size - 1``."""
+
+    tensor: str
+    dim: int
+    size: int
+    start: int
+
+    @property
+    def labels(self) -> Labels:
+        return np.arange(self.start, self.start + self.size, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Union:
+    """The labels ``a[i]`` and ``b[i]`` go together, because of operator number ``op`` (-1: not an operator)."""
+
+    a: Labels
+    b: Labels
+    op: int
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """The labels must stay. ``reason`` None marks what is never a channel (kernel positions) and not worth a word."""
+
+    labels: Labels
+    reason: str | None
+    op: int
+
+
+class LabelSpace:
+    """Hands out labels and collects what the operators say about them."""
+
+    def __init__(self) -> None:
+        self.slots: list[Slot] = []
+        self.size = 0
+        self.unions: list[Union] = []
+        self.freezes: list[Freeze] = []
+
+    def add_slot(self, tensor: str, dim: int, size: int) -> Labels:
+        """Give every index of a slot its label."""
+        slot = Slot(tensor, dim, size, self.size)
+        self.slots.append(slot)
+        self.size += size
+        return slot.labels
+
+    def fresh(self, size: int) -> Labels:
+        """Labels without a slot, for tensors that the model's code makes itself (``x.new_zeros(...)``).
+
+        Such a tensor shrinks when the sizes that the code asks for shrink; rehearsal finds out whether they do.
+        """
+        self.size += size
+        return np.arange(self.size - size, self.size, dtype=np.int64)
+
+    def unite(self, a: Labels, b: Labels, op: int) -> None:
+        if a is not b:
+            self.unions.append(Union(a, b, op))
+
+    def freeze(self, labels: Labels, reason: str | None, op: int = -1) -> None:
+        self.freezes.append(Freeze(labels, reason, op))
+
+    def slots_end(self) -> int:
+        """Labels below this number belong to slots, the others were made by :meth:`fresh`."""
+        return self.slots[-1].start + self.slots[-1].size if self.slots else 0
+
+    def components(self) -> Labels:
+        """The smallest label of each label's connected component, as an array over all labels."""
+        if not self.unions:
+            return np.arange(self.size, dtype=np.int64)
+        return connected(
+            np.concatenate([u.a for u in self.unions]), np.concatenate([u.b for u in self.unions]), self.size
+        )
+
+    def slot_ranges(self) -> Iterator[tuple[Slot, slice]]:
+        for slot in self.slots:
+            yield slot, slice(slot.start, slot.start + slot.size)
+
+
+def connected(a: Labels, b: Labels, size: int) -> Labels:
+    """Connected components of the graph with edges ``a[i] - b[i]`` on ``size`` nodes: each node's smallest member.
+
+    Minimum labels hop over edges and pointers jump until nothing moves, so the number of rounds is logarithmic in the
+    longest chain and each round is a few vectorised passes.
+
+    >>> connected(np.array([0, 3]), np.array([2, 2]), 5).tolist()
+    [0, 1, 0, 0, 4]
+    """
+    parent = np.arange(size, dtype=np.int64)
+    while len(a):
+        ra, rb = parent[a], parent[b]
+        low, high = np.minimum(ra, rb), np.maximum(ra, rb)
+        open_edges = low != high
+        a, b, low, high = a[open_edges], b[open_edges], low[open_edges], high[open_edges]
+        np.minimum.at(parent, high, low)
+        while True:
+            jumped = parent[parent]
+            if np.array_equal(jumped, parent):
+                break
+            parent = jumped
+    return parent

@@ -1,0 +1,146 @@
+"""One operator call as a rule sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from infoprune.structure.flow import Axis, Flow, set_flow
+from infoprune.structure.labels import OUTSIDE, Labels, LabelSpace
+
+
+@dataclass(slots=True)
+class Output:
+    """What one result tensor of an operator looked like: enough to tell later whether a shrunk model repeats it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    axes: tuple[Axis, ...]
+
+
+@dataclass(slots=True)
+class OpRecord:
+    """One operator of the traced forward pass."""
+
+    name: str
+    module: str
+    numbers: tuple[float, ...] = ()
+    outputs: list[Output] = field(default_factory=list)
+    choices: list[int] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        name = self.name.removeprefix("aten.").rstrip("_")
+        return f"{name} in {self.module}" if self.module else f"{name} in the model's forward"
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """Multiply-accumulates of one call: ``count`` times the kept sizes of the weight's two channel dimensions.
+
+    ``sides`` holds the labels (or the fixed size) of either dimension; ``filters`` the labels of the filters, if any.
+    """
+
+    parameter: str
+    kind: str
+    count: int
+    filters: Axis
+    sides: tuple[tuple[Axis, int], ...]
+
+
+class Op:
+    """The hand that a rule writes with, while a model is traced."""
+
+    def __init__(self, space: LabelSpace, record: OpRecord, number: int, contractions: list[Contraction]) -> None:
+        self._space = space
+        self._number = number
+        self._contractions = contractions
+        self.record = record
+        self.name = record.name
+
+    @property
+    def short_name(self) -> str:
+        """The name without namespace and in-place mark: ``"add"`` for ``aten.add_``."""
+        return self.name.rpartition(".")[2].rstrip("_")
+
+    def label(self, tensor: torch.Tensor, axes: Sequence[Axis], zero: bool = False, origin: str | None = None) -> None:
+        """Give a result its labels."""
+        set_flow(tensor, Flow(axes, zero, origin))
+
+    def unite_all(self, axes: Sequence[Axis]) -> Axis:
+        """These axes meet position by position: unite their labels and return one of them for all.
+
+        Where a labelled axis meets one without labels (an input, a constant of that size) its labels must stay.
+        """
+        labelled = [axis for axis in axes if axis is not None]
+        if not labelled:
+            return None
+        if len(labelled) < len(axes):
+            for axis in labelled:
+                self.freeze(axis, "meets a tensor that is not a parameter of the model")
+        first = labelled[0]
+        for other in labelled[1:]:
+            first = self._unite(first, other)
+        return first
+
+    def _unite(self, a: Labels, b: Labels) -> Labels:
+        if a is b or np.array_equal(a, b):
+            return a
+        inside_a, inside_b = a != OUTSIDE, b != OUTSIDE
+        both = inside_a & inside_b
+        if both.all():
+            self._space.unite(a, b, self._number)
+        else:
+            self._space.unite(a[both], b[both], self._number)
+            self.freeze(a[inside_a & ~inside_b], "meets padding or a tensor that is not a parameter of the model")
+            self.freeze(b[inside_b & ~inside_a], "meets padding or a tensor that is not a parameter of the model")
+        # Labels with a slot speak for those without, so that a kept or removed index can be told from its label alone.
+        worse = (a == OUTSIDE) | ((a >= self._space.slots_end()) & inside_b)
+        return np.where(worse, b, a) if worse.any() else a
+
+    def tie(self, rows: Labels) -> None:
+        """Unite the labels of each column of ``(parts, positions)``."""
+        if len(rows) < 2:
+            return
+        flat, first = rows[1:].reshape(-1), np.broadcast_to(rows[0], rows[1:].shape).reshape(-1)
+        inside = (flat != OUTSIDE) & (first != OUTSIDE)
+        self._space.unite(first[inside], flat[inside], self._number)
+        self.freeze(flat[~inside], "is tied to padding")
+        self.freeze(first[~inside], "is tied to padding")
+
+    def contract(self, fa: Flow, a: Axis, fb: Flow, b: Axis) -> None:
+        """Sum over the products of two axes; exact where a removed index adds nothing."""
+        if a is None and b is None:
+            return
+        if a is not None and b is not None and not (fa.zero or fb.zero):
+            self.freeze(a, "what is removed would still add to a sum")
+            self.freeze(b, "what is removed would still add to a sum")
+        self.unite_all([a, b])
+
+    def freeze(self, axis: Axis, reason: str | None) -> None:
+        if axis is None:
+            return
+        inside = axis[axis != OUTSIDE]
+        if len(inside):
+            self._space.freeze(inside, reason, self._number)
+
+    def freeze_all(self, axes: Sequence[Axis], reason: str | None) -> None:
+        for axis in axes:
+            self.freeze(axis, reason)
+
+    def fresh(self, size: int) -> Axis:
+        return self._space.fresh(size)
+
+    def choose(self, value: int) -> int:
+        """A decision that a rehearsal of this operator has to repeat."""
+        self.record.choices.append(value)
+        return value
+
+    def cost(
+        self, parameter: str | None, filters: Axis, count: int, sides: Sequence[tuple[Axis, int]], kind: str
+    ) -> None:
+        """Count this call's multiply-accumulates (only products with a parameter, as the papers do)."""
+        if parameter is not None:
+            self._contractions.append(Contraction(parameter, kind, count, filters, tuple(sides)))

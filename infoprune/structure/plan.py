@@ -1,0 +1,198 @@
+"""`PruningPlan`: what goes, as a pure value that reads and writes itself as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infoprune.errors import PlanError, nearest
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which indices go from which dimension of which parameter or buffer.
+
+    Names, dimensions and indices are those of the model that the plan was made for.
+
+    Attributes:
+        removed: tensor name -> dimension -> sorted indices to remove.
+        shapes: the shapes, before the cut, of the tensors in ``removed``.
+        attributes: numbers in modules that follow a width, ``"encoder.hidden_dim" -> (before, after)``. Attributes of
+            PyTorch's own layers (``in_channels``, ...) follow from the weights and are not listed.
+
+    Example:
+        >>> plan = PruningPlan({"conv.weight": {0: (1, 2)}}, {"conv.weight": (4, 3, 3, 3)})
+        >>> plan.shape_after("conv.weight")
+        (2, 3, 3, 3)
+        >>> PruningPlan.from_json(plan.to_json()) == plan
+        True
+    """
+
+    removed: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    attributes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for tensor, dims in self.removed.items():
+            shape = self.shapes.get(tensor)
+            if shape is None:
+                raise PlanError(f"the plan cuts {tensor} but does not give its shape")
+            for dim, indices in dims.items():
+                _check_indices(tensor, shape, dim, indices)
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(indices for dims in self.removed.values() for indices in dims.values())
+
+    def kept(self, tensor: str, dim: int) -> list[int]:
+        """The indices that stay in one dimension."""
+        gone = set(self.removed.get(tensor, {}).get(dim, ()))
+        return [i for i in range(self.shapes[tensor][dim]) if i not in gone]
+
+    def shape_after(self, tensor: str) -> tuple[int, ...]:
+        cut = self.removed.get(tensor, {})
+        return tuple(size - len(cut.get(dim, ())) for dim, size in enumerate(self.shapes[tensor]))
+
+    def then(self, later: PruningPlan) -> PruningPlan:
+        """This plan and, on the shrunk model, ``later``: one plan in this plan's coordinates.
+
+        Raises:
+            PlanError: ``later`` was made for other shapes than this plan leaves.
+        """
+        removed = {tensor: dict(dims) for tensor, dims in self.removed.items()}
+        shapes = dict(self.shapes)
+        for tensor, dims in later.removed.items():
+            if tensor in self.shapes and self.shape_after(tensor) != later.shapes[tensor]:
+                raise PlanError(
+                    f"the plans do not follow one another: the first leaves {tensor} at {self.shape_after(tensor)}, "
+                    f"the second expects {later.shapes[tensor]}"
+                )
+            shapes.setdefault(tensor, later.shapes[tensor])
+            mine = removed.setdefault(tensor, {})
+            for dim, indices in dims.items():
+                left = self.kept(tensor, dim) if tensor in self.shapes else range(later.shapes[tensor][dim])
+                mine[dim] = tuple(sorted({*mine.get(dim, ()), *(left[i] for i in indices)}))
+        attributes = dict(self.attributes)
+        for name, (before, after) in later.attributes.items():
+            attributes[name] = (attributes.get(name, (before, before))[0], after)
+        return PruningPlan(removed, shapes, attributes)
+
+    # -- reading and writing ------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Primitives only; runs of indices are written ``"0-3,7"``."""
+        tensors = {
+            tensor: {
+                "shape": list(self.shapes[tensor]),
+                "removed": {str(dim): write_ranges(indices) for dim, indices in sorted(dims.items())},
+            }
+            for tensor, dims in self.removed.items()
+        }
+        attributes = {name: list(values) for name, values in self.attributes.items()}
+        return {"format": FORMAT, "tensors": tensors, "attributes": attributes}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> PruningPlan:
+        """Read :meth:`to_dict`'s form.
+
+        Raises:
+            PlanError: the data is not a plan, names what is wrong.
+        """
+        if not isinstance(data, Mapping) or "tensors" not in data:
+            raise PlanError("this is not a pruning plan: it has no 'tensors'")
+        if data.get("format") != FORMAT:
+            raise PlanError(f"the plan has format {data.get('format')!r}, this version of infoprune reads {FORMAT}")
+        removed, shapes = {}, {}
+        try:
+            for tensor, entry in data["tensors"].items():
+                shapes[str(tensor)] = tuple(int(n) for n in entry["shape"])
+                removed[str(tensor)] = {int(dim): read_ranges(text) for dim, text in entry["removed"].items()}
+            attributes = {str(k): (int(v[0]), int(v[1])) for k, v in data.get("attributes", {}).items()}
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise PlanError(f"the pruning plan is malformed: {type(error).__name__}: {error}") from error
+        return cls(removed, shapes, attributes)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> PruningPlan:
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"the pruning plan is truncated or not JSON: {error}") from error
+        return cls.from_dict(data)
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningPlan:
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"cannot read the pruning plan {path}: {error}") from error
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error
+
+
+def _check_indices(tensor: str, shape: tuple[int, ...], dim: int, indices: Iterable[int]) -> None:
+    if not 0 <= dim < len(shape):
+        raise PlanError(f"the plan cuts dimension {dim} of {tensor}, which has shape {shape}")
+    listed = list(indices)
+    if any(not 0 <= i < shape[dim] for i in listed):
+        bad = next(i for i in listed if not 0 <= i < shape[dim])
+        raise PlanError(f"the plan removes index {bad} of dimension {dim} of {tensor}, which has {shape[dim]}")
+    if listed != sorted(set(listed)):
+        raise PlanError(f"the plan's indices for dimension {dim} of {tensor} are repeated or not in order")
+    if listed and len(listed) == shape[dim]:
+        raise PlanError(f"the plan removes all {shape[dim]} of dimension {dim} of {tensor}; at least one must stay")
+
+
+def check_belongs(plan: PruningPlan, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a plan made for a model whose tensors have other names or shapes.
+
+    Raises:
+        PlanError: names the first tensor that differs.
+    """
+    for tensor, shape in plan.shapes.items():
+        if tensor not in shapes:
+            raise PlanError(f"the plan cuts {tensor!r}, which this model does not have{nearest(tensor, shapes)}")
+        if tuple(shapes[tensor]) != tuple(shape):
+            raise PlanError(
+                f"the plan was made for another model: {tensor} has shape {tuple(shapes[tensor])}, "
+                f"the plan expects {tuple(shape)}"
+            )
+
+
+def write_ranges(indices: Iterable[int]) -> str:
+    """Write sorted indices as runs.
+
+    >>> write_ranges([0, 1, 2, 5, 8, 9])
+    '0-2,5,8-9'
+    """
+    runs: list[list[int]] = []
+    for i in indices:
+        if runs and i == runs[-1][1] + 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def read_ranges(text: str) -> tuple[int, ...]:
+    """Read what :func:`write_ranges` wrote.
+
+    >>> read_ranges("0-2,5")
+    (0, 1, 2, 5)
+    """
+    result: list[int] = []
+    for run in filter(None, text.split(",")):
+        first, _, last = run.partition("-")
+        result.extend(range(int(first), int(last or first) + 1))
+    return tuple(result)

@@ -1,0 +1,242 @@
+"""Rehearsal: run a cut on shapes before anything is touched, and see that the model's code follows it.
+
+A model's code can contradict its labels: a size written out (``view(b, 197, 3, 64)``), a slice at a fixed place, a
+factor computed from a width. So the shrunk model runs once on shapes with the labels that its tensors would keep, and
+every operator's result must be the original's result without the removed labels: same sizes, same channels in the same
+order, same factors. Where it is not, those labels are to blame, and the caller freezes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from infoprune.structure import attributes
+from infoprune.structure.flow import Axis, Flow, get_flow, set_flow
+from infoprune.structure.labels import Labels
+from infoprune.structure.op import Op, OpRecord, Output
+from infoprune.structure.plan import PruningPlan
+from infoprune.structure.rules import Rule, created, tensors_in
+
+from infoprune.structure.tracer import Tracer, execute, numbers_in
+
+if TYPE_CHECKING:
+    from infoprune.structure.groups import Structure
+    from infoprune.structure.trace import TraceSession
+
+
+@dataclass(frozen=True)
+class Blame:
+    """Labels that the model's code does not let go, and the operator that showed it (-1: none in particular)."""
+
+    labels: Labels
+    reason: str
+    op: int
+
+
+class _Diverged(Exception):
+    """The shrunk model runs other operators than the original."""
+
+
+def rehearse(session: TraceSession, structure: Structure, plan: PruningPlan) -> list[Blame]:
+    """Run ``plan`` on shapes; return what stands in its way, nothing if the model's code follows it."""
+    if plan.is_empty:
+        return []
+    alive = structure.alive(plan)
+    stand_ins, labels = {}, dict(session.labels)
+    for tensor in plan.shapes:
+        stand_ins[tensor] = _shrunk(session.stand_in(tensor), plan.shape_after(tensor))
+        labels[tensor] = [axis[alive[axis]] for axis in session.labels[tensor]]
+    names = {id(entry.tensor): name for name, entry in session.owned.items()}
+    changed = attributes.changes(session.model, plan, names)
+    blamed: list[Blame] = []
+    for train, tracer in session.rehearsed_passes():
+        rehearsal = _Rehearsal(tracer, structure, alive, exact_sizes=session.on_shapes)
+        try:
+            with attributes.rewritten(changed):
+                session.run_pass(rehearsal, train, session.background() | stand_ins, labels)
+        except Exception as error:
+            if not rehearsal.blamed:
+                rehearsal.blamed = _blame_modules(session, structure, plan, rehearsal.module, error)
+        blamed += rehearsal.blamed
+    return blamed
+
+
+def _shrunk(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last and not tensor.is_contiguous() else torch.contiguous_format
+    return torch.zeros(shape, dtype=tensor.dtype, device=tensor.device).to(memory_format=layout)
+
+
+def _blame_modules(
+    session: TraceSession, structure: Structure, plan: PruningPlan, module: str, error: Exception
+) -> list[Blame]:
+    """The code itself failed: everything that the plan cuts in the innermost module, or around it, has to stay."""
+    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    where = f" in {module}" if module else ""
+    reason = f"the model's code fails when its channels go{where}: {first_line}"
+    while True:
+        prefix = f"{module}." if module else ""
+        inside = [name for name in plan.shapes if name.startswith(prefix)]
+        if inside:
+            alive = structure.alive(plan)
+            labels = np.concatenate([axis[~alive[axis]] for name in inside for axis in session.labels[name]])
+            return [Blame(labels, reason, -1)]
+        module = module.rpartition(".")[0]
+
+
+class _Rehearsal(Tracer):
+    """Replays a traced pass on the shrunk model and compares every operator's result."""
+
+    def __init__(self, traced: Tracer, structure: Structure, alive: np.ndarray, exact_sizes: bool) -> None:
+        super().__init__(traced.space, traced._names, traced.first)
+        self.blamed: list[Blame] = []
+        self._expected = traced.records
+        self._next = 0
+        self._structure = structure
+        self._alive = alive
+        self._exact_sizes = exact_sizes
+
+    def observe(self, func: Any, rule: Rule, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensors = tensors_in(args, kwargs)
+        record = self._expected[self._next] if self._next < len(self._expected) else None
+        try:
+            result = execute(func, args, kwargs)
+        except Exception:
+            # Go on with what should have come out, so that one rehearsal finds all that is in the way.
+            if record is None or record.name != name or not record.outputs:
+                raise
+            self._next += 1
+            self._blame(record, tensors, "its size is fixed in the model's code")
+            return self._as_expected(record, tensors)
+        outs = tensors_in([result])
+        if not outs and not tensors:
+            return result
+        if record is None or record.name != name or len(record.outputs) != len(outs):
+            raise _Diverged(f"{name} runs where {record.name if record else 'nothing'} did before")
+        self._next += 1
+        if rule is created:
+            for out, expected in zip(outs, record.outputs, strict=True):
+                kept = self._kept_axes(expected)
+                if self._sizes_match(out, expected, kept):
+                    set_flow(out, Flow(kept, zero="zeros" in name))
+                else:
+                    self._blame(record, tensors, "its size is fixed in the model's code")
+                    return self._as_expected(record, tensors)
+            return result
+        rule(_RehearsalOp(self.space, record, self.first + self._next - 1), args, kwargs, outs)
+        reason = self._difference(record, outs, numbers_in(args, kwargs))
+        if reason is None:
+            return result
+        self._blame(record, tensors, reason)
+        if name.endswith("_") or "size" not in reason:
+            return result
+        return self._as_expected(record, tensors)
+
+    # -- comparing ----------------------------------------------------------------------------------------------------
+
+    def _kept_axes(self, output: Output) -> list[Axis]:
+        return [None if axis is None else axis[self._alive[axis]] for axis in output.axes]
+
+    def _sizes_match(self, out: Tensor, expected: Output, kept: Sequence[Axis]) -> bool:
+        if out.dim() != len(expected.shape):
+            return False
+        for size, before, axis in zip(out.shape, expected.shape, kept, strict=True):
+            if axis is not None and size != len(axis):
+                return False
+            if axis is None and size != before and self._exact_sizes:
+                return False
+        return True
+
+    def _difference(self, record: OpRecord, outs: Sequence[Tensor], numbers: tuple[float, ...]) -> str | None:
+        if numbers != record.numbers:
+            return "a factor is computed from its width"
+        for out, expected in zip(outs, record.outputs, strict=True):
+            kept = self._kept_axes(expected)
+            if not self._sizes_match(out, expected, kept):
+                return "its size is fixed in the model's code"
+            for axis, wanted in zip(get_flow(out).axes, kept, strict=True):
+                if wanted is not None and len(wanted) > 1 and not self._same_channels(axis, wanted):
+                    return "which channels it takes does not follow a cut"
+        return None
+
+    def _same_channels(self, axis: Axis, wanted: Labels) -> bool:
+        if axis is None or len(axis) != len(wanted):
+            return False
+        component = np.append(self._structure.component, -1)
+        return np.array_equal(component[axis], component[wanted])
+
+    def _blame(self, record: OpRecord, inputs: Sequence[Tensor], reason: str) -> None:
+        """Blame what has been cut among the operator's results, else among its inputs."""
+        number = self.first + self._next - 1
+        axes = [axis for output in record.outputs for axis in output.axes if axis is not None]
+        cut = [axis[~self._alive[axis]] for axis in axes]
+        if not any(len(labels) for labels in cut):
+            cut = [self._cut_around(axis) for t in inputs for axis in get_flow(t).axes if axis is not None]
+        cut = [labels for labels in cut if len(labels)]
+        if cut:
+            self.blamed.append(Blame(np.concatenate(cut), reason, number))
+        else:
+            raise _Diverged(f"{record} gives another result on the narrower model")
+
+    def _cut_around(self, axis: Labels) -> Labels:
+        """What was removed beside the labels of a narrowed axis: the dead labels of the same slots."""
+        found = []
+        for slot, where in self.space.slot_ranges():
+            if ((axis >= slot.start) & (axis < slot.start + slot.size)).any():
+                labels = np.arange(where.start, where.stop)
+                found.append(labels[~self._alive[labels]])
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+    def _as_expected(self, record: OpRecord, inputs: Sequence[Tensor]) -> Any:
+        device = next((t.device for t in inputs), torch.device("meta"))
+        outs = []
+        for output in record.outputs:
+            kept = self._kept_axes(output)
+            shape = [n if axis is None else len(axis) for n, axis in zip(output.shape, kept, strict=True)]
+            out = torch.zeros(shape, dtype=output.dtype, device=device)
+            set_flow(out, Flow(kept))
+            outs.append(out)
+        return outs[0] if len(outs) == 1 else tuple(outs)
+
+
+class _RehearsalOp(Op):
+    """Carries labels as before and records nothing: what the labels mean has been settled."""
+
+    def __init__(self, space: Any, record: OpRecord, number: int) -> None:
+        super().__init__(space, record, number, [])
+        self._choices = iter(record.choices)
+
+    def unite_all(self, axes: Sequence[Axis]) -> Axis:
+        labelled = [axis for axis in axes if axis is not None]
+        if not labelled:
+            return None
+        first = labelled[0]
+        for other in labelled[1:]:
+            if len(other) == len(first):
+                worse = (first < 0) | ((first >= self._space.slots_end()) & (other >= 0))
+                first = np.where(worse, other, first) if worse.any() else first
+        return first
+
+    def tie(self, rows: Labels) -> None:
+        pass
+
+    def contract(self, fa: Flow, a: Axis, fb: Flow, b: Axis) -> None:
+        pass
+
+    def freeze(self, axis: Axis, reason: str | None) -> None:
+        pass
+
+    def choose(self, value: int) -> int:
+        return next(self._choices, value)
+
+    def cost(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+

@@ -1,0 +1,175 @@
+"""`shrink`: apply a plan to a model and its optimizers, wholly or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from infoprune.errors import SurgeryError
+from infoprune.structure import attributes
+from infoprune.structure.plan import PruningPlan, check_belongs
+from infoprune.structure.tensors import OwnedTensor, owned_tensors
+
+State = dict[str, Any]
+
+
+def shrink(
+    model: nn.Module, plan: PruningPlan, optimizers: Sequence[Optimizer] = ()
+) -> dict[nn.Parameter, nn.Parameter]:
+    """Remove what the plan names from a model, in place, and from the state of its optimizers.
+
+    Everything is checked and computed before anything is changed. Parameters that lose something become new
+    ``nn.Parameter`` objects (an old one may be held by a DDP reducer) in every module that owns them, with
+    ``requires_grad``, memory layout, hooks and custom attributes carried over and no gradient. Optimizers, their
+    parameter groups and schedulers stay the same objects; state of the parameter's shape is cut with it.
+
+    Args:
+        model: the model that the plan was made for.
+        plan: what goes.
+        optimizers: every optimizer that updates the model.
+
+    Returns:
+        For every replaced parameter, the new one.
+
+    Raises:
+        PlanError: the plan was made for another model.
+        SurgeryError: an optimizer keeps state that cannot be cut, or a layer cannot be; nothing was changed.
+    """
+    owned = owned_tensors(model)
+    check_belongs(plan, {name: tuple(entry.tensor.shape) for name, entry in owned.items()})
+    names = {id(entry.tensor): name for name, entry in owned.items()}
+    changed = attributes.changes(model, plan, names)
+    replaced = {name: _cut_owned(owned[name], plan) for name in plan.shapes if _is_cut(plan, name)}
+    states = [_cut_state(optimizer, owned, plan, replaced) for optimizer in optimizers]
+    return _commit(owned, replaced, changed, optimizers, states)
+
+
+def _is_cut(plan: PruningPlan, name: str) -> bool:
+    return any(plan.removed[name].values())
+
+
+def cut(tensor: Tensor, plan: PruningPlan, name: str) -> Tensor:
+    """What the plan leaves of a tensor (a parameter, or anything of its shape), as a new contiguous tensor."""
+    result = tensor.detach()
+    layout = _memory_format(result)
+    # The dimension that loses most goes first, so that the others move less.
+    dims = sorted(plan.removed[name].items(), key=lambda item: -len(item[1]) / plan.shapes[name][item[0]])
+    for dim, indices in dims:
+        if indices:
+            stay = torch.ones(result.shape[dim], dtype=torch.bool)
+            stay[list(indices)] = False
+            result = result.index_select(dim, stay.nonzero().squeeze(1).to(result.device))
+    if layout is not None:
+        result = result.contiguous(memory_format=layout)
+    return result
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format | None:
+    for layout, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        if tensor.dim() == rank and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
+            return layout
+    return None
+
+
+def _cut_owned(entry: OwnedTensor, plan: PruningPlan) -> Tensor:
+    old = entry.tensor
+    with torch.inference_mode(False), torch.no_grad():
+        new = cut(old, plan, entry.name)
+        if new.is_inference():
+            new = new.clone()
+    if not entry.is_parameter:
+        return new
+    if type(old) is not nn.Parameter:
+        raise SurgeryError(
+            f"{entry.name} is a {type(old).__name__}, not a plain parameter; prune the model before it is wrapped or sharded"
+        )
+    parameter = nn.Parameter(new, requires_grad=old.requires_grad)
+    parameter.__dict__.update(old.__dict__)  # marks such as _no_weight_decay
+    if old._backward_hooks:
+        parameter._backward_hooks = old._backward_hooks  # type: ignore[assignment]
+    if getattr(old, "_post_accumulate_grad_hooks", None):
+        for hook in old._post_accumulate_grad_hooks.values():
+            parameter.register_post_accumulate_grad_hook(hook)
+    return parameter
+
+
+def _cut_state(
+    optimizer: Optimizer, owned: Mapping[str, OwnedTensor], plan: PruningPlan, replaced: Mapping[str, Tensor]
+) -> dict[str, State]:
+    """The new optimizer state of every replaced parameter, by name."""
+    new_states = {}
+    for name in replaced:
+        old = owned[name].tensor
+        if old not in optimizer.state:
+            continue
+        state: State = {}
+        for key, value in optimizer.state[old].items():
+            if not isinstance(value, Tensor) or value.dim() == 0 or value.numel() == 1 != old.numel():
+                state[key] = value
+            elif value.shape == old.shape:
+                state[key] = cut(value, plan, name)
+            else:
+                raise SurgeryError(
+                    f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for {name}, which has shape "
+                    f"{tuple(old.shape)}; only state of the parameter's own shape can be cut with it. Use an optimizer "
+                    "without factored or flattened state (SGD, Adam, AdamW, RMSprop, Adagrad), or prune before training"
+                )
+        new_states[name] = state
+    return new_states
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Refuse an optimizer whose state is not one tensor a parameter.
+
+    Raises:
+        SurgeryError: names the optimizer.
+    """
+    flat = isinstance(optimizer, torch.optim.LBFGS) or type(optimizer).__name__ in ("ZeroRedundancyOptimizer", "Adafactor")
+    if flat:
+        raise SurgeryError(
+            f"{type(optimizer).__name__} keeps flattened, factored or sharded state that cannot be cut with the model; "
+            "use SGD, Adam, AdamW, RMSprop or Adagrad, or prune before training starts"
+        )
+
+
+def _commit(
+    owned: Mapping[str, OwnedTensor],
+    replaced: Mapping[str, Tensor],
+    changed: Sequence[attributes.Change],
+    optimizers: Sequence[Optimizer],
+    states: Sequence[Mapping[str, State]],
+) -> dict[nn.Parameter, nn.Parameter]:
+    """Put everything in place; should anything fail, put everything back."""
+    for optimizer in optimizers:
+        check_optimizer(optimizer)
+    mapping = {e.tensor: replaced[n] for n, e in owned.items() if n in replaced and e.is_parameter}
+    groups = [(group, list(group["params"])) for optimizer in optimizers for group in optimizer.param_groups]
+    kept_states = [{owned[n].tensor: optimizer.state[owned[n].tensor] for n in s} for optimizer, s in zip(optimizers, states, strict=True)]
+    old_values = [(module, key, getattr(module, key)) for module, key, _ in changed]
+    try:
+        for name, tensor in replaced.items():
+            owned[name].replace(tensor)
+        attributes.rewrite(changed)
+        for group, params in groups:
+            group["params"] = [mapping.get(p, p) for p in params]
+        for optimizer, new in zip(optimizers, states, strict=True):
+            for name, state in new.items():
+                del optimizer.state[owned[name].tensor]
+                optimizer.state[replaced[name]] = state
+    except BaseException:
+        for name in replaced:
+            owned[name].replace(owned[name].tensor)
+        for module, key, value in old_values:
+            setattr(module, key, value)
+        for group, params in groups:
+            group["params"] = params
+        for optimizer, kept, new in zip(optimizers, kept_states, states, strict=True):
+            for name in new:
+                optimizer.state.pop(replaced[name], None)
+            optimizer.state.update(kept)
+        raise
+    return mapping  # type: ignore[return-value]

@@ -1,0 +1,250 @@
+"""`trace`: which channels of a model live and die together, found in one pass on shapes."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+from infoprune.structure.rehearse import rehearse
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_flatten
+
+from infoprune.errors import ConfigurationError, TraceError, nearest
+from infoprune.structure.flow import Flow, get_flow
+from infoprune.structure.groups import Structure
+from infoprune.structure.labels import LabelSpace
+from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors, swapped, training_flags
+from infoprune.structure.tracer import Inputs, Tracer, first_tensor, inputs_on_meta, run_labelled
+
+MAX_REHEARSALS = 50
+
+
+def trace(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = ()) -> Structure:
+    """Find the channel groups of a model and what each costs.
+
+    The model runs once in eval mode on shapes alone (on real tensors where its control flow needs values) while labels
+    ride along every tensor. Then a trial cut is rehearsed, again on shapes, and whatever the model's code does not
+    follow is frozen. Parameters that eval mode does not reach (auxiliary heads) are traced in train mode.
+    Nothing of the model is changed: weights, buffers, train/eval flags, random state.
+
+    Args:
+        model: any module; its device and dtype do not matter.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments of ``forward``.
+        frozen: patterns (as in shells) of module or parameter names whose filters must all stay, e.g. ``"head"``,
+            ``"layer1.*"``.
+
+    Returns:
+        The structure: groups, reasons, cost model.
+
+    Raises:
+        TraceError: the model's forward fails on the example inputs.
+        ConfigurationError: a pattern of ``frozen`` matches nothing.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+        >>> structure = trace(net, torch.zeros(1, 3, 8, 8))
+        >>> [(group.name, group.size) for group in structure.prunable]
+        [('0', 8)]
+    """
+    example_inputs = tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs
+    owned = owned_tensors(model)
+    _check_materialised(owned)
+    session = TraceSession(model, example_inputs, owned)
+    session.freeze_patterns(frozen)
+    session.freeze_modules()
+    session.run()
+    structure = session.structure()
+    for _ in range(MAX_REHEARSALS):
+        blamed = rehearse(session, structure, structure.trial())
+        if not blamed:
+            return structure
+        for blame in blamed:
+            session.space.freeze(blame.labels, blame.reason, blame.op)
+        structure = session.structure()
+    for group in structure.prunable:
+        for slot in group.slots:
+            session.space.freeze(session.labels[slot.tensor][slot.dim][slot.index], "no cut of it could be rehearsed")
+    return session.structure()
+
+
+def _check_materialised(owned: dict[str, OwnedTensor]) -> None:
+    for name, entry in owned.items():
+        if isinstance(entry.tensor, nn.parameter.UninitializedTensorMixin):
+            raise TraceError(f"{name} is a lazy parameter without a shape yet; run the model once before tracing it")
+
+
+class TraceSession:
+    """A model on its example inputs, with the labels of its tensors and the passes that were recorded."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, owned: dict[str, OwnedTensor]) -> None:
+        self.model = model
+        self.inputs = inputs
+        self.owned = owned
+        self.on_shapes = True
+        self.space = LabelSpace()
+        self.module_names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+        self.labels = {
+            name: [self.space.add_slot(name, dim, size) for dim, size in enumerate(entry.tensor.shape)]
+            for name, entry in owned.items()
+        }
+        self.passes: list[tuple[bool, Tracer]] = []
+        self._zero_pass: Tracer | None = None
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Trace in eval mode, and in train mode too if that reaches parameters which eval does not."""
+        try:
+            tracer = self._pass(train=False)
+        except Exception as on_shapes_error:
+            self.on_shapes = False
+            self._forget_operators()
+            try:
+                tracer = self._pass(train=False)
+            except Exception as error:
+                raise self._user_error(error) from on_shapes_error
+        self.passes = [(False, tracer)]
+        if not self.on_shapes:
+            self._zero_pass = self._pass(train=False, stand_ins=self.background())
+        unused = self._unused()
+        if unused and self.on_shapes:
+            mark = (len(self.space.unions), len(self.space.freezes))
+            try:
+                self.passes.append((True, self._pass(train=True)))
+            except Exception:  # what train mode would need is unknown, so nothing that it shares may be cut
+                del self.space.unions[mark[0] :], self.space.freezes[mark[1] :]
+                self._freeze_near(unused)
+        for name in self._unused():
+            for labels in self.labels[name]:
+                self.space.freeze(labels, "is never used in the forward pass")
+
+    def _pass(self, train: bool, stand_ins: dict[str, Tensor] | None = None) -> Tracer:
+        tracer = Tracer(self.space, self.module_names, first=sum(len(t.records) for t in self._tracers()))
+        self._failed_in = tracer
+        outputs = self.run_pass(tracer, train, stand_ins or {})
+        for leaf in tree_flatten(outputs)[0]:
+            if isinstance(leaf, Tensor):
+                for axis in get_flow(leaf).axes:
+                    if axis is not None:
+                        self.space.freeze(axis[axis >= 0], "reaches the model's output")
+        return tracer
+
+    def run_pass(self, tracer: Tracer, train: bool, stand_ins: dict[str, Tensor], labels: Any = None) -> Any:
+        """One forward pass, on shapes or on real tensors, with some of the model's tensors replaced."""
+        labels = labels or self.labels
+        tensors: dict[str, Tensor] = {}
+        for name, entry in self.owned.items():
+            if name in stand_ins:
+                tensors[name] = stand_ins[name]
+            elif self.on_shapes and entry.tensor.is_floating_point():
+                tensors[name] = on_meta(entry.tensor)
+        flows = [
+            (tensors.get(name, entry.tensor), Flow(labels[name], zero=True, origin=name))
+            for name, entry in self.owned.items()
+        ]
+        inputs = inputs_on_meta(self.inputs) if self.on_shapes else self.inputs
+        with training_flags(self.model), swapped(self.owned, tensors):
+            for module in self.model.modules():
+                module.training = train and not isinstance(module, (_NormBase, nn.modules.dropout._DropoutNd))
+            return run_labelled(tracer, self.model, inputs, flows)
+
+    def _forget_operators(self) -> None:
+        self.space.unions.clear()
+        self.space.freezes = [freeze for freeze in self.space.freezes if freeze.op < 0]
+
+    def _user_error(self, error: Exception) -> TraceError:
+        where = self._failed_in.module
+        shapes = [tuple(t.shape) for t in tree_flatten(self.inputs)[0] if isinstance(t, Tensor)]
+        return TraceError(
+            f"the model's forward failed on the example inputs of shape {', '.join(map(str, shapes)) or 'none'}"
+            f"{f' in module {where!r}' if where else ''}: {type(error).__name__}: {error}"
+        )
+
+    def _unused(self) -> list[str]:
+        used = set().union(*(tracer.used for _, tracer in self.passes))
+        return [n for n, e in self.owned.items() if n not in used and e.tensor.is_floating_point() and e.tensor.dim()]
+
+    def _freeze_near(self, unused: Sequence[str]) -> None:
+        """Freeze all channels: parts of the model that could not be run may read any of them."""
+        reason = f"train mode uses {unused[0]}, which eval mode does not, and could not be run on the example inputs"
+        for labels in self.labels.values():
+            for axis in labels:
+                self.space.freeze(axis, reason)
+
+    # -- rehearsing ---------------------------------------------------------------------------------------------------
+
+    def stand_in(self, name: str) -> Tensor:
+        """What stands for a tensor of the model in a rehearsal, before it is cut."""
+        tensor = self.owned[name].tensor
+        return on_meta(tensor) if self.on_shapes else tensor
+
+    def background(self) -> dict[str, Tensor]:
+        """What replaces the tensors that a rehearsal does not cut.
+
+        On real tensors all weights are zero, so that the original and the shrunk model compute the same values and
+        control flow that depends on them takes the same way.
+        """
+        if self.on_shapes:
+            return {}
+        return {n: torch.zeros_like(e.tensor) for n, e in self.owned.items() if e.tensor.is_floating_point()}
+
+    def rehearsed_passes(self) -> list[tuple[bool, Tracer]]:
+        """The passes that a rehearsal has to repeat."""
+        if self.on_shapes:
+            return self.passes
+        assert self._zero_pass is not None
+        return [(False, self._zero_pass)]
+
+    # -- what must stay -----------------------------------------------------------------------------------------------
+
+    def freeze_patterns(self, patterns: Sequence[str]) -> None:
+        """Freeze the filters (the first dimension of every tensor) of the modules that match."""
+        names = [name for name, _ in self.model.named_modules()]
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            matching = {name for name in names if name and fnmatch.fnmatchcase(name, pattern)}
+            hit = False
+            for tensor, axes in self.labels.items():
+                parents = {tensor.rsplit(".", n)[0] for n in range(1, tensor.count(".") + 1)}
+                if fnmatch.fnmatchcase(tensor, pattern) or parents & matching:
+                    hit = True
+                    if axes:
+                        self.space.freeze(axes[0], f"matches the frozen pattern {pattern!r}")
+            if not hit:
+                raise ConfigurationError(
+                    f"frozen pattern {pattern!r} matches no module or parameter of {type(self.model).__name__}"
+                    f"{nearest(pattern, names)}"
+                )
+
+    def freeze_modules(self) -> None:
+        """Layers that keep copies or views of their weights elsewhere cannot be cut behind their back."""
+        for prefix, module in self.model.named_modules():
+            reason = None
+            if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+                reason = f"belongs to the recurrent layer {prefix or type(module).__name__}"
+            elif isinstance(module, nn.utils.parametrize.ParametrizationList):
+                reason = (
+                    f"has a parametrization ({prefix}); remove it with "
+                    "torch.nn.utils.parametrize.remove_parametrizations to prune the layer"
+                )
+            if reason:
+                for name, _ in [*module.named_parameters(), *module.named_buffers()]:
+                    full = f"{prefix}.{name}" if prefix else name
+                    for labels in self.labels.get(full, ()):
+                        self.space.freeze(labels, reason)
+
+    # -- result -------------------------------------------------------------------------------------------------------
+
+    def structure(self) -> Structure:
+        tensor = first_tensor(self.inputs)
+        batch = tensor.shape[0] if tensor is not None and tensor.dim() > 1 else 1
+        shapes = {name: tuple(entry.tensor.shape) for name, entry in self.owned.items()}
+        parameters = [name for name, entry in self.owned.items() if entry.is_parameter]
+        records = [record for tracer in self._tracers() for record in tracer.records]
+        contractions = self.passes[0][1].contractions
+        return Structure.assemble(self.space, shapes, parameters, records, contractions, max(batch, 1))
+
+    def _tracers(self) -> list[Tracer]:
+        """The tracers of all passes, in the order of their operators' numbers."""
+        return [*(tracer for _, tracer in self.passes), *([self._zero_pass] if self._zero_pass else [])]

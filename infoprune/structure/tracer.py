@@ -1,0 +1,159 @@
+"""Running a model once while labels ride along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from infoprune.structure.flow import Flow, clear_flow, get_flow, set_flow
+from infoprune.structure.labels import LabelSpace
+from infoprune.structure.op import Contraction, Op, OpRecord, Output
+from infoprune.structure.rules import Rule, find_rule, tensors_in
+
+Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
+"""Example inputs: one tensor, a tuple of positional arguments, or a dict of keyword arguments."""
+
+
+class Tracer(TorchDispatchMode):
+    """Sees every ATen operator of a forward pass, whatever the Python around it looks like.
+
+    On meta tensors the operators run on shapes alone; a real tensor that meets one (a constant made by the model, an
+    integer buffer) is taken for its shape.
+    """
+
+    def __init__(self, space: LabelSpace, names: Mapping[int, str], first: int = 0) -> None:
+        super().__init__()
+        self.space = space
+        self.first = first  # the number of the first operator: passes number theirs on
+        self.records: list[OpRecord] = []
+        self.contractions: list[Contraction] = []
+        self.used: set[str] = set()
+        self._names = names
+        self._modules: list[str] = [""]
+        self._rules: dict[Any, tuple[Rule, str]] = {}
+
+    @property
+    def module(self) -> str:
+        """Path of the innermost module that is running."""
+        return self._modules[-1]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in self._rules:
+            self._rules[func] = (find_rule(func), str(func.overloadpacket))
+        rule, name = self._rules[func]
+        return self.observe(func, rule, name, args, kwargs)
+
+    def observe(self, func: Any, rule: Rule, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = execute(func, args, kwargs)
+        outs = tensors_in([result])
+        tensors = tensors_in(args, kwargs)
+        if outs or tensors:
+            record = OpRecord(name, self.module, numbers_in(args, kwargs))
+            op = Op(self.space, record, self.first + len(self.records), self.contractions)
+            for tensor in tensors:
+                origin = get_flow(tensor).origin
+                if origin is not None:
+                    self.used.add(origin)
+            rule(op, args, kwargs, outs)
+            record.outputs = [Output(tuple(out.shape), out.dtype, get_flow(out).axes) for out in outs]
+            self.records.append(record)
+        return result
+
+    @contextmanager
+    def watching_modules(self) -> Iterator[None]:
+        """Know which module is running."""
+
+        def enter(module: nn.Module, _: Any) -> None:
+            self._modules.append(self._names.get(id(module), self.module))
+
+        def leave(*_: Any) -> None:
+            self._modules.pop()
+
+        first = register_module_forward_pre_hook(enter)
+        last = register_module_forward_hook(leave)
+        try:
+            yield
+            del self._modules[1:]  # where forward raised, the innermost module stays on top for the message
+        finally:
+            first.remove()
+            last.remove()
+
+
+def execute(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operator; if any of its tensors is on meta, all are taken there."""
+    tensors = tensors_in(args, kwargs)
+    if any(t.is_meta for t in tensors) and not all(t.is_meta for t in tensors):
+        if kwargs.get("device") is None and "_to_copy" not in str(func):
+            args, kwargs = _carried_to_meta(args), _carried_to_meta(kwargs)
+    return func(*args, **kwargs)
+
+
+def _carried_to_meta(tree: Any) -> Any:
+    def carry(tensor: Tensor) -> Tensor:
+        if tensor.is_meta:
+            return tensor
+        moved = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+        return moved
+
+    return tree_map_only(Tensor, carry, tree)
+
+
+def numbers_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, ...]:
+    """The floating-point arguments: a factor that changes when a model is shrunk was computed from a size."""
+    return tuple(v for v in (*args, *kwargs.values()) if isinstance(v, float))
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """Run the model on its inputs, in any of their three forms."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def first_tensor(inputs: Any) -> Tensor | None:
+    return next((leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)), None)
+
+
+def run_labelled(
+    tracer: Tracer, model: nn.Module, inputs: Inputs, flows: Sequence[tuple[Tensor, Flow]]
+) -> Any:
+    """One forward pass under ``tracer`` with ``flows`` attached to the model's tensors; gradients are off."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.random.fork_rng(enabled=not _on_meta(inputs)))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
+        torch.backends.mha.set_fastpath_enabled(False)
+        for tensor, flow in flows:
+            set_flow(tensor, flow)
+            stack.callback(clear_flow, tensor)
+        stack.enter_context(tracer.watching_modules())
+        stack.enter_context(tracer)
+        return call(model, inputs)
+
+
+def _on_meta(inputs: Inputs) -> bool:
+    tensor = first_tensor(inputs)
+    return tensor is None or tensor.is_meta
+
+
+def inputs_on_meta(inputs: Inputs) -> Inputs:
+    """Floating-point inputs as shapes; integers (token ids, lengths) keep their values."""
+
+    def carry(tensor: Tensor) -> Tensor:
+        return tensor.to("meta") if tensor.is_floating_point() or tensor.is_complex() else tensor
+
+    return tree_map_only(Tensor, carry, inputs)

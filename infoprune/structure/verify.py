@@ -1,0 +1,153 @@
+"""`verify`: a shrunk model computes what the masked original computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from infoprune.structure.flow import Flow, get_flow, set_flow
+from infoprune.structure.labels import LabelSpace
+from infoprune.structure.plan import PruningPlan, check_belongs
+from infoprune.structure.rules import Rule, tensors_in
+from infoprune.structure.tensors import owned_tensors, training_flags
+from infoprune.structure.tracer import Inputs, Tracer, call, run_labelled
+
+NORMALISATIONS = ("aten.native_layer_norm", "aten.native_group_norm", "aten._fused_rms_norm")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The largest error of each output tensor, relative to that output's largest value.
+
+    Attributes:
+        errors: one number per output tensor, in order.
+        tolerance: what counts as equal.
+    """
+
+    errors: tuple[float, ...]
+    tolerance: float
+
+    @property
+    def max_error(self) -> float:
+        return max(self.errors, default=0.0)
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.errors) and self.max_error <= self.tolerance
+
+
+def verify(
+    original: nn.Module, shrunk: nn.Module, plan: PruningPlan, example_inputs: Inputs, tolerance: float = 1e-8
+) -> Verification:
+    """Compare a shrunk model with a masked copy of the original, both in float64 and eval mode.
+
+    In the masked copy everything that the plan removes is zero; layer and group norms, which look at all channels at
+    once, take their statistics over the channels that stay. Both models are copied, so neither is changed.
+
+    Args:
+        original: the model before the cut.
+        shrunk: the model after it.
+        plan: what was removed.
+        example_inputs: as for :func:`infoprune.trace`.
+        tolerance: relative error that still counts as equal.
+
+    Returns:
+        The error of each output; ``.ok`` says whether all are within the tolerance.
+
+    Raises:
+        PlanError: the plan does not belong to ``original``.
+    """
+    masked, narrow = (copy.deepcopy(model).double() for model in (original, shrunk))
+    inputs = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, example_inputs)
+    with training_flags(masked), training_flags(narrow), torch.no_grad():
+        masked.eval()
+        narrow.eval()
+        expected = _run_masked(masked, plan, inputs)
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with torch.random.fork_rng():
+                actual = _tensors(call(narrow, inputs))
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+    return Verification(tuple(_error(e, a) for e, a in zip(expected, actual, strict=True)), tolerance)
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(outputs)[0] if isinstance(leaf, Tensor)]
+
+
+def _error(expected: Tensor, actual: Tensor) -> float:
+    if expected.shape != actual.shape:
+        return float("inf")
+    if not expected.numel():
+        return 0.0
+    expected, actual = expected.double(), actual.double()
+    scale = expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    error = ((expected - actual).abs().max() / scale).item()
+    return error if error == error else float("inf")
+
+
+def _run_masked(model: nn.Module, plan: PruningPlan, inputs: Inputs) -> list[Tensor]:
+    """Run a copy of the original with zeros where the plan removes something."""
+    owned = owned_tensors(model)
+    check_belongs(plan, {name: tuple(entry.tensor.shape) for name, entry in owned.items()})
+    space = LabelSpace()
+    flows, gone = [], []
+    for name, entry in owned.items():
+        axes = [space.add_slot(name, dim, size) for dim, size in enumerate(entry.tensor.shape)]
+        flows.append((entry.tensor, Flow(axes, zero=True, origin=name)))
+        for dim, indices in plan.removed.get(name, {}).items():
+            entry.tensor.data.index_fill_(dim, torch.tensor(indices, device=entry.tensor.device), 0)
+            gone.append(axes[dim][list(indices)])
+    removed = np.concatenate([np.empty(0, dtype=np.int64), *gone])
+    return _tensors(run_labelled(_Masked(space, removed), model, inputs, flows))
+
+
+class _Masked(Tracer):
+    """Lets normalisations over channels see only the channels that stay."""
+
+    def __init__(self, space: LabelSpace, removed: np.ndarray) -> None:
+        super().__init__(space, {})
+        self._removed = removed
+
+    def observe(self, func: Any, rule: Rule, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = super().observe(func, rule, name, args, kwargs)
+        if name in NORMALISATIONS:
+            axes = get_flow(args[0]).axes
+            dims = range(1, 2) if "group_norm" in name else range(len(axes) - len(args[1]), len(axes))
+            for dim in dims:
+                axis = axes[dim]
+                stay = None if axis is None else ~np.isin(axis, self._removed)
+                if stay is not None and not stay.all():
+                    return self._over_kept(func, name, args, kwargs, result, dim, np.flatnonzero(stay))
+        return result
+
+    def _over_kept(
+        self, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], full: Any, dim: int, stay: np.ndarray
+    ) -> Any:
+        index = torch.from_numpy(stay).to(args[0].device)
+        narrow = list(args)
+        narrow[0] = args[0].index_select(dim, index)
+        if "group_norm" in name:
+            narrow[1:3] = [t if t is None else t.index_select(0, index) for t in args[1:3]]
+            narrow[4] = len(stay)
+        else:
+            first = args[0].dim() - len(args[1])
+            narrow[1] = list(narrow[0].shape[first:])
+            for i in (2, 3):
+                if len(args) > i and isinstance(args[i], Tensor):
+                    narrow[i] = args[i].index_select(dim - first, index)
+        outs = func(*narrow, **kwargs)
+        first_out = tensors_in([full])[0]
+        placed = torch.zeros_like(first_out)
+        placed.index_copy_(dim, index, tensors_in([outs])[0])
+        set_flow(placed, get_flow(first_out))
+        return (placed, *full[1:]) if isinstance(full, tuple) else placed
