@@ -4,7 +4,7 @@ from infoprune.structure.groups import ChannelGroup, GroupSlot, Layer, Structure
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.rules import rule
 from infoprune.structure.shrink import shrink
-from infoprune.structure.trace import trace
+from infoprune.structure.trace import check_plan, trace
 from infoprune.structure.verify import Verification, verify
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "PruningPlan",
     "Structure",
     "Verification",
+    "check_plan",
     "rule",
     "shrink",
     "trace",

@@ -15,6 +15,7 @@ from infoprune.structure.flow import Axis
 from infoprune.structure.labels import Labels, LabelSpace, Slot
 from infoprune.structure.op import Contraction, OpRecord
 from infoprune.structure.plan import PruningPlan, check_belongs
+from infoprune.structure.tracer import Tracer
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,15 @@ class AttributeSlot:
     labels: Labels
 
 
+@dataclass(frozen=True)
+class Passes:
+    """The recorded forward passes that a rehearsal repeats; see ``TraceSession``."""
+
+    on_shapes: bool
+    passes: list[tuple[bool, Tracer]]
+    zero_pass: Tracer | None
+
+
 class Structure:
     """What can be pruned from one model, and at what gain. A pure value: it holds no reference to the model.
 
@@ -94,6 +104,7 @@ class Structure:
     groups: tuple[ChannelGroup, ...]
     layers: tuple[Layer, ...]
     shapes: Mapping[str, tuple[int, ...]]
+    passes: Passes
 
     @classmethod
     def assemble(

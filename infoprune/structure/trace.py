@@ -6,14 +6,15 @@ import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
+from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.rehearse import rehearse
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten
 
-from infoprune.errors import ConfigurationError, TraceError, nearest
+from infoprune.errors import ConfigurationError, PlanError, TraceError, nearest
 from infoprune.structure.flow import Flow, get_flow
-from infoprune.structure.groups import Structure
+from infoprune.structure.groups import Passes, Structure
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors, swapped, training_flags
 from infoprune.structure.tracer import Inputs, Tracer, first_tensor, inputs_on_meta, run_labelled
@@ -67,6 +68,21 @@ def trace(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = ()) 
         for slot in group.slots:
             session.space.freeze(session.labels[slot.tensor][slot.dim][slot.index], "no cut of it could be rehearsed")
     return session.structure()
+
+
+def check_plan(model: nn.Module, example_inputs: Inputs, structure: Structure, plan: PruningPlan) -> None:
+    """Rehearse a plan on shapes, without touching the model.
+
+    `trace` rehearses a trial cut, which nearly always speaks for all cuts; this tells for the plan at hand.
+
+    Raises:
+        PlanError: the model's code does not follow the plan; names the operator.
+    """
+    blamed = rehearse(TraceSession.resume(model, example_inputs, structure), structure, plan)
+    if blamed:
+        first = blamed[0]
+        where = f" ({structure.records[first.op]})" if first.op >= 0 else ""
+        raise PlanError(f"the model cannot follow this plan: a channel {first.reason}{where}; freeze that layer")
 
 
 def _check_materialised(owned: dict[str, OwnedTensor]) -> None:
@@ -243,7 +259,19 @@ class TraceSession:
         parameters = [name for name, entry in self.owned.items() if entry.is_parameter]
         records = [record for tracer in self._tracers() for record in tracer.records]
         contractions = self.passes[0][1].contractions
-        return Structure.assemble(self.space, shapes, parameters, records, contractions, max(batch, 1))
+        structure = Structure.assemble(self.space, shapes, parameters, records, contractions, max(batch, 1))
+        structure.passes = Passes(self.on_shapes, self.passes, self._zero_pass)
+        return structure
+
+    @classmethod
+    def resume(cls, model: nn.Module, inputs: Inputs, structure: Structure) -> TraceSession:
+        """Take up a model that has been traced before, to rehearse a plan on it."""
+        session = cls(model, inputs, owned_tensors(model))
+        check_belongs(PruningPlan(shapes=structure.shapes), {n: tuple(e.tensor.shape) for n, e in session.owned.items()})
+        session.space = structure.space
+        passes = structure.passes
+        session.on_shapes, session.passes, session._zero_pass = passes.on_shapes, passes.passes, passes.zero_pass
+        return session
 
     def _tracers(self) -> list[Tracer]:
         """The tracers of all passes, in the order of their operators' numbers."""

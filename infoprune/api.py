@@ -1,0 +1,184 @@
+"""`prune`, `save`, `load`: the whole of infoprune for plain PyTorch."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from infoprune.allocation import Allocation
+from infoprune.cost import Cost
+from infoprune.criteria import Criterion, Scores
+from infoprune.decide import Target, decide
+from infoprune.errors import CheckpointError, PlanError
+from infoprune.structure import PruningPlan, Structure, check_plan, shrink, trace
+from infoprune.structure.tracer import Inputs
+
+Model = TypeVar("Model", bound=nn.Module)
+
+FORMAT = 1
+_PLAN = "_infoprune_plan"
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What :func:`prune` did.
+
+    Attributes:
+        plan: what was removed, in coordinates of the model before.
+        before: cost before.
+        after: cost after.
+        structure: the channel groups of the model before.
+        scores: group name -> (units,) scores that decided.
+    """
+
+    plan: PruningPlan
+    before: Cost
+    after: Cost
+    structure: Structure
+    scores: Scores
+
+    def __str__(self) -> str:
+        macs, params = self.after.ratio(self.before)
+        return (
+            f"{self.before.macs:,} -> {self.after.macs:,} MACs ({macs:.1%}), "
+            f"{self.before.params:,} -> {self.after.params:,} parameters ({params:.1%})"
+        )
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Inputs,
+    criterion: str | Mapping[str, Any] | Criterion = "capacity_independence",
+    *,
+    amount: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    allocation: str | Mapping[str, Any] | Allocation = "uniform",
+    round_to: int = 1,
+    min_width: int = 1,
+    frozen: Sequence[str] = (),
+    data: Iterable[Any] | None = None,
+    optimizers: Sequence[Optimizer] = (),
+) -> PruneResult:
+    """Shrink a model in place, in one go.
+
+    Args:
+        model: any module.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments of its ``forward``.
+        criterion: how much each filter matters: a name, ``{"name": ..., options}`` or a :class:`Criterion`.
+        amount: share of the filters to remove from every group, in [0, 1).
+        macs: share of the multiply-accumulates to keep, in (0, 1].
+        params: share of the parameters to keep, in (0, 1].
+        allocation: how the groups share the cut.
+        round_to: widths are multiples of this.
+        min_width: the fewest units a group keeps.
+        frozen: patterns of layers whose filters all stay.
+        data: batches for criteria that need them.
+        optimizers: optimizers whose parameters and state follow the model.
+
+    Returns:
+        The plan, and the cost before and after.
+
+    Raises:
+        ConfigurationError: an option that does not exist or cannot work.
+        TraceError: the model's forward fails on the example inputs.
+        BudgetError: the frozen layers alone cost more than the budget.
+        SurgeryError: an optimizer's state cannot be cut. After any error the model is as it was.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> result = prune(net, torch.zeros(1, 3, 8, 8), criterion="l1", amount=0.5)
+        >>> net[0].out_channels, result.plan.shape_after("2.weight")
+        (4, (4, 4, 3, 3))
+    """
+    target = Target(macs, params, amount, round_to, min_width)
+    structure = trace(model, example_inputs, frozen)
+    decision = decide(model, structure, target, criterion, allocation, data)
+    check_plan(model, example_inputs, structure, decision.plan)
+    before, after = structure.cost(), structure.cost_of(decision.plan)
+    shrink(model, decision.plan, optimizers)
+    remember(model, decision.plan)
+    return PruneResult(decision.plan, before, after, structure, decision.scores)
+
+
+def remember(model: nn.Module, plan: PruningPlan) -> None:
+    """Keep the joined plan of all cuts with the model, for :func:`save`."""
+    before = getattr(model, _PLAN, None)
+    object.__setattr__(model, _PLAN, plan if before is None else before.then(plan))
+
+
+def plan_of(model: nn.Module) -> PruningPlan:
+    """The joined plan of all cuts made to a model by :func:`prune` or :func:`load` (empty if there were none)."""
+    return getattr(model, _PLAN, PruningPlan())
+
+
+def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a pruned model: its weights, and the plan that leads to its shape. No pickled code.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    data = {"infoprune": FORMAT, "plan": plan_of(model).to_dict(), "state_dict": model.state_dict()}
+    target = Path(path)
+    scratch = target.with_name(f".{target.name}.part")
+    try:
+        torch.save(data, scratch)
+        os.replace(scratch, target)
+    except (OSError, RuntimeError) as error:
+        scratch.unlink(missing_ok=True) if scratch.parent.is_dir() else None
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
+def load(path: str | os.PathLike[str], model: Model) -> Model:
+    """Read what :func:`save` wrote into ``model``, the unpruned architecture, which is shrunk in place.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or something else, or belongs to another architecture (names
+            the first layer that differs). The model is then as it was.
+    """
+    data = _read(path)
+    try:
+        plan = PruningPlan.from_dict(data["plan"])
+        _check_weights(path, model, plan, data["state_dict"])
+        shrink(model, plan)
+    except PlanError as error:
+        raise CheckpointError(f"{path} belongs to another architecture: {error}") from error
+    model.load_state_dict(data["state_dict"])
+    remember(model, plan)
+    return model
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"cannot read {path}, it is missing, truncated or not a checkpoint: {reason}") from error
+    if not isinstance(data, dict) or data.get("infoprune") != FORMAT or not {"plan", "state_dict"} <= set(data):
+        raise CheckpointError(f"{path} was not written by infoprune.save (format {FORMAT})")
+    return data
+
+
+def _check_weights(path: Any, model: nn.Module, plan: PruningPlan, state: Mapping[str, torch.Tensor]) -> None:
+    own = model.state_dict()
+    for name, tensor in own.items():
+        if name not in state:
+            raise CheckpointError(f"{path} belongs to another architecture: it has no {name}")
+        wanted = plan.shape_after(name) if name in plan.shapes else tuple(tensor.shape)
+        if tuple(state[name].shape) != wanted:
+            raise CheckpointError(
+                f"{path} belongs to another architecture: {name} has shape {tuple(state[name].shape)} in the file, "
+                f"the model needs {wanted}"
+            )
+    extra = next((name for name in state if name not in own), None)
+    if extra is not None:
+        raise CheckpointError(f"{path} belongs to another architecture: the model has no {extra}")

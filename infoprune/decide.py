@@ -1,0 +1,103 @@
+"""One pruning decision: from a traced model to the plan, touching nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from infoprune.allocation import Allocation, Budget, get_allocation, select
+from infoprune.criteria import Criterion, Scores, get_criterion
+from infoprune.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from infoprune.cost import Cost
+    from infoprune.structure import PruningPlan, Structure
+
+
+@dataclass(frozen=True)
+class Target:
+    """How far to prune: exactly one of ``macs``, ``params`` (what is left of them) or ``amount`` (units to remove).
+
+    Allocations that carry their own ratios (per layer, per stage) need none of the three.
+
+    Raises:
+        ConfigurationError: more than one is given, or one is out of range.
+    """
+
+    macs: float | None = None
+    params: float | None = None
+    amount: float | None = None
+    round_to: int = 1
+    min_width: int = 1
+
+    def __post_init__(self) -> None:
+        given = {k: v for k in ("macs", "params", "amount") if (v := getattr(self, k)) is not None}
+        if len(given) > 1:
+            raise ConfigurationError(f"{' and '.join(f'{k}={v}' for k, v in given.items())} clash: give one of them")
+        if self.amount is not None and not 0 <= self.amount < 1:
+            raise ConfigurationError(f"amount={self.amount} must be in [0, 1): it is the share of filters to remove")
+        _ = self.budget  # range check
+        for name in ("round_to", "min_width"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1")
+
+    @property
+    def budget(self) -> Budget | None:
+        if self.macs is not None:
+            return Budget("macs", self.macs)
+        return None if self.params is None else Budget("params", self.params)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a criterion and an allocation made of a model."""
+
+    plan: PruningPlan
+    scores: Scores
+    widths: Mapping[str, int] = field(default_factory=dict)
+
+
+def decide(
+    model: nn.Module,
+    structure: Structure,
+    target: Target,
+    criterion: str | Mapping[str, Any] | Criterion = "capacity_independence",
+    allocation: str | Mapping[str, Any] | Allocation = "uniform",
+    data: Iterable[Any] | None = None,
+    *,
+    fraction: float = 1.0,
+    reference: Cost | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> Decision:
+    """Score the filters, share out the budget, name what goes.
+
+    Args:
+        model: the model that ``structure`` was traced from.
+        structure: its channel groups.
+        target: how far to prune.
+        criterion: how much each filter matters.
+        allocation: how the groups share the cut.
+        data: batches for criteria that need them.
+        fraction: how much of the way to go now (gradual schedules).
+        reference: the cost before the first event, of which a budget is a fraction.
+        sizes: group name -> units before the first event.
+
+    Raises:
+        ConfigurationError, BudgetError: see :class:`Criterion` and :class:`Allocation`.
+    """
+    scores = get_criterion(criterion)(model, structure, data)
+    widths = get_allocation(allocation).widths(
+        structure,
+        scores,
+        target.budget,
+        target.amount,
+        target.round_to,
+        target.min_width,
+        fraction=fraction,
+        reference=reference,
+        sizes=sizes,
+    )
+    return Decision(select(structure, scores, widths), scores, widths)
