@@ -1,0 +1,81 @@
+"""What the run's loggers receive: the same scalars for all, panels, tables and artifacts where a logger holds them.
+
+The W&B client is imported only where a WandbLogger is in use: it takes as long to import as the rest of the package.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from infoprune.report.record import EventRecord, RunRecord
+from infoprune.report.scalars import event_scalars, summary_values
+
+
+class RunLog:
+    """Sends the story of a pruning run to any Lightning loggers.
+
+    A logger that fails is warned about once and left alone from then on; training is worth more than its log.
+    To be used on the process with global rank zero only.
+
+    Args:
+        loggers: the Trainer's loggers.
+    """
+
+    def __init__(self, loggers: Sequence[Logger]) -> None:
+        self._loggers = list(loggers)
+        self._events: list[EventRecord] = []
+
+    def start(self, options: Mapping[str, Any]) -> None:
+        """Send the pruning options as hyperparameters."""
+        self._each(lambda logger: logger.log_hyperparams({"pruning": dict(options)}))
+
+    def event(self, event: EventRecord) -> None:
+        """Send the scalars of an event, and its tables and histograms where they can be held."""
+        self._events.append(event)
+        scalars = event_scalars(event)
+
+        def send(logger: Logger) -> None:
+            if isinstance(logger, WandbLogger):
+                from infoprune.report import wandb_panels
+
+                if event is self._events[0]:
+                    wandb_panels.define(logger.experiment, scalars)
+                panels = wandb_panels.event_panels(event, self._events)
+                logger.experiment.log({**scalars, **panels, "trainer/global_step": event.global_step})
+            else:
+                logger.log_metrics(scalars, step=event.global_step)
+
+        self._each(send)
+
+    def finish(self, record: RunRecord, folder: Path, step: int) -> None:
+        """Send the values that runs are compared by, and to W&B the run folder's files as one artifact."""
+
+        def send(logger: Logger) -> None:
+            if isinstance(logger, WandbLogger):
+                from infoprune.report import wandb_panels
+
+                logger.experiment.summary.update(summary_values(record))
+                logger.experiment.log_artifact(wandb_panels.artifact(logger.experiment.id, record, folder))
+            else:
+                logger.log_metrics(summary_values(record), step=step)
+                logger.save()
+
+        self._each(send)
+
+    def _each(self, send: Callable[[Logger], None]) -> None:
+        for logger in list(self._loggers):
+            try:
+                send(logger)
+            except Exception as error:
+                # Whatever a logger's client raises (network, disk, quota) must not cost the user the training run.
+                self._loggers.remove(logger)
+                warnings.warn(
+                    f"{type(logger).__name__} failed with {type(error).__name__}: {error}; the run goes on and this "
+                    "logger gets no more pruning metrics",
+                    stacklevel=3,
+                )
