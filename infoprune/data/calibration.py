@@ -1,0 +1,29 @@
+"""A fixed sample of training images for criteria that look at data and for recalibrating batch norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+
+class CalibrationBatches:
+    """Batches ``(images, labels)`` that can be gone through any number of times, the same each time.
+
+    Images are float32, normalised, ``(N, C, H, W)``; labels int64 ``(N,)``; both on the CPU unless the data module was
+    told otherwise.
+
+    Args:
+        count: Number of batches.
+        make: Starts a pass.
+    """
+
+    def __init__(self, count: int, make: Callable[[], Iterator[tuple[Tensor, Tensor]]]) -> None:
+        self._count = count
+        self._make = make
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._make()

@@ -1,0 +1,93 @@
+"""Start from given weights: a state dict, or the weights inside a Lightning checkpoint."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infoprune.errors import CheckpointError
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load the weights of ``model`` from a file; all of them, or none when they do not fit.
+
+    The file holds a state dict, or a checkpoint with one under ``state_dict``. Names may carry a common prefix such as
+    ``module.`` (DistributedDataParallel) or ``model.`` (a LightningModule's attribute). Only tensors and plain Python
+    values are read (``weights_only``).
+
+    Args:
+        model: The network; unchanged after an error.
+        path: The file.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or belongs to another architecture; the message names the
+            first layer that differs.
+    """
+    state = _strip_prefix(_read(Path(path)), model)
+    own = model.state_dict()
+    for name, value in own.items():
+        if name not in state and name.endswith("num_batches_tracked"):
+            state[name] = value  # weights from before torch 0.4 have none, and inference needs none
+    difference = _first_difference(own, state)
+    if difference:
+        raise CheckpointError(
+            f"{path} does not fit {type(model).__name__}: {difference}. Build the model that the weights were made "
+            "with (depth, width, number of classes), or give other weights"
+        )
+    model.load_state_dict(state)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; init_from takes the path of a state dict or checkpoint")
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{path} cannot be read as weights: it is truncated, no torch file, or holds more than tensors and plain "
+            f"values; save model.state_dict() ({type(error).__name__}: {reason})"
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, no state dict; save model.state_dict()")
+    # torch.compile(net) inserts this name; it says nothing about the architecture
+    return {key.replace("_orig_mod.", ""): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _strip_prefix(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The entries under the prefix that matches most names of the model, without it."""
+    own = list(model.state_dict())
+    if not own:
+        return state
+    prefixes = {key[: -len(own[0])] for key in state if key == own[0] or key.endswith("." + own[0])}
+    if not prefixes:
+        return state
+    best = max(sorted(prefixes, key=len), key=lambda prefix: sum(prefix + name in state for name in own))
+    return {key[len(best) :]: value for key, value in state.items() if key.startswith(best)}
+
+
+def _first_difference(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What is wrong with the first layer that differs, or an empty string."""
+    for name, value in own.items():
+        if name not in state:
+            return f"layer {_layer(name)!r} is not in the file ({name} missing)"
+        if state[name].shape != value.shape:
+            return (
+                f"layer {_layer(name)!r} differs: {name} has shape {tuple(state[name].shape)} in the file, "
+                f"{tuple(value.shape)} in the model"
+            )
+    for name in state:
+        if name not in own:
+            return f"layer {_layer(name)!r} is in the file, not in the model ({name})"
+    return ""
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0] or name
