@@ -1,6 +1,6 @@
 """What a person sees after a run: records, tables, the HTML report and what loggers receive.
 
-Everything here is a pure function of a `RunRecord`; nothing imports Lightning or the model.
+Tables, page and charts are pure functions of a `RunRecord`; `collect` makes its rows, `loggers` alone knows Lightning.
 """
 
 from __future__ import annotations

@@ -1,0 +1,104 @@
+"""From a traced model and a plan to the rows of a record: the one place where the report looks at the structure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from infoprune.cost import Cost
+from infoprune.report.record import EventRecord, LayerRow
+from infoprune.structure import ChannelGroup, PruningPlan, Structure
+
+
+def layer_rows(structure: Structure, plan: PruningPlan) -> list[LayerRow]:
+    """Return every convolution and linear layer before and after a plan, in forward order.
+
+    Args:
+        structure: of the model before.
+        plan: what goes; an empty plan gives rows that stay the same.
+    """
+    before, after = structure.layer_costs(), structure.layer_costs(plan)
+    groups = {layer.name: group.name for group in reversed(structure.groups) for layer, _ in structure.producers(group)}
+    rows = []
+    for layer in structure.layers:
+        shape = structure.shapes[layer.weight]
+        left = plan.shape_after(layer.weight) if layer.weight in plan.shapes else shape
+        was, now = before.get(layer.name, Cost(0, 0)), after.get(layer.name, Cost(0, 0))
+        rows.append(
+            LayerRow(
+                name=layer.name,
+                group=groups.get(layer.name, layer.name),
+                kind=layer.kind,
+                channels_before=shape[layer.dim],
+                channels_after=left[layer.dim],
+                params_before=was.params,
+                params_after=now.params,
+                macs_before=was.macs,
+                macs_after=now.macs,
+            )
+        )
+    return rows
+
+
+def whole_run(events: Sequence[EventRecord]) -> list[LayerRow]:
+    """Return the rows of a whole run: each layer before the first event and after the last."""
+    if not events:
+        return []
+    last = {row.name: row for row in events[-1].layers}
+    return [
+        replace(
+            row,
+            channels_after=last[row.name].channels_after,
+            params_after=last[row.name].params_after,
+            macs_after=last[row.name].macs_after,
+        )
+        for row in events[0].layers
+    ]
+
+
+def kept_units(group: ChannelGroup, plan: PruningPlan) -> list[int]:
+    """Return the units of a group that a plan leaves."""
+    gone: set[int] = set()
+    for slot in group.slots:
+        cut = set(plan.removed.get(slot.tensor, {}).get(slot.dim, ()))
+        gone.update(int(unit) for index, unit in zip(slot.index, slot.unit, strict=True) if int(index) in cut)
+    return [unit for unit in range(group.size) if unit not in gone]
+
+
+def event_record(
+    index: int,
+    epoch: int,
+    global_step: int,
+    criterion: str,
+    structure: Structure,
+    plan: PruningPlan,
+    scores: Mapping[str, Tensor],
+    metrics: Mapping[str, float | None] | None = None,
+) -> EventRecord:
+    """Describe one pruning event.
+
+    Args:
+        index: 0 for the first event of the run.
+        epoch: epoch at whose start it happened.
+        global_step: optimizer steps taken before it.
+        criterion: name of the criterion.
+        structure: of the model before the event.
+        plan: what went.
+        scores: channel group -> (units,) scores.
+        metrics: last validation metrics before the event.
+    """
+    cost = structure.cost_of(plan)
+    return EventRecord(
+        index=index,
+        epoch=epoch,
+        global_step=global_step,
+        criterion=criterion,
+        macs=cost.macs,
+        params=cost.params,
+        layers=layer_rows(structure, plan),
+        scores={name: [float(value) for value in values] for name, values in scores.items()},
+        kept={name: kept_units(structure.group(name), plan) for name in scores},
+        metrics_before=dict(metrics or {}),
+    )
