@@ -1,0 +1,82 @@
+"""From the scores of filters to one score per unit of a channel group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from infoprune.structure import GroupSlot
+
+NORMALIZE = ("minmax", "mean", "none")
+COMBINE = ("mean", "sum", "max")
+
+# Differences below this share of the values are rounding; stretching them to [0, 1] would rank noise.
+ROUNDING = 1e-9
+
+
+def minmax(values: Tensor) -> Tensor:
+    """Map values to [0, 1]; values that are all the same give 0.
+
+    >>> minmax(torch.tensor([1.0, 3.0, 2.0])).tolist(), minmax(torch.tensor([5.0, 5.0])).tolist()
+    ([0.0, 1.0, 0.5], [0.0, 0.0])
+    """
+    if not values.numel():
+        return values
+    low, high = values.min(), values.max()
+    if high - low <= ROUNDING * torch.maximum(low.abs(), high.abs()):
+        return torch.zeros_like(values)
+    return (values - low) / (high - low)
+
+
+def normalized(values: Tensor, how: str) -> Tensor:
+    """Bring scores of one layer to a scale that other layers share.
+
+    Args:
+        values: (n,) scores.
+        how: ``"minmax"`` to [0, 1], ``"mean"`` divides by the mean absolute score, ``"none"`` changes nothing.
+    """
+    if how == "minmax":
+        return minmax(values)
+    scale = values.abs().mean()
+    return values / scale if how == "mean" and scale > 0 else values
+
+
+def unit_scores(filter_scores: Tensor, slot: GroupSlot, size: int) -> Tensor:
+    """Mean score of the filters of each unit.
+
+    Args:
+        filter_scores: (filters,) scores of one layer.
+        slot: Which filters belong to which unit.
+        size: Number of units.
+
+    Returns:
+        (size,) scores.
+    """
+    index, unit = torch.as_tensor(slot.index), torch.as_tensor(slot.unit)
+    total = filter_scores.new_zeros(size).index_add_(0, unit, filter_scores[index])
+    return total / torch.bincount(unit, minlength=size)
+
+
+def combine_members(members: Sequence[tuple[Tensor, GroupSlot]], size: int, normalize: str, combine: str) -> Tensor:
+    """One score per unit from the layers that feed a group.
+
+    Args:
+        members: The scores of each layer's filters with the slot that places them.
+        size: Number of units.
+        normalize: ``"minmax"``, ``"mean"`` or ``"none"``; applied only where several layers meet.
+        combine: ``"mean"``, ``"sum"`` or ``"max"`` over the layers.
+
+    Returns:
+        (size,) scores.
+    """
+    rows = [unit_scores(values, slot, size) for values, slot in members]
+    if len(rows) == 1:
+        return rows[0]
+    stacked = torch.stack([normalized(row, normalize) for row in rows])
+    if combine == "max":
+        return stacked.amax(dim=0)
+    return stacked.sum(dim=0) if combine == "sum" else stacked.mean(dim=0)

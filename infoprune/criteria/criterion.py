@@ -1,0 +1,168 @@
+"""What every criterion has in common: from scores of filters to scores of units."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from infoprune.criteria.aggregation import COMBINE, NORMALIZE, combine_members
+from infoprune.errors import ConfigurationError
+from infoprune.registry import Registry, check_choice
+
+if TYPE_CHECKING:
+    from infoprune.structure import ChannelGroup, GroupSlot, Layer, Structure
+
+Scores = dict[str, Tensor]
+"""Group name -> float64 CPU tensor (units,), higher = keep. Only prunable groups."""
+
+
+@dataclass(kw_only=True)
+class Criterion(ABC):
+    """Scores every unit of every prunable group; higher = keep.
+
+    A subclass scores the filters of single layers. What the units of a group get from the layers that feed it is
+    decided
+    here: a unit with several filters in a layer takes their mean, and where several layers are coupled (their outputs
+    are added, say), each layer's unit scores are first brought to a common scale. A group with one layer keeps the
+    criterion's own values.
+
+    Args:
+        normalize: Common scale for coupled layers: ``"minmax"`` to [0, 1] (a constant layer gives 0), ``"mean"``
+            divides by the mean absolute score, ``"none"`` leaves the values.
+        combine: How coupled layers are combined: ``"mean"``, ``"sum"`` or ``"max"``.
+
+    Raises:
+        ConfigurationError: an option that does not exist, or (when called) NaN or infinite weights or scores; the
+            message names the layer.
+    """
+
+    normalize: str = "minmax"
+    combine: str = "mean"
+
+    name: ClassVar[str] = ""
+    needs_data: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_choice(self.label, "normalize", self.normalize, NORMALIZE)
+        check_choice(self.label, "combine", self.combine, COMBINE)
+
+    @property
+    def label(self) -> str:
+        """How messages call this criterion."""
+        return f"criterion {self.name!r}" if self.name else type(self).__name__
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options by name, as a run record keeps them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+
+    @abstractmethod
+    def layer_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> dict[str, Tensor]:
+        """Score the filters of every layer that feeds a prunable group.
+
+        Returns:
+            Layer name -> (filters,) scores, higher = keep.
+        """
+
+    def members(self, model: nn.Module, structure: Structure, group: ChannelGroup) -> list[tuple[str, GroupSlot]]:
+        """The scored layers of a group, each with the slot that says which of its filters belong to which unit."""
+        return [(layer.name, slot) for layer, slot in structure.producers(group)]
+
+    def __call__(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None = None) -> Scores:
+        """Score every unit of every prunable group that has at least one layer to score.
+
+        Args:
+            model: The model that ``structure`` was traced from. It is not changed.
+            structure: Its channel groups.
+            data: Batches of training images for criteria that need them, ignored by the others.
+        """
+        if self.needs_data and data is None:
+            raise ConfigurationError(f"{self.label} scores with data: pass batches of training images as data")
+        of_layer = {
+            name: scores.detach().to("cpu", torch.float64)
+            for name, scores in self.layer_scores(model, structure, data).items()
+        }
+        for name, values in of_layer.items():
+            check_finite(values, name, f"the scores of {self.label}")
+        scores: Scores = {}
+        for group in structure.prunable:
+            members = self.members(model, structure, group)
+            if members:
+                rows = [(of_layer[name], slot) for name, slot in members]
+                scores[group.name] = combine_members(rows, group.size, self.normalize, self.combine)
+        return scores
+
+
+class WeightCriterion(Criterion):
+    """A criterion that looks at the filters of one layer at a time, and at nothing else."""
+
+    @abstractmethod
+    def filter_scores(self, filters: Tensor) -> Tensor:
+        """Score the filters of one layer.
+
+        Args:
+            filters: (N, C, K) float64: N filters of C kernels with K weights each; K = 1 for 1x1 convolutions and
+                linear layers, C = 1 for depthwise convolutions.
+
+        Returns:
+            (N,) scores, higher = keep.
+        """
+
+    def layer_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> dict[str, Tensor]:
+        """Score every layer that feeds a prunable group; ``data`` is not used."""
+        return {layer.name: self.filter_scores(filters_of(model, layer)) for layer in scored_layers(structure)}
+
+
+CRITERIA: Registry[Criterion] = Registry("criterion", Criterion)  # type: ignore[type-abstract]
+
+
+def get_criterion(spec: str | Mapping[str, Any] | Criterion) -> Criterion:
+    """Return the criterion that ``spec`` names.
+
+    Args:
+        spec: ``"l1"``, ``{"name": "capacity_independence", "balance": 0.3}``, or a criterion, returned as it is.
+
+    Raises:
+        ConfigurationError: unknown criterion or option; the message gives the nearest known one.
+
+    Example:
+        >>> get_criterion("l1").options
+        {'normalize': 'minmax', 'combine': 'mean'}
+    """
+    return CRITERIA.build(spec)
+
+
+def scored_layers(structure: Structure) -> list[Layer]:
+    """The layers whose filters belong to a prunable group, each once, in forward order."""
+    wanted = {layer.name for group in structure.prunable for layer, _ in structure.producers(group)}
+    return [layer for layer in structure.layers if layer.name in wanted]
+
+
+def filters_of(model: nn.Module, layer: Layer) -> Tensor:
+    """The filters of a layer as (filters, kernels, weights per kernel), float64 on the CPU.
+
+    Always the CPU and always float64, so that a plan does not depend on the device or the precision of a run.
+
+    Raises:
+        ConfigurationError: a weight is NaN or infinite.
+    """
+    weight = model.get_parameter(layer.weight).detach().to("cpu", torch.float64)
+    check_finite(weight, layer.name, "its weights")
+    weight = weight.movedim(layer.dim, 0)
+    return weight.reshape(weight.shape[0], weight.shape[1], -1)
+
+
+def check_finite(values: Tensor, layer: str, what: str) -> None:
+    """Raise a ConfigurationError that names the layer if ``values`` hold a NaN or an infinity."""
+    if not torch.isfinite(values.sum(dtype=torch.float64)):
+        bad = int((~torch.isfinite(values)).sum())
+        raise ConfigurationError(
+            f"{layer}: {what} hold {bad} NaN or infinite values of {values.numel()}; restore a sound checkpoint "
+            f"before pruning"
+        )

@@ -1,0 +1,25 @@
+"""Distance from the layer's geometric median: filters that the others can stand in for go.
+
+Source: He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration" (FPGM),
+CVPR 2019. As in their code, a filter's closeness to the median is measured by its summed distance to all filters of
+the layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from infoprune.criteria.criterion import CRITERIA, WeightCriterion
+from infoprune.criteria.distances import sum_of_l2
+
+
+@CRITERIA.register("geometric_median")
+@dataclass(kw_only=True)
+class GeometricMedian(WeightCriterion):
+    """Sum of a filter's Euclidean distances to all filters of its layer. Data-free."""
+
+    def filter_scores(self, filters: Tensor) -> Tensor:
+        """(N, C, K) filters -> (N,) summed distances."""
+        return sum_of_l2(filters.flatten(1))

@@ -1,0 +1,32 @@
+"""Norms of filters: the smallest go.
+
+Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017 (L1; L2 is their comparison).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from infoprune.criteria.criterion import CRITERIA, WeightCriterion
+
+
+@CRITERIA.register("l1")
+@dataclass(kw_only=True)
+class L1(WeightCriterion):
+    """Sum of a filter's absolute weights. Data-free."""
+
+    def filter_scores(self, filters: Tensor) -> Tensor:
+        """(N, C, K) filters -> (N,) L1 norms."""
+        return filters.abs().sum(dim=(1, 2))
+
+
+@CRITERIA.register("l2")
+@dataclass(kw_only=True)
+class L2(WeightCriterion):
+    """Euclidean norm of a filter. Data-free."""
+
+    def filter_scores(self, filters: Tensor) -> Tensor:
+        """(N, C, K) filters -> (N,) L2 norms."""
+        return filters.flatten(1).norm(dim=1)
