@@ -43,7 +43,7 @@ def sum_of_l2(points: Tensor) -> Tensor:
         (N,).
     """
     sums = points.new_zeros(len(points))
-    for rows, columns, block in _upper_blocks(points):
+    for rows, _, block in _upper_blocks(points):
         sums[rows] += block.sum(dim=1)
         sums[rows.stop :] += block[:, rows.stop - rows.start :].sum(dim=0)
     return sums

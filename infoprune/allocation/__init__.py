@@ -1,0 +1,25 @@
+"""How many filters each layer keeps, within a budget.
+
+An :class:`Allocation` says how the channel groups share the pressure; the budget solver that all of them share finds
+the pressure that meets the budget. All of it is pure: the same structure, scores and budget give the same widths.
+"""
+
+from infoprune.allocation.allocation import ALLOCATIONS, Allocation, get_allocation
+from infoprune.allocation.budget import Budget
+from infoprune.allocation.global_ranking import GlobalRanking
+from infoprune.allocation.per_layer import PerLayer
+from infoprune.allocation.per_stage import PerStage
+from infoprune.allocation.select import select
+from infoprune.allocation.uniform import Uniform
+
+__all__ = [
+    "ALLOCATIONS",
+    "Allocation",
+    "Budget",
+    "GlobalRanking",
+    "PerLayer",
+    "PerStage",
+    "Uniform",
+    "get_allocation",
+    "select",
+]

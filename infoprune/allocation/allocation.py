@@ -1,0 +1,192 @@
+"""What every allocation has in common: from the wanted cut to the width of every group."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from infoprune.allocation.budget import Budget, cost_share
+from infoprune.allocation.grid import Grid
+from infoprune.allocation.solve import Measure, Path, Widths, solve
+from infoprune.errors import BudgetError, ConfigurationError
+from infoprune.registry import Registry
+
+if TYPE_CHECKING:
+    from infoprune.cost import Cost
+    from infoprune.criteria import Scores
+    from infoprune.structure import ChannelGroup, Structure
+
+# A budget counts as met when at most this share of it is left unspent.
+TOLERANCE = 0.01
+
+
+@dataclass(kw_only=True)
+class Allocation(ABC):
+    """Decides how many units every prunable group keeps.
+
+    A subclass says which groups give way first, as a path from all units to the fewest. How far to go along it
+    follows from a budget, from an amount, or from the subclass's own ratios.
+    """
+
+    name: ClassVar[str] = ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options by name, as a run record keeps them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+
+    @abstractmethod
+    def path(self, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
+        """Widths of the groups in ``grids`` at a pressure in [0, 1], shrinking from all units to the fewest."""
+
+    def without_budget(
+        self,
+        structure: Structure,
+        scores: Scores | None,
+        grids: Mapping[str, Grid],
+        amount: float | None,
+        fraction: float,
+    ) -> Widths:
+        """Widths where no budget is given: together the groups lose ``fraction`` x ``amount`` of their units."""
+        amount = self.need_amount(amount)
+        path = self.path(structure, scores, grids)
+        whole = sum(grid.original or grid.size for grid in grids.values())
+        fewest = sum(path(1.0).values()) / whole
+        target = 1 - fraction * amount
+        if fewest > target:
+            raise BudgetError(
+                f"an amount of {fraction * amount:.4g} leaves {target:.4g} of the units, but the fewest that "
+                f"allocation "
+                f"{self.name!r} and min_width leave are {fewest:.4g}; remove at most {1 - fewest:.4g}"
+            )
+        return solve(path, grids, lambda widths: sum(widths.values()) / whole, target)
+
+    def need_amount(self, amount: float | None) -> float:
+        """The amount, or a ConfigurationError where neither it nor a budget was given."""
+        if amount is None:
+            raise ConfigurationError(f"allocation {self.name!r} needs a budget (macs, params or latency) or an amount")
+        return amount
+
+    def widths(
+        self,
+        structure: Structure,
+        scores: Scores | None = None,
+        budget: Budget | None = None,
+        amount: float | None = None,
+        round_to: int = 1,
+        min_width: int = 1,
+        *,
+        fraction: float = 1.0,
+        reference: Cost | None = None,
+        sizes: Mapping[str, int] | None = None,
+        measure: Measure | None = None,
+    ) -> Widths:
+        """How many units each prunable group keeps.
+
+        Args:
+            structure: The structure as it is now.
+            scores: Group name -> (units,) scores. Groups without scores keep everything; None stands for all groups
+                and serves allocations that do not look at scores.
+            budget: What the model may cost afterwards. The result costs at most that, and within 1 % of it unless the
+                widths do not allow it, which is warned about.
+            amount: Instead of a budget: the share of units to remove, in [0, 1).
+            round_to: Widths are multiples of it, unless a group stays whole.
+            min_width: Fewest units that a group keeps.
+            fraction: How much of the way to go now (gradual schedules): a budget becomes 1 - fraction x (1 - keep).
+            reference: The cost that the budget is a fraction of; that of ``structure`` by default. Gradual pruning
+                passes the cost before the first event.
+            sizes: Group name -> units before the first event, which amounts and ratios refer to.
+            measure: Share of the original cost that widths cost. By default counted for ``macs`` and ``params``;
+                needed for ``latency``.
+
+        Returns:
+            Group name -> units to keep, for every prunable group that has scores.
+
+        Raises:
+            ConfigurationError: options that clash or are out of range, or nothing to prune.
+            BudgetError: the budget is below what the frozen layers and the fewest units cost; the message says the
+                floor.
+        """
+        if budget is not None and amount is not None:
+            raise ConfigurationError(
+                f"both a {budget.kind} budget of {budget.keep:g} and an amount of {amount:g}: give one"
+            )
+        if amount is not None and (isinstance(amount, bool) or not 0 <= amount < 1):
+            raise ConfigurationError(f"amount must be in [0, 1), got {amount!r}; it is the share of units to remove")
+        if not 0 < fraction <= 1:
+            raise ConfigurationError(f"fraction must be in (0, 1], got {fraction!r}")
+        grids = {
+            group.name: Grid(group.size, round_to, min_width, (sizes or {}).get(group.name))
+            for group in prunable_groups(structure, scores)
+        }
+        if budget is None:
+            return self.without_budget(structure, scores, grids, amount, fraction)
+        if measure is None:
+            if budget.kind == "latency":
+                raise ConfigurationError("a latency budget needs a measure: the share of the latency that widths take")
+            measure = cost_share(structure, budget.kind, reference)
+        return within_budget(structure, budget, fraction, self.path(structure, scores, grids), grids, measure)
+
+
+ALLOCATIONS: Registry[Allocation] = Registry("allocation", Allocation)  # type: ignore[type-abstract]
+
+
+def get_allocation(spec: str | Mapping[str, Any] | Allocation) -> Allocation:
+    """Return the allocation that ``spec`` names.
+
+    Args:
+        spec: ``"uniform"``, ``{"name": "per_layer", "ratios": {...}}``, or an allocation, returned as it is.
+
+    Raises:
+        ConfigurationError: unknown allocation or option; the message gives the nearest known one.
+    """
+    return ALLOCATIONS.build(spec)
+
+
+def prunable_groups(structure: Structure, scores: Scores | None) -> list[ChannelGroup]:
+    """The groups that widths are decided for, in forward order."""
+    groups = [group for group in structure.prunable if scores is None or group.name in scores]
+    if not groups:
+        reasons = "; ".join(f"{group.name}: {group.reason}" for group in structure.groups[:3])
+        raise ConfigurationError(
+            f"nothing to prune: all {len(structure.groups)} channel groups are frozen "
+            f"({reasons or 'the model has none'})"
+        )
+    return groups
+
+
+def within_budget(
+    structure: Structure, budget: Budget, fraction: float, path: Path, grids: Mapping[str, Grid], measure: Measure
+) -> Widths:
+    """The widths along ``path`` that spend the budget; see :meth:`Allocation.widths`."""
+    target = 1 - fraction * (1 - budget.keep)
+    floor = measure(path(1.0))
+    if floor > target:
+        raise BudgetError(_too_small(structure, budget, target, floor, path(1.0)))
+    widths = solve(path, grids, measure, target)
+    reached = measure(widths)
+    if reached < (1 - TOLERANCE) * target and any(widths[name] < grid.size for name, grid in grids.items()):
+        warnings.warn(
+            f"the {budget.kind} budget of {target:.4g} is met at {reached:.4g}: the nearest from below that was "
+            f"found with "
+            "these widths (smaller round_to or min_width allow finer steps)",
+            stacklevel=3,
+        )
+    return widths
+
+
+def _too_small(structure: Structure, budget: Budget, target: float, floor: float, widths: Widths) -> str:
+    fewest = max(widths.values())
+    frozen = [group.name for group in structure.groups if group.frozen]
+    held = f"; frozen: {', '.join(frozen[:3])}{' and others' if len(frozen) > 3 else ''}" if frozen else ""
+    return (
+        f"a {budget.kind} budget of {target:.4g} is below the floor of {floor:.4g} that stays when every prunable "
+        f"group is cut "
+        f"to its fewest units (at most {fewest}){held}; ask for at least {floor:.4g}, or lower round_to and "
+        f"min_width, or "
+        "freeze less"
+    )

@@ -1,0 +1,58 @@
+"""What a pruned model may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from infoprune.errors import ConfigurationError
+from infoprune.registry import check_choice
+
+if TYPE_CHECKING:
+    from infoprune.cost import Cost
+    from infoprune.structure import Structure
+
+KINDS = ("macs", "params", "latency")
+
+Widths = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A cost and the fraction of it that stays.
+
+    Args:
+        kind: ``"macs"``, ``"params"`` or ``"latency"``.
+        keep: Fraction of the original cost that stays, in (0, 1].
+
+    Raises:
+        ConfigurationError: unknown kind, or ``keep`` outside (0, 1].
+
+    Example:
+        >>> Budget("macs", 0.5)
+        Budget(kind='macs', keep=0.5)
+    """
+
+    kind: str
+    keep: float
+
+    def __post_init__(self) -> None:
+        check_choice("budget", "kind", self.kind, KINDS)
+        if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)) or not 0 < self.keep <= 1:
+            raise ConfigurationError(
+                f"budget: the fraction of {self.kind} to keep must be in (0, 1], got {self.keep!r} (0.5 keeps half)"
+            )
+
+
+def cost_share(structure: Structure, kind: str, reference: Cost | None = None) -> Callable[[Widths], float]:
+    """A function from widths to the share of the original MACs or parameters that they cost.
+
+    Args:
+        structure: Where the widths apply.
+        kind: ``"macs"`` or ``"params"``.
+        reference: The cost that counts as 1; the cost of ``structure`` as it is by default. In gradual pruning, pass
+            the cost of the model before the first event.
+    """
+    whole = getattr(reference or structure.cost(), kind)
+    return lambda widths: getattr(structure.cost(widths), kind) / whole if whole else 0.0

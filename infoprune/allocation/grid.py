@@ -1,0 +1,57 @@
+"""Which widths a channel group may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infoprune.errors import ConfigurationError
+
+# A ratio such as 0.9 of 10 leaves 0.99999... of a unit in floating point; it means 1.
+SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The widths open to a group: multiples of a step from a lowest width on, and the whole group.
+
+    Args:
+        size: All units of the group.
+        step: Widths are multiples of it (except ``size`` itself).
+        least: Widths are not below it.
+        original: Units that ratios refer to; ``size`` unless the group was pruned before.
+
+    Example:
+        >>> Grid(size=20, step=8).lowest, Grid(size=20, step=8).at(0.5), Grid(size=20, step=8).up(16)
+        (8, 8, 20)
+    """
+
+    size: int
+    step: int = 1
+    least: int = 1
+    original: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("round_to", self.step), ("min_width", self.least)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+    @property
+    def lowest(self) -> int:
+        """The smallest width."""
+        return min(self.size, -(-self.least // self.step) * self.step)
+
+    def at(self, share: float) -> int:
+        """The width for a kept share of the original units: int(share x original), then the nearest multiple."""
+        wanted = int((self.original or self.size) * share + SLACK)
+        if wanted >= self.size:
+            return self.size
+        multiple = (2 * wanted + self.step) // (2 * self.step) * self.step
+        return max(self.lowest, min(self.size, multiple))
+
+    def up(self, width: int) -> int:
+        """The next width above, or the same if there is none."""
+        return min(self.size, (width // self.step + 1) * self.step)
+
+    def down(self, width: int) -> int:
+        """The next width below, or the same if there is none."""
+        return max(self.lowest, (width - 1) // self.step * self.step)

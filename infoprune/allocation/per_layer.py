@@ -1,0 +1,62 @@
+"""A ratio for every layer, written down by name or pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from infoprune.allocation.allocation import ALLOCATIONS
+from infoprune.allocation.ratios import RatioAllocation, check_ratio
+from infoprune.errors import ConfigurationError, nearest
+
+if TYPE_CHECKING:
+    from infoprune.structure import ChannelGroup, Structure
+
+
+@ALLOCATIONS.register("per_layer")
+@dataclass(kw_only=True)
+class PerLayer(RatioAllocation):
+    """Ratios by layer name or shell pattern; layers that no pattern matches keep everything.
+
+    A group goes by its own name and by the names of all layers whose filters it holds. Where several patterns match,
+    the last one counts, so that exceptions follow rules.
+
+    Args:
+        ratios: Pattern -> share of units to remove, in [0, 1): ``{"layer1.*": 0.3, "layer1.0.conv1": 0.5}``.
+
+    Raises:
+        ConfigurationError: a ratio outside [0, 1), a pattern that matches no layer, or only frozen ones.
+    """
+
+    ratios: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.ratios, Mapping) or not self.ratios:
+            raise ConfigurationError(
+                f"allocation 'per_layer' needs ratios, a mapping of layer patterns to ratios; got {self.ratios!r}"
+            )
+        for pattern, ratio in self.ratios.items():
+            check_ratio(f"allocation 'per_layer', pattern {pattern!r}", ratio)
+
+    def ratios_of(self, structure: Structure) -> dict[str, float]:
+        """Group name -> the ratio of the last pattern that matches it."""
+        names = {group.name: _names(structure, group) for group in structure.groups}
+        ratios: dict[str, float] = {}
+        for pattern, ratio in self.ratios.items():
+            matched = [group for group in structure.groups if any(fnmatchcase(n, pattern) for n in names[group.name])]
+            if not matched:
+                known = [name for group_names in names.values() for name in group_names]
+                raise ConfigurationError(f"no layer matches the pattern {pattern!r}{nearest(pattern, known)}")
+            if ratio > 0 and all(group.frozen for group in matched):
+                raise ConfigurationError(
+                    f"the pattern {pattern!r} with ratio {ratio:g} matches only frozen layers ({matched[0].name}: "
+                    f"{matched[0].reason})"
+                )
+            ratios.update((group.name, float(ratio)) for group in matched if not group.frozen)
+        return ratios
+
+
+def _names(structure: Structure, group: ChannelGroup) -> set[str]:
+    return {group.name, *(layer.name for layer, _ in structure.producers(group))}

@@ -1,0 +1,59 @@
+"""Allocations that are given a ratio for every group."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from infoprune.allocation.allocation import Allocation
+from infoprune.allocation.grid import Grid
+from infoprune.allocation.solve import Path, Widths
+from infoprune.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from infoprune.criteria import Scores
+    from infoprune.structure import Structure
+
+
+@dataclass(kw_only=True)
+class RatioAllocation(Allocation):
+    """Keeps ``int(size * (1 - ratio))`` units of each group; under a budget, all ratios are scaled by one factor."""
+
+    @abstractmethod
+    def ratios_of(self, structure: Structure) -> dict[str, float]:
+        """Group name -> share of units to remove, in [0, 1); groups that are not named keep everything."""
+
+    def path(self, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
+        """The ratios scaled from 0 to where even the smallest of them empties its group."""
+        ratios = self.ratios_of(structure)
+        largest = 1 / min((ratio for ratio in ratios.values() if ratio > 0), default=1.0)
+        return lambda pressure: _scaled(ratios, pressure * largest, grids)
+
+    def without_budget(
+        self,
+        structure: Structure,
+        scores: Scores | None,
+        grids: Mapping[str, Grid],
+        amount: float | None,
+        fraction: float,
+    ) -> Widths:
+        """The ratios as they are, scaled by ``fraction``."""
+        if amount is not None:
+            raise ConfigurationError(
+                f"an amount of {amount:g} and the ratios of allocation {self.name!r} both say how many units go: "
+                f"give one"
+            )
+        return _scaled(self.ratios_of(structure), fraction, grids)
+
+
+def _scaled(ratios: Mapping[str, float], scale: float, grids: Mapping[str, Grid]) -> Widths:
+    return {name: grid.at(max(0.0, 1 - scale * ratios.get(name, 0.0))) for name, grid in grids.items()}
+
+
+def check_ratio(owner: str, ratio: object) -> float:
+    """Return ``ratio`` as a float; raise a ConfigurationError that names its owner unless it is in [0, 1)."""
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
+        raise ConfigurationError(f"{owner}: a ratio is the share of units to remove, in [0, 1); got {ratio!r}")
+    return float(ratio)

@@ -1,0 +1,88 @@
+"""Meeting a budget: bisection along an allocation's path, then moves of single units.
+
+A path maps a pressure in [0, 1] to widths that only shrink as the pressure grows. Every step below looks for the two
+neighbouring states around the target and never at the target alone, so a larger budget never gets a cheaper model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from infoprune.allocation.grid import Grid
+
+Widths = dict[str, int]
+Path = Callable[[float], Widths]
+Measure = Callable[[Mapping[str, int]], float]
+
+BISECTIONS = 40
+ROUNDS = 4
+# A bracket this narrow (as a share of the original cost) is not worth another round.
+CLOSE = 5e-4
+
+
+def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float) -> Widths:
+    """The widths along ``path``, give or take single units, that cost the most within ``target``.
+
+    Args:
+        path: Widths at a pressure in [0, 1]; pressure 1 must cost at most ``target``.
+        grids: Group name -> the widths open to it.
+        measure: Share of the original cost that widths cost; smaller widths must not cost more.
+        target: Share that may be spent.
+    """
+    low, high = path(1.0), path(0.0)
+    if measure(high) <= target:
+        return high
+    low, high = _bisect(path, measure, target)
+    low, high = _walk(low, high, grids, measure, target)
+    for _ in range(ROUNDS):
+        if measure(high) - measure(low) <= CLOSE:
+            break
+        low, high = _narrow(low, high, grids, measure, target)
+    return low
+
+
+def _bisect(path: Path, measure: Measure, target: float) -> tuple[Widths, Widths]:
+    """Neighbouring points of the path, the first within the target, the second beyond it."""
+    enough, little = 1.0, 0.0
+    low, high = path(enough), path(little)
+    for _ in range(BISECTIONS):
+        middle = (enough + little) / 2
+        widths = path(middle)
+        if widths == low:
+            enough = middle
+        elif widths == high:
+            little = middle
+        elif measure(widths) <= target:
+            enough, low = middle, widths
+        else:
+            little, high = middle, widths
+    return low, high
+
+
+def _walk(
+    low: Widths, high: Widths, grids: Mapping[str, Grid], measure: Measure, target: float
+) -> tuple[Widths, Widths]:
+    """Where several groups change at one pressure: change them one by one, in order, until the target is crossed."""
+    below = dict(low)
+    for name in low:
+        while below[name] < high[name]:
+            above = {**below, name: grids[name].up(below[name])}
+            if measure(above) > target:
+                return below, above
+            below = above
+    return below, high
+
+
+def _narrow(
+    low: Widths, high: Widths, grids: Mapping[str, Grid], measure: Measure, target: float
+) -> tuple[Widths, Widths]:
+    """Close in on the target with the states one step above ``low`` or one step below ``high``."""
+    below, above = (measure(low), low), (measure(high), high)
+    for name, grid in grids.items():
+        for state in ({**low, name: grid.up(low[name])}, {**high, name: grid.down(high[name])}):
+            cost = measure(state)
+            if below[0] < cost <= target:
+                below = (cost, state)
+            elif target < cost < above[0]:
+                above = (cost, state)
+    return below[1], above[1]
