@@ -19,13 +19,12 @@ from infoprune.cost import Cost
 from infoprune.criteria import Criterion, Scores
 from infoprune.decide import Target, decide
 from infoprune.errors import CheckpointError, PlanError
-from infoprune.structure import PruningPlan, Structure, check_plan, shrink, trace
+from infoprune.structure import PruningPlan, Structure, check_plan, plan_of, shrink, trace
 from infoprune.structure.tracer import Inputs
 
 Model = TypeVar("Model", bound=nn.Module)
 
 FORMAT = 1
-_PLAN = "_infoprune_plan"
 
 
 @dataclass(frozen=True)
@@ -106,19 +105,7 @@ def prune(
     check_plan(model, example_inputs, structure, decision.plan)
     before, after = structure.cost(), structure.cost_of(decision.plan)
     shrink(model, decision.plan, optimizers)
-    remember(model, decision.plan)
     return PruneResult(decision.plan, before, after, structure, decision.scores)
-
-
-def remember(model: nn.Module, plan: PruningPlan) -> None:
-    """Keep the joined plan of all cuts with the model, for :func:`save`."""
-    before = getattr(model, _PLAN, None)
-    object.__setattr__(model, _PLAN, plan if before is None else before.then(plan))
-
-
-def plan_of(model: nn.Module) -> PruningPlan:
-    """The joined plan of all cuts made to a model by :func:`prune` or :func:`load` (empty if there were none)."""
-    return getattr(model, _PLAN, PruningPlan())
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -153,7 +140,6 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
     except PlanError as error:
         raise CheckpointError(f"{path} belongs to another architecture: {error}") from error
     model.load_state_dict(data["state_dict"])
-    remember(model, plan)
     return model
 
 

@@ -1,6 +1,7 @@
 """Which channels live and die together, and removing them."""
 
 from infoprune.structure.groups import ChannelGroup, GroupSlot, Layer, Structure
+from infoprune.structure.memory import plan_of
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.rules import rule
 from infoprune.structure.shrink import shrink
@@ -15,6 +16,7 @@ __all__ = [
     "Structure",
     "Verification",
     "check_plan",
+    "plan_of",
     "rule",
     "shrink",
     "trace",

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from infoprune.errors import SurgeryError
 from infoprune.structure import attributes
+from infoprune.structure.memory import remember
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.tensors import OwnedTensor, owned_tensors
 
@@ -45,7 +46,10 @@ def shrink(
     changed = attributes.changes(model, plan, names)
     replaced = {name: _cut_owned(owned[name], plan) for name in plan.shapes if _is_cut(plan, name)}
     states = [_cut_state(optimizer, owned, plan, replaced) for optimizer in optimizers]
-    return _commit(owned, replaced, changed, optimizers, states)
+    old_values = [(module, key, getattr(module, key)) for module, key, _ in changed]
+    mapping = _commit(owned, replaced, changed, optimizers, states)
+    remember(model, plan, owned, old_values)
+    return mapping
 
 
 def _is_cut(plan: PruningPlan, name: str) -> bool:

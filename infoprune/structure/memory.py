@@ -1,0 +1,135 @@
+"""What each layer has lost since it was built, kept with the layer itself.
+
+So a model that was pruned in several events, copied, pickled or taken apart can always tell the plan that leads from
+its architecture to its shape, and can be given its first shape back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infoprune.structure.plan import PruningPlan
+from infoprune.structure.tensors import OwnedTensor, owned_tensors
+
+_KEY = "_infoprune_memory"
+
+
+@dataclass
+class Memory:
+    """What one module has lost.
+
+    Attributes:
+        plan: all cuts of its own tensors, by their short names, and of its own numbers.
+        attributes: every number that was rewritten, as it was at first.
+    """
+
+    plan: PruningPlan = field(default_factory=PruningPlan)
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+def remember(
+    model: nn.Module,
+    plan: PruningPlan,
+    owned: Mapping[str, OwnedTensor],
+    old_values: Sequence[tuple[nn.Module, str, Any]],
+) -> None:
+    """Note a plan that was applied in the modules concerned.
+
+    Args:
+        model: the model that was cut.
+        plan: what went.
+        owned: the model's tensors before the cut.
+        old_values: the rewritten attributes with the values that they had.
+    """
+    for name, dims in plan.removed.items():
+        for module, key in owned[name].owners:
+            memory = _memory(module)
+            if key in memory.plan.shapes and memory.plan.shape_after(key) != plan.shapes[name]:
+                memory.plan = _without(memory.plan, key)  # the tensor was replaced by somebody else in between
+            memory.plan = memory.plan.then(PruningPlan({key: dims}, {key: plan.shapes[name]}))
+    for module, key, value in old_values:
+        _memory(module).attributes.setdefault(key, value)
+    for path, values in plan.attributes.items():
+        owner, _, key = path.rpartition(".")
+        memory = _memory(model.get_submodule(owner))
+        memory.plan = memory.plan.then(PruningPlan(attributes={key: values}))
+
+
+def plan_of(model: nn.Module) -> PruningPlan:
+    """The joined plan of all cuts made to a model, in coordinates of its architecture; empty if there were none.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+        >>> plan_of(net).is_empty
+        True
+    """
+    removed, shapes, attributes = {}, {}, {}
+    for name, entry in owned_tensors(model).items():
+        plan = _loss(entry)
+        if plan is not None:
+            _, key = entry.owners[0]
+            removed[name], shapes[name] = plan.removed[key], plan.shapes[key]
+    for prefix, module in model.named_modules():
+        memory = module.__dict__.get(_KEY)
+        for key, (before, after) in memory.plan.attributes.items() if memory else ():
+            if getattr(module, key, None) == after:
+                attributes[f"{prefix}.{key}" if prefix else key] = (before, after)
+    return PruningPlan(removed, shapes, attributes)
+
+
+def first_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter and buffer before the first cut."""
+    shapes = {}
+    for name, entry in owned_tensors(model).items():
+        plan = _loss(entry)
+        shapes[name] = tuple(entry.tensor.shape) if plan is None else plan.shapes[entry.owners[0][1]]
+    return shapes
+
+
+def regrow(model: nn.Module) -> None:
+    """Give a model the shapes that it had before the first cut, for weights that are to be loaded next.
+
+    The tensors that had lost something become new ones full of zeros.
+    """
+    for entry in owned_tensors(model).values():
+        plan = _loss(entry)
+        if plan is not None:
+            entry.replace(_zeros_like(entry, plan.shapes[entry.owners[0][1]]))
+    for module in model.modules():
+        memory = module.__dict__.pop(_KEY, None)
+        for key, value in memory.attributes.items() if memory else ():
+            setattr(module, key, value)
+
+
+def _memory(module: nn.Module) -> Memory:
+    # Past nn.Module.__setattr__: a note is neither a parameter nor a submodule.
+    memory: Memory = module.__dict__.setdefault(_KEY, Memory())
+    return memory
+
+
+def _loss(entry: OwnedTensor) -> PruningPlan | None:
+    """What the owner of a tensor knows of its losses; None if it lost nothing or has been replaced since."""
+    module, key = entry.owners[0]
+    memory = module.__dict__.get(_KEY)
+    if memory is None or key not in memory.plan.shapes:
+        return None
+    plan: PruningPlan = memory.plan
+    return plan if plan.shape_after(key) == tuple(entry.tensor.shape) else None
+
+
+def _without(plan: PruningPlan, key: str) -> PruningPlan:
+    removed = {name: dims for name, dims in plan.removed.items() if name != key}
+    return PruningPlan(removed, {name: plan.shapes[name] for name in removed}, plan.attributes)
+
+
+def _zeros_like(entry: OwnedTensor, shape: tuple[int, ...]) -> Tensor:
+    with torch.inference_mode(False):
+        tensor = torch.zeros(shape, dtype=entry.tensor.dtype, device=entry.tensor.device)
+    if entry.is_parameter:
+        return nn.Parameter(tensor, requires_grad=entry.tensor.requires_grad)
+    return tensor
