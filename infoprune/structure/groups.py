@@ -114,6 +114,7 @@ class Structure:
         parameters: Sequence[str],
         records: Sequence[OpRecord],
         contractions: Sequence[Contraction],
+        other_contractions: Sequence[Contraction],
         batch: int,
         attributes: Sequence[AttributeSlot] = (),
     ) -> Structure:
@@ -128,7 +129,7 @@ class Structure:
         self._parameters = list(parameters)
         self._contractions = list(contractions)
         self._batch = batch
-        self.layers = tuple(_layers(space.slots, contractions))
+        self.layers = tuple(_layers(space.slots, [*contractions, *other_contractions]))
         self._group()
         return self
 
@@ -190,6 +191,8 @@ class Structure:
         for number, members in slots.items():
             makers = [rank[key] for s in members if (key := (s.tensor, s.dim)) in rank]
             size = int(members[0].unit.max()) + 1
+            if not makers and size == 1:
+                continue  # a dimension of one that nothing was ever united with is no channel
             reason = reasons[number]
             if reason is None and not makers:
                 reason = "no convolution or linear layer makes these channels"
@@ -200,7 +203,7 @@ class Structure:
         entries.sort(key=lambda e: (e[0], e[5] is not None, e[1]))
         taken: dict[str, int] = {}
         groups = []
-        new_number = np.full(len(entries) + 1, -1, dtype=np.int64)
+        new_number = np.full(len(slots) + 1, -1, dtype=np.int64)
         for position, (_, number, label, size, members, reason) in enumerate(entries):
             taken[label] = taken.get(label, 0) + 1
             name = label if taken[label] == 1 else f"{label}#{taken[label]}"
@@ -272,6 +275,12 @@ class Structure:
         alive = self.alive(plan)
         kept = {a.path: (a.value, int(alive[a.labels].sum())) for a in self.attributes}
         return replace(plan, attributes={path: values for path, values in kept.items() if values[0] != values[1]})
+
+    def whole_groups(self, labels: Labels) -> Labels:
+        """These labels and all others of their groups."""
+        groups = np.unique(self.group_of_root[self.component[labels]])
+        members = np.flatnonzero(np.isin(self.group_of_root[self.component], groups[groups >= 0]))
+        return np.union1d(labels, members)
 
     def trial(self) -> PruningPlan:
         """A plan that cuts something from every prunable group, irregularly: the one that `trace` rehearses."""

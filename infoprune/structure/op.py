@@ -72,7 +72,8 @@ class Op:
     def unite_all(self, axes: Sequence[Axis]) -> Axis:
         """These axes meet position by position: unite their labels and return one of them for all.
 
-        Where a labelled axis meets one without labels (an input, a constant of that size) its labels must stay.
+        Where a labelled axis meets one without labels (an input, a constant of that size) its labels must stay, and
+        nothing of the result can be removed.
         """
         labelled = [axis for axis in axes if axis is not None]
         if not labelled:
@@ -80,6 +81,7 @@ class Op:
         if len(labelled) < len(axes):
             for axis in labelled:
                 self.freeze(axis, "meets a tensor that is not a parameter of the model")
+            return None
         first = labelled[0]
         for other in labelled[1:]:
             first = self._unite(first, other)

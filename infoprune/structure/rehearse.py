@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from infoprune.errors import TraceError
 from infoprune.structure import attributes
 from infoprune.structure.flow import Axis, Flow, get_flow, set_flow
 from infoprune.structure.labels import Labels
@@ -23,7 +24,7 @@ from infoprune.structure.op import Op, OpRecord, Output
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.rules import Rule, created, tensors_in
 
-from infoprune.structure.tracer import Tracer, execute, numbers_in
+from infoprune.structure.tracer import Tracer, apply, execute, numbers_in
 
 if TYPE_CHECKING:
     from infoprune.structure.groups import Structure
@@ -56,13 +57,17 @@ def rehearse(session: TraceSession, structure: Structure, plan: PruningPlan) -> 
     changed = attributes.changes(session.model, plan, names)
     blamed: list[Blame] = []
     for train, tracer in session.rehearsed_passes():
-        rehearsal = _Rehearsal(tracer, structure, alive, exact_sizes=session.on_shapes)
+        rehearsal = _Rehearsal(session, plan, tracer, structure, alive)
         try:
             with attributes.rewritten(changed):
                 session.run_pass(rehearsal, train, session.background() | stand_ins, labels)
+        except TraceError:
+            raise
         except Exception as error:
-            if not rehearsal.blamed:
-                rehearsal.blamed = _blame_modules(session, structure, plan, rehearsal.module, error)
+            if rehearsal.blamed:
+                rehearsal.blamed += _blame_likes(session, structure, alive, rehearsal.blamed)
+            else:
+                rehearsal.blamed = _blame_code(session, alive, plan, rehearsal.module, error)
         blamed += rehearsal.blamed
     return blamed
 
@@ -73,34 +78,75 @@ def _shrunk(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.zeros(shape, dtype=tensor.dtype, device=tensor.device).to(memory_format=layout)
 
 
-def _blame_modules(
-    session: TraceSession, structure: Structure, plan: PruningPlan, module: str, error: Exception
-) -> list[Blame]:
-    """The code itself failed: everything that the plan cuts in the innermost module, or around it, has to stay."""
-    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    where = f" in {module}" if module else ""
-    reason = f"the model's code fails when its channels go{where}: {first_line}"
+def _cut_inside(session: TraceSession, alive: np.ndarray, plan: PruningPlan, module: str) -> Labels:
+    """The labels that a plan removes from the tensors of a module, or of the nearest one around it that loses any."""
     while True:
         prefix = f"{module}." if module else ""
         inside = [name for name in plan.shapes if name.startswith(prefix)]
-        if inside:
-            alive = structure.alive(plan)
-            labels = np.concatenate([axis[~alive[axis]] for name in inside for axis in session.labels[name]])
-            return [Blame(labels, reason, -1)]
+        labels = [axis[~alive[axis]] for name in inside for axis in session.labels[name]]
+        if labels or not module:
+            return np.concatenate(labels)
         module = module.rpartition(".")[0]
+
+
+def _likes(model: nn.Module, name: str) -> list[str]:
+    """The modules that run the same code as the one called ``name``."""
+    kind = type(model.get_submodule(name))
+    return [other for other, module in model.named_modules() if type(module) is kind and other != name]
+
+
+def _blame_likes(
+    session: TraceSession, structure: Structure, alive: np.ndarray, blamed: list[Blame]
+) -> list[Blame]:
+    """What one module's code does not let go, its likes will not either, so that a rehearsal that broke off there
+    need not be repeated for each of them."""
+    found = []
+    for blame in blamed:
+        module = structure.records[blame.op].module
+        slots = [slot for slot, where in session.space.slot_ranges() if _meets(blame.labels, where)]
+        own = [slot for slot in slots if module and slot.tensor.startswith(f"{module}.")]
+        for like in _likes(session.model, module) if own else ():
+            names = [(like + slot.tensor.removeprefix(module), slot.dim) for slot in own]
+            axes = [session.labels[name][dim] for name, dim in names if name in session.labels]
+            labels = [axis[~alive[axis]] for axis in axes]
+            if any(len(part) for part in labels):
+                found.append(Blame(np.concatenate(labels), blame.reason, blame.op))
+    return found
+
+
+def _meets(labels: Labels, where: slice) -> bool:
+    return bool(((labels >= where.start) & (labels < where.stop)).any())
+
+
+def _blame_code(
+    session: TraceSession, alive: np.ndarray, plan: PruningPlan, module: str, error: Exception
+) -> list[Blame]:
+    """The model's code itself failed in a module: what is cut there, and in its likes, stays."""
+    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    blamed = []
+    for name in [module, *_likes(session.model, module)]:
+        if name == module or any(tensor.startswith(f"{name}.") for tensor in plan.shapes):
+            where = f" in {name}" if name else ""
+            reason = f"cannot go without breaking the model's code{where}: {first_line}"
+            blamed.append(Blame(_cut_inside(session, alive, plan, name), reason, -1))
+    return blamed
 
 
 class _Rehearsal(Tracer):
     """Replays a traced pass on the shrunk model and compares every operator's result."""
 
-    def __init__(self, traced: Tracer, structure: Structure, alive: np.ndarray, exact_sizes: bool) -> None:
+    def __init__(
+        self, session: TraceSession, plan: PruningPlan, traced: Tracer, structure: Structure, alive: np.ndarray
+    ) -> None:
         super().__init__(traced.space, traced._names, traced.first)
         self.blamed: list[Blame] = []
+        self._session = session
+        self._plan = plan
         self._expected = traced.records
         self._next = 0
         self._structure = structure
         self._alive = alive
-        self._exact_sizes = exact_sizes
+        self._exact_sizes = session.on_shapes
 
     def observe(self, func: Any, rule: Rule, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = tensors_in(args, kwargs)
@@ -129,7 +175,7 @@ class _Rehearsal(Tracer):
                     self._blame(record, tensors, "its size is fixed in the model's code")
                     return self._as_expected(record, tensors)
             return result
-        rule(_RehearsalOp(self.space, record, self.first + self._next - 1), args, kwargs, outs)
+        apply(rule, _RehearsalOp(self.space, record, self.first + self._next - 1), args, kwargs, outs)
         reason = self._difference(record, outs, numbers_in(args, kwargs))
         if reason is None:
             return result
@@ -178,17 +224,16 @@ class _Rehearsal(Tracer):
         cut = [axis[~self._alive[axis]] for axis in axes]
         if not any(len(labels) for labels in cut):
             cut = [self._cut_around(axis) for t in inputs for axis in get_flow(t).axes if axis is not None]
-        cut = [labels for labels in cut if len(labels)]
-        if cut:
-            self.blamed.append(Blame(np.concatenate(cut), reason, number))
-        else:
-            raise _Diverged(f"{record} gives another result on the narrower model")
+        if not any(len(labels) for labels in cut):
+            # The code mixed in a size of something else, most likely a width of the module that is running.
+            cut = [_cut_inside(self._session, self._alive, self._plan, record.module)]
+        self.blamed.append(Blame(np.concatenate(cut), reason, number))
 
     def _cut_around(self, axis: Labels) -> Labels:
         """What was removed beside the labels of a narrowed axis: the dead labels of the same slots."""
         found = []
         for slot, where in self.space.slot_ranges():
-            if ((axis >= slot.start) & (axis < slot.start + slot.size)).any():
+            if _meets(axis, where):
                 labels = np.arange(where.start, where.stop)
                 found.append(labels[~self._alive[labels]])
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
@@ -214,7 +259,7 @@ class _RehearsalOp(Op):
 
     def unite_all(self, axes: Sequence[Axis]) -> Axis:
         labelled = [axis for axis in axes if axis is not None]
-        if not labelled:
+        if not labelled or len(labelled) < len(axes):
             return None
         first = labelled[0]
         for other in labelled[1:]:

@@ -72,6 +72,13 @@ def tensors_in(args: Iterable[Any], kwargs: dict[str, Any] | None = None) -> lis
 
 # ---------------------------------------------------------------------------------------------- element by element
 
+# Element-wise operators that PyTorch does not tag as such.
+_UNTAGGED = (
+    "copy clone alias detach lift_fresh _to_copy masked_fill where prelu _prelu_kernel fill bernoulli native_dropout dropout "
+    "hardswish hardsigmoid hardtanh relu6 leaky_relu silu mish elu celu selu gelu softplus softshrink hardshrink threshold "
+    "log_sigmoid_forward rrelu rrelu_with_noise addcmul addcdiv lerp clamp zero"
+)
+
 # Element-wise operators f with f(0) = 0: a removed channel that is zero before them is zero behind them.
 _KEEP_ZERO = frozenset(
     ["relu", "relu6", "hardtanh", "gelu", "silu", "hardswish", "leaky_relu", "tanh", "mish", "elu", "celu", "selu", "prelu", "neg", "abs", "sqrt", "sin", "sinh", "asin", "atan", "erf", "sign", "sgn", "floor", "ceil", "round", "trunc", "square", "softshrink", "hardshrink", "tanhshrink", "clone", "alias", "detach", "lift_fresh", "contiguous", "_to_copy", "to", "positive", "nan_to_num", "dropout", "native_dropout", "expm1", "log1p", "relu_", "mul", "div"]
@@ -87,15 +94,14 @@ def _stays_zero(op: Op, tensors: Sequence[Tensor]) -> bool:
         return flows[0].zero
     if name == "copy":  # overwrites its first operand
         return flows[1].zero
+    if name == "zero":
+        return True
     if name in ("add", "sub", "maximum", "minimum") and len(tensors) > 1:
         return all(flow.zero for flow in flows)
     return name in _KEEP_ZERO and all(flow.zero for flow in flows)
 
 
-@rule(
-    "aten.copy", "aten.clone", "aten.alias", "aten.detach", "aten.lift_fresh", "aten._to_copy", "aten.masked_fill",
-    "aten.where", "aten.prelu", "aten._prelu_kernel", "aten.fill", "aten.bernoulli", "aten.native_dropout",
-)  # fmt: skip
+@rule(*(f"aten.{name}" for name in _UNTAGGED.split()))
 def elementwise(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Labels at the same position go together, broadcasting included."""
     tensors = tensors_in(args, kwargs)

@@ -62,7 +62,7 @@ def trace(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = ()) 
         if not blamed:
             return structure
         for blame in blamed:
-            session.space.freeze(blame.labels, blame.reason, blame.op)
+            session.space.freeze(structure.whole_groups(blame.labels), blame.reason, blame.op)
         structure = session.structure()
     for group in structure.prunable:
         for slot in group.slots:
@@ -114,6 +114,8 @@ class TraceSession:
         """Trace in eval mode, and in train mode too if that reaches parameters which eval does not."""
         try:
             tracer = self._pass(train=False)
+        except TraceError:
+            raise
         except Exception as on_shapes_error:
             self.on_shapes = False
             self._forget_operators()
@@ -258,8 +260,10 @@ class TraceSession:
         shapes = {name: tuple(entry.tensor.shape) for name, entry in self.owned.items()}
         parameters = [name for name, entry in self.owned.items() if entry.is_parameter]
         records = [record for tracer in self._tracers() for record in tracer.records]
-        contractions = self.passes[0][1].contractions
-        structure = Structure.assemble(self.space, shapes, parameters, records, contractions, max(batch, 1))
+        # Only the eval pass is counted; train mode's own layers (auxiliary heads) still make channels.
+        counted, *others = (tracer.contractions for _, tracer in self.passes)
+        uncounted = [contraction for other in others for contraction in other]
+        structure = Structure.assemble(self.space, shapes, parameters, records, counted, uncounted, max(batch, 1))
         structure.passes = Passes(self.on_shapes, self.passes, self._zero_pass)
         return structure
 

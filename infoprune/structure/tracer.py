@@ -12,6 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from infoprune.errors import TraceError
 from infoprune.structure.flow import Flow, clear_flow, get_flow, set_flow
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.op import Contraction, Op, OpRecord, Output
@@ -64,7 +65,7 @@ class Tracer(TorchDispatchMode):
                 origin = get_flow(tensor).origin
                 if origin is not None:
                     self.used.add(origin)
-            rule(op, args, kwargs, outs)
+            apply(rule, op, args, kwargs, outs)
             record.outputs = [Output(tuple(out.shape), out.dtype, get_flow(out).axes) for out in outs]
             self.records.append(record)
         return result
@@ -87,6 +88,14 @@ class Tracer(TorchDispatchMode):
         finally:
             first.remove()
             last.remove()
+
+
+def apply(rule: Rule, op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Apply a rule; a rule that fails is at fault itself, not the model that is traced."""
+    try:
+        rule(op, args, kwargs, outs)
+    except Exception as error:
+        raise TraceError(f"the rule of {op.record} failed: {type(error).__name__}: {error}") from error
 
 
 def execute(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
