@@ -1,0 +1,84 @@
+"""Every code block of the README runs, every file that it names exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line.partition("  #")[0].strip() for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line
+]
+
+
+def blocks(kind: str) -> list[str]:
+    return [text for name, text in BLOCKS if name == kind]
+
+
+def test_blocks_are_found() -> None:
+    assert {kind for kind, _ in BLOCKS} == {"python", "bash", ""}
+    assert len(blocks("python")) >= 3
+    assert len(COMMANDS) >= 6
+
+
+def test_python_blocks_run_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for number, text in enumerate(blocks("python"), 1):
+        exec(compile(text, f"README.md, python block {number}", "exec"), names)
+    pruning = names["pruning"]
+    assert [event.epoch for event in pruning.history] == [1, 2]  # type: ignore[attr-defined]
+    assert (tmp_path / "pruned.pt").is_file()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_understood(command: str) -> None:
+    """Targets of make exist; commands of infoprune parse with every option, against the real classes."""
+    program, *words = shlex.split(command)
+    if program == "make":
+        done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+    elif program == "infoprune":
+        extra = [] if {"--help", "--print_config"} & set(words) else ["--print_config"]
+        done = subprocess.run(
+            [sys.executable, "-m", "infoprune", *words, *extra], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.stdout
+    else:
+        pytest.fail(f"no way to check {program!r}: teach this test, or leave the command out of the README")
+    assert done.returncode == 0, done.stderr
+
+
+def test_links_and_pictures_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    assert targets
+    for target in targets:
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_the_layout_is_the_real_one() -> None:
+    (tree,) = (text for text in blocks("") if "├──" in text)
+    folder = ""
+    for line in tree.splitlines()[1:]:
+        names = [word for word in re.split(r"\s{2,}", line.strip("│├└─ "))[0].split() if re.search(r"/$|\.py$", word)]
+        assert names, line
+        nested = line.startswith("│")
+        for name in names:
+            assert (ROOT / "infoprune" / (folder if nested else "") / name).exists(), name
+        folder = folder if nested else names[0]
+
+
+def test_the_criteria_and_allocations_are_the_registered_ones() -> None:
+    from infoprune.allocation import ALLOCATIONS
+    from infoprune.criteria import CRITERIA
+
+    for option, registry in (("criterion", CRITERIA), ("allocation", ALLOCATIONS)):
+        table = README.partition(f"| `{option}=` |")[2].partition("\n\n")[0]
+        listed = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+        assert listed == set(registry.names), option
