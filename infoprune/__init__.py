@@ -13,8 +13,9 @@ from infoprune.version import __version__
 if TYPE_CHECKING:
     from infoprune.api import PruneResult, load, prune, save
     from infoprune.callbacks import FilterPruning
+    from infoprune.checkpoint import attach, load_from_checkpoint
     from infoprune.cost import Cost, Latency, latency
-    from infoprune.structure import PruningPlan, Structure, Verification, shrink, trace, verify
+    from infoprune.structure import PruningPlan, Structure, Verification, plan_of, shrink, trace, verify
 
 _HOME = {
     "Cost": "infoprune.cost",
@@ -24,8 +25,11 @@ _HOME = {
     "PruningPlan": "infoprune.structure",
     "Structure": "infoprune.structure",
     "Verification": "infoprune.structure",
+    "attach": "infoprune.checkpoint",
     "latency": "infoprune.cost",
     "load": "infoprune.api",
+    "load_from_checkpoint": "infoprune.checkpoint",
+    "plan_of": "infoprune.structure",
     "prune": "infoprune.api",
     "save": "infoprune.api",
     "shrink": "infoprune.structure",
@@ -53,8 +57,11 @@ __all__ = [
     "Structure",
     "Verification",
     "__version__",
+    "attach",
     "latency",
     "load",
+    "load_from_checkpoint",
+    "plan_of",
     "prune",
     "save",
     "shrink",

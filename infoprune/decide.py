@@ -71,6 +71,7 @@ def decide(
     fraction: float = 1.0,
     reference: Cost | None = None,
     sizes: Mapping[str, int] | None = None,
+    scores: Scores | None = None,
 ) -> Decision:
     """Score the filters, share out the budget, name what goes.
 
@@ -84,11 +85,13 @@ def decide(
         fraction: how much of the way to go now (gradual schedules).
         reference: the cost before the first event, of which a budget is a fraction.
         sizes: group name -> units before the first event.
+        scores: scores that were made before (averaged over processes), instead of asking the criterion.
 
     Raises:
         ConfigurationError, BudgetError: see :class:`Criterion` and :class:`Allocation`.
     """
-    scores = get_criterion(criterion)(model, structure, data)
+    if scores is None:
+        scores = get_criterion(criterion)(model, structure, data)
     widths = get_allocation(allocation).widths(
         structure,
         scores,

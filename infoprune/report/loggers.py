@@ -34,10 +34,10 @@ class RunLog:
         """Send the pruning options as hyperparameters."""
         self._each(lambda logger: logger.log_hyperparams({"pruning": dict(options)}))
 
-    def event(self, event: EventRecord) -> None:
-        """Send the scalars of an event, and its tables and histograms where they can be held."""
+    def event(self, event: EventRecord, more: Mapping[str, float] | None = None) -> None:
+        """Send the scalars of an event (and ``more``), and its tables and histograms where they can be held."""
         self._events.append(event)
-        scalars = event_scalars(event)
+        scalars = {**event_scalars(event), **(more or {})}
 
         def send(logger: Logger) -> None:
             if isinstance(logger, WandbLogger):

@@ -1,0 +1,54 @@
+"""Training images for criteria that look at data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from infoprune.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+
+class _Sample:
+    """Evenly spaced examples of an indexable data set, in batches on the training device, any number of times."""
+
+    def __init__(self, trainer: pl.Trainer, loader: DataLoader[Any], count: int) -> None:
+        self._trainer = trainer
+        self._loader = loader
+        dataset: Any = loader.dataset
+        count = min(count, len(dataset))
+        self._indices = [i * len(dataset) // count for i in range(count)]
+
+    def __iter__(self) -> Iterator[Any]:
+        size = self._loader.batch_size or 1
+        for start in range(0, len(self._indices), size):
+            batch = self._loader.collate_fn([self._loader.dataset[i] for i in self._indices[start : start + size]])
+            yield self._trainer.strategy.batch_to_device(self._trainer.precision_plugin.convert_input(batch))
+
+
+def calibration_batches(trainer: pl.Trainer, count: int) -> Iterable[Any]:
+    """A fixed sample of training examples, the same on every process, fetched past the training loader.
+
+    Args:
+        trainer: the Trainer of a fit.
+        count: examples.
+
+    Raises:
+        ConfigurationError: the training data is a stream or no DataLoader, and the datamodule has no
+            ``calibration_batches``.
+    """
+    sample = getattr(getattr(trainer, "datamodule", None), "calibration_batches", None)
+    if sample is not None:
+        batches: Iterable[Any] = sample(count, device=trainer.strategy.root_device)
+        return batches
+    loader = trainer.train_dataloader
+    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset) and loader.batch_sampler:
+        return _Sample(trainer, loader, count)
+    raise ConfigurationError(
+        "the criterion looks at training images, but the training data is not a DataLoader over an indexable data set: "
+        "give the datamodule a method calibration_batches(n_images, device=...), or choose a criterion without data"
+    )

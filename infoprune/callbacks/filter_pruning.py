@@ -1,0 +1,410 @@
+"""`FilterPruning`: shrinks a model at scheduled epochs of a fit, which goes on with what is left."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from infoprune.allocation import Allocation, get_allocation
+from infoprune.callbacks import shape_first
+from infoprune.callbacks.calibration import calibration_batches
+from infoprune.callbacks.example_inputs import example_inputs, none_yet, of_batch, undisturbed
+from infoprune.callbacks.network import find_network
+from infoprune.callbacks.original import Original, as_primitives, event_from_dict
+from infoprune.callbacks.resets import reset_best, reset_early_stopping
+from infoprune.callbacks.support import check_callbacks, check_started, check_strategy
+from infoprune.callbacks.surgery import in_names_of, shrink_in_fit
+from infoprune.callbacks.together import averaged, together
+from infoprune.callbacks.validated import Validated
+from infoprune.checkpoint import RECORD, attach, plan_record
+from infoprune.cost import Cost
+from infoprune.criteria import Criterion, Scores, get_criterion
+from infoprune.decide import Decision, Target, decide
+from infoprune.errors import ConfigurationError
+from infoprune.report.collect import event_record
+from infoprune.report.loggers import RunLog
+from infoprune.report.record import EventRecord
+from infoprune.schedule import Schedule
+from infoprune.structure import PruningPlan, Structure, check_plan, plan_of, trace
+from infoprune.structure.tracer import Inputs
+
+
+class FilterPruning(pl.Callback):
+    """Removes filters at the start of scheduled training epochs; the fit goes on with the smaller model.
+
+    Adding it to a Trainer's callbacks is all that a project needs. At an event it scores the filters, decides how many
+    each layer keeps, and physically shrinks the layers and everything that is coupled to them: batch norm, the layers
+    that read them, the optimizer's state, averaged copies of the model (`WeightAveraging`), the DDP wrapper. Optimizer,
+    parameter groups and schedulers stay the same objects. Between events it does nothing.
+
+    Events happen at the *start* of an epoch, so that every checkpoint and every logged metric belongs to one shape of
+    the model, and the last event is always followed by training. On several processes the scores are averaged and the
+    decision is the first process's. Checkpoints carry the plan: they resume, test and load into the unpruned
+    architecture (`infoprune.load_from_checkpoint` where no Trainer is at hand).
+
+    What is pruned: if the LightningModule's forward is one call of its only submodule with parameters, that; else the
+    whole LightningModule; or what ``module`` says. Layer names (``frozen``, logs) are relative to it. Parts that the
+    training step reaches past the forward are not seen: freeze the layers that they read.
+
+    ``Trainer(fast_dev_run=True)`` prunes all at once in its only epoch, so that the surgery is tried too.
+
+    Logged at every event: ``prune/event`` (1, 2, ...), ``prune/macs``, ``prune/params``, what is left of them as
+    ``prune/macs_ratio`` and ``prune/params_ratio``, and ``prune/width/<layer>``. All but the widths are also among the
+    Trainer's ``callback_metrics``.
+
+    Args:
+        criterion: how much each filter matters: a name, ``{"name": ..., options}`` or a `Criterion`.
+        schedule: when: an epoch, a list of epochs (equal steps), ``[epoch, fraction]`` pairs, or a mapping with
+            ``start``, ``end``, ``every`` and ``kind``; see `infoprune.schedule.Schedule`.
+        macs: share of the multiply-accumulates to keep in the end, in (0, 1].
+        params: share of the parameters to keep in the end, in (0, 1].
+        amount: share of the filters to remove from every group in the end, in [0, 1). One of the three is needed,
+            unless the allocation brings its own ratios.
+        allocation: how the groups share the cut: a name, ``{"name": ..., options}`` or an `Allocation`.
+        round_to: widths are multiples of this.
+        min_width: the fewest units a group keeps.
+        frozen: patterns of layers whose filters all stay.
+        example_inputs: what to trace the forward with: a tensor, a tuple of positional or a dict of keyword arguments,
+            or shapes (``[1, 3, 32, 32]``, a list or dict of such). Default: ``example_input_array``, else the first
+            element of a training batch.
+        module: attribute path of the network within the LightningModule; ``example_inputs``, if given, are then its.
+        calibration_images: training images that a criterion which looks at data is shown.
+        reset_best: at every event let ModelCheckpoint forget its best score, so that "best" is the best pruned model.
+            Files that it has written before stay.
+        reset_early_stopping: at every event let EarlyStopping start over, so that a pruned model is not compared with
+            the larger one.
+
+    Attributes:
+        history: an `EventRecord` for every event so far.
+        original: the model before the first event, None until training starts.
+        inputs: the example inputs of the network, None until training starts.
+
+    Raises:
+        ConfigurationError: an option that does not exist or cannot work; when a fit starts: an event beyond
+            ``max_epochs``, or a strategy or callback that pruning would break (the message says what to use instead).
+        BudgetError: when a fit starts: the frozen layers alone cost more than the budget.
+        SurgeryError: an optimizer's state cannot be cut, or another process failed.
+
+    Example:
+        >>> callback = FilterPruning("l1", macs=0.5, schedule=[2, 4, 6])
+        >>> callback.is_due(4), callback.is_due(5)
+        (True, False)
+    """
+
+    def __init__(
+        self,
+        criterion: str | dict[str, Any] | Criterion = "capacity_independence",
+        *,
+        schedule: int | list[Any] | dict[str, Any] | Schedule,
+        macs: float | None = None,
+        params: float | None = None,
+        amount: float | None = None,
+        allocation: str | dict[str, Any] | Allocation = "uniform",
+        round_to: int = 1,
+        min_width: int = 1,
+        frozen: Sequence[str] = (),
+        example_inputs: Any = None,
+        module: str | None = None,
+        calibration_images: int = 256,
+        reset_best: bool = False,
+        reset_early_stopping: bool = False,
+    ) -> None:
+        super().__init__()
+        self.criterion = get_criterion(criterion)
+        self.schedule = Schedule.parse(schedule)
+        self.target = Target(macs, params, amount, round_to, min_width)
+        self.allocation = get_allocation(allocation)
+        self.frozen = (frozen,) if isinstance(frozen, str) else tuple(frozen)
+        self.module = module
+        self.calibration_images = calibration_images
+        self.reset_best = reset_best
+        self.reset_early_stopping = reset_early_stopping
+        self.history: list[EventRecord] = []
+        self.original: Original | None = None
+        self.inputs: Inputs | None = None
+        self._example_inputs = example_inputs
+        self._path: str | None = module
+        self._seen: Tensor | None = None
+        self._plan = PruningPlan()
+        self._validated = Validated()
+        self._log: RunLog | None = None
+        self._run: Callable[[], object] = lambda: None
+        self._fitted: Callable[[], object] = lambda: None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options as given, as plain data."""
+        target = {name: value for name, value in vars(self.target).items() if value is not None}
+        return {
+            "criterion": self.criterion.name or type(self.criterion).__name__,
+            "criterion_options": dict(self.criterion.options),
+            **target,
+            "schedule": [list(event) for event in self.schedule.events],
+            "allocation": self.allocation.name or type(self.allocation).__name__,
+            "allocation_options": dict(self.allocation.options),
+            "frozen": list(self.frozen),
+            **({"module": self.module} if self.module else {}),
+        }
+
+    def network(self, module: nn.Module) -> nn.Module:
+        """The part of a LightningModule (of the one that is trained, or a copy) that is pruned."""
+        return module.get_submodule(self._path or "")
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether an event is to happen at the start of an epoch."""
+        return self.schedule.fraction_at(epoch) is not None and not self._happened(epoch)
+
+    def _happened(self, epoch: int) -> bool:
+        return any(event.epoch == epoch for event in self.history)
+
+    # -- before training ----------------------------------------------------------------------------------------------
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(module=self.module)
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            check_strategy(trainer, pl_module)
+            check_callbacks(trainer)
+            self._check_others(trainer)
+            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self.schedule.check(trainer.max_epochs)
+            if self._run() is not trainer:
+                self._start_over(trainer)
+        attach(pl_module)
+        shape_first.install(pl_module)
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        shape_first.uninstall(pl_module)
+
+    def _start_over(self, trainer: pl.Trainer) -> None:
+        """A new Trainer is a new run; where it resumes one, the state comes from the checkpoint."""
+        self._run = weakref.ref(trainer)
+        self._path = self.module
+        self.history, self.original, self.inputs, self._seen = [], None, None, None
+        self._fitted, self._plan, self._validated = lambda: None, PruningPlan(), Validated()
+
+    def _check_others(self, trainer: pl.Trainer) -> None:
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, FilterPruning) and other is not self:
+                mine, others = (f"{callback.module}." for callback in (self, other))
+                if None in (self.module, other.module) or mine.startswith(others) or others.startswith(mine):
+                    raise ConfigurationError(
+                        f"two FilterPruning callbacks prune the same part of the model ({self.module!r} and "
+                        f"{other.module!r}): give each its own part with module=..., or leave one out"
+                    )
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        check_started(trainer, pl_module)
+        self._check_shape(pl_module)
+        self._fitted = weakref.ref(pl_module)
+        self._plan = plan_of(pl_module)
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._log = RunLog(trainer.loggers)
+            self._log.start(self.options)
+        with undisturbed(trainer.strategy.root_device):
+            together(trainer, lambda: self._find_inputs(trainer, pl_module))
+            if self.inputs is not None and self.original is None:
+                together(trainer, lambda: self._rehearse(pl_module))
+
+    def _find_inputs(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Settle which network is pruned and what it is traced with, if that can be known yet."""
+        inputs = example_inputs(trainer, pl_module, self._example_inputs)
+        inputs = self._seen if inputs is None else inputs
+        if inputs is not None:
+            own = self._example_inputs is not None and self.module is not None
+            self._path, self.inputs = find_network(trainer, pl_module, self.module, inputs, own)
+
+    def _trace(self, pl_module: pl.LightningModule) -> Structure:
+        assert self.inputs is not None
+        with torch.compiler.set_stance("force_eager"):
+            return trace(self.network(pl_module), self.inputs, self.frozen)
+
+    def _rehearse(self, pl_module: pl.LightningModule) -> None:
+        """Note the model as it is, and find out now whether it can be cut so far, not after hours of training."""
+        structure = self._trace(pl_module)
+        all_alike = {group.name: torch.ones(group.size, dtype=torch.float64) for group in structure.prunable}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            decide(pl_module, structure, self.target, self.criterion, self.allocation, scores=all_alike)
+        self.original = Original.of(structure)
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.inputs is None and self._seen is None:
+            self._seen = of_batch(batch)
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        fraction = self.schedule.fraction_at(trainer.current_epoch)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            fraction = 1.0
+        if fraction is not None and not self._happened(trainer.current_epoch):
+            with undisturbed(trainer.strategy.root_device):
+                self._event(trainer, pl_module, fraction)
+
+    def _event(self, trainer: pl.Trainer, pl_module: pl.LightningModule, fraction: float) -> None:
+        if self.inputs is None:
+            together(trainer, lambda: self._find_inputs(trainer, pl_module))
+        if self.inputs is None:
+            raise none_yet()
+        structure, decision = self._decide(trainer, pl_module, fraction)
+        assert self._path is not None
+        plan = in_names_of(pl_module, self.network(pl_module), self._path, decision.plan)
+        shrink_in_fit(trainer, pl_module, plan)
+        self._plan = plan_of(pl_module)
+        self._note(trainer, pl_module, structure, decision)
+        if self.reset_best:
+            reset_best(trainer)
+        if self.reset_early_stopping:
+            reset_early_stopping(trainer)
+
+    def _decide(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, fraction: float
+    ) -> tuple[Structure, Decision]:
+        """Score on every process, average, and take the first process's decision on all."""
+        network = self.network(pl_module)
+
+        def score() -> tuple[Structure, Scores]:
+            structure = self._trace(pl_module)
+            data = calibration_batches(trainer, self.calibration_images) if self.criterion.needs_data else None
+            with torch.compiler.set_stance("force_eager"):
+                return structure, self.criterion(network, structure, data)
+
+        structure, own_scores = together(trainer, score)
+        self.original = self.original or Original.of(structure)
+        original, scores = self.original, averaged(trainer, own_scores)
+
+        def choose() -> Decision:
+            decision = decide(
+                network,
+                structure,
+                self.target,
+                self.criterion,
+                self.allocation,
+                fraction=fraction,
+                reference=original.cost,
+                sizes=original.sizes,
+                scores=scores,
+            )
+            assert self.inputs is not None
+            with torch.compiler.set_stance("force_eager"):
+                check_plan(network, self.inputs, structure, decision.plan)
+            return decision
+
+        decision = together(trainer, choose)
+        plan = PruningPlan.from_dict(trainer.strategy.broadcast(decision.plan.to_dict()))
+        return structure, replace(decision, plan=plan)
+
+    def _note(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, structure: Structure, decision: Decision
+    ) -> None:
+        """Append the event to the history and log it."""
+        event = event_record(
+            len(self.history),
+            trainer.current_epoch,
+            trainer.global_step,
+            self.criterion.name or type(self.criterion).__name__,
+            structure,
+            decision.plan,
+            decision.scores,
+            self._validated.metrics,
+        )
+        self.history.append(event)
+        assert self.original is not None
+        macs, params = Cost(event.macs, event.params).ratio(self.original.cost)
+        ratios = {"prune/macs_ratio": macs, "prune/params_ratio": params}
+        if self._log is not None:
+            self._log.event(event, ratios)
+        totals = {
+            "prune/event": event.index + 1.0,
+            "prune/macs": float(event.macs),
+            "prune/params": float(event.params),
+        }
+        # For filenames and monitors; the loggers have it already, with the step at which it happened.
+        pl_module.log_dict({**totals, **ratios}, logger=False, on_step=False, on_epoch=True, batch_size=1)
+
+    # -- metrics of the larger and the smaller model ------------------------------------------------------------------
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._validated.start(trainer)
+        else:
+            self._check_shape(pl_module)
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._validated.end(trainer)
+            if self.history:
+                self.history[-1].metrics_after = dict(self._validated.metrics)
+
+    @override
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._check_shape(pl_module)
+
+    @override
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._check_shape(pl_module)
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "history": [as_primitives(event) for event in self.history],
+            "original": None if self.original is None else as_primitives(self.original),
+            "validated": dict(self._validated.metrics),
+            "seen": self._seen,
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        original = state_dict["original"]
+        self.history = [event_from_dict(event) for event in state_dict["history"]]
+        self.original = None if original is None else Original.from_dict(original)
+        self._validated.metrics = dict(state_dict["validated"])
+        self._seen = state_dict["seen"]
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[RECORD] = plan_record(pl_module)
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._fitted() is pl_module:
+            self._plan = plan_of(pl_module)
+
+    def _check_shape(self, pl_module: pl.LightningModule) -> None:
+        """A configure_model that builds its layers whenever it is called would silently undo the pruning."""
+        if self._fitted() is pl_module and plan_of(pl_module) != self._plan:
+            raise ConfigurationError(
+                f"{type(pl_module).__name__} no longer has the shape that it was pruned to. Most likely its "
+                "configure_model built the network anew, with fresh weights: let it return at once if the network is "
+                "there (`if self.net is not None: return`)"
+            )

@@ -1,0 +1,253 @@
+"""`RunReport`: measures what pruning did to a run and leaves a folder that tells it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from typing_extensions import override
+
+from infoprune.api import save
+from infoprune.callbacks.filter_pruning import FilterPruning
+from infoprune.callbacks.measure import (
+    Metrics,
+    copy_module,
+    device_name,
+    has_test,
+    latencies,
+    only_progress,
+    tested,
+    versions,
+)
+from infoprune.callbacks.run_folder import check_writable, run_folder
+from infoprune.errors import ConfigurationError
+from infoprune.report.collect import whole_run
+from infoprune.report.html import render_html
+from infoprune.report.loggers import RunLog
+from infoprune.report.record import RunRecord, Totals, finite
+from infoprune.report.text import choose_metric
+from infoprune.structure import plan_of
+
+
+class RunReport(L.Callback):
+    """Keeps the unpruned model aside, follows the run, and writes a report when the fit ends.
+
+    It acts on a fit that has a `FilterPruning` callback and stands *before* that in the list, so that it sees the model
+    as it was. Just before the first event it copies the LightningModule; when the fit ends it measures both models,
+    side by side on the same device, and writes into the run folder:
+
+    - ``report.html``: the report, one self-contained page; ``record.json``: the same as data (`infoprune.report`);
+    - ``plan.json``: what was removed; ``pruned.pt``: the pruned network, for `infoprune.load`.
+
+    The run folder is the one of the logger; without a logger ``pruning_run`` in the Trainer's ``default_root_dir``.
+    ``infoprune fit`` adds this callback by itself, and has both models run over the test data; from Python, call
+    `finish` after the fit for that.
+
+    Args:
+        latency_repeats: measured forward passes of each model; 0 leaves the latency out.
+        folder: where to write instead of the logger's folder.
+
+    Raises:
+        ConfigurationError: there is no `FilterPruning` in the fit, or this stands behind it; the folder cannot be
+            written (told before training starts).
+    """
+
+    def __init__(self, latency_repeats: int = 50, folder: str | None = None) -> None:
+        if latency_repeats < 0:
+            raise ConfigurationError(f"latency_repeats={latency_repeats} must be at least 0")
+        self.latency_repeats = latency_repeats
+        self.folder = Path(folder) if folder is not None else None
+        self.command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        self.config = ""
+        self.seed: int | None = None
+        self.tests_follow = False
+        """Whether somebody calls `finish` after the fit, so that the end of the fit itself writes nothing."""
+        self.history: list[Metrics] = []
+        self._unpruned: L.LightningModule | None = None
+        self._notes: list[str] = []
+
+    # -- following the run --------------------------------------------------------------------------------------------
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self._check_order(trainer)
+        self.folder = self.folder or run_folder(trainer)
+        if trainer.is_global_zero:
+            check_writable(self.folder)
+
+    def _check_order(self, trainer: L.Trainer) -> None:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        if callbacks.index(self) > callbacks.index(pruning_of(trainer)):
+            raise ConfigurationError(
+                "RunReport stands behind FilterPruning among the callbacks and would never see the unpruned model: "
+                "put it before"
+            )
+
+    @override
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pruning = pruning_of(trainer)
+        due = pruning.is_due(trainer.current_epoch) or trainer.fast_dev_run  # type: ignore[attr-defined]
+        if due and self._unpruned is None and not pruning.history:
+            try:
+                self._unpruned = copy_module(pl_module)
+            except Exception as error:
+                # Copying runs the user's code; a module that cannot be copied can still be pruned.
+                self._notes.append(
+                    f"The unpruned model could not be copied ({error}), so it was not measured at the end."
+                )
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        # Training metrics in here are still those of the epoch before.
+        metrics = {k: finite(float(v)) for k, v in trainer.callback_metrics.items() if not k.startswith("train")}
+        self.history = [entry for entry in self.history if entry["epoch"] != trainer.current_epoch]
+        self.history.append({"epoch": float(trainer.current_epoch), **metrics})
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = list(state_dict["history"])
+
+    @override
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.tests_follow:
+            self._write(trainer, pl_module, {}, {})
+
+    # -- closing it ---------------------------------------------------------------------------------------------------
+
+    def finish(
+        self, trainer: L.Trainer, module: L.LightningModule, datamodule: L.LightningDataModule | None = None
+    ) -> RunRecord:
+        """Run the unpruned and the pruned model over the test data, and write the run folder.
+
+        To be called after the fit, on every process. Where there is no ``test_step`` or no test data, the metrics of
+        the validations during the fit have to do.
+
+        Args:
+            trainer: the Trainer of the fit.
+            module: the module that was fitted.
+            datamodule: its data, if the fit had a datamodule.
+
+        Returns:
+            The record of the run.
+        """
+        before: Metrics = {}
+        after: Metrics = {}
+        if has_test(module, datamodule):
+            if self._unpruned is not None:
+                with only_progress(trainer):
+                    before = tested(trainer, self._unpruned, datamodule)
+            after = tested(trainer, module, datamodule)
+        return self._write(trainer, module, before, after)
+
+    def _write(self, trainer: L.Trainer, module: L.LightningModule, before: Metrics, after: Metrics) -> RunRecord:
+        record = self._record(trainer, module, before, after)
+        assert self.folder is not None
+        if trainer.is_global_zero:
+            network = pruning_of(trainer).network(module)
+            plan_of(network).save(self.folder / "plan.json")
+            save(network, self.folder / "pruned.pt")
+            record.files = self._files(trainer)
+            record.save(self.folder / "record.json")
+            (self.folder / "report.html").write_text(render_html(record), encoding="utf-8")
+            RunLog(trainer.loggers).finish(record, self.folder, trainer.global_step)
+        return record
+
+    def _record(self, trainer: L.Trainer, module: L.LightningModule, before: Metrics, after: Metrics) -> RunRecord:
+        pruning = pruning_of(trainer)
+        original, events = pruning.original, pruning.history
+        totals = self._totals(trainer, module)
+        totals[0].metrics |= before
+        totals[1].metrics |= after
+        both = [name for name in totals[1].metrics if name in totals[0].metrics]
+        return RunRecord(
+            model=type(pruning.network(module)).__name__,
+            criterion=str(pruning.options["criterion"]),
+            before=totals[0],
+            after=totals[1],
+            layers=whole_run(events),
+            events=events,
+            options=pruning.options,
+            frozen=dict(original.frozen) if original else {},
+            coupling=dict(original.coupling) if original else {},
+            history=self.history,
+            metric=choose_metric(both),
+            warnings=[*self._notes, *_remarks(totals)],
+            versions=versions(),
+            seed=self.seed,
+            device=device_name(trainer.strategy.root_device),
+            command=self.command,
+            config=self.config,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+
+    def _totals(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[Totals, Totals]:
+        """Return cost, latency and validation metrics before the first event and now."""
+        pruning = pruning_of(trainer)
+        network, events, original = pruning.network(module), pruning.history, pruning.original
+        params = sum(parameter.numel() for parameter in network.parameters())
+        macs = events[-1].macs if events else original.macs if original else 0
+        before = Totals(original.macs, original.params) if original else Totals(macs, params)
+        after = Totals(macs, params)
+        latest = {name: value for name, value in self.history[-1].items() if name != "epoch"} if self.history else {}
+        before.metrics = dict(events[0].metrics_before if events else latest)
+        after.metrics = dict(events[-1].metrics_after if events else latest)
+        if self.latency_repeats and self._unpruned is not None and trainer.is_global_zero:
+            pair = (pruning.network(self._unpruned), network)
+            times = latencies(pair, pruning.inputs, trainer.strategy.root_device, self.latency_repeats)
+            for totals, time in zip((before, after), times, strict=True):
+                totals.latency_s, totals.latency_spread_s = time.median, time.spread
+        return before, after
+
+    def _files(self, trainer: L.Trainer) -> dict[str, str]:
+        """Return what lies in the run folder, label -> path relative to it."""
+        assert self.folder is not None
+        files = {
+            "report": "report.html",
+            "record": "record.json",
+            "plan": "plan.json",
+            "pruned model": "pruned.pt",
+            "config": "config.yaml",
+            "metrics": "metrics.csv",
+        }
+        files = {
+            label: name for label, name in files.items() if name.startswith("re") or (self.folder / name).is_file()
+        }
+        checkpoint = trainer.checkpoint_callback
+        path = checkpoint and (getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", ""))
+        if path and Path(path).resolve().is_relative_to(self.folder.resolve()):
+            files["checkpoint"] = str(Path(path).resolve().relative_to(self.folder.resolve()))
+        return files
+
+
+def pruning_of(trainer: L.Trainer) -> FilterPruning:
+    """Return the Trainer's `FilterPruning` callback."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, FilterPruning):
+            return callback
+    raise ConfigurationError("RunReport reports on pruning, but the Trainer has no FilterPruning callback: add one")
+
+
+def _remarks(totals: tuple[Totals, Totals]) -> list[str]:
+    """Return what should be said about the figures of a run."""
+    before, after = totals
+    if before.latency_s and after.latency_s and before.macs:
+        ideal, real = before.macs / max(after.macs, 1), before.latency_s / after.latency_s
+        if ideal > 1.1 and real < 1 + 0.25 * (ideal - 1):
+            return [
+                f"The MACs would allow {ideal:.1f} times the speed; on this device and with this example input it is "
+                f"{real:.2f} times. Narrow layers often cost more than their MACs say: try round_to=8, larger batches, "
+                "or measure where the model will run."
+            ]
+    return []

@@ -1,0 +1,82 @@
+"""What a fit may not contain if its model is to shrink: told before training starts, with the way out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch.nn.parallel import DistributedDataParallel
+
+from infoprune.checkpoint import is_attached
+from infoprune.errors import ConfigurationError
+from infoprune.structure.shrink import check_optimizer
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+
+
+def check_strategy(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Refuse strategies under which a model cannot change in the middle of a fit.
+
+    Raises:
+        ConfigurationError: names the strategy and what to do instead.
+    """
+    strategy = trainer.strategy
+    kinds = {cls.__name__ for cls in type(strategy).__mro__}
+    if kinds & set(SHARDED):
+        raise ConfigurationError(
+            f"{type(strategy).__name__} shards the parameters, and a sharded model cannot be shrunk in the middle of a "
+            "fit. Prune before it is wrapped: in the LightningModule's configure_model, build the network and call "
+            "infoprune.prune(net, ...), infoprune.shrink(net, plan) or infoprune.load(path, net), and leave "
+            "FilterPruning out; or use strategy='ddp'"
+        )
+    launcher = type(strategy.launcher).__name__ if strategy.launcher is not None else ""
+    if launcher == "_MultiProcessingLauncher" and not is_attached(module):
+        raise ConfigurationError(
+            "with ddp_spawn, ddp_fork and ddp_notebook the model is pruned in other processes, and the one that "
+            "started them could not take its weights back. Use strategy='ddp', or call infoprune.attach(model) before "
+            "trainer.fit (the model comes back pruned; FilterPruning.history does not)"
+        )
+    if getattr(strategy, "_ddp_comm_state", None) is not None:
+        raise ConfigurationError(
+            f"the DDP communication hook keeps a {type(strategy._ddp_comm_state).__name__} with buffers of the old "  # type: ignore[attr-defined]
+            "shapes; leave ddp_comm_state out while pruning"
+        )
+
+
+def check_callbacks(trainer: pl.Trainer) -> None:
+    """Refuse callbacks that keep what pruning would break.
+
+    Raises:
+        ConfigurationError: names the callback and what to do instead.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        kinds = {cls.__name__ for cls in type(callback).__mro__}
+        if "StochasticWeightAveraging" in kinds:
+            raise ConfigurationError(
+                "StochasticWeightAveraging keeps a copy of the model that cannot follow when it shrinks: use "
+                "WeightAveraging or EMAWeightAveraging, which can"
+            )
+        if "ModelPruning" in kinds:
+            raise ConfigurationError(
+                "ModelPruning masks weights by a parametrization, and a parametrized layer cannot be shrunk: leave one "
+                "of ModelPruning and FilterPruning out"
+            )
+
+
+def check_started(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Refuse optimizers and wrappers that exist only once the fit has started.
+
+    Raises:
+        SurgeryError: an optimizer's state cannot be cut.
+        ConfigurationError: the strategy wraps the model in something unknown.
+    """
+    for optimizer in trainer.optimizers:
+        check_optimizer(optimizer)
+    model: Any = trainer.strategy.model
+    if model is not module and not isinstance(model, DistributedDataParallel):
+        raise ConfigurationError(
+            f"{type(trainer.strategy).__name__} wraps the model in a {type(model).__name__}, which cannot follow when "
+            "it shrinks: use a single device or strategy='ddp'"
+        )

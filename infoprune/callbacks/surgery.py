@@ -1,0 +1,93 @@
+"""Shrinking the model of a running fit: optimizers, DDP, averaged copies and compiled code follow."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from infoprune.errors import SurgeryError
+from infoprune.structure import PruningPlan, shrink
+from infoprune.structure.tensors import owned_tensors
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+
+def shrink_in_fit(trainer: pl.Trainer, module: pl.LightningModule, plan: PruningPlan) -> None:
+    """Apply a plan to the LightningModule of a running fit, between two training epochs.
+
+    Args:
+        trainer: the Trainer.
+        module: its LightningModule.
+        plan: what goes, by the LightningModule's names.
+
+    Raises:
+        SurgeryError: an optimizer keeps state that cannot be cut; nothing was changed.
+    """
+    if plan.is_empty:
+        return
+    module.zero_grad(set_to_none=True)  # without validation, the last batch's gradients are still there
+    with _out_of_ddp(trainer.strategy):
+        shrink(module, plan, trainer.optimizers)
+        for copy in averaged_copies(trainer):
+            shrink(copy, plan)
+    if "torch._dynamo" in sys.modules:
+        # Compiled code is recompiled for the new shapes, but only so often before it silently runs uncompiled.
+        sys.modules["torch._dynamo"].reset()
+
+
+@contextmanager
+def _out_of_ddp(strategy: Any) -> Iterator[None]:
+    """Take the model out of its DDP wrapper and put it into a new one, which knows the new parameters.
+
+    A reducer that is left with the old ones fails in the next iteration; with ``find_unused_parameters`` it silently
+    stops averaging gradients.
+    """
+    wrapper = strategy.model
+    if not isinstance(wrapper, DistributedDataParallel):
+        yield
+        return
+    wrapper._remove_autograd_hooks()
+    strategy.model = strategy.lightning_module
+    del wrapper
+    yield  # after an error the fit is over: no new wrapper, whose constructor waits for all processes
+    if hasattr(strategy, "_pl_static_graph_delay_done"):
+        strategy._pl_static_graph_delay_done = False
+    strategy.configure_ddp()  # with the user's own arguments and communication hooks; broadcasts rank 0's weights
+
+
+def averaged_copies(trainer: pl.Trainer) -> list[nn.Module]:
+    """The copies of the LightningModule that WeightAveraging callbacks hold."""
+    averages = (getattr(callback, "_average_model", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return [average.module for average in averages if average is not None and hasattr(average, "module")]
+
+
+def in_names_of(root: nn.Module, network: nn.Module, path: str, plan: PruningPlan) -> PruningPlan:
+    """Rewrite a plan for a submodule as a plan for the module that contains it.
+
+    Raises:
+        SurgeryError: the plan cuts a tensor that is also used outside of the submodule.
+    """
+    if network is root:
+        return plan
+    inner = {name: entry for name, entry in owned_tensors(network).items() if name in plan.shapes}
+    outer = {id(entry.tensor): entry for entry in owned_tensors(root).values()}
+    names = {}
+    for name, entry in inner.items():
+        whole = outer[id(entry.tensor)]
+        if len(whole.owners) > len(entry.owners):
+            raise SurgeryError(
+                f"{path}.{name} is shared with a part of the model outside of {path!r}, where nobody would notice that "
+                "it shrinks: prune the module that contains both, or freeze the layer"
+            )
+        names[name] = whole.name
+    return PruningPlan(
+        {names[name]: dims for name, dims in plan.removed.items()},
+        {names[name]: shape for name, shape in plan.shapes.items()},
+        {f"{path}.{key}": values for key, values in plan.attributes.items()},
+    )

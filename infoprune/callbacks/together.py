@@ -1,0 +1,56 @@
+"""Working in step with the other processes of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from infoprune.errors import SurgeryError
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from infoprune.criteria import Scores
+
+Result = TypeVar("Result")
+
+
+def together(trainer: pl.Trainer, work: Callable[[], Result]) -> Result:
+    """Do something on all processes; if it fails on one, all stop with its error instead of waiting for it forever.
+
+    Raises:
+        SurgeryError: another process failed; the message is its error. The one that failed raises its own.
+    """
+    failure: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:
+        failure = error
+    told = _gather(trainer, None if failure is None else f"{type(failure).__name__}: {failure}")
+    if failure is not None:
+        raise failure
+    for rank, text in enumerate(told):
+        if text is not None:
+            raise SurgeryError(f"process {rank} failed at a pruning event, so all processes stop: {text}")
+    return result
+
+
+def _gather(trainer: pl.Trainer, value: Any) -> list[Any]:
+    if trainer.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def averaged(trainer: pl.Trainer, scores: Scores) -> Scores:
+    """The mean of all processes' scores, the same on each of them."""
+    if trainer.world_size == 1 or not scores:
+        return scores
+    flat = torch.cat(list(scores.values())).to(trainer.strategy.root_device)
+    mean = trainer.strategy.reduce(flat, reduce_op="mean")
+    assert isinstance(mean, torch.Tensor)
+    parts = mean.cpu().split([len(values) for values in scores.values()])
+    return dict(zip(scores, parts, strict=True))

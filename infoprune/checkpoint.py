@@ -1,0 +1,177 @@
+"""Checkpoints that carry the plan behind their shapes, and models that take the shape of what they load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from infoprune.errors import CheckpointError, PlanError
+from infoprune.structure.memory import first_shapes, plan_of, regrow
+from infoprune.structure.plan import PruningPlan, check_belongs
+from infoprune.structure.shrink import shrink
+from infoprune.structure.tensors import owned_tensors
+
+RECORD = "infoprune"
+"""Where the plan lies: a key of the Trainer's checkpoints, and of the metadata of a state dict."""
+
+_ATTACHED = "_infoprune_attached"
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def attach(model: nn.Module) -> None:
+    """Let a model's ``state_dict()`` carry its plan, and ``load_state_dict()`` shrink or grow it to what comes in.
+
+    :class:`infoprune.FilterPruning` does this by itself, in the process where it trains. Call it where a model loads
+    weights before any callback can act: before ``trainer.fit`` with ``strategy="ddp_spawn"``.
+
+    Example:
+        >>> from infoprune import prune
+        >>> import torch
+        >>> make = lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> pruned, fresh = make(), make()
+        >>> attach(pruned), attach(fresh)
+        (None, None)
+        >>> result = prune(pruned, torch.zeros(1, 3, 8, 8), criterion="l1", amount=0.5)
+        >>> fresh.load_state_dict(pruned.state_dict())
+        <All keys matched successfully>
+        >>> fresh[0]
+        Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
+    """
+    if not is_attached(model):
+        model.__dict__[_ATTACHED] = True
+        model.register_state_dict_post_hook(_write_plan)
+        model.register_load_state_dict_pre_hook(_follow_plan)
+
+
+def is_attached(model: nn.Module) -> bool:
+    """Whether :func:`attach` was called for a model (or for the one that it is a copy of)."""
+    return _ATTACHED in model.__dict__
+
+
+def take_shape(models: Iterable[nn.Module], checkpoint: Mapping[str, Any]) -> None:
+    """Bring models to the shape that a Trainer's checkpoint was written in, before its weights are loaded.
+
+    Raises:
+        CheckpointError: the checkpoint belongs to another architecture; the models are as they were.
+    """
+    metadata = getattr(checkpoint.get("state_dict"), "_metadata", {})
+    record = checkpoint.get(RECORD, metadata.get("", {}).get(RECORD))
+    if isinstance(record, Mapping):
+        for model in models:
+            adapt(model, _plan(record))
+
+
+def adapt(model: nn.Module, plan: PruningPlan) -> None:
+    """Bring a model, whatever it has lost so far, to the shape that a plan leads to from its architecture.
+
+    The values of what is cut or grown are not kept: weights are to be loaded next.
+
+    Raises:
+        CheckpointError: the plan belongs to another architecture; the model is as it was.
+    """
+    if plan_of(model) == plan:
+        return
+    try:
+        check_belongs(plan, first_shapes(model))
+        regrow(model)
+        shrink(model, plan)
+    except PlanError as error:
+        raise CheckpointError(f"the checkpoint belongs to another architecture: {error}") from error
+
+
+def load_from_checkpoint(cls: type[Module], path: Any, **options: Any) -> Module:
+    """``cls.load_from_checkpoint`` for checkpoints that were written while or after pruning.
+
+    Args:
+        cls: the LightningModule's class.
+        path: the checkpoint.
+        options: what ``cls.load_from_checkpoint`` takes: ``map_location``, ``strict``, the constructor's arguments.
+
+    Returns:
+        The module in the shape of the checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint belongs to another architecture; names the first tensor that differs.
+    """
+
+    def on_load_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
+        take_shape([self], checkpoint)
+        attach(self)
+        cls.on_load_checkpoint(self, checkpoint)  # type: ignore[attr-defined]
+
+    shaped = type(cls.__name__, (cls,), {"on_load_checkpoint": on_load_checkpoint, "__module__": cls.__module__})
+    module = shaped.load_from_checkpoint(path, **options)  # type: ignore[attr-defined]
+    module.__class__ = cls
+    assert isinstance(module, cls)
+    return module
+
+
+def _plan(record: Mapping[str, Any]) -> PruningPlan:
+    try:
+        return PruningPlan.from_dict(record.get("plan"))
+    except PlanError as error:
+        raise CheckpointError(f"the checkpoint's pruning record cannot be read: {error}") from error
+
+
+def plan_record(model: nn.Module) -> dict[str, Any]:
+    """What a checkpoint keeps about a model's shape: primitives only."""
+    return {"plan": plan_of(model).to_dict()}
+
+
+# -- hooks of a model's state dict ------------------------------------------------------------------------------------
+
+
+def _write_plan(module: nn.Module, state: Any, prefix: str, local_metadata: dict[str, Any]) -> None:
+    local_metadata[RECORD] = plan_record(module)
+
+
+def _follow_plan(
+    module: nn.Module,
+    state: Mapping[str, Any],
+    prefix: str,
+    local_metadata: Mapping[str, Any],
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """Take the shape of weights that are about to be loaded, or refuse them while nothing has changed."""
+    now = plan_of(module)
+    record = local_metadata.get(RECORD)
+    incoming = {
+        key.removeprefix(prefix): tuple(value.shape)
+        for key, value in state.items()
+        if key.startswith(prefix) and isinstance(value, Tensor)
+    }
+    if record is not None:
+        plan = _plan(record)
+    elif _clash(module, now, incoming) and not _clash(module, PruningPlan(), incoming):
+        plan = PruningPlan()  # weights from before the first cut, whose record somebody dropped
+    else:
+        plan = now
+    if plan.is_empty and now.is_empty:
+        return  # an ordinary model and ordinary weights: PyTorch has its own words for those
+    try:
+        check_belongs(plan, first_shapes(module))
+    except PlanError as error:
+        raise CheckpointError(f"the checkpoint belongs to another architecture: {error}") from error
+    clash = _clash(module, plan, incoming)
+    if clash:
+        raise CheckpointError(f"the checkpoint belongs to another architecture: {clash}")
+    adapt(module, plan)
+
+
+def _clash(module: nn.Module, plan: PruningPlan, incoming: Mapping[str, tuple[int, ...]]) -> str:
+    """The first tensor whose shape after a plan differs from the one that comes in, in words."""
+    names = {id(entry.tensor): name for name, entry in owned_tensors(module).items()}
+    first = first_shapes(module)
+    for key, tensor in module.state_dict(keep_vars=True).items():
+        name = names.get(id(tensor))
+        if name is not None and key in incoming:
+            wanted = plan.shape_after(name) if name in plan.shapes else first[name]
+            if incoming[key] != wanted:
+                return f"{key} has shape {incoming[key]} in the checkpoint, the model needs {wanted}"
+    return ""
