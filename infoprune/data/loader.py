@@ -106,7 +106,8 @@ class TensorLoader:
     pass is the next epoch.
 
     The position within the epoch is part of the Trainer's checkpoints (``state_dict``), so that a run which was stopped
-    in the middle of an epoch goes on with the next batch, not with a new epoch.
+    in the middle of an epoch goes on with the next batch, not with a new epoch. (The Trainer forgets it where a module
+    asks for ``estimated_stepping_batches`` in ``configure_optimizers``; `ImageClassifier` does not.)
 
     Args:
         data: The images.

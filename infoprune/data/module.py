@@ -65,8 +65,10 @@ class ImageDataModule(L.LightningDataModule):
         return images.float().sub_(mean).div_(std).to(dtype)
 
     @override
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment (training batches carry their draws) and normalise, on the device."""
+        if isinstance(batch, Tensor):
+            return batch  # the Trainer sends the module's example input through here too
         images, labels = batch
         return self.normalize(images), labels
 
@@ -198,8 +200,10 @@ class InMemoryDataModule(ImageDataModule):
         return EpochBatches(len(data.labels), batch_size, shuffle, self.seed, rank, world_size)
 
     @override
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Crop and flip a training batch (it carries its draws), normalise any batch, on the device."""
+        if isinstance(batch, Tensor):
+            return batch
         images, labels, *views = batch
         if views:
             images = take_views(images, views[0], self.crop_padding)

@@ -34,15 +34,18 @@ class ZeroPadShortcut(nn.Module):
         super().__init__()
         self.stride = stride
         missing = out_channels - in_channels
-        self.register_buffer("before", torch.zeros(1, missing // 2, 1, 1), persistent=False)
-        self.register_buffer("after", torch.zeros(1, missing - missing // 2, 1, 1), persistent=False)
+        self.register_buffer("before", torch.zeros(missing // 2), persistent=False)
+        self.register_buffer("after", torch.zeros(missing - missing // 2), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Thin out the pixels, pad the channels."""
         x = x[:, :, :: self.stride, :: self.stride]
-        size = (x.shape[0], -1, x.shape[2], x.shape[3])
-        # `to`: under autocast the activations are bfloat16, and concatenating them with float32 would widen them
-        return torch.cat([self.before.to(x.dtype).expand(size), x, self.after.to(x.dtype).expand(size)], dim=1)
+        # in the type of x: under autocast that is bfloat16, and concatenating it with float32 would widen it
+        before, after = (
+            zeros.to(x.dtype)[:, None, None].expand(x.shape[0], -1, x.shape[2], x.shape[3])
+            for zeros in (self.before, self.after)
+        )
+        return torch.cat([before, x, after], dim=1)
 
 
 class BasicBlock(nn.Module):

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
@@ -21,6 +22,34 @@ from infoprune.models.lr import WarmupCosineLR
 from infoprune.models.weights import load_weights
 
 Batch = tuple[Tensor, Tensor]
+
+
+class MeanLoss(Metric):
+    """Mean over images, across batches and processes of any size.
+
+    Lightning's own mean rounds the number of images in a process down to whole ones, so that its losses change with the
+    number of processes; torchmetrics' leaves NaN out, which must be seen.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, size: int) -> None:
+        """Add a batch of ``size`` images with a mean loss of ``loss``."""
+        # not in place: states made under inference mode, as in validation, must not be written to in training
+        self.total = self.total + loss.detach().float() * size
+        self.count = self.count + size
+
+    def compute(self) -> Tensor:
+        """The mean so far."""
+        return self.total / self.count
 
 
 class ImageClassifier(L.LightningModule):
@@ -89,14 +118,24 @@ class ImageClassifier(L.LightningModule):
             load_weights(model, init_from)
         if input_shape is not None:
             self.example_input_array = torch.zeros(1, *input_shape)
-        self.val_metrics = self._accuracies()
-        self.test_metrics = self._accuracies()
+        self.train_loss = MeanLoss()
+        self.val_metrics = self._metrics()
+        self.test_metrics = self._metrics()
 
-    def _accuracies(self) -> nn.ModuleDict:
+    def _metrics(self) -> nn.ModuleDict:
         ranks = {"acc": 1, "acc5": 5} if self.num_classes > 5 else {"acc": 1}
-        return nn.ModuleDict(
-            {key: MulticlassAccuracy(self.num_classes, top_k=k, average="micro") for key, k in ranks.items()}
-        )
+        accuracies = {name: MulticlassAccuracy(self.num_classes, top_k=k, average="micro") for name, k in ranks.items()}
+        return nn.ModuleDict({"loss": MeanLoss(), **accuracies})
+
+    @property
+    def example_input_array(self) -> Any:
+        """One black image in the precision of the network, or None without ``input_shape``."""
+        example = super().example_input_array
+        return example.to(self.dtype) if isinstance(example, Tensor) else example
+
+    @example_input_array.setter
+    def example_input_array(self, example: Any) -> None:
+        L.LightningModule.example_input_array.fset(self, example)  # type: ignore[attr-defined]
 
     @override
     def forward(self, x: Tensor) -> Tensor:
@@ -109,7 +148,8 @@ class ImageClassifier(L.LightningModule):
         images, labels = batch
         loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
+        self.train_loss.update(loss, len(labels))
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         return loss
 
     @override
@@ -125,12 +165,13 @@ class ImageClassifier(L.LightningModule):
     def _evaluate(self, stage: str, batch: Batch, metrics: nn.ModuleDict) -> None:
         images, labels = batch
         logits = self(images)
-        size = len(labels)
-        self.log(f"{stage}/loss", F.cross_entropy(logits, labels), prog_bar=True, batch_size=size, sync_dist=True)
         for name, metric in metrics.items():
-            assert isinstance(metric, MulticlassAccuracy)
-            metric.update(logits, labels)
-            self.log(f"{stage}/{name}", metric, on_epoch=True, prog_bar=name == "acc", batch_size=size)
+            if isinstance(metric, MeanLoss):
+                metric.update(F.cross_entropy(logits, labels), len(labels))
+            else:
+                assert isinstance(metric, MulticlassAccuracy)
+                metric.update(logits, labels)
+            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name != "acc5")
 
     @override
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
@@ -145,12 +186,19 @@ class ImageClassifier(L.LightningModule):
         if self._make_scheduler is None:
             return optimizer
         scheduler = self._make_scheduler(optimizer)
-        if isinstance(scheduler, WarmupCosineLR) and self._trainer is not None:
-            scheduler.follow(*self._run_length())
         entry: dict[str, Any] = {"scheduler": scheduler, "interval": self.scheduler_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             entry |= {"interval": "epoch", "monitor": "val/loss"}
         return {"optimizer": optimizer, "lr_scheduler": entry}  # type: ignore[return-value]
+
+    @override
+    def on_train_start(self) -> None:
+        """Tell the schedule how long the run is."""
+        # Not in configure_optimizers: asking the Trainer for its steps there sets up the training loader too early, and
+        # a run resumed in mid-epoch would then lose the loader's position.
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, WarmupCosineLR):
+            scheduler.follow(*self._run_length())
 
     def _run_length(self) -> tuple[float, int]:
         """Epochs of the run, and schedule steps in each."""
@@ -158,8 +206,8 @@ class ImageClassifier(L.LightningModule):
         bounded = trainer.max_epochs is not None and trainer.max_epochs > 0
         if bounded and self.scheduler_interval == "epoch":
             return float(trainer.max_epochs or 0), 1
-        total = trainer.estimated_stepping_batches  # sets up the training loader
-        if math.isinf(total):
+        total = trainer.estimated_stepping_batches
+        if math.isinf(total) or math.isinf(trainer.num_training_batches):
             raise ConfigurationError("the schedule needs an end: set trainer.max_epochs, or the scheduler's epochs")
         per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         return total / per_epoch, per_epoch if self.scheduler_interval == "step" else 1

@@ -47,7 +47,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such file; init_from takes the path of a state dict or checkpoint")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"{path} cannot be read as weights: it is truncated, no torch file, or holds more than tensors and plain "
