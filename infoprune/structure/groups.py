@@ -395,7 +395,7 @@ class _Products:
 
     def __init__(self, terms: Sequence[tuple[float, Sequence[tuple[float, np.ndarray]]]]) -> None:
         longest = max((len(factors) for _, factors in terms), default=0)
-        groups = len(terms[0][1][0][1]) if terms and terms[0][1] else 0
+        groups = next((len(factors[0][1]) for _, factors in terms if factors), 0)  # scalars have no factors
         one = (1.0, np.zeros(groups))
         self._scale = np.array([scale for scale, _ in terms])
         self._fixed, self._coefficients = [], []
