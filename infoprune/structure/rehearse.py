@@ -8,6 +8,7 @@ order, same factors. Where it is not, those labels are to blame, and the caller 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from infoprune.errors import TraceError
 from infoprune.structure import attributes
 from infoprune.structure.flow import Axis, Flow, get_flow, set_flow
-from infoprune.structure.labels import Labels
+from infoprune.structure.labels import Labels, LabelSpace
 from infoprune.structure.op import Op, OpRecord, Output
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.rules import Rule, created, tensors_in
@@ -61,6 +62,7 @@ def rehearse(session: TraceSession, structure: Structure, plan: PruningPlan) -> 
         try:
             with attributes.rewritten(changed):
                 session.run_pass(rehearsal, train, session.background() | stand_ins, labels)
+            rehearsal.finish()
         except TraceError:
             raise
         except Exception as error:
@@ -144,7 +146,9 @@ class _Rehearsal(Tracer):
         self._plan = plan
         self._expected = traced.records
         self._next = 0
-        self._structure = structure
+        self._aligned = True
+        self._numbers: Counter[float] = Counter()
+        self._component = np.append(structure.component, -1)
         self._alive = alive
         self._exact_sizes = session.on_shapes
 
@@ -155,7 +159,7 @@ class _Rehearsal(Tracer):
             result = execute(func, args, kwargs)
         except Exception:
             # Go on with what should have come out, so that one rehearsal finds all that is in the way.
-            if record is None or record.name != name or not record.outputs:
+            if not self._aligned or record is None or record.name != name or not record.outputs:
                 raise
             self._next += 1
             self._blame(record, tensors, "its size is fixed in the model's code")
@@ -163,26 +167,38 @@ class _Rehearsal(Tracer):
         outs = tensors_in([result])
         if not outs and not tensors:
             return result
-        if record is None or record.name != name or len(record.outputs) != len(outs):
-            raise _Diverged(f"{name} runs where {record.name if record else 'nothing'} did before")
-        self._next += 1
-        if rule is created:
-            for out, expected in zip(outs, record.outputs, strict=True):
-                kept = self._kept_axes(expected)
-                if self._sizes_match(out, expected, kept):
-                    set_flow(out, Flow(kept, zero="zeros" in name))
-                else:
-                    self._blame(record, tensors, "its size is fixed in the model's code")
-                    return self._as_expected(record, tensors)
+        self._numbers.update(numbers_in(args, kwargs))
+        self._aligned &= record is not None and record.name == name and len(record.outputs) == len(outs)
+        if not self._aligned or record is None:
+            op = OpRecord(name, self.module)
+            apply(rule, _UnalignedOp(self.space, op, self._component), args, kwargs, outs)
             return result
-        apply(rule, _RehearsalOp(self.space, record, self.first + self._next - 1), args, kwargs, outs)
-        reason = self._difference(record, outs, numbers_in(args, kwargs))
+        self._next += 1
+        return self._compare(record, func, rule, args, kwargs, result)
+
+    def _compare(self, record: OpRecord, func: Any, rule: Rule, args: Any, kwargs: Any, result: Any) -> Any:
+        """Compare a result with the original's; go on with it, or with what it should have been."""
+        outs, tensors = tensors_in([result]), tensors_in(args, kwargs)
+        if rule is created:
+            kept = [self._kept_axes(expected) for expected in record.outputs]
+            if self._sizes_match(outs[0], record.outputs[0], kept[0]):
+                set_flow(outs[0], Flow(kept[0], zero="zeros" in record.name))
+                return result
+            reason: str | None = "its size is fixed in the model's code"
+        else:
+            apply(rule, _RehearsalOp(self.space, record), args, kwargs, outs)
+            reason = self._difference(record, outs, numbers_in(args, kwargs))
         if reason is None:
             return result
         self._blame(record, tensors, reason)
-        if name.endswith("_") or "size" not in reason:
+        if record.name.endswith("_") or "size" not in reason:
             return result
         return self._as_expected(record, tensors)
+
+    def finish(self) -> None:
+        """Where the shrunk model ran other operators than the original, at least their factors must be the same."""
+        if not self._aligned and self._numbers != Counter(n for record in self._expected for n in record.numbers):
+            raise _Diverged("it runs other operators with other factors")
 
     # -- comparing ----------------------------------------------------------------------------------------------------
 
@@ -207,15 +223,15 @@ class _Rehearsal(Tracer):
             if not self._sizes_match(out, expected, kept):
                 return "its size is fixed in the model's code"
             for axis, wanted in zip(get_flow(out).axes, kept, strict=True):
-                if wanted is not None and len(wanted) > 1 and not self._same_channels(axis, wanted):
+                if wanted is not None and not self._same_channels(axis, wanted):
                     return "which channels it takes does not follow a cut"
         return None
 
     def _same_channels(self, axis: Axis, wanted: Labels) -> bool:
-        if axis is None or len(axis) != len(wanted):
-            return False
-        component = np.append(self._structure.component, -1)
-        return np.array_equal(component[axis], component[wanted])
+        wanted = self._component[wanted]
+        if axis is None:  # labels of a dimension of one get lost in reshapes, where there is nothing to mix up
+            return bool((wanted == wanted[0]).all())
+        return np.array_equal(self._component[axis], wanted)
 
     def _blame(self, record: OpRecord, inputs: Sequence[Tensor], reason: str) -> None:
         """Blame what has been cut among the operator's results, else among its inputs."""
@@ -253,8 +269,8 @@ class _Rehearsal(Tracer):
 class _RehearsalOp(Op):
     """Carries labels as before and records nothing: what the labels mean has been settled."""
 
-    def __init__(self, space: Any, record: OpRecord, number: int) -> None:
-        super().__init__(space, record, number, [])
+    def __init__(self, space: LabelSpace, record: OpRecord) -> None:
+        super().__init__(space, record, -1, [])
         self._choices = iter(record.choices)
 
     def unite_all(self, axes: Sequence[Axis]) -> Axis:
@@ -284,4 +300,29 @@ class _RehearsalOp(Op):
         pass
 
 
+class _UnalignedOp(_RehearsalOp):
+    """An operator that the original did not run at this point (a dimension of one lets PyTorch take another way).
 
+    There is no result to compare with, so what meets must be of one unit, position by position.
+    """
+
+    def __init__(self, space: LabelSpace, record: OpRecord, component: Labels) -> None:
+        super().__init__(space, record)
+        self._component = component
+
+    def unite_all(self, axes: Sequence[Axis]) -> Axis:
+        labelled = [axis for axis in axes if axis is not None]
+        for other in labelled[1:]:
+            if not np.array_equal(self._component[other], self._component[labelled[0]]):
+                raise _Diverged(f"other channels meet in {self.record}")
+        return super().unite_all(axes)
+
+    def tie(self, rows: Labels) -> None:
+        if (self._component[rows] != self._component[rows[:1]]).any():
+            raise _Diverged(f"other channels meet in {self.record}")
+
+    def contract(self, fa: Flow, a: Axis, fb: Flow, b: Axis) -> None:
+        self.unite_all([a, b])
+
+    def fresh(self, size: int) -> Axis:
+        return None

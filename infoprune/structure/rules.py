@@ -215,10 +215,7 @@ def _rectangle(op: Op, axis: Labels, moved: np.ndarray) -> tuple[int | None, Lab
     """
     varying = [d for d in range(moved.ndim) if moved.shape[d] > 1 and (moved != moved.take([0], axis=d)).any()]
     if not varying:
-        # One index only: it can never be removed, but its label is worth keeping if the place is clear.
-        if moved.ndim == 1 or moved.size == 1:
-            return int(np.argmax(moved.shape)) if moved.ndim else None, np.full(max(moved.shape, default=1), axis[0])
-        return None, axis
+        return None, axis  # one index only: it can never be removed
     keep = op.choose(max(varying, key=lambda d: (moved.shape[d], d)))
     if keep >= moved.ndim:  # a rehearsal in which the code reshapes otherwise than it did
         return None, axis
@@ -521,7 +518,7 @@ def convolution(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Seque
     op.freeze_all(fx.axes[2:], "it is a spatial dimension of a convolution")
     op.freeze_all(fw.axes[2:], None)
     reads, makes = (fw.axes[0], fw.axes[1]) if transposed else (fw.axes[1], fw.axes[0])
-    if groups == 1:
+    if op.choose(int(groups == 1)):
         wanted, channels = reads, makes
     else:
         wanted, channels = _grouped(op, fw, weight, groups, transposed)

@@ -56,14 +56,15 @@ def swapped(owned: Mapping[str, OwnedTensor], stand_ins: Mapping[str, Tensor]) -
 
 
 @contextmanager
-def training_flags(model: nn.Module) -> Iterator[None]:
-    """Restore every module's train/eval flag."""
-    flags = [(module, module.training) for module in model.modules()]
+def attributes_restored(model: nn.Module) -> Iterator[None]:
+    """Give every module back the attributes that it had: train/eval flags, and what a forward pass cached on it."""
+    before = [(module, dict(module.__dict__)) for module in model.modules()]
     try:
         yield
     finally:
-        for module, training in flags:
-            module.training = training
+        for module, attributes in before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
 
 
 def on_meta(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.rehearse import rehearse
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten
@@ -16,7 +17,7 @@ from infoprune.errors import ConfigurationError, PlanError, TraceError, nearest
 from infoprune.structure.flow import Flow, get_flow
 from infoprune.structure.groups import Passes, Structure
 from infoprune.structure.labels import LabelSpace
-from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors, swapped, training_flags
+from infoprune.structure.tensors import OwnedTensor, attributes_restored, on_meta, owned_tensors, swapped
 from infoprune.structure.tracer import Inputs, Tracer, first_tensor, inputs_on_meta, run_labelled
 
 MAX_REHEARSALS = 50
@@ -163,7 +164,7 @@ class TraceSession:
             for name, entry in self.owned.items()
         ]
         inputs = inputs_on_meta(self.inputs) if self.on_shapes else self.inputs
-        with training_flags(self.model), swapped(self.owned, tensors):
+        with attributes_restored(self.model), swapped(self.owned, tensors):
             for module in self.model.modules():
                 module.training = train and not isinstance(module, (_NormBase, nn.modules.dropout._DropoutNd))
             return run_labelled(tracer, self.model, inputs, flows)

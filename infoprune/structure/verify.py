@@ -16,7 +16,7 @@ from infoprune.structure.flow import Flow, get_flow, set_flow
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.rules import Rule, tensors_in
-from infoprune.structure.tensors import owned_tensors, training_flags
+from infoprune.structure.tensors import attributes_restored, owned_tensors
 from infoprune.structure.tracer import Inputs, Tracer, call, run_labelled
 
 NORMALISATIONS = ("aten.native_layer_norm", "aten.native_group_norm", "aten._fused_rms_norm")
@@ -66,7 +66,7 @@ def verify(
     """
     masked, narrow = (copy.deepcopy(model).double() for model in (original, shrunk))
     inputs = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, example_inputs)
-    with training_flags(masked), training_flags(narrow), torch.no_grad():
+    with attributes_restored(masked), attributes_restored(narrow), torch.no_grad():
         masked.eval()
         narrow.eval()
         expected = _run_masked(masked, plan, inputs)

@@ -1,0 +1,422 @@
+"""Networks composed at random from the blocks that pruners get wrong, for hypothesis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+BLOCKS: dict[str, Callable[[int, int], nn.Module]] = {}
+"""name -> (input channels, a small random number) -> block; every block has ``out_channels``."""
+
+
+def block(make: Callable[[int, int], nn.Module]) -> Callable[[int, int], nn.Module]:
+    BLOCKS[make.__name__] = make
+    return make
+
+
+class Lambda(nn.Module):
+    """A function as a block that keeps its number of channels (unless told otherwise)."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], out_channels: int) -> None:
+        super().__init__()
+        self.function = function
+        self.out_channels = out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Branches(nn.Module):
+    """Runs modules and joins their results with a function."""
+
+    def __init__(self, join: Callable[..., Tensor], out_channels: int, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+        self.join = join
+        self.out_channels = out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join(x, *(branch(x) for branch in self.branches))
+
+
+def chain(*modules: nn.Module, out: int) -> nn.Module:
+    result = nn.Sequential(*modules)
+    result.out_channels = out  # type: ignore[assignment]
+    return result
+
+
+def conv(c: int, out: int, k: int = 3, **options: object) -> nn.Conv2d:
+    return nn.Conv2d(c, out, k, padding=k // 2, **options)  # type: ignore[arg-type]
+
+
+def conv_bn(c: int, out: int, k: int = 3) -> nn.Module:
+    return nn.Sequential(conv(c, out, k, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+
+
+@block
+def plain(c: int, n: int) -> nn.Module:
+    out = (4, 8, 12, 6)[n % 4]
+    return chain(conv_bn(c, out, (1, 3)[n % 2]), out=out)
+
+
+@block
+def biased_sigmoid(c: int, n: int) -> nn.Module:
+    """What is removed is not zero behind the sigmoid."""
+    return chain(conv(c, 8), nn.Sigmoid(), out=8)
+
+
+@block
+def residual(c: int, n: int) -> nn.Module:
+    return Branches(lambda x, y: F.relu(x + y), c, nn.Sequential(conv_bn(c, 6 + n % 3), conv(6 + n % 3, c)))
+
+
+@block
+def projected_residual(c: int, n: int) -> nn.Module:
+    out = 8
+    return Branches(lambda x, a, b: a + b, out, conv_bn(c, out), conv(c, out, 1))
+
+
+@block
+def inplace_residual(c: int, n: int) -> nn.Module:
+    def join(x: Tensor, y: Tensor) -> Tensor:
+        y += x
+        return F.relu_(y)
+
+    return Branches(join, c, conv_bn(c, c))
+
+
+@block
+def concat(c: int, n: int) -> nn.Module:
+    return Branches(lambda x, a, b: torch.cat([a, b], 1), 4 + 6, conv_bn(c, 4), conv_bn(c, 6, 1))
+
+
+@block
+def dense(c: int, n: int) -> nn.Module:
+    return Branches(lambda x, y: torch.cat([x, y], 1), c + 4, nn.Sequential(nn.BatchNorm2d(c), nn.ReLU(), conv(c, 4)))
+
+
+@block
+def depthwise(c: int, n: int) -> nn.Module:
+    multiplier = 1 + n % 2
+    return chain(conv(c, c * multiplier, groups=c), nn.BatchNorm2d(c * multiplier), out=c * multiplier)
+
+
+@block
+def grouped(c: int, n: int) -> nn.Module:
+    return chain(conv(c, 12), nn.ReLU(), conv(12, (12, 24)[n % 2], groups=(2, 3, 4, 6)[n % 4]), out=(12, 24)[n % 2])
+
+
+@block
+def transposed(c: int, n: int) -> nn.Module:
+    groups = 2 if n % 2 else 1
+    up = nn.ConvTranspose2d(8, 8, 2, stride=2, groups=groups)
+    return chain(conv_bn(c, 8), up, nn.MaxPool2d(2), out=8)
+
+
+@block
+def depthwise_transposed(c: int, n: int) -> nn.Module:
+    return chain(nn.ConvTranspose2d(c, c, 3, padding=1, groups=c), out=c)
+
+
+@block
+def squeeze_excite(c: int, n: int) -> nn.Module:
+    gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(c, 4, 1), nn.ReLU(), conv(4, c, 1), nn.Sigmoid())
+    return Branches(lambda x, g: x * g, c, gate)
+
+
+@block
+def spatial_gate(c: int, n: int) -> nn.Module:
+    """Statistics over channels: they change with the set of channels."""
+    return Lambda(lambda x: x * torch.sigmoid(x.mean(1, keepdim=True) + x.amax(1, keepdim=True)), c)
+
+
+@block
+def channel_softmax(c: int, n: int) -> nn.Module:
+    return Lambda(lambda x: x.softmax(1), c)
+
+
+class Shared(nn.Module):
+    """One module called twice."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.body = conv_bn(c, c)
+        self.out_channels = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.body(x)) + x
+
+
+@block
+def shared(c: int, n: int) -> nn.Module:
+    return Shared(c)
+
+
+@block
+def shared_weight(c: int, n: int) -> nn.Module:
+    a, b = conv(c, c), conv(c, c)
+    b.weight = a.weight
+    return Branches(lambda x, p, q: torch.cat([p, q], 1), 2 * c, a, b)
+
+
+@block
+def halves(c: int, n: int) -> nn.Module:
+    """Split in the middle, work on one half, swap or keep the order."""
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = conv(c // 2, c // 2)
+            self.out_channels = c // 2 * 2
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = x[:, : c // 2 * 2].chunk(2, 1)
+            return torch.cat([self.inner(b), a] if n % 2 else [a, self.inner(b)], 1)
+
+    return Halves()
+
+
+def _shuffle(x: Tensor) -> Tensor:
+    b, c, h, w = x.shape
+    return x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+
+@block
+def shuffle(c: int, n: int) -> nn.Module:
+    return Lambda(_shuffle if n % 2 else lambda x: torch.channel_shuffle(x, 2), c) if c % 2 == 0 else plain(c, n)
+
+
+@block
+def flip(c: int, n: int) -> nn.Module:
+    return Lambda(lambda x: x.flip(1), c)
+
+
+@block
+def roll(c: int, n: int) -> nn.Module:
+    return Lambda(lambda x: x.roll(1 if n % 2 else x.shape[1] // 2, 1), c)
+
+
+@block
+def permuted(c: int, n: int) -> nn.Module:
+    order = torch.randperm(c, generator=torch.Generator().manual_seed(n)).tolist()
+    return Lambda(lambda x: x[:, order], c)
+
+
+@block
+def strided(c: int, n: int) -> nn.Module:
+    return Lambda(lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1), c)
+
+
+@block
+def swapped(c: int, n: int) -> nn.Module:
+    cut = 3 if n % 2 else c // 2
+    return Lambda(lambda x: torch.cat([x[:, cut:], x[:, :cut]], 1), c)
+
+
+@block
+def stacked(c: int, n: int) -> nn.Module:
+    return Branches(lambda x, a, b: torch.stack([a, b], 1 + n % 2).flatten(1, 2), 16, conv(c, 8), conv(c, 8))
+
+
+@block
+def fixed_slice(c: int, n: int) -> nn.Module:
+    return Lambda(lambda x: x[:, :3], 3) if c > 3 else plain(c, n)
+
+
+@block
+def padded(c: int, n: int) -> nn.Module:
+    return Lambda(lambda x: F.pad(x, (0, 0, 0, 0, 2, 1)), c + 3)
+
+
+@block
+def padded_shortcut(c: int, n: int) -> nn.Module:
+    return Branches(lambda x, y: F.pad(x, (0, 0, 0, 0, 2, 2)) + y, c + 4, conv_bn(c, c + 4))
+
+
+@block
+def pixel_shuffle(c: int, n: int) -> nn.Module:
+    return chain(conv(c, 16), nn.PixelShuffle(2), nn.AvgPool2d(2), out=4)
+
+
+@block
+def pixel_unshuffle(c: int, n: int) -> nn.Module:
+    return chain(nn.PixelUnshuffle(2), nn.Upsample(scale_factor=2), out=4 * c) if c <= 12 else plain(c, n)
+
+
+@block
+def group_norm(c: int, n: int) -> nn.Module:
+    return chain(conv(c, 12), nn.GroupNorm((1, 2, 3, 12)[n % 4], 12), nn.SiLU(), out=12)
+
+
+@block
+def instance_norm(c: int, n: int) -> nn.Module:
+    return chain(nn.InstanceNorm2d(c, affine=bool(n % 2)), nn.ReLU(), out=c)
+
+
+class ChannelLayerNorm(nn.Module):
+    def __init__(self, c: int, affine: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(c, elementwise_affine=affine)
+        self.out_channels = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@block
+def layer_norm(c: int, n: int) -> nn.Module:
+    return ChannelLayerNorm(c, bool(n % 2))
+
+
+@block
+def prelu(c: int, n: int) -> nn.Module:
+    return chain(nn.PReLU(c if n % 2 else 1), out=c)
+
+
+class Scaled(nn.Module):
+    """Bare parameters and a buffer table that belong to channels."""
+
+    def __init__(self, c: int, table: bool) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(1, c, 1, 1))
+        self.shift = nn.ParameterList([nn.Parameter(torch.randn(c, 1, 1))])
+        self.register_buffer("table", torch.randn(c, 8, 8) if table else torch.randn(1, 8, 8))
+        self.out_channels = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift[0] + self.table
+
+
+@block
+def scaled(c: int, n: int) -> nn.Module:
+    return Scaled(c, bool(n % 2))
+
+
+@block
+def constant(c: int, n: int) -> nn.Module:
+    """A constant of the model's code along the channels, of fixed or of following size."""
+    if n % 2:
+        return Lambda(lambda x: x + torch.arange(c, dtype=x.dtype).view(-1, 1, 1), c)
+    return Lambda(lambda x: x + torch.ones(1, x.shape[1], 1, 1, dtype=x.dtype), c)
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight
+        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+        return F.conv2d(x, w, self.bias, padding=1)
+
+
+@block
+def standardised(c: int, n: int) -> nn.Module:
+    return chain(Standardised(c, 8, 3), nn.ReLU(), out=8)
+
+
+@block
+def glu(c: int, n: int) -> nn.Module:
+    return chain(conv(c, 12), nn.GLU(1), out=6)
+
+
+class Attention(nn.Module):
+    """Self-attention over positions, with sizes read from the tensor or written out."""
+
+    def __init__(self, c: int, n: int) -> None:
+        super().__init__()
+        self.heads = 2
+        self.width = 4
+        self.qkv = nn.Linear(c, 3 * 8)
+        self.out = nn.Linear(8, c)
+        self.fused = bool(n % 2)
+        self.out_channels = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        qkv = self.qkv(tokens)
+        if self.fused:
+            q, k, v = qkv.reshape(b, h * w, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            q, k, v = (t.view(b, h * w, self.heads, self.width).transpose(1, 2) for t in qkv.chunk(3, -1))
+            y = (q @ k.transpose(-1, -2) * 0.5).softmax(-1) @ v
+        return x + self.out(y.transpose(1, 2).flatten(2)).transpose(1, 2).view(b, c, h, w)
+
+
+@block
+def attention(c: int, n: int) -> nn.Module:
+    return Attention(c, n)
+
+
+class Linears(nn.Module):
+    """A channel mixer on flattened maps, through einsum."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(c, 7) / c**0.5)
+        self.back = nn.Parameter(torch.randn(7, c) / 7**0.5)
+        self.out_channels = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bdhw,dc->bchw", F.relu(torch.einsum("bchw,cd->bdhw", x, self.weight)), self.back)
+
+
+@block
+def einsum(c: int, n: int) -> nn.Module:
+    return Linears(c)
+
+
+class Net(nn.Module):
+    """Stem, blocks, and a head behind pooling or flattening."""
+
+    def __init__(self, kinds: list[tuple[str, int]], flatten: bool) -> None:
+        super().__init__()
+        self.kinds = kinds
+        self.stem = conv_bn(3, 8)
+        blocks, c = [], 8
+        for kind, number in kinds:
+            made = BLOCKS[kind](c, number)
+            blocks.append(made)
+            c = int(made.out_channels)  # type: ignore[arg-type]
+        self.blocks = nn.Sequential(*blocks)
+        self.last = conv_bn(c, 6, 1)
+        self.head = nn.Linear(6 * 64 if flatten else 6, 5)
+        self.flatten = flatten
+
+    def __repr__(self) -> str:
+        return f"Net({self.kinds}, flatten={self.flatten})"
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.last(self.blocks(self.stem(x)))
+        return self.head(x.flatten(1) if self.flatten else x.mean((2, 3)))
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter and statistic its own value, so that nothing agrees by accident."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if not tensor.is_floating_point():
+                continue
+            if name.endswith("running_var"):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            elif tensor.dim() == 1 and name.endswith("weight"):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.6 + 0.7)
+            else:
+                fan_in = max(tensor[0].numel(), 1) if tensor.dim() > 1 else 10
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * fan_in**-0.5)
+    return model.eval()
+
+
+@st.composite
+def networks(draw: st.DrawFn, most_blocks: int = 6) -> Net:
+    """Random networks; shrinks to few and simple blocks."""
+    kinds = draw(st.lists(st.tuples(st.sampled_from(list(BLOCKS)), st.integers(0, 7)), min_size=1, max_size=most_blocks))
+    net = Net(kinds, draw(st.booleans()))
+    randomise(net, seed=len(kinds))
+    return net

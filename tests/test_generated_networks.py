@@ -1,0 +1,63 @@
+"""Random networks after random plans compute what the masked original computes."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import infoprune
+from infoprune.structure import check_plan
+from tests.networks import BLOCKS, Net, networks, randomise
+from tests.oracle import relative_error
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+MANY = int(os.environ.get("INFOPRUNE_GENERATED_NETWORKS", "5000"))
+
+
+def random_plan(structure: infoprune.Structure, seed: int) -> infoprune.PruningPlan:
+    generator = np.random.default_rng(seed)
+    removed = {}
+    for group in structure.prunable:
+        count = int(generator.integers(0, group.size))
+        removed[group.name] = generator.choice(group.size, count, replace=False).tolist()
+    return structure.plan(removed)
+
+
+def check_exact(net: Net, seed: int) -> None:
+    """Prune at random; compare with the masked original; costs and widths must agree with the model itself."""
+    original = copy.deepcopy(net)
+    structure = infoprune.trace(net, X)
+    plan = random_plan(structure, seed)
+    check_plan(net, X, structure, plan)
+    infoprune.shrink(net, plan)
+    assert sum(p.numel() for p in net.parameters()) == structure.cost_of(plan).params
+    if not any(kind == "layer_norm" and number % 2 == 0 for kind, number in net.kinds):  # no weight to tell what stays
+        assert relative_error(original, net, plan, X) < 1e-8
+    assert infoprune.verify(original, net, plan, X).ok
+
+
+@given(networks(), st.integers(0, 2**16))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+def test_random_plans_are_exact(net: Net, seed: int) -> None:
+    check_exact(net, seed)
+
+
+@pytest.mark.slow
+@given(networks(most_blocks=10), st.integers(0, 2**16))
+@settings(
+    max_examples=MANY, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink]
+)
+def test_many_random_plans_are_exact(net: Net, seed: int) -> None:
+    check_exact(net, seed)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_every_block_by_itself_is_exact(kind: str, number: int) -> None:
+    check_exact(randomise(Net([(kind, number)], flatten=False)), seed=number)  # type: ignore[arg-type]
