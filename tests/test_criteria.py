@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import infoprune
-from infoprune.criteria import CRITERIA, Criterion, WeightCriterion, get_criterion
+from infoprune.criteria import CRITERIA, LayerCriterion, WeightCriterion, get_criterion
 from infoprune.criteria.aggregation import combine_members, minmax
 from infoprune.errors import ConfigurationError
 from infoprune.structure import GroupSlot, Structure
@@ -170,7 +170,7 @@ def test_a_criterion_of_the_users_own_is_found_by_its_name(net, structure):
 
 
 def test_criteria_with_data_ask_for_it(net, structure):
-    class NeedsData(Criterion):
+    class NeedsData(LayerCriterion):
         needs_data = True
 
         def layer_scores(self, model, structure, data):

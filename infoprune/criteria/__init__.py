@@ -2,27 +2,43 @@
 
 A criterion maps a model to :data:`Scores`: for every prunable channel group a float64 CPU tensor with one score per
 unit, higher = keep. ``get_criterion("l1")`` finds one by name; a new one is a dataclass derived from
-:class:`WeightCriterion` (filters alone) or :class:`Criterion` (anything else) under
-``@CRITERIA.register("its_name")``.
+:class:`WeightCriterion` (filters alone), :class:`FeatureMapCriterion` (feature maps of images) or
+:class:`LayerCriterion` (anything else) under ``@CRITERIA.register("its_name")``.
 """
 
 from infoprune.criteria.batchnorm_scale import BatchNormScale
 from infoprune.criteria.capacity_independence import CapacityIndependence
-from infoprune.criteria.criterion import CRITERIA, Criterion, Scores, WeightCriterion, get_criterion
+from infoprune.criteria.chip import CHIP
+from infoprune.criteria.criterion import (
+    CRITERIA,
+    Criterion,
+    LayerCriterion,
+    Scores,
+    WeightCriterion,
+    get_criterion,
+)
+from infoprune.criteria.feature_map import FeatureMapCriterion
 from infoprune.criteria.geometric_median import GeometricMedian
+from infoprune.criteria.hrank import HRank
 from infoprune.criteria.norms import L1, L2
 from infoprune.criteria.random import Random
+from infoprune.criteria.taylor import Taylor
 
 __all__ = [
+    "CHIP",
     "CRITERIA",
     "L1",
     "L2",
     "BatchNormScale",
     "CapacityIndependence",
     "Criterion",
+    "FeatureMapCriterion",
     "GeometricMedian",
+    "HRank",
+    "LayerCriterion",
     "Random",
     "Scores",
+    "Taylor",
     "WeightCriterion",
     "get_criterion",
 ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from infoprune.criteria.criterion import CRITERIA, Criterion, check_finite
+from infoprune.criteria.criterion import CRITERIA, LayerCriterion, check_finite
 from infoprune.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @CRITERIA.register("batchnorm_scale")
 @dataclass(kw_only=True)
-class BatchNormScale(Criterion):
+class BatchNormScale(LayerCriterion):
     """Absolute scale (gamma) of the batch norms that normalise a group's channels. Data-free.
 
     The batch norms are those whose scale belongs to the group, whatever the code calls them; where there are several

@@ -26,31 +26,15 @@ Scores = dict[str, Tensor]
 class Criterion(ABC):
     """Scores every unit of every prunable group; higher = keep.
 
-    A subclass scores the filters of single layers. What the units of a group get from the layers that feed it is
-    decided
-    here: a unit with several filters in a layer takes their mean, and where several layers are coupled (their outputs
-    are added, say), each layer's unit scores are first brought to a common scale. A group with one layer keeps the
-    criterion's own values.
-
-    Args:
-        normalize: Common scale for coupled layers: ``"minmax"`` to [0, 1] (a constant layer gives 0), ``"mean"``
-            divides by the mean absolute score, ``"none"`` leaves the values.
-        combine: How coupled layers are combined: ``"mean"``, ``"sum"`` or ``"max"``.
+    Most criteria score the filters of one layer at a time and derive from :class:`LayerCriterion`.
 
     Raises:
-        ConfigurationError: an option that does not exist, or (when called) NaN or infinite weights or scores; the
-            message names the layer.
+        ConfigurationError: an option that does not exist, or (when called) NaN or infinite scores; the message names
+            the layer.
     """
-
-    normalize: str = "minmax"
-    combine: str = "mean"
 
     name: ClassVar[str] = ""
     needs_data: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_choice(self.label, "normalize", self.normalize, NORMALIZE)
-        check_choice(self.label, "combine", self.combine, COMBINE)
 
     @property
     def label(self) -> str:
@@ -61,6 +45,47 @@ class Criterion(ABC):
     def options(self) -> dict[str, Any]:
         """The options by name, as a run record keeps them."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+
+    @abstractmethod
+    def group_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> Scores:
+        """Score the units of every prunable group that can be scored: group name -> (units,)."""
+
+    def __call__(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None = None) -> Scores:
+        """Score every unit of every prunable group.
+
+        Args:
+            model: The model that ``structure`` was traced from. It is not changed.
+            structure: Its channel groups.
+            data: Batches of training images for criteria that need them, ignored by the others.
+        """
+        if self.needs_data and data is None:
+            raise ConfigurationError(f"{self.label} scores with data: pass batches of training images as data")
+        scores = self.group_scores(model, structure, data)
+        for name, values in scores.items():
+            check_finite(values, name, f"the scores of {self.label}")
+        return scores
+
+
+@dataclass(kw_only=True)
+class LayerCriterion(Criterion):
+    """Scores the filters of single layers.
+
+    What the units of a group get from the layers that feed it is decided here: a unit with several filters in a layer
+    takes their mean, and where several layers are coupled (their outputs are added, say), each layer's unit scores
+    are first brought to a common scale. A group with one layer keeps the criterion's own values.
+
+    Args:
+        normalize: Common scale for coupled layers: ``"minmax"`` to [0, 1] (a constant layer gives 0), ``"mean"``
+            divides by the mean absolute score, ``"none"`` leaves the values.
+        combine: How coupled layers are combined: ``"mean"``, ``"sum"`` or ``"max"``.
+    """
+
+    normalize: str = "minmax"
+    combine: str = "mean"
+
+    def __post_init__(self) -> None:
+        check_choice(self.label, "normalize", self.normalize, NORMALIZE)
+        check_choice(self.label, "combine", self.combine, COMBINE)
 
     @abstractmethod
     def layer_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> dict[str, Tensor]:
@@ -74,32 +99,21 @@ class Criterion(ABC):
         """The scored layers of a group, each with the slot that says which of its filters belong to which unit."""
         return [(layer.name, slot) for layer, slot in structure.producers(group)]
 
-    def __call__(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None = None) -> Scores:
-        """Score every unit of every prunable group that has at least one layer to score.
-
-        Args:
-            model: The model that ``structure`` was traced from. It is not changed.
-            structure: Its channel groups.
-            data: Batches of training images for criteria that need them, ignored by the others.
-        """
-        if self.needs_data and data is None:
-            raise ConfigurationError(f"{self.label} scores with data: pass batches of training images as data")
-        of_layer = {
-            name: scores.detach().to("cpu", torch.float64)
-            for name, scores in self.layer_scores(model, structure, data).items()
-        }
-        for name, values in of_layer.items():
-            check_finite(values, name, f"the scores of {self.label}")
+    def group_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> Scores:
+        """Score the layers and combine them group by group."""
+        of_layer = {}
+        for name, values in self.layer_scores(model, structure, data).items():
+            of_layer[name] = values.detach().to("cpu", torch.float64)
+            check_finite(of_layer[name], name, f"the scores of {self.label}")
         scores: Scores = {}
         for group in structure.prunable:
-            members = self.members(model, structure, group)
-            if members:
-                rows = [(of_layer[name], slot) for name, slot in members]
+            rows = [(of_layer[name], slot) for name, slot in self.members(model, structure, group)]
+            if rows:
                 scores[group.name] = combine_members(rows, group.size, self.normalize, self.combine)
         return scores
 
 
-class WeightCriterion(Criterion):
+class WeightCriterion(LayerCriterion):
     """A criterion that looks at the filters of one layer at a time, and at nothing else."""
 
     @abstractmethod

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from infoprune.criteria.criterion import CRITERIA, Criterion, scored_layers
+from infoprune.criteria.criterion import CRITERIA, LayerCriterion, scored_layers
 from infoprune.registry import check_count
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @CRITERIA.register("random")
 @dataclass(kw_only=True)
-class Random(Criterion):
+class Random(LayerCriterion):
     """Uniform random scores.
 
     Each layer draws from its own generator, seeded by ``seed`` and the layer's name: the scores depend neither on the

@@ -1,0 +1,189 @@
+"""What layers put out: activations behind convolution, normalisation and activation function, one batch at a time.
+
+A torch function mode sees every call whatever the model's code looks like (modules, functional calls, in-place
+activation functions). A layer's output is followed through the normalisation and the activation function right behind
+it; where anything else takes it (an addition, say), it is handed over as it is at that point: a layer inside a
+residual block gives its own activation, not the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from infoprune.criteria.calibration import batches, evaluating, run
+from infoprune.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from infoprune.structure import Layer
+
+LAYER_CALLS = {
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
+    F.linear,
+    torch.conv1d,
+    torch.conv2d,
+    torch.conv3d,
+}
+NORMALISATIONS = {F.batch_norm, torch.batch_norm, F.group_norm, F.layer_norm, F.instance_norm, F.local_response_norm}
+_NAMES = """celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu relu6 relu_
+rrelu selu sigmoid sigmoid_ silu softplus softshrink softsign tanh tanh_ threshold"""
+ACTIVATION_FUNCTIONS = {
+    getattr(home, name) for name in _NAMES.split() for home in (F, torch, Tensor) if hasattr(home, name)
+}
+FILTERS, NORMALISED, ACTIVATED = range(3)
+"""How far an output has come."""
+
+Consume = Callable[[str, Tensor], None]
+
+
+@dataclass
+class _Pending:
+    layer: str
+    output: Tensor
+    stage: int
+
+
+class ActivationTap(TorchFunctionMode):
+    """While active, hands the activations of layers to a function, each as soon as it is complete.
+
+    Args:
+        weights: Parameters of the layers and the layers' names.
+        consume: Called with the layer's name and its activation; must not keep the tensor if memory matters, and must
+            not change it. Called once for every call of the layer.
+    """
+
+    def __init__(self, weights: Mapping[nn.Parameter, str], consume: Consume) -> None:
+        super().__init__()
+        self._weights = {id(weight): name for weight, name in weights.items()}
+        self._consume = consume
+        self._pending: dict[int, _Pending] = {}
+        self.seen: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        stage = NORMALISED if func in NORMALISATIONS else ACTIVATED if func in ACTIVATION_FUNCTIONS else FILTERS
+        follows = self._follow(stage, args, kwargs)
+        if self._pending and not _is_query(func):
+            self._hand_over_inputs(args, kwargs, keep=follows)
+        output = func(*args, **kwargs)
+        if follows is not None and isinstance(output, Tensor):
+            self._pending[id(output)] = _Pending(follows.layer, output, stage)
+        elif func in LAYER_CALLS:
+            name = self._weights.get(id(args[1] if len(args) > 1 else kwargs.get("weight")))
+            if name is not None:
+                self._pending[id(output)] = _Pending(name, output, FILTERS)
+        return output
+
+    def _follow(self, stage: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Pending | None:
+        """The output that this call normalises or activates, taken off the list."""
+        if stage == FILTERS:
+            return None
+        subject = args[0] if args else kwargs.get("input")
+        pending = self._pending.get(id(subject))
+        if pending is None or pending.stage >= stage:
+            return None
+        return self._pending.pop(id(subject))
+
+    def _hand_over_inputs(self, args: Any, kwargs: Any, keep: _Pending | None) -> None:
+        """Whatever else is about to be used, perhaps overwritten, is complete."""
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and id(leaf) in self._pending:
+                self._hand_over(self._pending.pop(id(leaf)))
+
+    def _hand_over(self, pending: _Pending) -> None:
+        self.seen.add(pending.layer)
+        with torch._C.DisableTorchFunction():
+            self._consume(pending.layer, pending.output)
+
+    def finish(self) -> None:
+        """Hand over what nothing has used."""
+        for pending in self._pending.values():
+            self._hand_over(pending)
+        self._pending.clear()
+
+
+def _is_query(func: Any) -> bool:
+    """Attribute reads such as ``x.shape`` do not use up a tensor."""
+    return getattr(func, "__name__", "") in {"__get__", "size", "dim", "is_floating_point", "numel", "stride"}
+
+
+def stream_activations(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    data: Iterable[Any],
+    images: int | None,
+    consume: Consume,
+    owner: str,
+) -> int:
+    """Run calibration images through the model once and hand every layer's activations over, batch by batch.
+
+    Memory is bounded by one batch. Cost: one forward pass for each image, plus what ``consume`` does.
+
+    Args:
+        model: Is run in eval mode without gradients; flags and random state are restored.
+        layers: The layers to observe.
+        data: Batches of images.
+        images: How many images, or None for all.
+        consume: Called with a layer's name and its activations as (images, channels, height, width); linear layers and
+            sequences have a height of 1, and a width of 1 or the length.
+        owner: Who asks, for messages.
+
+    Returns:
+        Number of images seen by this process.
+
+    Raises:
+        ConfigurationError: a layer is never called (its activations cannot be observed).
+        DataError: no images.
+    """
+    weights = {model.get_parameter(layer.weight): layer.name for layer in layers}
+    kinds = {layer.name: layer.kind for layer in layers}
+    tap = ActivationTap(weights, lambda name, output: consume(name, as_maps(output.detach(), kinds[name])))
+    total = 0
+    with evaluating(model), torch.no_grad():
+        for inputs, _, count in batches(model, data, images, owner):
+            with tap:
+                run(model, inputs)
+            tap.finish()
+            total += count
+    for layer in layers:
+        check_seen(layer, layer.name in tap.seen, owner)
+    return total
+
+
+def check_seen(layer: Layer, seen: bool, owner: str) -> None:
+    """Raise a ConfigurationError that names the layer if the calibration pass did not reach it."""
+    if not seen:
+        raise ConfigurationError(
+            f"{owner}: {layer.name} cannot be observed: no convolution or linear call of the forward pass uses its "
+            "weight; freeze it or choose a data-free criterion such as 'l1'"
+        )
+
+
+def as_maps(output: Tensor, kind: str) -> Tensor:
+    """A layer's output as (images, channels, height, width).
+
+    >>> as_maps(torch.zeros(2, 7), "linear").shape, as_maps(torch.zeros(2, 5, 7), "linear").shape
+    (torch.Size([2, 7, 1, 1]), torch.Size([2, 7, 1, 5]))
+    """
+    if kind == "linear":
+        output = output.movedim(-1, 1)
+    if output.dim() < 4:
+        return output.reshape(*output.shape[:2], 1, -1)
+    return output.reshape(*output.shape[:3], -1)
+
+
+def per_filter(per_channel: Tensor, filters: int) -> Tensor:
+    """Average over channels that share a filter (grouped transposed convolutions reuse filters group by group)."""
+    return per_channel.reshape(-1, filters).mean(dim=0)

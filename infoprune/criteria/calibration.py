@@ -1,0 +1,100 @@
+"""Running a model on calibration images without leaving a trace in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from infoprune.criteria.distributed import world_size
+from infoprune.errors import DataError
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; train/eval flags and the state of the random generators are as before afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def batches(model: nn.Module, data: Iterable[Any], images: int | None, owner: str) -> Iterator[tuple[Any, Any, int]]:
+    """Calibration batches on the model's device, cut off after a number of images.
+
+    Args:
+        model: Only to know the device.
+        data: Batches: a tensor, ``(inputs, targets, ...)``, or a mapping that ``forward`` takes as keywords.
+        images: Number of images over all processes, or None for all of ``data``. Each process of a distributed run
+            takes its share from its own ``data``, which its sampler should have made different.
+        owner: Who asks, for messages.
+
+    Yields:
+        Inputs, targets (None if there are none) and number of images.
+
+    Raises:
+        DataError: there is no image, or a batch is none of the above.
+    """
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    left = float("inf") if images is None else -(-images // world_size())
+    seen = 0
+    for batch in data:
+        inputs, targets = split_batch(batch, owner)
+        count = batch_size(inputs, owner)
+        if count > left:
+            keep = int(left)
+            inputs, targets = _head((inputs, targets), count, keep)
+            count = keep
+        if count:
+            inputs, targets = tree_map(
+                lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (inputs, targets)
+            )
+            yield inputs, targets, count
+        seen += count
+        left -= count
+        if left <= 0:
+            break
+    if not seen:
+        raise DataError(f"{owner}: the calibration data holds no image; pass batches of training images")
+
+
+def _head(tree: Any, count: int, keep: int) -> Any:
+    """The first ``keep`` rows of every tensor that has one row per image."""
+    return tree_map(lambda leaf: leaf[:keep] if isinstance(leaf, Tensor) and leaf.shape[:1] == (count,) else leaf, tree)
+
+
+def split_batch(batch: Any, owner: str) -> tuple[Any, Any]:
+    """Inputs and targets of a batch as a data loader yields it."""
+    if isinstance(batch, (Tensor, dict)):
+        return batch, None
+    if isinstance(batch, (list, tuple)) and batch:
+        return batch[0], batch[1] if len(batch) > 1 else None
+    raise DataError(
+        f"{owner}: a batch must be a tensor, (inputs, targets) or a mapping of inputs, got {type(batch).__name__}"
+    )
+
+
+def batch_size(inputs: Any, owner: str) -> int:
+    """Number of images in the inputs of a batch."""
+    first = inputs
+    while isinstance(first, (list, tuple, dict)) and first:
+        first = next(iter(first.values())) if isinstance(first, dict) else first[0]
+    if not isinstance(first, Tensor) or not first.dim():
+        raise DataError(f"{owner}: the inputs of a batch must be tensors, got {type(first).__name__}")
+    return len(first)
+
+
+def run(model: nn.Module, inputs: Any) -> Any:
+    """Call the model on the inputs of a batch: positional, several positional, or keywords."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (list, tuple)) else model(inputs)

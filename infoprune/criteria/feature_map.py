@@ -1,0 +1,74 @@
+"""Criteria that score the feature maps of single images and average over images."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from infoprune.criteria.activations import per_filter, stream_activations
+from infoprune.criteria.criterion import LayerCriterion, check_finite, scored_layers
+from infoprune.criteria.distributed import sum_over_processes
+from infoprune.registry import check_count
+
+if TYPE_CHECKING:
+    from infoprune.structure import Structure
+
+
+@dataclass(kw_only=True)
+class FeatureMapCriterion(LayerCriterion):
+    """Averages a score of feature maps over calibration images.
+
+    All layers are observed in one pass over the images, streamed: memory is bounded by one batch. On several
+    processes each looks at its own images and the sums are added up.
+
+    Args:
+        images: Number of calibration images over all processes; all of the data if it holds fewer.
+
+    Raises:
+        DataError: the data holds no image.
+        ConfigurationError: a layer whose activations cannot be observed, or that are not finite.
+    """
+
+    images: int = 640
+
+    needs_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count(self.label, "images", self.images, 1)
+
+    @abstractmethod
+    def map_scores(self, maps: Tensor) -> Tensor:
+        """Score the maps of one batch.
+
+        Args:
+            maps: (B, C, H, W) activations of one layer.
+
+        Returns:
+            (B, C) scores, or their sum over images (C,).
+        """
+
+    def layer_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> dict[str, Tensor]:
+        """Layer name -> (filters,) mean over images."""
+        layers = scored_layers(structure)
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+
+        def add(name: str, maps: Tensor) -> None:
+            check_finite(maps, name, "its activations")
+            scores = self.map_scores(maps).to("cpu", torch.float64)
+            sums[name] = sums.get(name, 0) + (scores.sum(dim=0) if scores.dim() == 2 else scores)
+            counts[name] = counts.get(name, 0) + len(maps)
+
+        stream_activations(model, layers, data or (), self.images, add, self.label)
+        result = {}
+        for layer in layers:
+            total = sum_over_processes(torch.cat([sums[layer.name], torch.tensor([float(counts[layer.name])])]))
+            filters = model.get_parameter(layer.weight).shape[layer.dim]
+            result[layer.name] = per_filter(total[:-1] / total[-1], filters)
+        return result

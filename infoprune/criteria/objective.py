@@ -1,0 +1,81 @@
+"""Losses and payoffs by name: what a model's outputs are worth, given the targets."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from infoprune.errors import ConfigurationError, DataError, nearest
+
+Objective = Callable[[Any, Any], Tensor]
+"""(outputs of the model, targets of the batch) -> a scalar loss, or one payoff an image."""
+
+
+def probability(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Probability of the true class, in [0, 1]."""
+    return outputs.softmax(dim=1).gather(1, targets[:, None])[:, 0]
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """1 where the true class comes first, else 0."""
+    return (outputs.argmax(dim=1) == targets).to(outputs.dtype)
+
+
+def log_probability(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Minus the cross-entropy. Not bounded: tiny coalitions, which pruning never visits, dominate it."""
+    return -F.cross_entropy(outputs, targets, reduction="none")
+
+
+LOSSES: dict[str, Objective] = {"cross_entropy": F.cross_entropy}
+PAYOFFS: dict[str, Objective] = {"probability": probability, "accuracy": accuracy, "log_probability": log_probability}
+
+
+def get_objective(spec: str | Objective, known: dict[str, Objective], owner: str, option: str) -> Objective:
+    """Return the function that ``spec`` names.
+
+    Args:
+        spec: A name in ``known``, the import path of a function (``"torch.nn.functional.mse_loss"``), or a function.
+        known: The functions that have a short name.
+        owner: Who asks, for messages.
+        option: Name of the option, for messages.
+    """
+    if callable(spec):
+        return spec
+    if spec in known:
+        return known[spec]
+    module, _, name = str(spec).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{owner}: {option} {spec!r} is neither one of {', '.join(known)} nor the import path of a function"
+            f"{nearest(str(spec), known)}"
+        ) from error
+    if not callable(found):
+        raise ConfigurationError(f"{owner}: {option} {spec!r} is not a function")
+    objective: Objective = found
+    return objective
+
+
+def evaluate(objective: Objective, outputs: Any, targets: Any, owner: str) -> Tensor:
+    """Apply a loss or payoff, and say so where the batch has no targets."""
+    if targets is None:
+        raise DataError(f"{owner}: the calibration batches have no targets; pass batches of (inputs, targets)")
+    return objective(outputs, targets)
+
+
+def check_payoffs(payoffs: Any, images: int, owner: str) -> Tensor:
+    """Raise a ConfigurationError unless there is one finite payoff an image; return them as float64 on the CPU."""
+    if not isinstance(payoffs, Tensor) or payoffs.shape != (images,):
+        shape = tuple(payoffs.shape) if isinstance(payoffs, Tensor) else type(payoffs).__name__
+        raise ConfigurationError(f"{owner}: a payoff must return one value an image, ({images},), not {shape}")
+    if not torch.isfinite(payoffs).all():
+        raise ConfigurationError(
+            f"{owner}: the payoff of {int((~torch.isfinite(payoffs)).sum())} of {images} images is not finite"
+        )
+    return payoffs.detach().to("cpu", torch.float64)
