@@ -11,12 +11,12 @@ from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
-from sample_record import sample_record
 
 from infoprune.errors import CheckpointError
 from infoprune.report import RunRecord, Totals, print_tables, render_html, summary
 from infoprune.report.record import finite
 from infoprune.report.svg import Panel, run_chart, score_curve
+from tests.sample_record import sample_record
 
 
 class TestRecord:

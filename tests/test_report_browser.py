@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from sample_record import sample_record
 
 from infoprune.report import render_html
+from tests.sample_record import sample_record
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from sample_record import sample_record
-from wandb_file import OfflineRun, read_offline_run
 
 from infoprune.report import RunRecord
 from infoprune.report.loggers import RunLog
 from infoprune.report.scalars import event_scalars, summary_values
+from tests.sample_record import sample_record
+from tests.wandb_file import OfflineRun, read_offline_run
 
 
 def tell(log: RunLog, record: RunRecord, folder: Path) -> None:

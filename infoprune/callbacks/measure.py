@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,20 +15,12 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from infoprune.callbacks.unpruned import Unpruned
 from infoprune.cost import Latency, latency
 from infoprune.report.record import finite
 from infoprune.version import __version__
 
 Metrics = dict[str, "float | None"]
-
-
-def copy_module(module: L.LightningModule) -> L.LightningModule:
-    """Return a copy of a LightningModule on the CPU, without its Trainer and the Trainer's data."""
-    trainer, module._trainer = module._trainer, None
-    try:
-        return copy.deepcopy(module).cpu()
-    finally:
-        module._trainer = trainer
 
 
 def has_test(module: L.LightningModule, datamodule: L.LightningDataModule | None) -> bool:
@@ -38,7 +29,9 @@ def has_test(module: L.LightningModule, datamodule: L.LightningDataModule | None
     return data and is_overridden("test_step", module)
 
 
-def tested(trainer: L.Trainer, module: L.LightningModule, datamodule: L.LightningDataModule | None) -> Metrics:
+def metrics_on_test_data(
+    trainer: L.Trainer, module: L.LightningModule, datamodule: L.LightningDataModule | None
+) -> Metrics:
     """Run a module over the test data and return what it logged."""
     results = trainer.test(module, datamodule=datamodule, verbose=False)
     return {name: finite(value) for result in results for name, value in result.items()}
@@ -57,27 +50,36 @@ def only_progress(trainer: L.Trainer) -> Iterator[None]:
 
 
 def latencies(
-    networks: tuple[nn.Module, nn.Module], inputs: Any, device: torch.device, repeats: int
+    network: Callable[[], nn.Module], unpruned: Unpruned, inputs: Any, device: torch.device, repeats: int
 ) -> tuple[Latency, Latency]:
-    """Measure two networks on a device, in turns so that both see the same weather; they return to where they were.
+    """Measure a network as it was and as it is, in turns so that both see the same weather.
 
     Args:
-        networks: unpruned and pruned.
+        network: finds the network; it returns to the device that it is on.
+        unpruned: what was inside of it, or of a module around it.
         inputs: example inputs: a tensor, a tuple of positional or a dict of keyword arguments.
         device: where to measure.
-        repeats: forward passes of each network.
+        repeats: forward passes of each.
+
+    Returns:
+        The latency before and after, of the quicker of two rounds each.
     """
-    homes = [next((p.device for p in network.parameters()), device) for network in networks]
     inputs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), inputs)
-    try:
-        for network in networks:
-            network.to(device)
-        rounds = [[latency(network, inputs, max(1, repeats // 2)) for network in networks] for _ in range(2)]
-    finally:
-        for network, home in zip(networks, homes, strict=True):
-            network.to(home)
-    unpruned, pruned = (min(both, key=lambda time: time.median) for both in zip(*rounds, strict=True))
-    return unpruned, pruned
+
+    def measured() -> Latency:
+        home = next((parameter.device for parameter in network().parameters()), device)
+        network().to(device)
+        try:
+            return latency(network(), inputs, max(2, repeats // 2))
+        finally:
+            network().to(home)
+
+    before, after = [], []
+    for _ in range(2):
+        with unpruned.inside():
+            before.append(measured())
+        after.append(measured())
+    return min(before, key=lambda time: time.median), min(after, key=lambda time: time.median)
 
 
 def device_name(device: torch.device) -> str:

@@ -15,20 +15,21 @@ from infoprune.api import save
 from infoprune.callbacks.filter_pruning import FilterPruning
 from infoprune.callbacks.measure import (
     Metrics,
-    copy_module,
     device_name,
     has_test,
     latencies,
+    metrics_on_test_data,
     only_progress,
-    tested,
     versions,
 )
 from infoprune.callbacks.run_folder import check_writable, run_folder
+from infoprune.callbacks.unpruned import Unpruned
+from infoprune.callbacks.validated import Validated
 from infoprune.errors import ConfigurationError
 from infoprune.report.collect import whole_run
 from infoprune.report.html import render_html
 from infoprune.report.loggers import RunLog
-from infoprune.report.record import RunRecord, Totals, finite
+from infoprune.report.record import RunRecord, Totals
 from infoprune.report.text import choose_metric
 from infoprune.structure import plan_of
 
@@ -37,7 +38,7 @@ class RunReport(L.Callback):
     """Keeps the unpruned model aside, follows the run, and writes a report when the fit ends.
 
     It acts on a fit that has a `FilterPruning` callback and stands *before* that in the list, so that it sees the model
-    as it was. Just before the first event it copies the LightningModule; when the fit ends it measures both models,
+    as it was. Just before the first event it copies the network; when the fit ends it measures both models,
     side by side on the same device, and writes into the run folder:
 
     - ``report.html``: the report, one self-contained page; ``record.json``: the same as data (`infoprune.report`);
@@ -67,8 +68,9 @@ class RunReport(L.Callback):
         self.tests_follow = False
         """Whether somebody calls `finish` after the fit, so that the end of the fit itself writes nothing."""
         self.history: list[Metrics] = []
-        self._unpruned: L.LightningModule | None = None
+        self._unpruned: Unpruned | None = None
         self._notes: list[str] = []
+        self._validated = Validated()
 
     # -- following the run --------------------------------------------------------------------------------------------
 
@@ -95,7 +97,7 @@ class RunReport(L.Callback):
         due = pruning.is_due(trainer.current_epoch) or trainer.fast_dev_run  # type: ignore[attr-defined]
         if due and self._unpruned is None and not pruning.history:
             try:
-                self._unpruned = copy_module(pl_module)
+                self._unpruned = Unpruned(pruning.network(pl_module))
             except Exception as error:
                 # Copying runs the user's code; a module that cannot be copied can still be pruned.
                 self._notes.append(
@@ -103,13 +105,15 @@ class RunReport(L.Callback):
                 )
 
     @override
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated.start(trainer)
+
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        # Training metrics in here are still those of the epoch before.
-        metrics = {k: finite(float(v)) for k, v in trainer.callback_metrics.items() if not k.startswith("train")}
-        self.history = [entry for entry in self.history if entry["epoch"] != trainer.current_epoch]
-        self.history.append({"epoch": float(trainer.current_epoch), **metrics})
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._validated.end(trainer)
+            self.history = [entry for entry in self.history if entry["epoch"] != trainer.current_epoch]
+            self.history.append({"epoch": float(trainer.current_epoch), **self._validated.metrics})
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -146,9 +150,9 @@ class RunReport(L.Callback):
         after: Metrics = {}
         if has_test(module, datamodule):
             if self._unpruned is not None:
-                with only_progress(trainer):
-                    before = tested(trainer, self._unpruned, datamodule)
-            after = tested(trainer, module, datamodule)
+                with only_progress(trainer), self._unpruned.inside():
+                    before = metrics_on_test_data(trainer, module, datamodule)
+            after = metrics_on_test_data(trainer, module, datamodule)
         return self._write(trainer, module, before, after)
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule, before: Metrics, after: Metrics) -> RunRecord:
@@ -204,8 +208,10 @@ class RunReport(L.Callback):
         before.metrics = dict(events[0].metrics_before if events else latest)
         after.metrics = dict(events[-1].metrics_after if events else latest)
         if self.latency_repeats and self._unpruned is not None and trainer.is_global_zero:
-            pair = (pruning.network(self._unpruned), network)
-            times = latencies(pair, pruning.inputs, trainer.strategy.root_device, self.latency_repeats)
+            device = trainer.strategy.root_device
+            times = latencies(
+                lambda: pruning.network(module), self._unpruned, pruning.inputs, device, self.latency_repeats
+            )
             for totals, time in zip((before, after), times, strict=True):
                 totals.latency_s, totals.latency_spread_s = time.median, time.spread
         return before, after
@@ -224,10 +230,10 @@ class RunReport(L.Callback):
         files = {
             label: name for label, name in files.items() if name.startswith("re") or (self.folder / name).is_file()
         }
-        checkpoint = trainer.checkpoint_callback
-        path = checkpoint and (getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", ""))
-        if path and Path(path).resolve().is_relative_to(self.folder.resolve()):
-            files["checkpoint"] = str(Path(path).resolve().relative_to(self.folder.resolve()))
+        saver = trainer.checkpoint_callback
+        for path in (getattr(saver, "last_model_path", ""), getattr(saver, "best_model_path", "")):
+            if path and Path(path).resolve().is_relative_to(self.folder.resolve()):
+                files.setdefault("checkpoint", str(Path(path).resolve().relative_to(self.folder.resolve())))
         return files
 
 

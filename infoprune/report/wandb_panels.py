@@ -56,8 +56,8 @@ def artifact(run_id: str, record: RunRecord, folder: Path) -> wandb.Artifact:
 
 
 def _layers(event: EventRecord) -> wandb.Table:
-    columns = [field.name for field in fields(LayerRow)]
-    return wandb.Table(columns=columns, data=[[getattr(row, name) for name in columns] for row in event.layers])
+    names = [field.name for field in fields(LayerRow)]
+    return wandb.Table(columns=[*names], data=[[getattr(row, name) for name in names] for row in event.layers])
 
 
 def _units(event: EventRecord) -> wandb.Table:

@@ -1,0 +1,85 @@
+"""The ``infoprune`` command: finds the subcommand, and tells errors of the user's making in one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from infoprune.errors import ConfigurationError, InfopruneError, nearest
+from infoprune.version import __version__
+
+TRAINING = ("fit", "validate", "test", "predict")
+"""Subcommands that run a Lightning Trainer."""
+
+DEBUG = "INFOPRUNE_DEBUG"
+"""Environment variable: set to 1 to see the traceback of an error."""
+
+HELP = """\
+usage: infoprune COMMAND [options]
+
+Make trained CNNs smaller and faster inside a Lightning fit.
+
+commands:
+  fit          train; with FilterPruning among the callbacks: prune, fine-tune, report
+  validate     evaluate on the validation data
+  test         evaluate on the test data
+  predict      run on the prediction data
+
+any LightningModule and LightningDataModule work, by class_path, in a config or on the command line:
+  infoprune fit --config configs/quickstart.yaml
+  infoprune fit --config my.yaml --trainer.callbacks+=FilterPruning \\
+      --trainer.callbacks.criterion=capacity_independence --trainer.callbacks.macs=0.5 \\
+      --trainer.callbacks.schedule="[2, 4, 6]"
+  infoprune fit --model my_package.MyModule --data my_package.MyData --trainer.max_epochs 10
+  infoprune test --config runs/quickstart/version_0/config.yaml --ckpt_path runs/.../last.ckpt
+
+finding out more:
+  infoprune fit --help                                   every option of the command
+  infoprune fit --trainer.callbacks.help=FilterPruning   options of one class
+  infoprune fit --config my.yaml --print_config          the configuration with all defaults filled in
+  infoprune --version
+
+After an error, INFOPRUNE_DEBUG=1 shows the traceback. Exit codes: 0 done, 1 failed while running, 2 wrong input.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the ``infoprune`` command.
+
+    Args:
+        args: command line, ``sys.argv[1:]`` by default.
+
+    Returns:
+        The exit code: 0, or 2 after an error in what was asked for, which is told in one line on stderr.
+
+    >>> main(["--version"])  # doctest: +ELLIPSIS
+    infoprune ...
+    0
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if words else 2
+    if words == ["--version"]:
+        print(f"infoprune {__version__}")
+        return 0
+    try:
+        _run(words, given=args is not None)
+    except (InfopruneError, OSError) as error:
+        if os.environ.get(DEBUG, "0") not in ("", "0"):
+            raise
+        print(f"infoprune: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(words: list[str], given: bool) -> None:
+    if not words[0].startswith("-") and words[0] not in TRAINING:
+        raise ConfigurationError(
+            f"there is no command {words[0]!r}{nearest(words[0], TRAINING)}; infoprune --help lists them"
+        )
+    # Importing Lightning takes seconds, which the help and the version need not wait for.
+    from infoprune.commands.training import TrainingCLI
+
+    TrainingCLI(words, words if given else None)

@@ -1,0 +1,1 @@
+"""What the subcommands of ``infoprune`` do, one file a kind."""

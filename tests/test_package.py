@@ -1,0 +1,76 @@
+"""What a user gets by installing: one version, an entry point, a light import."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+
+import pytest
+
+import infoprune
+from infoprune.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_one_version_everywhere() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.?(a|b|rc|dev)\d+)?", infoprune.__version__)
+    for name in ("pyproject.toml", "CITATION.cff", "infoprune/__init__.py"):
+        assert f'"{infoprune.__version__}"' not in (ROOT / name).read_text(encoding="utf-8"), name
+    try:
+        assert version("infoprune") == infoprune.__version__
+    except PackageNotFoundError:
+        pytest.skip("infoprune is on the path but not installed")
+
+
+def test_entry_point_is_the_command() -> None:
+    found = [point for point in entry_points(group="console_scripts") if point.name == "infoprune"]
+    if not found:
+        pytest.skip("infoprune is on the path but not installed")
+    assert found[0].load() is main
+
+
+def test_python_dash_m_is_the_command() -> None:
+    done = python("-m", "infoprune", "--version")
+    assert (done.returncode, done.stdout) == (0, f"infoprune {infoprune.__version__}\n")
+
+
+def test_import_alone_brings_neither_torch_nor_lightning() -> None:
+    script = (
+        "import sys, time; start = time.perf_counter(); import infoprune; spent = time.perf_counter() - start;"
+        "print(spent, *(name for name in ('torch', 'lightning', 'wandb', 'sklearn') if name in sys.modules))"
+    )
+    spent, *heavy = python("-c", script).stdout.split()
+    assert heavy == []
+    assert float(spent) < 0.3
+
+
+def test_plain_pytorch_use_needs_no_lightning() -> None:
+    script = (
+        "import sys, torch, infoprune; net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 4, 3));"
+        "infoprune.prune(net, torch.zeros(1, 3, 8, 8), criterion='l1', amount=0.5);"
+        "print(net[0].out_channels, *(name for name in ('lightning', 'wandb', 'jsonargparse') if name in sys.modules))"
+    )
+    done = python("-c", script)
+    assert done.stdout.split() == ["4"], done.stderr
+
+
+def test_every_public_name_is_there() -> None:
+    for name in infoprune.__all__:
+        assert getattr(infoprune, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'purne'"):
+        _ = infoprune.purne
+    assert set(infoprune.__all__) <= set(dir(infoprune))
+
+
+def test_the_package_is_typed_and_carries_its_style_sheet() -> None:
+    for name in ("py.typed", "report/report.css"):
+        assert (ROOT / "infoprune" / name).is_file()
+        assert name.rpartition(".")[2] in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
