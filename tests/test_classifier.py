@@ -11,6 +11,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -183,6 +184,12 @@ def test_errors(tmp_path: Path) -> None:
         ImageClassifier(small_net(), 1)
     with pytest.raises(ConfigurationError, match=r"label_smoothing=1\.0 is outside"):
         ImageClassifier(small_net(), 10, label_smoothing=1.0)
+    module = ImageClassifier(small_net(), 7)
+    with pytest.raises(ConfigurationError, match=r"logits of shape \(N, 7\), but gives shape \(2, 10\)"):
+        module.training_step((torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)), 0)
+    googlenet = torchvision.models.googlenet(num_classes=10, init_weights=False)
+    with pytest.raises(ConfigurationError, match=r"gives GoogLeNetOutputs.*turn auxiliary outputs off"):
+        ImageClassifier(googlenet, 10).training_step((torch.zeros(2, 3, 64, 64), torch.zeros(2, dtype=torch.int64)), 0)
     with pytest.raises(CheckpointError, match="no such file"):
         ImageClassifier(small_net(), 10, init_from=tmp_path / "none.pt")
 

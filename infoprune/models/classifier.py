@@ -142,11 +142,21 @@ class ImageClassifier(L.LightningModule):
         """Logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
         return self.model(x)
 
+    def _logits(self, images: Tensor) -> Tensor:
+        logits = self(images)
+        if not isinstance(logits, Tensor) or logits.shape[1:] != (self.num_classes,):
+            got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise ConfigurationError(
+                f"{type(self.model).__name__} must give logits of shape (N, {self.num_classes}), but gives "
+                f"{got}; set num_classes of the model and of ImageClassifier alike, and turn auxiliary outputs off"
+            )
+        return logits
+
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Smoothed cross-entropy of a batch."""
         images, labels = batch
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(self._logits(images), labels, label_smoothing=self.label_smoothing)
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
         self.train_loss.update(loss, len(labels))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
@@ -164,7 +174,7 @@ class ImageClassifier(L.LightningModule):
 
     def _evaluate(self, stage: str, batch: Batch, metrics: nn.ModuleDict) -> None:
         images, labels = batch
-        logits = self(images)
+        logits = self._logits(images)
         for name, metric in metrics.items():
             if isinstance(metric, MeanLoss):
                 metric.update(F.cross_entropy(logits, labels), len(labels))
