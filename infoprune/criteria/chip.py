@@ -73,8 +73,8 @@ def channel_independence(matrices: Tensor) -> Tensor:
     # 1 - t (B^2)_jj / B_jj, written without the difference
     integrand = (weights @ (values[:, :, None] * resolvent.square())) / (weights @ resolvent)
     integral = STEP * (integrand * nodes).sum(dim=2)
-    # Beyond the last node, half a step further out, the integrand is G_jj / s^2.
-    tail = energy / (nodes[-1] * math.exp(STEP / 2))
+    # Beyond the last node the integrand is G_jj / s^2, and the nodes that were left out form a geometric series.
+    tail = STEP * energy / (nodes[-1] * math.expm1(STEP))
     result = (2 / math.pi) * (integral + tail) * scale.sqrt()[:, None]
     return torch.where(energy > 0, result, torch.zeros_like(result))
 
