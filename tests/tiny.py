@@ -119,7 +119,12 @@ def widths(module: nn.Module) -> list[int]:
 def same(a: nn.Module, b: nn.Module) -> bool:
     """Whether two modules hold bit-identical tensors."""
     first, second = a.state_dict(), b.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    return first.keys() == second.keys() and all(identical(first[key], second[key]) for key in first)
+
+
+def identical(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are bit-identical, NaN being identical to NaN."""
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 class Sound(pl.Callback):
@@ -136,7 +141,8 @@ class Sound(pl.Callback):
         self.widths.append(widths(pl_module))
         self.events += len(self.widths) > 1 and self.widths[-1] != self.widths[-2]
         in_optimizers = [p for o in trainer.optimizers for group in o.param_groups for p in group["params"]]
-        assert {id(p) for p in in_optimizers} == {id(p) for p in pl_module.parameters() if p.requires_grad}
+        assert {p for p in pl_module.parameters() if p.requires_grad} <= set(in_optimizers)
+        assert set(in_optimizers) <= set(pl_module.parameters())
         assert all(p.grad is None or p.grad.shape == p.shape for p in in_optimizers)
         for optimizer in trainer.optimizers:
             assert set(optimizer.state) <= set(in_optimizers)

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -160,10 +161,16 @@ class FilterPruning(pl.Callback):
 
     def is_due(self, epoch: int) -> bool:
         """Whether an event is to happen at the start of an epoch."""
-        return self.schedule.fraction_at(epoch) is not None and not self._happened(epoch)
+        return self._fraction(epoch) is not None
 
-    def _happened(self, epoch: int) -> bool:
-        return any(event.epoch == epoch for event in self.history)
+    def _fraction(self, epoch: int) -> float | None:
+        """How far an event at the start of an epoch is to go, None if nothing is due.
+
+        What was missed, because the callback joined a run late, is made up for.
+        """
+        last = self.history[-1].epoch if self.history else -1
+        due = [fraction for start, fraction in self.schedule.events if last < start <= epoch]
+        return due[-1] if due else None
 
     # -- before training ----------------------------------------------------------------------------------------------
 
@@ -253,13 +260,19 @@ class FilterPruning(pl.Callback):
     ) -> None:
         if self.inputs is None and self._seen is None:
             self._seen = of_batch(batch)
+        if batch_idx == 0:
+            # A fit that resumes behind the last batch of an epoch enters the next one without any epoch start.
+            self._event_if_due(trainer, pl_module)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        fraction = self.schedule.fraction_at(trainer.current_epoch)
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        self._event_if_due(trainer, pl_module)
+
+    def _event_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        fraction = self._fraction(trainer.current_epoch)
+        if trainer.fast_dev_run and not self.history:  # type: ignore[attr-defined]
             fraction = 1.0
-        if fraction is not None and not self._happened(trainer.current_epoch):
+        if fraction is not None:
             with undisturbed(trainer.strategy.root_device):
                 self._event(trainer, pl_module, fraction)
 
@@ -343,6 +356,15 @@ class FilterPruning(pl.Callback):
         }
         # For filenames and monitors; the loggers have it already, with the step at which it happened.
         pl_module.log_dict({**totals, **ratios}, logger=False, on_step=False, on_epoch=True, batch_size=1)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        missed = [epoch for epoch in self.schedule.epochs if not self.history or epoch > self.history[-1].epoch]
+        if missed and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"training ended in epoch {trainer.current_epoch}, before the pruning events of epochs {missed}: the "
+                f"model was pruned {len(self.history)} of {len(self.schedule.events)} times"
+            )
 
     # -- metrics of the larger and the smaller model ------------------------------------------------------------------
 

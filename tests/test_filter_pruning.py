@@ -1,0 +1,587 @@
+"""FilterPruning within everything else that a Trainer does."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, ModelSummary
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+import infoprune
+from infoprune import FilterPruning
+from infoprune.criteria import L1
+from infoprune.errors import BudgetError, ConfigurationError, SurgeryError, TraceError
+from tests.tiny import Sound, TinyModule, TinyNet, images, loader, pruning, same, trainer, widths
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# -- the ordinary course of things ------------------------------------------------------------------------------------
+
+
+def test_history_metrics_and_original() -> None:
+    """An event leaves a record with scores, kept units and the validation before and after it."""
+    module, callback = TinyModule(), pruning((1, 2))
+    run = trainer(callback, epochs=4)
+    run.fit(module, loader(), loader())
+    first, last = callback.history
+    assert (first.epoch, last.epoch, first.global_step) == (1, 2, 3)
+    assert callback.original is not None
+    assert callback.original.cost == infoprune.trace(TinyNet(), torch.zeros(1, 3, 8, 8)).cost()
+    assert last.macs == infoprune.trace(module.net, torch.zeros(1, 3, 8, 8)).cost().macs
+    assert 0.45 < last.macs / callback.original.macs <= 0.5
+    assert {row.name: row.channels_after for row in last.layers} == {
+        "stem": module.net.stem.out_channels,
+        "conv1": module.net.conv1.out_channels,
+        "conv2": module.net.stem.out_channels,
+        "head": 3,
+    }
+    assert first.metrics_before.keys() == first.metrics_after.keys() == last.metrics_before.keys() == {"val/loss"}
+    assert first.metrics_after == last.metrics_before != first.metrics_before
+    assert last.metrics_after["val/loss"] == pytest.approx(run.callback_metrics["val/loss"].item())
+    assert "head" in callback.original.frozen
+    assert "conv2" in callback.original.coupling["stem"]
+    assert len(first.scores["stem"]) == 12
+
+
+def test_same_seed_same_plan_and_no_random_number_is_used() -> None:
+    """The data order and every random number of an unpruned run stay as they are: example inputs are looked up past
+    the loader and in a random state of their own."""
+
+    class Draws(pl.Callback):
+        def __init__(self) -> None:
+            self.seen: list[float] = []
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            self.seen += [batch[0].sum().item(), torch.rand(()).item()]
+
+    def run(*callbacks: pl.Callback) -> tuple[list[float], pl.LightningModule]:
+        pl.seed_everything(7, verbose=False)
+        module, draws = TinyModule(), Draws()
+        trainer(*callbacks, draws).fit(module, DataLoader(images(), 8, shuffle=True))
+        return draws.seen, module
+
+    (plain, _), (first, a), (second, b) = run(), run(pruning((0, 1))), run(pruning((0, 1)))
+    assert plain == first == second
+    assert same(a, b)
+
+
+class Scalars(pl.loggers.logger.DummyLogger if hasattr(pl.loggers.logger, "DummyLogger") else object):  # type: ignore[misc]
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: Any = None, step: int = 0, **_: Any) -> None:
+        self.told.append((step, dict(metrics)))
+
+
+def test_scalars_reach_the_logger_and_the_callback_metrics() -> None:
+    log, callback = Scalars(), pruning((1, 2))
+    run = trainer(callback, logger=log)
+    run.fit(TinyModule(), loader(), loader())
+    events = {step: metrics for step, metrics in log.told if "prune/macs" in metrics}
+    assert list(events) == [3, 6]
+    last, original = events[6], callback.original
+    assert original is not None
+    assert last["prune/event"] == 2
+    assert last["prune/macs_ratio"] == pytest.approx(last["prune/macs"] / original.macs)
+    assert last["prune/params_ratio"] == pytest.approx(last["prune/params"] / original.params)
+    assert last["prune/width/stem"] == callback.history[1].layers[0].channels_after
+    assert run.callback_metrics["prune/event"] == 2
+    assert run.callback_metrics["prune/macs"] == last["prune/macs"]
+
+
+def test_saved_metric_is_the_metric_of_the_saved_model(tmp_path: Any) -> None:
+    """Trap 6: surgery at the end of an epoch would store the larger model's metric beside the smaller model's weights."""
+    best = ModelCheckpoint(tmp_path, monitor="val/loss", save_top_k=-1)
+    run = trainer(pruning((1, 2)), best, enable_checkpointing=True)
+    module = TinyModule()
+    run.fit(module, loader(), loader())
+    assert len(best.best_k_models) == 3
+    for path, stored in best.best_k_models.items():
+        (again,) = run.validate(module, loader(), ckpt_path=path, verbose=False)
+        assert again["val/loss"] == pytest.approx(stored.item(), abs=1e-6)
+
+
+# -- Trainer features -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"accumulate_grad_batches": 2},
+        {"accumulate_grad_batches": 2, "precision": "bf16-mixed", "gradient_clip_val": 0.5},
+        {"precision": "bf16-true"},
+        {"gradient_clip_val": 0.5, "gradient_clip_algorithm": "value"},
+        {"limit_train_batches": 2, "limit_val_batches": 1},
+        {"overfit_batches": 1},
+        {"val_check_interval": 0.5},
+        {"max_steps": 5},
+        {"reload_dataloaders_every_n_epochs": 1},
+        {"detect_anomaly": True, "inference_mode": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("validate", [False, True], ids=["no-val", "val"])
+def test_trainer_options(options: dict[str, Any], validate: bool) -> None:
+    """Trap 3: without validation the last batch's gradients are still there at the epoch start; a ragged last
+    accumulation window (3 batches by 2), mixed precision and clipping meet the new parameters."""
+    module, sound = TinyModule(), Sound()
+    run = trainer(pruning((1,)), sound, epochs=3, **options)
+    run.fit(module, loader(), loader() if validate else None)
+    assert sound.events == 1
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
+def test_sixteen_bit_true_double_and_channels_last() -> None:
+    """Memory format and dtype survive (index_select would lose channels_last)."""
+    module = TinyModule().to(memory_format=torch.channels_last)
+    trainer(pruning((1,)), epochs=2, precision="64-true").fit(module, loader())
+    weight = module.net.conv1.weight
+    assert weight.dtype is torch.float64
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+
+
+def test_fast_dev_run_tries_the_surgery() -> None:
+    module, callback = TinyModule(), pruning((4, 6))
+    trainer(callback, fast_dev_run=True).fit(module, loader(), loader())
+    assert [event.epoch for event in callback.history] == [0]
+    assert module.net.stem.out_channels < 12
+
+
+def test_monitors_and_summaries_of_a_smaller_model(tmp_path: Any) -> None:
+    """LearningRateMonitor and ModelSummary(after the cut) see ordinary objects."""
+    from lightning.pytorch.loggers import CSVLogger
+    from lightning.pytorch.utilities.model_summary import summarize
+
+    module = TinyModule()
+    run = trainer(
+        LearningRateMonitor(), ModelSummary(), pruning((1,)), logger=CSVLogger(tmp_path), enable_model_summary=True
+    )
+    run.fit(module, loader(), loader())
+    assert summarize(module).total_parameters == sum(p.numel() for p in module.parameters())
+
+
+def test_fit_again_with_the_same_trainer_does_not_prune_twice() -> None:
+    """The schedule runs once a run, however often the fit is taken up."""
+    module, callback = TinyModule(), pruning((1,))
+    run = trainer(callback, epochs=2)
+    run.fit(module, loader())
+    after = widths(module)
+    run.fit_loop.max_epochs = 4
+    run.fit(module, loader())
+    assert widths(module) == after
+    assert len(callback.history) == 1
+
+
+def test_a_new_trainer_is_a_new_run() -> None:
+    """The callback object may be used again, say for the next fold of a cross-validation."""
+    callback = pruning((1,))
+    for _ in range(2):
+        module = TinyModule()
+        trainer(callback, epochs=2).fit(module, loader())
+        assert len(callback.history) == 1
+        assert module.net.stem.out_channels < 12
+
+
+def test_early_stopping_and_best_checkpoint_forget_the_larger_model(tmp_path: Any) -> None:
+    """Trap 11: a smaller model that improves every epoch is stopped by the larger one's score, and "best" stays the
+    unpruned file, unless the callbacks are reset."""
+
+    class Scripted(TinyModule):
+        scores = (0.1, 0.9, 0.8, 0.7, 0.6)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val/loss", self.scores[self.current_epoch])
+
+    def run(**resets: bool) -> tuple[pl.Trainer, ModelCheckpoint]:
+        best = ModelCheckpoint(tmp_path / str(resets), monitor="val/loss", filename="{epoch}")
+        stop = EarlyStopping("val/loss", patience=2)
+        fit = trainer(stop, pruning((1,), **resets), best, epochs=5, enable_checkpointing=True)
+        fit.fit(Scripted(), loader(), loader())
+        return fit, best
+
+    fooled, best = run()
+    assert fooled.current_epoch < 5
+    assert best.best_model_path.endswith("epoch=0.ckpt")
+    reset, best = run(reset_best=True, reset_early_stopping=True)
+    assert reset.current_epoch == 5
+    assert best.best_model_path.endswith("epoch=4.ckpt")
+
+
+# -- averaged copies --------------------------------------------------------------------------------------------------
+
+
+def averaging(**options: Any) -> pl.Callback:
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks", reason="needs Lightning")
+    if not hasattr(callbacks, "EMAWeightAveraging"):
+        pytest.skip("WeightAveraging came with Lightning 2.6")
+    return callbacks.EMAWeightAveraging(decay=0.5, **options)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["ema-first", "ema-last"])
+def test_averaged_copy_shrinks_alike(first: bool) -> None:
+    """Trap 9: the average of a tensor that shrank to one channel broadcasts silently; others fail. Either order."""
+    copies: list[tuple[list[int], list[int]]] = []
+
+    class Compare(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            copies.append((widths(average._average_model.module), widths(pl_module)))
+
+    average = averaging()
+    order = [average, pruning((1, 2))] if first else [pruning((1, 2)), average]
+    module, sound = TinyModule(), Sound()
+    trainer(*order, sound, Compare()).fit(module, loader(), loader())
+    assert sound.events == 2
+    assert all(copy == own for copy, own in copies)
+
+
+def test_average_is_that_of_the_kept_channels() -> None:
+    """The averaged values, not only the shapes, follow their channels."""
+    average, callback = averaging(), pruning((1,))
+    before: dict[str, Tensor] = {}
+
+    class Before(pl.Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.current_epoch == 1:
+                before.update({k: v.clone() for k, v in average._average_model.module.state_dict().items()})
+
+    class After(pl.Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.current_epoch == 1:
+                kept = callback.history[0].kept["stem"]
+                now = average._average_model.module.state_dict()
+                assert torch.equal(now["net.stem.weight"], before["net.stem.weight"][kept])
+                assert not torch.equal(now["net.stem.weight"], pl_module.net.stem.weight)
+
+    trainer(average, Before(), callback, After(), epochs=2).fit(TinyModule(), loader())
+    assert before
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+class OddNet(nn.Module):
+    """Depthwise, grouped, tied, frozen, one channel wide, with marks and hooks on parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.tied = nn.Conv2d(8, 8, 1, bias=False)
+        self.also_tied = nn.Conv2d(8, 8, 1, bias=False)
+        self.also_tied.weight = self.tied.weight
+        self.narrow = nn.Conv2d(8, 1, 1)
+        self.still = nn.Conv2d(1, 6, 1).requires_grad_(False)
+        self.head = nn.Linear(6, 3)
+        self.tied.weight.my_mark = "kept"  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = torch.relu(self.grouped(self.depthwise(self.first(x))))
+        x = self.also_tied(torch.relu(self.tied(x)))
+        x = self.still(torch.relu(self.narrow(x)))
+        return {"logits": self.head(torch.relu(x).mean((2, 3)))}
+
+
+class OddModule(TinyModule):
+    def __init__(self) -> None:
+        super().__init__(net=OddNet())
+
+    def loss(self, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0])["logits"], batch[1])
+
+
+def test_odd_layers_ties_marks_and_hooks() -> None:
+    """Trap 12: ``groups`` does not follow from shapes; a tie breaks unless every owner gets the same new parameter;
+    frozen parameters stay frozen, marks and gradient hooks move to the new parameter; one channel stays one."""
+    module, sound, calls = OddModule(), Sound(), []
+    tied = module.net.tied.weight
+    tied.register_hook(lambda grad: calls.append(tuple(grad.shape)))
+    trainer(pruning((1,), amount=0.5), sound, epochs=2).fit(module, loader())
+    net = module.net
+    assert sound.events == 1
+    assert net.tied.weight is net.also_tied.weight
+    assert net.tied.weight is not tied
+    assert net.tied.weight.my_mark == "kept"
+    assert {tuple(tied.shape), tuple(net.tied.weight.shape)} == set(calls)
+    assert net.depthwise.groups == net.depthwise.out_channels == net.first.out_channels < 8
+    assert net.grouped.out_channels % net.grouped.groups == 0
+    assert not net.still.weight.requires_grad
+    assert net.still.out_channels < 6
+    assert net.narrow.out_channels == 1
+
+
+def test_parametrized_layer_stays_with_a_reason() -> None:
+    """Trap 12: writing into a parametrized layer's weight is silently ignored."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 3, 8), nn.Flatten())
+    nn.utils.parametrizations.weight_norm(net[1])
+    module, callback = TinyModule(net=net), pruning((1,), amount=0.5)
+    trainer(callback, epochs=2).fit(module, loader())
+    assert callback.original is not None
+    assert any("has a parametrization (1.parametrizations.weight)" in r for r in callback.original.frozen.values())
+    assert widths(net) == [8, 8, 4, 3]
+
+
+def test_validation_in_inference_mode_leaves_no_inference_tensor() -> None:
+    """Trap 12: tensors that surgery makes must be trainable, whatever mode was on before."""
+    module = TinyModule()
+    callback = pruning((0,))
+    run = trainer(callback, epochs=1)
+    run.validate(module, loader(), verbose=False)
+    run.fit(module, loader(), loader())
+    run.test(module, loader(), verbose=False)
+    assert not any(t.is_inference() for t in [*module.parameters(), *module.buffers()])
+    trainer(pruning((0,), amount=0.25), epochs=1).fit(module, loader())
+
+
+class NoForward(pl.LightningModule):
+    """Many projects call self.net in their steps and write no forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = TinyNet()
+        self.metric = nn.Identity()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    configure_optimizers = TinyModule.configure_optimizers
+    make_scheduler = None
+
+    def make_optimizer(self, parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters)
+
+
+def test_module_without_forward() -> None:
+    module, sound = NoForward(), Sound()
+    trainer(pruning((1,)), sound, epochs=2).fit(module, loader())
+    assert sound.events == 1
+    two = NoForward()
+    two.other = TinyNet()
+    with pytest.raises(ConfigurationError, match=r"NoForward has no forward.*module=\.\.\. \(net, other\)"):
+        trainer(pruning((1,)), epochs=2).fit(two, loader())
+    with pytest.raises(ConfigurationError, match="no such submodule, did you mean 'net'"):
+        trainer(pruning((1,), module="nett"), epochs=2).fit(two, loader())
+    trainer(pruning((1,), module="other"), epochs=2).fit(two, loader())
+    assert two.other.stem.out_channels < two.net.stem.out_channels == 12
+
+
+class Preprocessing(TinyModule):
+    """Several inputs, and parameters beside the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        return self.net(image * mask * self.scale)
+
+    def loss(self, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0], torch.ones_like(batch[0])), batch[1])
+
+
+def test_example_input_array_as_tuple_and_dict() -> None:
+    """Lightning's own meanings: a tuple is positional arguments, a dict keyword arguments."""
+    image = torch.zeros(2, 3, 8, 8)
+    for example in [(image, image), {"image": image, "mask": image}]:
+        module, sound = Preprocessing(), Sound()
+        module.example_input_array = example
+        trainer(pruning((1,)), sound, epochs=2).fit(module, loader())
+        assert sound.events == 1
+    with pytest.raises(TraceError, match="missing 1 required positional argument"):
+        trainer(pruning((1,)), epochs=2).fit(Preprocessing(), loader())
+    module = Preprocessing()
+    trainer(pruning((1,), example_inputs=[[1, 3, 8, 8], [1, 3, 8, 8]]), epochs=2).fit(module, loader())
+    assert module.net.stem.out_channels < 12
+
+
+class DictBatches(TinyModule):
+    def loss(self, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(self(batch["image"]), batch["label"])
+
+
+def test_unclear_batch_asks_for_example_inputs() -> None:
+    data = [{"image": image, "label": label} for image, label in images(8)]
+    batches: Any = DataLoader(data, 4)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"a dict with 'image', 'label'.*example_inputs"):
+        trainer(pruning((1,)), epochs=2).fit(DictBatches(), batches)
+    module = DictBatches()
+    trainer(pruning((1,), example_inputs=torch.zeros(1, 3, 8, 8)), epochs=2).fit(module, batches)
+    assert module.net.stem.out_channels < 12
+
+
+class Stream(IterableDataset):  # type: ignore[type-arg]
+    """Fresh data whenever it is asked for; asking too often would be noticed."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for pair in images(8):
+            self.given += 1
+            yield pair
+
+
+def test_streamed_data_is_left_alone() -> None:
+    """Looking into a stream would take examples from it: the first batch that goes by must do."""
+    stream, module = Stream(), TinyModule()
+    callback = pruning((1,))
+    trainer(callback, epochs=2).fit(module, DataLoader(stream, 4))
+    assert stream.given == 16
+    assert len(callback.history) == 1
+    assert module.net.stem.out_channels < 12
+    with pytest.raises(ConfigurationError, match="before the first batch.*example_input_array"):
+        trainer(pruning((0,)), epochs=2).fit(TinyModule(), DataLoader(Stream(), 4))
+
+
+# -- compiled modules and configure_model -----------------------------------------------------------------------------
+
+
+class Late(TinyModule):
+    """Builds its network in configure_model, with or without the guard that Lightning asks for."""
+
+    guarded = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = None  # type: ignore[assignment]
+
+    def configure_model(self) -> None:
+        if self.net is None or not self.guarded:
+            self.net = TinyNet()
+
+
+class Unguarded(Late):
+    guarded = False
+
+
+def test_configure_model_that_builds_anew_is_noticed() -> None:
+    """Trap 10: without the guard, trainer.test rebuilds the unpruned network with random weights and says nothing."""
+    run, module = trainer(pruning((1,)), epochs=2), Late()
+    run.fit(module, loader())
+    run.test(module, loader(), verbose=False)
+    assert module.net.stem.out_channels < 12
+    run, module = trainer(pruning((1,)), epochs=2), Unguarded()
+    run.fit(module, loader())
+    with pytest.raises(ConfigurationError, match="Unguarded no longer has the shape.*configure_model"):
+        run.test(module, loader(), verbose=False)
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("way", ["net", pytest.param("module", marks=SLOW), pytest.param("in place", marks=SLOW)])
+def test_compiled_module_through_ten_events(way: str) -> None:
+    """Trap 10: after 8 recompilations PyTorch silently goes back to eager; with fullgraph it raises. And
+    ``torch.compile(net)`` hides the net behind ``_orig_mod``."""
+    options: dict[str, Any] = {"backend": "aot_eager", "fullgraph": True, "dynamic": False}
+    module = TinyModule()
+    given: Any = module
+    if way == "module":
+        given = torch.compile(module, **(options | {"fullgraph": False}))
+    elif way == "net":
+        module.net = torch.compile(module.net, **options)  # type: ignore[assignment]
+    else:
+        module.net.compile(**options)
+    events = 3 if way == "module" else 10
+    callback = FilterPruning("l1", amount=0.8, schedule=list(range(1, events + 1)))
+    trainer(callback, epochs=events + 1, limit_train_batches=1).fit(given, loader(4))
+    assert len(callback.history) == events
+    assert [row.name for row in callback.history[0].layers] == ["stem", "conv1", "conv2", "head"]
+    assert widths(module)[0] < 12
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def fit_error(callback: FilterPruning, module: Any = None, epochs: int = 3, **options: Any) -> str:
+    module = TinyModule() if module is None else module
+    before = copy.deepcopy(module)
+    with pytest.raises((ConfigurationError, BudgetError, SurgeryError)) as caught:
+        trainer(callback, epochs=epochs, **options).fit(module, loader())
+    assert same(before, module)
+    return str(caught.value)
+
+
+def test_refusals_before_training_name_the_way_out() -> None:
+    """Nothing is trained for hours and then lost: all of it is told when the fit starts."""
+    assert "epoch 5, but max_epochs is 3" in fit_error(pruning((1, 5)))
+    assert "floor of" in fit_error(FilterPruning("l1", macs=0.001, schedule=2))
+    assert "needs a budget" in fit_error(FilterPruning("l1", schedule=2))
+    assert "matches no module" in fit_error(pruning(2, frozen=["steem"]))
+    assert "nothing to prune" in fit_error(pruning(2, frozen=["stem", "conv1"]))
+    broken = TinyModule()
+    broken.net.conv1.weight.data[0] = float("nan")
+    assert "conv1: its weights hold" in fit_error(pruning(0), broken)
+
+
+def test_nonsense_options() -> None:
+    for options, message in [
+        ({"schedule": 1, "macs": 0.5, "amount": 0.5}, "clash"),
+        ({"schedule": 1, "amount": 1.0}, r"in \[0, 1\)"),
+        ({"schedule": [], "macs": 0.5}, "no event"),
+        ({"schedule": {"start": 1, "end": 3, "kind": "cubik"}, "macs": 0.5}, "did you mean 'cubic'"),
+        ({"schedule": 1, "macs": 0.5, "allocation": "unifrm"}, "did you mean 'uniform'"),
+    ]:
+        with pytest.raises(ConfigurationError, match=message):
+            FilterPruning("l1", **options)
+    with pytest.raises(ConfigurationError, match="did you mean 'l1'"):
+        FilterPruning("l11", schedule=1, macs=0.5)
+
+
+def test_averaging_and_pruning_that_cannot_follow_are_refused() -> None:
+    """Trap 9: SWA keeps its own copy; ModelPruning parametrizes layers."""
+    from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
+
+    with pytest.raises(ConfigurationError, match="EMAWeightAveraging"):
+        trainer(pruning((1,)), StochasticWeightAveraging(0.1)).fit(TinyModule(), loader())
+    with pytest.raises(ConfigurationError, match="ModelPruning"):
+        trainer(pruning((1,)), ModelPruning("l1_unstructured", amount=0.5)).fit(TinyModule(), loader())
+
+
+def test_sharded_strategies_are_refused_with_the_recipe() -> None:
+    """Trap 9: FSDP, ModelParallel and DeepSpeed shard parameters; prune before wrapping."""
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    with pytest.raises(ConfigurationError, match=r"configure_model.*infoprune\.load"):
+        trainer(pruning((1,)), strategy=ModelParallelStrategy(), devices=1).fit(Late(), loader())
+
+
+class Faulty(L1):
+    """Scores once and then fails."""
+
+    def layer_scores(self, *args: Any) -> Any:
+        raise RuntimeError("the disk is full")
+
+
+def test_an_error_while_scoring_leaves_everything_as_it_was() -> None:
+    module = TinyModule()
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        trainer(pruning((1,), criterion=Faulty()), epochs=2).fit(module, loader())
+    assert widths(module) == widths(TinyModule())
+
+
+def test_a_tensor_shared_with_the_outside_is_not_cut_behind_its_back() -> None:
+    module = TinyModule()
+    module.mirror = nn.Conv2d(3, 12, 3, bias=False)
+    module.mirror.weight = module.net.stem.weight
+    with pytest.raises(SurgeryError, match=r"net\.stem\.weight is shared with a part of the model outside of 'net'"):
+        trainer(pruning((1,), module="net"), epochs=2).fit(module, loader())
+    assert widths(module.net) == widths(TinyNet())
