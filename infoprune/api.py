@@ -20,6 +20,8 @@ from infoprune.criteria import Criterion, Scores
 from infoprune.decide import Target, decide
 from infoprune.errors import CheckpointError, PlanError
 from infoprune.structure import PruningPlan, Structure, check_plan, plan_of, shrink, trace
+from infoprune.structure.plan import check_belongs
+from infoprune.structure.tensors import owned_tensors
 from infoprune.structure.tracer import Inputs
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -135,6 +137,7 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
     data = _read(path)
     try:
         plan = PruningPlan.from_dict(data["plan"])
+        check_belongs(plan, {name: tuple(entry.tensor.shape) for name, entry in owned_tensors(model).items()})
         _check_weights(path, model, plan, data["state_dict"])
         shrink(model, plan)
     except PlanError as error:

@@ -46,6 +46,7 @@ class Target:
 
     @property
     def budget(self) -> Budget | None:
+        """The budget, if there is one."""
         if self.macs is not None:
             return Budget("macs", self.macs)
         return None if self.params is None else Budget("params", self.params)

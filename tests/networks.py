@@ -416,7 +416,9 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 @st.composite
 def networks(draw: st.DrawFn, most_blocks: int = 6) -> Net:
     """Random networks; shrinks to few and simple blocks."""
-    kinds = draw(st.lists(st.tuples(st.sampled_from(list(BLOCKS)), st.integers(0, 7)), min_size=1, max_size=most_blocks))
+    kinds = draw(
+        st.lists(st.tuples(st.sampled_from(list(BLOCKS)), st.integers(0, 7)), min_size=1, max_size=most_blocks)
+    )
     net = Net(kinds, draw(st.booleans()))
     randomise(net, seed=len(kinds))
     return net

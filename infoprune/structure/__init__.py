@@ -1,5 +1,6 @@
 """Which channels live and die together, and removing them."""
 
+from infoprune.structure.flow import Flow, get_flow
 from infoprune.structure.groups import ChannelGroup, GroupSlot, Layer, Structure
 from infoprune.structure.memory import plan_of
 from infoprune.structure.plan import PruningPlan
@@ -10,12 +11,14 @@ from infoprune.structure.verify import Verification, verify
 
 __all__ = [
     "ChannelGroup",
+    "Flow",
     "GroupSlot",
     "Layer",
     "PruningPlan",
     "Structure",
     "Verification",
     "check_plan",
+    "get_flow",
     "plan_of",
     "rule",
     "shrink",

@@ -36,7 +36,9 @@ def changes(model: nn.Module, plan: PruningPlan, names: dict[int, str]) -> list[
         own = {key: names[id(t)] for key, t in [*module._parameters.items(), *module._buffers.items()] if t is not None}
         cut = {key: name for key, name in own.items() if name in plan.shapes}
         if cut:
-            found += [(module, key, value) for key, value in _of_layer(module, cut, plan) if getattr(module, key) != value]
+            found += [
+                (module, key, value) for key, value in _of_layer(module, cut, plan) if getattr(module, key) != value
+            ]
     for path, (before, after) in plan.attributes.items():
         owner, _, key = path.rpartition(".")
         try:
@@ -102,6 +104,7 @@ def rewritten(changed: Sequence[Change]) -> Iterator[None]:
 
 
 def rewrite(changed: Sequence[Change]) -> None:
+    """Give attributes their new values for good."""
     for module, key, value in changed:
         setattr(module, key, _like(getattr(module, key), value))
 

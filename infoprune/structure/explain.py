@@ -72,4 +72,4 @@ def _ways(structure: Structure, group: ChannelGroup) -> dict[tuple[str, int], st
                 ways[there] = f"{ways[here]}, then {step}" if ways[here] and not ways[here].endswith(step) else step
                 queue.append(there)
     known = enumerate(structure.space.slots)
-    return {(slot.tensor, slot.dim): ways[i] for i, slot in known if i in ways and ways[i]}
+    return {(slot.tensor, slot.dim): ways[i] for i, slot in known if ways.get(i)}

@@ -33,6 +33,7 @@ class Flow:
 
     @property
     def labelled(self) -> bool:
+        """Whether anything of the tensor could be removed."""
         return any(axis is not None for axis in self.axes)
 
 
@@ -49,9 +50,11 @@ def get_flow(tensor: torch.Tensor) -> Flow:
 
 
 def set_flow(tensor: torch.Tensor, flow: Flow) -> None:
+    """Attach labels to a tensor."""
     setattr(tensor, _ATTRIBUTE, flow)
 
 
 def clear_flow(tensor: torch.Tensor) -> None:
+    """Take a tensor's labels off."""
     if hasattr(tensor, _ATTRIBUTE):
         delattr(tensor, _ATTRIBUTE)

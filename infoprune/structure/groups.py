@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from infoprune.structure.explain import explain
 
 from infoprune.cost import Cost
 from infoprune.errors import ConfigurationError, PlanError, nearest
+from infoprune.structure.explain import explain
 from infoprune.structure.flow import Axis
 from infoprune.structure.labels import Labels, LabelSpace, Slot
 from infoprune.structure.op import Contraction, OpRecord
@@ -53,6 +53,7 @@ class ChannelGroup:
 
     @property
     def frozen(self) -> bool:
+        """Whether the group has to stay whole."""
         return self.reason is not None
 
     def __str__(self) -> str:
@@ -101,14 +102,10 @@ class Structure:
     Made by :func:`infoprune.trace`.
     """
 
-    groups: tuple[ChannelGroup, ...]
-    layers: tuple[Layer, ...]
-    shapes: Mapping[str, tuple[int, ...]]
     passes: Passes
 
-    @classmethod
-    def assemble(
-        cls,
+    def __init__(
+        self,
         space: LabelSpace,
         shapes: Mapping[str, tuple[int, ...]],
         parameters: Sequence[str],
@@ -117,9 +114,7 @@ class Structure:
         other_contractions: Sequence[Contraction],
         batch: int,
         attributes: Sequence[AttributeSlot] = (),
-    ) -> Structure:
-        """Turn labels into units and groups."""
-        self = cls()
+    ) -> None:
         self.shapes = dict(shapes)
         self.records = list(records)
         self.space = space
@@ -130,8 +125,8 @@ class Structure:
         self._contractions = list(contractions)
         self._batch = batch
         self.layers = tuple(_layers(space.slots, [*contractions, *other_contractions]))
+        self.groups: tuple[ChannelGroup, ...] = ()
         self._group()
-        return self
 
     # -- groups -------------------------------------------------------------------------------------------------------
 
@@ -204,10 +199,10 @@ class Structure:
         taken: dict[str, int] = {}
         groups = []
         new_number = np.full(len(slots) + 1, -1, dtype=np.int64)
-        for position, (_, number, label, size, members, reason) in enumerate(entries):
+        for position, (_, number, label, size, where, reason) in enumerate(entries):
             taken[label] = taken.get(label, 0) + 1
             name = label if taken[label] == 1 else f"{label}#{taken[label]}"
-            groups.append(ChannelGroup(name, size, members, reason))
+            groups.append(ChannelGroup(name, size, where, reason))
             new_number[number] = position
         self.groups = tuple(groups)
         self.group_of_root = np.where(group_of_root >= 0, new_number[group_of_root], -1)
@@ -317,7 +312,10 @@ class Structure:
     @cached_property
     def _arithmetic(self) -> tuple[_Products, _Products]:
         macs = [(c.count / self._batch, [self._width(a, n) for a, n in c.sides]) for c in self._contractions]
-        params = [(1.0, [self._width(self._slots[p, d].labels, n) for d, n in enumerate(self.shapes[p])]) for p in self._parameters]
+        params = [
+            (1.0, [self._width(self._slots[p, d].labels, n) for d, n in enumerate(self.shapes[p])])
+            for p in self._parameters
+        ]
         return _Products(macs), _Products(params)
 
     def _width(self, axis: Axis, size: int) -> tuple[float, np.ndarray]:
@@ -339,13 +337,23 @@ class Structure:
 
     def cost_of(self, plan: PruningPlan) -> Cost:
         """What the model costs after a plan."""
-        per_layer = self.layer_costs(plan)
         params = sum(int(np.prod(self._shape_after(plan, name))) for name in self._parameters)
-        return Cost(sum(cost.macs for cost in per_layer.values()), params)
+        return Cost(round(sum(self._layer_macs(plan).values())), params)
 
     def layer_costs(self, plan: PruningPlan | None = None) -> dict[str, Cost]:
         """Cost by layer (its weight's and bias's parameters), in forward order; after ``plan`` if one is given."""
         plan = plan or PruningPlan()
+        result = {}
+        for parameter, macs in self._layer_macs(plan).items():
+            params = int(np.prod(self._shape_after(plan, parameter)))
+            bias = parameter.removesuffix("weight") + "bias"
+            if bias != parameter and bias in self.shapes:
+                params += int(np.prod(self._shape_after(plan, bias)))
+            result[layer_name(parameter)] = Cost(round(macs), params)
+        return result
+
+    def _layer_macs(self, plan: PruningPlan) -> dict[str, float]:
+        """Multiply-accumulates by weight, over all calls, for one example."""
         alive = self.alive(plan)
         macs: dict[str, float] = {}
         for c in self._contractions:
@@ -353,14 +361,7 @@ class Structure:
             for axis, size in c.sides:
                 count *= size if axis is None else int(alive[axis].sum())
             macs[c.parameter] = macs.get(c.parameter, 0.0) + count
-        result = {}
-        for parameter, count in macs.items():
-            params = int(np.prod(self._shape_after(plan, parameter)))
-            bias = parameter.removesuffix("weight") + "bias"
-            if bias != parameter and bias in self.shapes:
-                params += int(np.prod(self._shape_after(plan, bias)))
-            result[layer_name(parameter)] = Cost(round(count), params)
-        return result
+        return macs
 
     def alive(self, plan: PruningPlan) -> np.ndarray:
         """For every label whether it survives a plan; ``alive[OUTSIDE]`` is True.
@@ -402,7 +403,9 @@ class _Products:
         for position in range(longest):
             column = [factors[position] if position < len(factors) else one for _, factors in terms]
             self._fixed.append(np.array([fixed for fixed, _ in column]))
-            self._coefficients.append(np.array([coefficients if len(coefficients) else np.zeros(groups) for _, coefficients in column]))
+            self._coefficients.append(
+                np.array([coefficients if len(coefficients) else np.zeros(groups) for _, coefficients in column])
+            )
 
     def __call__(self, kept: np.ndarray) -> float:
         value = self._scale.copy()

@@ -31,6 +31,7 @@ class Slot:
 
     @property
     def labels(self) -> Labels:
+        """The labels of all indices, in order."""
         return np.arange(self.start, self.start + self.size, dtype=np.int64)
 
 
@@ -77,10 +78,12 @@ class LabelSpace:
         return np.arange(self.size - size, self.size, dtype=np.int64)
 
     def unite(self, a: Labels, b: Labels, op: int) -> None:
+        """Note that ``a[i]`` and ``b[i]`` go together because of operator number ``op``."""
         if a is not b:
             self.unions.append(Union(a, b, op))
 
     def freeze(self, labels: Labels, reason: str | None, op: int = -1) -> None:
+        """Note that labels must stay."""
         self.freezes.append(Freeze(labels, reason, op))
 
     def slots_end(self) -> int:
@@ -96,6 +99,7 @@ class LabelSpace:
         )
 
     def slot_ranges(self) -> Iterator[tuple[Slot, slice]]:
+        """Every slot with the range of its labels."""
         for slot in self.slots:
             yield slot, slice(slot.start, slot.start + slot.size)
 

@@ -122,6 +122,7 @@ class Op:
         self.unite_all([a, b])
 
     def freeze(self, axis: Axis, reason: str | None) -> None:
+        """The labels of an axis must stay; None says that they are no channels at all."""
         if axis is None:
             return
         inside = axis[axis != OUTSIDE]
@@ -129,10 +130,12 @@ class Op:
             self._space.freeze(inside, reason, self._number)
 
     def freeze_all(self, axes: Sequence[Axis], reason: str | None) -> None:
+        """Freeze several axes."""
         for axis in axes:
             self.freeze(axis, reason)
 
     def fresh(self, size: int) -> Axis:
+        """Labels for a tensor that the model's code makes itself."""
         return self._space.fresh(size)
 
     def choose(self, value: int) -> int:

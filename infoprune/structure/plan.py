@@ -47,6 +47,7 @@ class PruningPlan:
 
     @property
     def is_empty(self) -> bool:
+        """Whether nothing goes."""
         return not any(indices for dims in self.removed.values() for indices in dims.values())
 
     def kept(self, tensor: str, dim: int) -> list[int]:
@@ -55,6 +56,7 @@ class PruningPlan:
         return [i for i in range(self.shapes[tensor][dim]) if i not in gone]
 
     def shape_after(self, tensor: str) -> tuple[int, ...]:
+        """The shape that the plan leaves of a tensor."""
         cut = self.removed.get(tensor, {})
         return tuple(size - len(cut.get(dim, ())) for dim, size in enumerate(self.shapes[tensor]))
 
@@ -118,10 +120,16 @@ class PruningPlan:
         return cls(removed, shapes, attributes)
 
     def to_json(self) -> str:
+        """The plan as JSON text."""
         return json.dumps(self.to_dict(), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> PruningPlan:
+        """Read :meth:`to_json`'s text.
+
+        Raises:
+            PlanError: the text is truncated or not a plan.
+        """
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
@@ -129,10 +137,16 @@ class PruningPlan:
         return cls.from_dict(data)
 
     def save(self, path: str | Path) -> None:
+        """Write the plan to a JSON file."""
         Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
+        """Read a plan from a JSON file.
+
+        Raises:
+            PlanError: the file is missing, truncated or not a plan.
+        """
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:

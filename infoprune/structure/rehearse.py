@@ -23,8 +23,8 @@ from infoprune.structure.flow import Axis, Flow, get_flow, set_flow
 from infoprune.structure.labels import Labels, LabelSpace
 from infoprune.structure.op import Op, OpRecord, Output
 from infoprune.structure.plan import PruningPlan
-from infoprune.structure.rules import Rule, created, tensors_in
-
+from infoprune.structure.rules import Rule, tensors_in
+from infoprune.structure.rules.elementwise import created
 from infoprune.structure.tracer import Tracer, apply, execute, numbers_in
 
 if TYPE_CHECKING:
@@ -97,11 +97,8 @@ def _likes(model: nn.Module, name: str) -> list[str]:
     return [other for other, module in model.named_modules() if type(module) is kind and other != name]
 
 
-def _blame_likes(
-    session: TraceSession, structure: Structure, alive: np.ndarray, blamed: list[Blame]
-) -> list[Blame]:
-    """What one module's code does not let go, its likes will not either, so that a rehearsal that broke off there
-    need not be repeated for each of them."""
+def _blame_likes(session: TraceSession, structure: Structure, alive: np.ndarray, blamed: list[Blame]) -> list[Blame]:
+    """Blame in a module's likes what its code does not let go: a rehearsal that broke off there is not repeated."""
     found = []
     for blame in blamed:
         module = structure.records[blame.op].module
@@ -248,7 +245,7 @@ class _Rehearsal(Tracer):
     def _cut_around(self, axis: Labels) -> Labels:
         """What was removed beside the labels of a narrowed axis: the dead labels of the same slots."""
         found = []
-        for slot, where in self.space.slot_ranges():
+        for _, where in self.space.slot_ranges():
             if _meets(axis, where):
                 labels = np.arange(where.start, where.stop)
                 found.append(labels[~self._alive[labels]])

@@ -89,12 +89,13 @@ def _cut_owned(entry: OwnedTensor, plan: PruningPlan) -> Tensor:
         return new
     if type(old) is not nn.Parameter:
         raise SurgeryError(
-            f"{entry.name} is a {type(old).__name__}, not a plain parameter; prune the model before it is wrapped or sharded"
+            f"{entry.name} is a {type(old).__name__}, not a plain parameter; prune the model before it is wrapped or "
+            "sharded"
         )
     parameter = nn.Parameter(new, requires_grad=old.requires_grad)
     parameter.__dict__.update(old.__dict__)  # marks such as _no_weight_decay
     if old._backward_hooks:
-        parameter._backward_hooks = old._backward_hooks  # type: ignore[assignment]
+        parameter._backward_hooks = old._backward_hooks
     if getattr(old, "_post_accumulate_grad_hooks", None):
         for hook in old._post_accumulate_grad_hooks.values():
             parameter.register_post_accumulate_grad_hook(hook)
@@ -118,9 +119,10 @@ def _cut_state(
                 state[key] = cut(value, plan, name)
             else:
                 raise SurgeryError(
-                    f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for {name}, which has shape "
-                    f"{tuple(old.shape)}; only state of the parameter's own shape can be cut with it. Use an optimizer "
-                    "without factored or flattened state (SGD, Adam, AdamW, RMSprop, Adagrad), or prune before training"
+                    f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for {name}, which has "
+                    f"shape {tuple(old.shape)}; only state of the parameter's own shape can be cut with it. Use an "
+                    "optimizer without factored or flattened state (SGD, Adam, AdamW, RMSprop, Adagrad), or prune "
+                    "before training"
                 )
         new_states[name] = state
     return new_states
@@ -132,7 +134,10 @@ def check_optimizer(optimizer: Optimizer) -> None:
     Raises:
         SurgeryError: names the optimizer.
     """
-    flat = isinstance(optimizer, torch.optim.LBFGS) or type(optimizer).__name__ in ("ZeroRedundancyOptimizer", "Adafactor")
+    flat = isinstance(optimizer, torch.optim.LBFGS) or type(optimizer).__name__ in (
+        "ZeroRedundancyOptimizer",
+        "Adafactor",
+    )
     if flat:
         raise SurgeryError(
             f"{type(optimizer).__name__} keeps flattened, factored or sharded state that cannot be cut with the model; "
@@ -152,7 +157,10 @@ def _commit(
         check_optimizer(optimizer)
     mapping = {e.tensor: replaced[n] for n, e in owned.items() if n in replaced and e.is_parameter}
     groups = [(group, list(group["params"])) for optimizer in optimizers for group in optimizer.param_groups]
-    kept_states = [{owned[n].tensor: optimizer.state[owned[n].tensor] for n in s} for optimizer, s in zip(optimizers, states, strict=True)]
+    kept_states = [
+        {owned[n].tensor: optimizer.state[owned[n].tensor] for n in s}
+        for optimizer, s in zip(optimizers, states, strict=True)
+    ]
     old_values = [(module, key, getattr(module, key)) for module, key, _ in changed]
     try:
         for name, tensor in replaced.items():

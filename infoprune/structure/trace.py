@@ -6,8 +6,6 @@ import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
-from infoprune.structure.plan import PruningPlan, check_belongs
-from infoprune.structure.rehearse import rehearse
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -17,6 +15,8 @@ from infoprune.errors import ConfigurationError, PlanError, TraceError, nearest
 from infoprune.structure.flow import Flow, get_flow
 from infoprune.structure.groups import Passes, Structure
 from infoprune.structure.labels import LabelSpace
+from infoprune.structure.plan import PruningPlan, check_belongs
+from infoprune.structure.rehearse import rehearse
 from infoprune.structure.tensors import OwnedTensor, attributes_restored, on_meta, owned_tensors, swapped
 from infoprune.structure.tracer import Inputs, Tracer, first_tensor, inputs_on_meta, run_labelled
 
@@ -88,7 +88,7 @@ def check_plan(model: nn.Module, example_inputs: Inputs, structure: Structure, p
 
 def _check_materialised(owned: dict[str, OwnedTensor]) -> None:
     for name, entry in owned.items():
-        if isinstance(entry.tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(entry.tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             raise TraceError(f"{name} is a lazy parameter without a shape yet; run the model once before tracing it")
 
 
@@ -256,6 +256,7 @@ class TraceSession:
     # -- result -------------------------------------------------------------------------------------------------------
 
     def structure(self) -> Structure:
+        """The structure that the passes so far imply."""
         tensor = first_tensor(self.inputs)
         batch = tensor.shape[0] if tensor is not None and tensor.dim() > 1 else 1
         shapes = {name: tuple(entry.tensor.shape) for name, entry in self.owned.items()}
@@ -264,7 +265,7 @@ class TraceSession:
         # Only the eval pass is counted; train mode's own layers (auxiliary heads) still make channels.
         counted, *others = (tracer.contractions for _, tracer in self.passes)
         uncounted = [contraction for other in others for contraction in other]
-        structure = Structure.assemble(self.space, shapes, parameters, records, counted, uncounted, max(batch, 1))
+        structure = Structure(self.space, shapes, parameters, records, counted, uncounted, max(batch, 1))
         structure.passes = Passes(self.on_shapes, self.passes, self._zero_pass)
         return structure
 
@@ -272,7 +273,9 @@ class TraceSession:
     def resume(cls, model: nn.Module, inputs: Inputs, structure: Structure) -> TraceSession:
         """Take up a model that has been traced before, to rehearse a plan on it."""
         session = cls(model, inputs, owned_tensors(model))
-        check_belongs(PruningPlan(shapes=structure.shapes), {n: tuple(e.tensor.shape) for n, e in session.owned.items()})
+        check_belongs(
+            PruningPlan(shapes=structure.shapes), {n: tuple(e.tensor.shape) for n, e in session.owned.items()}
+        )
         session.space = structure.space
         passes = structure.passes
         session.on_shapes, session.passes, session._zero_pass = passes.on_shapes, passes.passes, passes.zero_pass

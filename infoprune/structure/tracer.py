@@ -55,6 +55,7 @@ class Tracer(TorchDispatchMode):
         return self.observe(func, rule, name, args, kwargs)
 
     def observe(self, func: Any, rule: Rule, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operator, label its results and record it."""
         result = execute(func, args, kwargs)
         outs = tensors_in([result])
         tensors = tensors_in(args, kwargs)
@@ -101,9 +102,9 @@ def apply(rule: Rule, op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs:
 def execute(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an operator; if any of its tensors is on meta, all are taken there."""
     tensors = tensors_in(args, kwargs)
-    if any(t.is_meta for t in tensors) and not all(t.is_meta for t in tensors):
-        if kwargs.get("device") is None and "_to_copy" not in str(func):
-            args, kwargs = _carried_to_meta(args), _carried_to_meta(kwargs)
+    mixed = any(t.is_meta for t in tensors) and not all(t.is_meta for t in tensors)
+    if mixed and kwargs.get("device") is None and "_to_copy" not in str(func):
+        args, kwargs = _carried_to_meta(args), _carried_to_meta(kwargs)
     return func(*args, **kwargs)
 
 
@@ -132,12 +133,11 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def first_tensor(inputs: Any) -> Tensor | None:
+    """The first tensor among the inputs."""
     return next((leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)), None)
 
 
-def run_labelled(
-    tracer: Tracer, model: nn.Module, inputs: Inputs, flows: Sequence[tuple[Tensor, Flow]]
-) -> Any:
+def run_labelled(tracer: Tracer, model: nn.Module, inputs: Inputs, flows: Sequence[tuple[Tensor, Flow]]) -> Any:
     """One forward pass under ``tracer`` with ``flows`` attached to the model's tensors; gradients are off."""
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())

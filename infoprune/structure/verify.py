@@ -36,10 +36,12 @@ class Verification:
 
     @property
     def max_error(self) -> float:
+        """The largest of all errors."""
         return max(self.errors, default=0.0)
 
     @property
     def ok(self) -> bool:
+        """Whether every output is within the tolerance."""
         return bool(self.errors) and self.max_error <= self.tolerance
 
 

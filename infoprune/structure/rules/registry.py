@@ -1,0 +1,59 @@
+"""The table of rules: what each operator does to labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from infoprune.structure.flow import get_flow
+from infoprune.structure.op import Op
+
+Rule: TypeAlias = Callable[[Op, Sequence[Any], dict[str, Any], Sequence[Tensor]], None]
+
+RULES: dict[str, Rule] = {}
+
+POINTWISE = "every operator that PyTorch tags as element-wise"
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators, named ``"aten.add"`` or ``"namespace::name"``."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[name.replace("::", ".")] = function
+        return function
+
+    return register
+
+
+def find_rule(func: torch._ops.OpOverload) -> Rule:
+    """The rule of an ATen operator: its own, its out-of-place variant's, the element-wise one, or `unknown`."""
+    name = str(func.overloadpacket)
+    plain = name[:-1] if name.endswith("_") else name
+    found = RULES.get(name) or RULES.get(plain)
+    if found is None and torch.Tag.pointwise in func.tags:
+        found = RULES[POINTWISE]
+    return found or unknown
+
+
+def unknown(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Never guess: what an unknown operator touches stays."""
+    for tensor in tensors_in(args, kwargs):
+        for axis in get_flow(tensor).axes:
+            op.freeze(axis, f"{op.name} has no rule")
+    for out in outs:
+        op.label(out, [None] * out.dim())
+
+
+def tensors_in(args: Iterable[Any], kwargs: dict[str, Any] | None = None) -> list[Tensor]:
+    """All tensors among an operator's arguments, one level of lists deep."""
+    found = []
+    for value in [*args, *(kwargs or {}).values()]:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found.extend(item for item in value if isinstance(item, Tensor))
+    return found

@@ -1,0 +1,152 @@
+"""Operators that change a tensor's shape and keep every element: labels follow their dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from infoprune.structure.flow import Axis, get_flow
+from infoprune.structure.labels import Labels
+from infoprune.structure.op import Op
+from infoprune.structure.rules.elementwise import broadcast_axes
+from infoprune.structure.rules.registry import rule, unknown
+
+
+@rule("aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.flatten", "aten.unflatten")
+def reshape(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Merge and split dimensions; a labelled dimension that is split must lose the same in every part."""
+    flow = get_flow(args[0])
+    axes = reshape_axes(op, flow.axes, tuple(args[0].shape), tuple(outs[0].shape))
+    op.label(outs[0], axes, zero=flow.zero, origin=flow.origin)
+
+
+def reshape_axes(op: Op, axes: Sequence[Axis], before: tuple[int, ...], after: tuple[int, ...]) -> list[Axis]:
+    """The axes of a tensor of shape ``before`` once it has shape ``after``."""
+    result: list[Axis] = [None] * len(after)
+    if not any(axis is not None for axis in axes):
+        return result
+    for ins, outs in _segments(before, after):
+        wide_ins = [d for d in ins if before[d] != 1]
+        wide_outs = [d for d in outs if after[d] != 1]
+        if len(wide_ins) == len(wide_outs) == 1:
+            result[wide_outs[0]] = axes[wide_ins[0]]
+            continue
+        for dim in ins:
+            axis = axes[dim]
+            if axis is None or not outs:
+                continue
+            moved = np.arange(before[dim]).reshape([before[d] if d == dim else 1 for d in ins])
+            moved = np.broadcast_to(moved, [before[d] for d in ins]).reshape([after[d] for d in outs])
+            where, labels = _rectangle(op, axis, moved)
+            if where is None:
+                continue
+            target = outs[where]
+            if result[target] is not None:
+                op.freeze(axis, "two removable dimensions merge into one")
+                op.freeze(result[target], "two removable dimensions merge into one")
+                result[target] = None
+            else:
+                result[target] = labels
+    return result
+
+
+def _segments(before: tuple[int, ...], after: tuple[int, ...]) -> Iterable[tuple[list[int], list[int]]]:
+    """Split a reshape into the smallest runs of dimensions with equal numbers of elements.
+
+    >>> list(_segments((2, 12, 5), (2, 3, 4, 5)))
+    [([0], [0]), ([1], [1, 2]), ([2], [3])]
+    """
+    # An empty dimension is as good as any size that divides nothing else.
+    before, after = (tuple(n or 1_000_003 for n in shape) for shape in (before, after))
+    i = j = 0
+    while i < len(before) or j < len(after):
+        ins, outs, p, q = [], [], 1, 1
+        while True:
+            if i < len(before) and (p <= q or j >= len(after)):
+                p *= before[i]
+                ins.append(i)
+                i += 1
+            elif j < len(after):
+                q *= after[j]
+                outs.append(j)
+                j += 1
+            if (p == q and ins and outs) or (i >= len(before) and j >= len(after)):
+                break
+        yield ins, outs
+
+
+def _rectangle(op: Op, axis: Labels, moved: np.ndarray) -> tuple[int | None, Labels]:
+    """Where the indices ``moved`` of one axis vary, and their labels there.
+
+    If they vary along several dimensions, removing single indices would leave holes: the labels are tied so that they
+    vary along one alone, the longest (equal positions of all parts go together: "balanced").
+    """
+    varying = [d for d in range(moved.ndim) if moved.shape[d] > 1 and (moved != moved.take([0], axis=d)).any()]
+    if not varying:
+        return None, axis  # one index only: it can never be removed
+    keep = op.choose(max(varying, key=lambda d: (moved.shape[d], d)))
+    if keep >= moved.ndim:  # a rehearsal in which the code reshapes otherwise than it did
+        return None, axis
+    labels = axis[np.moveaxis(moved, keep, -1).reshape(-1, moved.shape[keep])]
+    if len(varying) > 1:
+        op.tie(labels)
+    return keep, labels[0]
+
+
+def _rearranged(op: Op, args: Sequence[Any], outs: Sequence[Tensor], order: Sequence[int]) -> None:
+    flow = get_flow(args[0])
+    op.label(outs[0], [flow.axes[d] for d in order], zero=flow.zero, origin=flow.origin)
+
+
+@rule("aten.permute")
+def permute(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Dimensions in another order."""
+    _rearranged(op, args, outs, [d % args[0].dim() for d in args[1]])
+
+
+@rule("aten.transpose", "aten.t", "aten.swapaxes", "aten.numpy_T", "aten.mT")
+def transpose(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Two dimensions exchanged."""
+    rank = args[0].dim()
+    order = list(range(rank))
+    if rank > 1:
+        a, b = (args[1] % rank, args[2] % rank) if len(args) == 3 else (0, 1)
+        order[a], order[b] = order[b], order[a]
+    _rearranged(op, args, outs, order)
+
+
+@rule("aten.unsqueeze")
+def unsqueeze(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """A new dimension of one."""
+    flow = get_flow(args[0])
+    axes = list(flow.axes)
+    axes.insert(args[1] % outs[0].dim(), None)
+    op.label(outs[0], axes, zero=flow.zero, origin=flow.origin)
+
+
+@rule("aten.squeeze")
+def squeeze(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Dimensions of one dropped."""
+    rank = args[0].dim()
+    dims = range(rank) if len(args) == 1 else [args[1]] if isinstance(args[1], int) else args[1]
+    gone = {d % rank for d in dims if args[0].shape[d] == 1} if rank else set()
+    _rearranged(op, args, outs, [d for d in range(rank) if d not in gone])
+
+
+@rule("aten.expand", "aten.expand_as", "aten.broadcast_to")
+def expand(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Dimensions of one stretched."""
+    flow = get_flow(args[0])
+    op.label(outs[0], broadcast_axes(op, [args[0]], tuple(outs[0].shape)), zero=flow.zero, origin=flow.origin)
+
+
+@rule("aten.as_strided")
+def as_strided(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Only the memory layout changes if the shape does not; anything else is unknown."""
+    if op.name.endswith("as_strided_") or tuple(args[0].shape) == tuple(args[1]):
+        _rearranged(op, args, outs, range(args[0].dim()))
+    else:
+        unknown(op, args, kwargs, outs)

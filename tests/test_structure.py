@@ -1,0 +1,428 @@
+"""The structure engine on the cases that other pruners get wrong, and on bad input."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import infoprune
+from infoprune.errors import ConfigurationError, PlanError, SurgeryError, TraceError
+from infoprune.structure import check_plan, rule
+from infoprune.structure.rules import RULES
+from tests.networks import randomise
+from tests.oracle import relative_error
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Permuting(nn.Module):
+    """1x1 convolution, an operator that moves channels, 1x1 convolution."""
+
+    def __init__(self, operator: object) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 1)
+        self.operator = operator
+        self.b = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.operator(self.a(x)))  # type: ignore[operator]
+
+
+def shuffle(y: Tensor) -> Tensor:
+    b, c, h, w = y.shape
+    return y.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+
+PERMUTING = {
+    "view_transpose_shuffle": shuffle,
+    "channel_shuffle": lambda y: torch.channel_shuffle(y, 2),
+    "flip": lambda y: y.flip(1),
+    "roll": lambda y: y.roll(1, 1),
+    "roll_by_half": lambda y: y.roll(y.shape[1] // 2, 1),
+    "advanced_index": lambda y: y[:, [3, 1, 2, 0, 7, 6, 5, 4]],
+    "strided_slices": lambda y: torch.cat([y[:, ::2], y[:, 1::2]], 1),
+    "swapped_cat": lambda y: torch.cat([y[:, 4:], y[:, :4]], 1),
+    "swapped_cat_that_follows": lambda y: torch.cat([y[:, y.shape[1] // 2 :], y[:, : y.shape[1] // 2]], 1),
+    "stack_flatten": lambda y: torch.stack([y[:, : y.shape[1] // 2], y[:, y.shape[1] // 2 :]], 2).flatten(1, 2),
+}
+PRUNED = set(PERMUTING) - {"roll", "advanced_index", "swapped_cat"}
+
+
+@pytest.mark.parametrize("name", PERMUTING)
+def test_permuting_operators_are_exact_or_frozen(name: str) -> None:
+    net = randomise(Permuting(PERMUTING[name]))
+    structure = infoprune.trace(net, X)
+    prunable = {group.name: group for group in structure.prunable}
+    assert ("a" in prunable) == (name in PRUNED)
+    if name in PRUNED:
+        for units in ([0], [1], [0, prunable["a"].size - 1]):
+            original, shrunk = copy.deepcopy(net), copy.deepcopy(net)
+            plan = structure.plan({"a": units})
+            infoprune.shrink(shrunk, plan)
+            assert shrunk.a.out_channels == shrunk.b.in_channels < 8  # type: ignore[union-attr]
+            assert relative_error(original, shrunk, plan, X) < 1e-12
+    else:
+        assert all(group.reason for group in structure.groups)
+
+
+class Resnet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8 * 64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.stem(x)))
+        x = x + self.conv(x)
+        return self.head(x.flatten(1))
+
+
+def test_structure_names_groups_layers_and_reasons() -> None:
+    structure = infoprune.trace(Resnet(), X)
+    assert [layer.name for layer in structure.layers] == ["stem", "conv", "head"]
+    assert [group.name for group in structure.prunable] == ["stem"]
+    group = structure.group("stem")
+    slots = {(slot.tensor, slot.dim): slot for slot in group.slots}
+    assert {
+        ("stem.weight", 0),
+        ("conv.weight", 0),
+        ("conv.weight", 1),
+        ("bn.running_var", 0),
+        ("head.weight", 1),
+    } <= set(slots)
+    assert (slots["head.weight", 1].unit == torch.arange(8).repeat_interleave(64).numpy()).all()
+    assert "reaches the model's output" in (structure.group("head").reason or "")
+    assert "add" in structure.explain("conv")
+    with pytest.raises(ConfigurationError, match=r"did you mean 'stem'"):
+        structure.group("stm")
+    with pytest.raises(ConfigurationError, match=r"nothing|no group"):
+        structure.explain("nowhere")
+
+
+def test_cost_is_the_models_own() -> None:
+    net = Resnet()
+    structure = infoprune.trace(net, X)
+    assert structure.cost().params == sum(p.numel() for p in net.parameters())
+    assert structure.cost().macs == (8 * 27 + 8 * 72) * 64 + 512 * 5
+    plan = structure.plan({"stem": [0, 5]})
+    assert structure.cost({"stem": 6}) == structure.cost_of(plan)
+    infoprune.shrink(net, plan)
+    assert infoprune.trace(net, X).cost() == structure.cost_of(plan)
+    assert sum(c.macs for c in structure.layer_costs(plan).values()) == structure.cost_of(plan).macs
+
+
+def test_frozen_patterns() -> None:
+    structure = infoprune.trace(Resnet(), X, frozen=["con*"])
+    assert "con*" in (structure.group("stem").reason or "")
+    assert infoprune.trace(Resnet(), X, frozen=["head"]).prunable
+    with pytest.raises(ConfigurationError, match=r"'hed' matches no module.*did you mean 'head'"):
+        infoprune.trace(Resnet(), X, frozen=["hed"])
+
+
+def test_nothing_changes_while_tracing() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.LazyLinear(2))
+    net(X)
+    net.train()
+    net[1].eval()
+    before = copy.deepcopy(net.state_dict())
+    parameters = list(net.parameters())
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    infoprune.trace(net, X)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [m.training for m in net] == [True, False, True, True, True]
+    assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert not hasattr(net[0].weight, "_infoprune_flow")
+
+
+def test_lazy_parameters_are_refused() -> None:
+    with pytest.raises(TraceError, match=r"0.weight is a lazy parameter"):
+        infoprune.trace(nn.Sequential(nn.LazyConv2d(4, 3)), X)
+
+
+def test_forward_that_fails_names_the_module() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(5, 4, 3)))
+    with pytest.raises(TraceError, match=r"\(2, 3, 8, 8\) in module '1.0'"):
+        infoprune.trace(net, X)
+
+
+def test_control_flow_on_values_falls_back_to_real_tensors() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            if x.mean().item() > -1e9:
+                y = y + self.b(y)
+            return self.c(y)
+
+    net = randomise(Branching())
+    structure = infoprune.trace(net, X)
+    assert [group.name for group in structure.prunable] == ["a"]
+    original, plan = copy.deepcopy(net), structure.plan({"a": [1, 2, 6]})
+    check_plan(net, X, structure, plan)
+    infoprune.shrink(net, plan)
+    assert relative_error(original, net, plan, X) < 1e-12
+
+
+def test_auxiliary_head_of_train_mode_is_coupled() -> None:
+    class WithAuxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.aux = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            y = self.a(x)
+            return (self.b(y), self.aux(y)) if self.training else self.b(y)
+
+    net = WithAuxiliary()
+    infoprune.prune(net, X, "l1", amount=0.5)
+    assert net.aux.in_channels == 4
+    net.train()(X)
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_stay_whole(layer: type[nn.RNNBase]) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.rnn, self.head = nn.Linear(6, 8), layer(8, 8, batch_first=True), nn.Linear(8, 4)
+            self.mlp = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.mlp(F.relu(self.head(self.rnn(self.embed(x))[0])))
+
+    net, x = randomise(Recurrent()), torch.randn(2, 5, 6)
+    structure = infoprune.trace(net, x)
+    assert [group.name for group in structure.prunable] == ["head"]
+    original, plan = copy.deepcopy(net), structure.plan({"head": [0, 2]})
+    infoprune.shrink(net, plan)
+    assert relative_error(original, net, plan, x) < 1e-12
+
+
+def test_transformer_keeps_attention_and_prunes_the_rest() -> None:
+    net = randomise(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True))
+    x = torch.randn(2, 5, 16)
+    structure = infoprune.trace(net, x)
+    assert [group.name for group in structure.prunable] == ["linear1"]
+    original, plan = copy.deepcopy(net), structure.plan({"linear1": [0, 9, 31]})
+    infoprune.shrink(net, plan)
+    assert infoprune.verify(original, net, plan, x).ok
+
+
+def test_tied_weights_and_embeddings() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.mlp = nn.Embedding(10, 8), nn.Linear(8, 8)
+            self.head = nn.Linear(8, 10, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            e = self.embed(tokens)
+            return self.head(e + self.mlp(e))
+
+    net, tokens = Tied().eval(), torch.randint(0, 10, (2, 5))
+    original = copy.deepcopy(net)
+    result = infoprune.prune(net, tokens, "l1", amount=0.5)
+    assert net.head.weight is net.embed.weight
+    assert net.embed.weight.shape == (10, 4)
+    assert net.embed.embedding_dim == net.head.in_features == 4
+    assert infoprune.verify(original, net, result.plan, tokens).ok
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_layout_dtype_gradients_and_marks_are_kept(dtype: torch.dtype) -> None:
+    net = (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).to(dtype).to(memory_format=torch.channels_last)
+    )  # type: ignore[call-overload]
+    net[0].weight.requires_grad_(False)
+    net[2].weight._no_weight_decay = True  # type: ignore[attr-defined]
+    calls = []
+    net[2].weight.register_post_accumulate_grad_hook(lambda p: calls.append(p.shape))
+    infoprune.prune(net, X.to(dtype), "l1", amount=0.5)
+    assert net[0].weight.shape == (4, 3, 3, 3)
+    assert net[0].weight.dtype == dtype
+    assert net[2].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not net[2].weight.is_contiguous()
+    assert (net[0].weight.requires_grad, net[2].weight.requires_grad) == (False, True)
+    assert net[2].weight._no_weight_decay
+    net(X.to(dtype)).sum().backward()
+    assert calls == [(4, 4, 3, 3)]
+
+
+def test_pruning_twice_equals_pruning_once_with_the_joined_plan(tmp_path: object) -> None:
+    original = randomise(Resnet())
+    twice = copy.deepcopy(original)
+    first = infoprune.prune(twice, X, "l1", amount=0.25).plan
+    infoprune.save(twice, f"{tmp_path}/half_way.pt")
+    twice = infoprune.load(f"{tmp_path}/half_way.pt", copy.deepcopy(original))
+    second = infoprune.prune(twice, X, "l1", amount=0.5).plan
+    once = copy.deepcopy(original)
+    infoprune.shrink(once, first.then(second))
+    assert once.stem.out_channels == 3
+    assert all(torch.equal(a, b) for a, b in zip(once.state_dict().values(), twice.state_dict().values(), strict=True))
+    assert relative_error(original, twice, first.then(second), X) < 1e-12
+
+
+def test_a_rule_of_the_users_own() -> None:
+    library = torch.library.Library("infoprune_test", "DEF")
+    library.define("negate(Tensor x) -> Tensor")
+    library.impl("negate", lambda x: -x, "CompositeExplicitAutograd")
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    net.forward = lambda x: net[2](torch.ops.infoprune_test.negate(net[0](x)))  # type: ignore[method-assign]
+    assert "no rule" in (infoprune.trace(net, X).group("0").reason or "")
+
+    @rule("infoprune_test::negate")
+    def negate(op, args, kwargs, outs):  # type: ignore[no-untyped-def]
+        op.label(outs[0], infoprune.structure.get_flow(args[0]).axes)
+
+    try:
+        assert not infoprune.trace(net, X).group("0").frozen
+    finally:
+        del RULES["infoprune_test.negate"]
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+def state_of(net: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, tensor.clone()) for name, tensor in net.state_dict().items()]
+
+
+def unchanged(net: nn.Module, before: list[tuple[str, Tensor]]) -> bool:
+    now = list(net.state_dict().items())
+    return len(now) == len(before) and all(
+        a == c and torch.equal(b, d) for (a, b), (c, d) in zip(now, before, strict=True)
+    )
+
+
+def test_plans_that_cannot_be() -> None:
+    structure = infoprune.trace(Resnet(), X)
+    for units, message in (([8], "units 0 to 7.*unit 8"), ([1, 1], "twice"), (range(8), "all 8 units")):
+        with pytest.raises(PlanError, match=message):
+            structure.plan({"stem": list(units)})
+    with pytest.raises(PlanError, match=r"'head' is frozen: reaches"):
+        structure.plan({"head": [0]})
+
+
+def test_plan_of_another_model_is_refused() -> None:
+    net = Resnet()
+    plan = infoprune.trace(net, X).plan({"stem": [0]})
+    other = nn.Sequential(nn.Conv2d(3, 8, 3))
+    before = state_of(other)
+    with pytest.raises(PlanError, match=r"'stem.weight', which this model does not have"):
+        infoprune.shrink(other, plan)
+    assert unchanged(other, before)
+    infoprune.shrink(net, plan)
+    before = state_of(net)
+    with pytest.raises(PlanError, match=r"stem.weight has shape \(7, 3, 3, 3\), the plan expects \(8, 3, 3, 3\)"):
+        infoprune.shrink(net, plan)
+    assert unchanged(net, before)
+
+
+def test_malformed_plan_files(tmp_path: object) -> None:
+    plan = infoprune.trace(Resnet(), X).plan({"stem": [0, 3]})
+    path = f"{tmp_path}/plan.json"
+    plan.save(path)
+    assert infoprune.PruningPlan.load(path) == plan
+    text = plan.to_json()
+    for broken, message in (
+        (text[:-20], "truncated or not JSON"),
+        ("[]", "no 'tensors'"),
+        (text.replace('"format": 1', '"format": 9'), "format 9"),
+        (text.replace('"0,3"', '"0,99"'), "index 99"),
+        (text.replace('"0,3"', '"3,0"'), "not in order"),
+        (text.replace('"0,3"', '"a"'), "malformed"),
+    ):
+        with open(path, "w") as file:
+            file.write(broken)
+        with pytest.raises(PlanError, match=message):
+            infoprune.PruningPlan.load(path)
+    with pytest.raises(PlanError, match=r"cannot read"):
+        infoprune.PruningPlan.load(f"{tmp_path}/missing.json")
+
+
+def test_failure_in_the_middle_of_shrinking_leaves_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Resnet().train()
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(X).sum().backward()
+    optimizer.step()
+    plan = infoprune.trace(net, X).plan({"stem": [0, 1]})
+    before, parameters = state_of(net), list(net.parameters())
+    states = copy.deepcopy(optimizer.state_dict())
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("simulated")
+
+    monkeypatch.setattr("infoprune.structure.attributes.rewrite", fail)
+    with pytest.raises(RuntimeError, match=r"simulated"):
+        infoprune.shrink(net, plan, [optimizer])
+    assert unchanged(net, before)
+    assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
+    assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], parameters, strict=True))
+    after = optimizer.state_dict()
+    assert all(
+        torch.equal(states["state"][i][k], after["state"][i][k]) for i in states["state"] for k in states["state"][i]
+    )
+    assert net.stem.out_channels == 8
+
+
+def test_optimizer_state_of_unknown_shape_is_refused() -> None:
+    net = Resnet()
+    optimizer = torch.optim.Adafactor(net.parameters())
+    net(X).sum().backward()
+    optimizer.step()
+    before = state_of(net)
+    with pytest.raises(SurgeryError, match=r"Adafactor.*stem.weight|Adafactor"):
+        infoprune.prune(net, X, "l1", amount=0.5, optimizers=[optimizer])
+    assert unchanged(net, before)
+
+
+def test_parametrized_layer_is_frozen_by_name() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 1)), nn.Conv2d(8, 4, 1)
+    )
+    structure = infoprune.trace(net, X)
+    assert not structure.prunable
+    assert any("remove_parametrizations" in (group.reason or "") for group in structure.groups)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_load_refuses_what_is_not_a_saved_model(tmp_path: object, content: bytes | None) -> None:
+    path = f"{tmp_path}/model.pt"
+    net = Resnet()
+    infoprune.prune(net, X, "l1", amount=0.5)
+    infoprune.save(net, path)
+    file = Path(path)
+    data = file.read_bytes() if content is None else content
+    file.write_bytes(data[: len(data) // 2])
+    fresh = Resnet()
+    before = state_of(fresh)
+    with pytest.raises(infoprune.errors.CheckpointError, match=r"truncated or not a checkpoint"):
+        infoprune.load(path, fresh)
+    assert unchanged(fresh, before)
+
+
+def test_load_names_the_first_layer_that_differs(tmp_path: object) -> None:
+    net = Resnet()
+    infoprune.prune(net, X, "l1", amount=0.5)
+    infoprune.save(net, f"{tmp_path}/model.pt")
+    other = Resnet()
+    other.head = nn.Linear(512, 7)
+    before = state_of(other)
+    with pytest.raises(infoprune.errors.CheckpointError, match=r"head.weight has shape"):
+        infoprune.load(f"{tmp_path}/model.pt", other)
+    assert unchanged(other, before)
+    with pytest.raises(infoprune.errors.CheckpointError, match=r"cannot write"):
+        infoprune.save(net, f"{tmp_path}/no/such/folder/model.pt")
