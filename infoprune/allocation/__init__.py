@@ -7,6 +7,7 @@ the pressure that meets the budget. All of it is pure: the same structure, score
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation, get_allocation
 from infoprune.allocation.budget import Budget
 from infoprune.allocation.global_ranking import GlobalRanking
+from infoprune.allocation.information_concentration import InformationConcentration
 from infoprune.allocation.per_layer import PerLayer
 from infoprune.allocation.per_stage import PerStage
 from infoprune.allocation.select import select
@@ -17,6 +18,7 @@ __all__ = [
     "Allocation",
     "Budget",
     "GlobalRanking",
+    "InformationConcentration",
     "PerLayer",
     "PerStage",
     "Uniform",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
 
 from infoprune.allocation.budget import Budget, cost_share
 from infoprune.allocation.grid import Grid
@@ -33,6 +35,17 @@ class Allocation(ABC):
     """
 
     name: ClassVar[str] = ""
+    needs_data: ClassVar[bool] = False
+
+    def prepared(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> Allocation:
+        """This allocation with everything that it has to measure on the model; itself if that is nothing.
+
+        Args:
+            model: The model that ``structure`` was traced from. It is not changed.
+            structure: Its channel groups.
+            data: Batches of training images, for allocations with ``needs_data``.
+        """
+        return self
 
     @property
     def options(self) -> dict[str, Any]:

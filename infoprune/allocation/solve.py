@@ -6,7 +6,8 @@ neighbouring states around the target and never at the target alone, so a larger
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import permutations
 
 from infoprune.allocation.grid import Grid
 
@@ -15,7 +16,7 @@ Path = Callable[[float], Widths]
 Measure = Callable[[Mapping[str, int]], float]
 
 BISECTIONS = 40
-ROUNDS = 4
+ROUNDS = 6
 # A bracket this narrow (as a share of the original cost) is not worth another round.
 CLOSE = 5e-4
 
@@ -37,7 +38,12 @@ def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float
     for _ in range(ROUNDS):
         if measure(high) - measure(low) <= CLOSE:
             break
-        low, high = _narrow(low, high, grids, measure, target)
+        closer = _narrow(low, high, _steps(low, high, grids), measure, target)
+        if closer == (low, high):
+            closer = _narrow(low, high, _swaps(low, high, grids), measure, target)
+        if closer == (low, high):
+            break
+        low, high = closer
     return low
 
 
@@ -74,15 +80,28 @@ def _walk(
 
 
 def _narrow(
-    low: Widths, high: Widths, grids: Mapping[str, Grid], measure: Measure, target: float
+    low: Widths, high: Widths, states: Iterable[Widths], measure: Measure, target: float
 ) -> tuple[Widths, Widths]:
-    """Close in on the target with the states one step above ``low`` or one step below ``high``."""
+    """The closest two around the target among ``low``, ``high`` and the states between them."""
     below, above = (measure(low), low), (measure(high), high)
-    for name, grid in grids.items():
-        for state in ({**low, name: grid.up(low[name])}, {**high, name: grid.down(high[name])}):
-            cost = measure(state)
-            if below[0] < cost <= target:
-                below = (cost, state)
-            elif target < cost < above[0]:
-                above = (cost, state)
+    for state in states:
+        cost = measure(state)
+        if below[0] < cost <= target:
+            below = (cost, state)
+        elif target < cost < above[0]:
+            above = (cost, state)
     return below[1], above[1]
+
+
+def _steps(low: Widths, high: Widths, grids: Mapping[str, Grid]) -> Iterator[Widths]:
+    """The states one step above ``low`` or one step below ``high``."""
+    for name, grid in grids.items():
+        yield {**low, name: grid.up(low[name])}
+        yield {**high, name: grid.down(high[name])}
+
+
+def _swaps(low: Widths, high: Widths, grids: Mapping[str, Grid]) -> Iterator[Widths]:
+    """The states that are one step above in one group and one step below in another."""
+    for state in (low, high):
+        for more, less in permutations(grids, 2):
+            yield {**state, more: grids[more].up(state[more]), less: grids[less].down(state[less])}

@@ -62,10 +62,13 @@ class ActivationTap(TorchFunctionMode):
         weights: Parameters of the layers and the layers' names.
         consume: Called with the layer's name and its activation; must not keep the tensor if memory matters, and must
             not change it. Called once for every call of the layer.
+        until: How far to follow an output: :data:`ACTIVATED`, or :data:`NORMALISED` to stop before the activation
+            function.
     """
 
-    def __init__(self, weights: Mapping[nn.Parameter, str], consume: Consume) -> None:
+    def __init__(self, weights: Mapping[nn.Parameter, str], consume: Consume, until: int = ACTIVATED) -> None:
         super().__init__()
+        self._until = until
         self._weights = {id(weight): name for weight, name in weights.items()}
         self._consume = consume
         self._pending: dict[int, _Pending] = {}
@@ -88,7 +91,7 @@ class ActivationTap(TorchFunctionMode):
 
     def _follow(self, stage: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Pending | None:
         """The output that this call normalises or activates, taken off the list."""
-        if stage == FILTERS:
+        if stage == FILTERS or stage > self._until:
             return None
         subject = args[0] if args else kwargs.get("input")
         pending = self._pending.get(id(subject))
@@ -126,6 +129,7 @@ def stream_activations(
     images: int | None,
     consume: Consume,
     owner: str,
+    until: int = ACTIVATED,
 ) -> int:
     """Run calibration images through the model once and hand every layer's activations over, batch by batch.
 
@@ -139,6 +143,7 @@ def stream_activations(
         consume: Called with a layer's name and its activations as (images, channels, height, width); linear layers and
             sequences have a height of 1, and a width of 1 or the length.
         owner: Who asks, for messages.
+        until: How far to follow an output, see :class:`ActivationTap`.
 
     Returns:
         Number of images seen by this process.
@@ -149,7 +154,7 @@ def stream_activations(
     """
     weights = {model.get_parameter(layer.weight): layer.name for layer in layers}
     kinds = {layer.name: layer.kind for layer in layers}
-    tap = ActivationTap(weights, lambda name, output: consume(name, as_maps(output.detach(), kinds[name])))
+    tap = ActivationTap(weights, lambda name, output: consume(name, as_maps(output.detach(), kinds[name])), until)
     total = 0
     with evaluating(model), torch.no_grad():
         for inputs, _, count in batches(model, data, images, owner):

@@ -1,0 +1,125 @@
+"""Choosing method A's capacity estimator by the feature maps it should predict.
+
+The paper's abstract speaks of a "feature-guided approximation" of capacity and of an "obvious correlation between the
+entropy of the feature map and the corresponding filter"; how it is done is not public. This reading is ours: measure,
+once for an architecture, how well each data-free estimator ranks the filters of a layer as the entropy of their
+feature maps does, and take the best. Afterwards scoring is data-free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from infoprune.criteria.activations import NORMALISED, per_filter, stream_activations
+from infoprune.criteria.capacity import CAPACITIES, capacity
+from infoprune.criteria.criterion import check_finite, filters_of, scored_layers
+from infoprune.criteria.distributed import sum_over_processes
+from infoprune.criteria.feature_entropy import entropy_of_counts, histograms, pixel_entropy
+from infoprune.criteria.rank_correlation import spearman
+from infoprune.registry import check_choice
+
+if TYPE_CHECKING:
+    from infoprune.structure import Structure
+
+ENTROPIES = ("histogram", "pixel")
+
+
+@dataclass(frozen=True)
+class FeatureGuide:
+    """What the calibration pass found.
+
+    Attributes:
+        correlations: Layer name -> estimator -> Spearman correlation of its capacities with the feature maps'
+            entropies.
+        entropies: Layer name -> (filters,) mean entropy of the feature maps, in [0, 1].
+        images: Number of images looked at by this process.
+    """
+
+    correlations: dict[str, dict[str, float]]
+    entropies: dict[str, Tensor]
+    images: int
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Estimator -> correlation averaged over the layers."""
+        rows = self.correlations.values()
+        return {name: sum(row[name] for row in rows) / len(rows) for name in CAPACITIES}
+
+    @property
+    def best(self) -> str:
+        """The estimator with the largest mean correlation."""
+        return max(self.means, key=self.means.__getitem__)
+
+    def table(self) -> str:
+        """The correlations as text, one line a layer and the means below."""
+        width = max(map(len, [*self.correlations, "mean"]))
+        lines = [" " * width + "".join(f"{name:>13}" for name in CAPACITIES)]
+        for layer, row in [*self.correlations.items(), ("mean", self.means)]:
+            lines.append(f"{layer:<{width}}" + "".join(f"{row[name]:13.2f}" for name in CAPACITIES))
+        return "\n".join(lines)
+
+
+def guide_capacity(
+    model: nn.Module,
+    structure: Structure,
+    data: Iterable[Any],
+    entropy: str = "histogram",
+    images: int = 640,
+    bins: int = 32,
+    neighbours: int = 5,
+) -> FeatureGuide:
+    """Compare every capacity estimator with the entropies of feature maps.
+
+    Cost: one forward pass for each image, and a histogram of each feature map. Feature maps are taken behind the
+    normalisation and before the activation function.
+
+    Args:
+        model: A trained model; it is not changed.
+        structure: Its structure; the layers of prunable groups are compared.
+        data: Batches of training images.
+        entropy: ``"histogram"``: 256 equal bins over each map's own range; ``"pixel"``: see
+            :func:`~infoprune.criteria.feature_entropy.pixel_entropy`.
+        images: Number of calibration images over all processes.
+        bins: Bins of the ``histogram`` capacity.
+        neighbours: Neighbours of the ``kernel_knn`` capacity.
+
+    Returns:
+        The correlations; ``CapacityIndependence(capacity=guide.best)`` uses them.
+
+    Raises:
+        DataError: the data holds no image.
+        ConfigurationError: an unknown entropy, or a layer whose activations cannot be observed or are not finite.
+    """
+    owner = "feature-guided selection"
+    check_choice(owner, "entropy", entropy, ENTROPIES)
+    layers = scored_layers(structure)
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, maps: Tensor) -> None:
+        check_finite(maps, name, "its activations")
+        scores = _map_entropy(maps, entropy).to("cpu", torch.float64).sum(dim=0)
+        sums[name] = sums.get(name, 0) + torch.cat([scores, torch.tensor([float(len(maps))], dtype=torch.float64)])
+
+    seen = stream_activations(model, layers, data, images, add, owner, until=NORMALISED)
+    correlations, entropies = {}, {}
+    for layer in layers:
+        total = sum_over_processes(sums[layer.name])
+        filters = filters_of(model, layer)
+        entropies[layer.name] = per_filter(total[:-1] / total[-1], len(filters))
+        correlations[layer.name] = {
+            name: spearman(capacity(filters, name, bins, neighbours), entropies[layer.name]) for name in CAPACITIES
+        }
+    return FeatureGuide(correlations, entropies, seen)
+
+
+def _map_entropy(maps: Tensor, entropy: str, bins: int = 256) -> Tensor:
+    """(B, C, H, W) -> (B, C)."""
+    if entropy == "pixel":
+        return pixel_entropy(maps)
+    return entropy_of_counts(histograms(maps.flatten(2).flatten(0, 1), bins)).view(maps.shape[:2]) / math.log(bins)
