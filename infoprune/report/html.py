@@ -239,7 +239,8 @@ def _event_metric(record: RunRecord, event: EventRecord) -> str:
 
 def _coupling(record: RunRecord) -> str:
     items = "".join(
-        f"<details><summary><code>{escape(group)}</code></summary><pre>{escape(text)}</pre></details>"
+        f'<details><summary><code>{escape(group)}</code><span class="aside">{escape(_places(text))}</span></summary>'
+        f"<pre>{escape(_shortened(text))}</pre></details>"
         for group, text in record.coupling.items()
     )
     intro = (
@@ -247,6 +248,26 @@ def _coupling(record: RunRecord) -> str:
         "lose the same channel. Open a group to see what it ties together.</p>"
     )
     return intro + items if items else ""
+
+
+def _places(text: str) -> str:
+    count = len(text.splitlines()) - 1
+    return f"{count} places" if count != 1 else "1 place"
+
+
+def _shortened(text: str, most: int = 60) -> str:
+    """Shorten long chains of operators, and the list of places where it goes on and on.
+
+    >>> _shortened("a: through x, then y, then z, then w, then v")
+    'a: through x, …, then w, then v'
+    """
+    lines = []
+    for line in text.splitlines():
+        chain = line.split(", then ")
+        lines.append(f"{chain[0]}, …, then {', then '.join(chain[-2:])}" if len(chain) > 4 else line)
+    if len(lines) > most:
+        lines[most:] = [f"  … and {len(lines) - most} more places, see record.json"]
+    return "\n".join(lines)
 
 
 def _frozen(record: RunRecord) -> str:
@@ -289,7 +310,7 @@ def _reproduce(record: RunRecord) -> str:
         "seed": "" if record.seed is None else str(record.seed),
         "device": record.device,
         "versions": joined([f"{name} {version}" for name, version in record.versions.items()]),
-        "pruning options": ", ".join(f"{name}={value!r}" for name, value in record.options.items()),
+        **{name.replace("_", " "): _option(value) for name, value in record.options.items()},
     }
     rows = (
         f'<tr><th scope="row">{escape(name)}</th><td class="prose">{escape(value)}</td></tr>'
@@ -303,6 +324,15 @@ def _reproduce(record: RunRecord) -> str:
         else ""
     )
     return table + config
+
+
+def _option(value: object) -> str:
+    """Return an option as a person writes it; empty for one that says nothing."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_option(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(f"[{_option(item)}]" if isinstance(item, list | tuple) else _option(item) for item in value)
+    return str(value)
 
 
 def _table(columns: list[str], rows: Iterable[str], name: str = "") -> str:

@@ -92,10 +92,11 @@ def run_chart(panels: Sequence[Panel], events: Sequence[float], width: int = 720
     for panel in panels:
         parts += _panel(panel, axis, top + gap)
         top += gap + panel.height
-    for number, epoch in enumerate(events, 1):
-        x = axis(epoch)
+    places = [axis(epoch) for epoch in events]
+    roomy = all(b - a > 56 for a, b in pairwise(places))
+    for number, x in enumerate(places, 1):
         parts.append(f'<line class="cut" x1="{x:.1f}" x2="{x:.1f}" y1="{head}" y2="{top:.1f}"/>')
-        text = f"event {number}" if len(events) <= 3 else str(number)
+        text = f"event {number}" if roomy else str(number)
         parts.append(f'<text class="cut" x="{x:.1f}" y="{head - 5}" text-anchor="middle">{text}</text>')
     for epoch in _ticks(0, end, max(3, width // 110), whole=True):
         parts.append(f'<text x="{axis(epoch):.1f}" y="{top + 21:.1f}" text-anchor="middle">{epoch:g}</text>')
