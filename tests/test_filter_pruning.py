@@ -106,7 +106,7 @@ def test_scalars_reach_the_logger_and_the_callback_metrics() -> None:
 
 
 def test_saved_metric_is_the_metric_of_the_saved_model(tmp_path: Any) -> None:
-    """Trap 6: surgery at the end of an epoch would store the larger model's metric beside the smaller model's weights."""
+    """Trap 6: surgery at the end of an epoch would store the larger model's metric beside the smaller's weights."""
     best = ModelCheckpoint(tmp_path, monitor="val/loss", save_top_k=-1)
     run = trainer(pruning((1, 2)), best, enable_checkpointing=True)
     module = TinyModule()
@@ -447,7 +447,7 @@ def test_streamed_data_is_left_alone() -> None:
     assert stream.given == 16
     assert len(callback.history) == 1
     assert module.net.stem.out_channels < 12
-    with pytest.raises(ConfigurationError, match="before the first batch.*example_input_array"):
+    with pytest.raises(ConfigurationError, match=r"before the first batch.*example_input_array"):
         trainer(pruning((0,)), epochs=2).fit(TinyModule(), DataLoader(Stream(), 4))
 
 
@@ -480,7 +480,7 @@ def test_configure_model_that_builds_anew_is_noticed() -> None:
     assert module.net.stem.out_channels < 12
     run, module = trainer(pruning((1,)), epochs=2), Unguarded()
     run.fit(module, loader())
-    with pytest.raises(ConfigurationError, match="Unguarded no longer has the shape.*configure_model"):
+    with pytest.raises(ConfigurationError, match=r"Unguarded no longer has the shape.*configure_model"):
         run.test(module, loader(), verbose=False)
 
 

@@ -254,7 +254,7 @@ def test_two_callbacks_on_the_same_part_are_refused() -> None:
 
     for parts in [(None, "maker"), ("maker", "maker"), ("maker", "maker.conv1")]:
         callbacks = [pruning(1, module=part) for part in parts]
-        with pytest.raises((ConfigurationError, RuntimeError), match="two FilterPruning|same state|stateful callback"):
+        with pytest.raises((ConfigurationError, RuntimeError), match=r"two FilterPruning|same state|stateful callback"):
             trainer(*callbacks, epochs=2).fit(TwoNets(), loader())
 
 
