@@ -86,6 +86,8 @@ def _of_layer(module: nn.Module, cut: dict[str, str], plan: PruningPlan) -> Iter
 
 def _groups_left(plan: PruningPlan, weight: str, groups: int) -> int:
     """How many of a convolution's groups still have rows."""
+    if groups == 1:
+        return 1
     width = plan.shapes[weight][0] // groups
     return len({row // width for row in plan.kept(weight, 0)})
 

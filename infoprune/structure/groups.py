@@ -143,9 +143,10 @@ class Structure:
         group_of_root = np.full(self.space.size, -1, dtype=np.int64)
         unit_of_root = np.full(self.space.size, -1, dtype=np.int64)
         group_of_root[unit_roots] = group_of_unit
-        for group in range(len(first)):
-            members = unit_roots[group_of_unit == group]
-            unit_of_root[members] = np.arange(len(members))
+        by_group = np.argsort(group_of_unit, kind="stable")
+        sizes = np.bincount(group_of_unit, minlength=len(first))
+        starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+        unit_of_root[unit_roots[by_group]] = np.arange(len(by_group)) - starts
 
         labels = np.flatnonzero(group_of_root[roots] >= 0)
         order = np.lexsort((labels, slot_of[labels], group_of_root[roots[labels]]))
@@ -253,9 +254,11 @@ class Structure:
             group = self.group(name)
             chosen = np.asarray(sorted(units), dtype=np.int64)
             _check_units(group, chosen)
+            goes = np.zeros(group.size, dtype=bool)
+            goes[chosen] = True
             for slot in group.slots:
                 start = self._slots[slot.tensor, slot.dim].start
-                gone[start + slot.index[np.isin(slot.unit, chosen)]] = True
+                gone[start + slot.index[goes[slot.unit]]] = True
         return self._plan_of(gone)
 
     def _plan_of(self, gone: np.ndarray) -> PruningPlan:
@@ -297,7 +300,7 @@ class Structure:
         Returns:
             Multiply-accumulates of convolutions and linear layers for one example, and parameters.
         """
-        kept = np.array([group.size for group in self.prunable], dtype=np.float64)
+        kept = self._prunable_sizes.copy()
         for name, width in (widths or {}).items():
             if name not in self._prunable_position:
                 raise ConfigurationError(f"group {self.group(name).name!r} is frozen; its width cannot be {width}")
@@ -320,20 +323,19 @@ class Structure:
 
     def _width(self, axis: Axis, size: int) -> tuple[float, np.ndarray]:
         """A dimension's size as ``fixed + coefficients @ widths``."""
-        coefficients = np.zeros(len(self.prunable))
         if axis is None:
-            return float(size), coefficients
+            return float(size), np.zeros(len(self.prunable))
         group = self.group_of_root[self.component[axis[axis >= 0]]]
-        counts = np.bincount(group[group >= 0], minlength=len(self.groups))
-        for position, index in enumerate(self._prunable_index):
-            if counts[index]:
-                coefficients[position] = counts[index] / self.groups[index].size
-        fixed = size - sum(counts[i] for i in self._prunable_index)
-        return float(fixed), coefficients
+        counts = np.bincount(group[group >= 0], minlength=len(self.groups))[self._prunable_index]
+        return float(size - counts.sum()), counts / self._prunable_sizes
 
     @cached_property
-    def _prunable_index(self) -> list[int]:
-        return [i for i, group in enumerate(self.groups) if not group.frozen]
+    def _prunable_index(self) -> Labels:
+        return np.array([i for i, group in enumerate(self.groups) if not group.frozen], dtype=np.int64)
+
+    @cached_property
+    def _prunable_sizes(self) -> np.ndarray:
+        return np.array([group.size for group in self.prunable], dtype=np.float64)
 
     def cost_of(self, plan: PruningPlan) -> Cost:
         """What the model costs after a plan."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from infoprune.errors import PlanError, nearest
 
@@ -75,9 +77,12 @@ class PruningPlan:
                     f"the second expects {later.shapes[tensor]}"
                 )
             shapes.setdefault(tensor, later.shapes[tensor])
-            mine = removed.setdefault(tensor, {})
+            if tensor not in self.shapes:
+                removed[tensor] = dict(dims)
+                continue
+            mine = removed[tensor]
             for dim, indices in dims.items():
-                left = self.kept(tensor, dim) if tensor in self.shapes else range(later.shapes[tensor][dim])
+                left = self.kept(tensor, dim)
                 mine[dim] = tuple(sorted({*mine.get(dim, ()), *(left[i] for i in indices)}))
         attributes = dict(self.attributes)
         for name, (before, after) in later.attributes.items():
@@ -155,16 +160,16 @@ class PruningPlan:
             raise PlanError(f"{path}: {error}") from error
 
 
-def _check_indices(tensor: str, shape: tuple[int, ...], dim: int, indices: Iterable[int]) -> None:
+def _check_indices(tensor: str, shape: tuple[int, ...], dim: int, indices: Sequence[int]) -> None:
     if not 0 <= dim < len(shape):
         raise PlanError(f"the plan cuts dimension {dim} of {tensor}, which has shape {shape}")
-    listed = list(indices)
-    if any(not 0 <= i < shape[dim] for i in listed):
-        bad = next(i for i in listed if not 0 <= i < shape[dim])
-        raise PlanError(f"the plan removes index {bad} of dimension {dim} of {tensor}, which has {shape[dim]}")
-    if listed != sorted(set(listed)):
+    listed = np.asarray(indices, dtype=np.int64)
+    outside = listed[(listed < 0) | (listed >= shape[dim])]
+    if len(outside):
+        raise PlanError(f"the plan removes index {outside[0]} of dimension {dim} of {tensor}, which has {shape[dim]}")
+    if (np.diff(listed) <= 0).any():
         raise PlanError(f"the plan's indices for dimension {dim} of {tensor} are repeated or not in order")
-    if listed and len(listed) == shape[dim]:
+    if len(listed) == shape[dim]:
         raise PlanError(f"the plan removes all {shape[dim]} of dimension {dim} of {tensor}; at least one must stay")
 
 

@@ -105,7 +105,15 @@ def execute(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     mixed = any(t.is_meta for t in tensors) and not all(t.is_meta for t in tensors)
     if mixed and kwargs.get("device") is None and "_to_copy" not in str(func):
         args, kwargs = _carried_to_meta(args), _carried_to_meta(kwargs)
+    if func is torch.ops.aten.native_batch_norm.default and args[0].is_meta:
+        return _batch_norm_shapes(*args)
     return func(*args, **kwargs)
+
+
+def _batch_norm_shapes(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The results of a batch norm on meta, where PyTorch goes through its arithmetic one operator at a time."""
+    statistics = x.new_empty(x.shape[1] if args[4] else 0)
+    return torch.empty_like(x), statistics, statistics.clone()
 
 
 def _carried_to_meta(tree: Any) -> Any:
@@ -146,12 +154,17 @@ def run_labelled(tracer: Tracer, model: nn.Module, inputs: Inputs, flows: Sequen
         fast_path = torch.backends.mha.get_fastpath_enabled()
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
+        stack.callback(_clear_flows, [tensor for tensor, _ in flows])
         for tensor, flow in flows:
             set_flow(tensor, flow)
-            stack.callback(clear_flow, tensor)
         stack.enter_context(tracer.watching_modules())
         stack.enter_context(tracer)
         return call(model, inputs)
+
+
+def _clear_flows(tensors: Sequence[Tensor]) -> None:
+    for tensor in tensors:
+        clear_flow(tensor)
 
 
 def _on_meta(inputs: Inputs) -> bool:

@@ -1,0 +1,95 @@
+"""Which torchvision models the structure engine prunes, how far, and how exactly.
+
+    python -m benchmarks.coverage            # all models: benchmarks/results/coverage.md
+    python -m benchmarks.coverage resnet18   # some: prints their rows
+
+Every model is traced, loses half of the units of every prunable group at random, and is compared with its masked
+original in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import infoprune
+from benchmarks import zoo
+from benchmarks.machine import describe
+from infoprune.structure import check_plan
+
+RESULT = Path(__file__).parent / "results" / "coverage.md"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's outcome."""
+
+    name: str
+    seconds: float
+    prunable: int
+    frozen: int
+    macs: float
+    params: float
+    error: float
+
+    def __str__(self) -> str:
+        return (
+            f"| {self.name} | {self.seconds:.2f} | {self.prunable} | {self.frozen} | {self.macs:.3f} | "
+            f"{self.params:.3f} | {self.error:.0e} |"
+        )
+
+
+HEADER = (
+    "| model | trace (s) | prunable groups | frozen | MACs left | parameters left | error |\n"
+    "|---|---|---|---|---|---|---|"
+)
+
+
+def measure(name: str) -> Row:
+    """Trace, cut half of every group, verify."""
+    model, x = zoo.build(name), zoo.inputs(name)
+    start = time.perf_counter()
+    structure = infoprune.trace(model, x)
+    seconds = time.perf_counter() - start
+    generator = np.random.default_rng(0)
+    removed = {g.name: generator.choice(g.size, g.size // 2, replace=False).tolist() for g in structure.prunable}
+    plan = structure.plan(removed)
+    check_plan(model, x, structure, plan)
+    original = copy.deepcopy(model)
+    infoprune.shrink(model, plan)
+    macs, params = structure.cost_of(plan).ratio(structure.cost())
+    error = infoprune.verify(original, model, plan, x).max_error
+    prunable = len(structure.prunable)
+    return Row(name, seconds, prunable, len(structure.groups) - prunable, macs, params, error)
+
+
+def main(names: list[str]) -> None:
+    """Measure the models named, or all of them into the results folder."""
+    torch.manual_seed(0)
+    rows = []
+    print(HEADER, flush=True)
+    for name in names or zoo.names():
+        rows.append(measure(name))
+        print(rows[-1], flush=True)
+    if not names:
+        lines = [
+            "# Structure engine: every torchvision model",
+            "",
+            f"`python -m benchmarks.coverage`, {describe()}. Half of the units of every prunable group were removed at",
+            "random; `error` is the largest difference from the masked original in float64, relative to the output.",
+            "",
+            HEADER,
+            *map(str, rows),
+        ]
+        RESULT.parent.mkdir(exist_ok=True)
+        RESULT.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
