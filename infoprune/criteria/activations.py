@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from infoprune.criteria.calibration import batches, evaluating, run
+from infoprune.criteria.distributed import all_or_none
 from infoprune.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -156,14 +157,15 @@ def stream_activations(
     kinds = {layer.name: layer.kind for layer in layers}
     tap = ActivationTap(weights, lambda name, output: consume(name, as_maps(output.detach(), kinds[name])), until)
     total = 0
-    with evaluating(model), torch.no_grad():
+    with all_or_none(), evaluating(model), torch.no_grad():
         for inputs, _, count in batches(model, data, images, owner):
-            with tap:
-                run(model, inputs)
-            tap.finish()
-            total += count
-    for layer in layers:
-        check_seen(layer, layer.name in tap.seen, owner)
+            if count:
+                with tap:
+                    run(model, inputs)
+                tap.finish()
+                total += count
+        for layer in layers:
+            check_seen(layer, layer.name in tap.seen or not total, owner)
     return total
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from infoprune.criteria.distributed import world_size
+from infoprune.criteria.distributed import process, world_size
 from infoprune.errors import DataError
 
 
@@ -33,43 +33,47 @@ def batches(model: nn.Module, data: Iterable[Any], images: int | None, owner: st
 
     Args:
         model: Only to know the device.
-        data: Batches: a tensor, ``(inputs, targets, ...)``, or a mapping that ``forward`` takes as keywords.
-        images: Number of images over all processes, or None for all of ``data``. Each process of a distributed run
-            takes its share from its own ``data``, which its sampler should have made different.
+        data: Batches: a tensor, ``(inputs, targets, ...)``, or a mapping that ``forward`` takes as keywords. On several
+            processes ``data`` is the same everywhere, and each process gets every n-th image.
+        images: Number of images over all processes, or None for all of ``data``.
         owner: Who asks, for messages.
 
     Yields:
-        Inputs, targets (None if there are none) and number of images.
+        Inputs, targets (None if there are none) and number of images; 0 where a batch has none for this process.
 
     Raises:
-        DataError: there is no image, or a batch is none of the above.
+        DataError: there is no image, there are fewer than processes, or a batch is none of the above.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    left = float("inf") if images is None else -(-images // world_size())
     seen = 0
     for batch in data:
         inputs, targets = split_batch(batch, owner)
-        count = batch_size(inputs, owner)
-        if count > left:
-            keep = int(left)
-            inputs, targets = _head((inputs, targets), count, keep)
-            count = keep
-        if count:
-            inputs, targets = tree_map(
-                lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (inputs, targets)
-            )
-            yield inputs, targets, count
-        seen += count
-        left -= count
-        if left <= 0:
+        size = batch_size(inputs, owner)
+        end = size if images is None else min(size, images - seen)
+        mine = range(size)[(process() - seen) % world_size() : end : world_size()]
+        seen += end
+        if len(mine) == size:
+            yield *_on(device, (inputs, targets)), size
+        elif mine:
+            yield *_on(device, _rows((inputs, targets), size, mine)), len(mine)
+        else:
+            yield None, None, 0
+        if seen == images:
             break
     if not seen:
         raise DataError(f"{owner}: the calibration data holds no image; pass batches of training images")
+    if seen < world_size():
+        raise DataError(f"{owner}: {seen} calibration images do not suffice for {world_size()} processes; give more")
 
 
-def _head(tree: Any, count: int, keep: int) -> Any:
-    """The first ``keep`` rows of every tensor that has one row per image."""
-    return tree_map(lambda leaf: leaf[:keep] if isinstance(leaf, Tensor) and leaf.shape[:1] == (count,) else leaf, tree)
+def _rows(tree: Any, size: int, rows: range) -> Any:
+    """Some rows of every tensor that has one row for each image."""
+    part = slice(rows.start, rows.stop, rows.step)
+    return tree_map(lambda leaf: leaf[part] if isinstance(leaf, Tensor) and leaf.shape[:1] == (size,) else leaf, tree)
+
+
+def _on(device: torch.device, tree: Any) -> Any:
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def split_batch(batch: Any, owner: str) -> tuple[Any, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from infoprune.criteria.activations import NORMALISED, per_filter, stream_activations
 from infoprune.criteria.capacity import CAPACITIES, capacity
 from infoprune.criteria.criterion import check_finite, filters_of, scored_layers
-from infoprune.criteria.distributed import sum_over_processes
+from infoprune.criteria.distributed import mean_over_processes
 from infoprune.criteria.feature_entropy import entropy_of_counts, histograms, pixel_entropy
 from infoprune.criteria.rank_correlation import spearman
 from infoprune.registry import check_choice
@@ -99,21 +99,23 @@ def guide_capacity(
     owner = "feature-guided selection"
     check_choice(owner, "entropy", entropy, ENTROPIES)
     layers = scored_layers(structure)
-    sums: dict[str, Tensor] = {}
+    weights = {layer.name: filters_of(model, layer) for layer in layers}
+    sums = {name: torch.zeros(len(filters), dtype=torch.float64) for name, filters in weights.items()}
+    counts = dict.fromkeys(sums, 0)
 
     def add(name: str, maps: Tensor) -> None:
         check_finite(maps, name, "its activations")
         scores = _map_entropy(maps, entropy).to("cpu", torch.float64).sum(dim=0)
-        sums[name] = sums.get(name, 0) + torch.cat([scores, torch.tensor([float(len(maps))], dtype=torch.float64)])
+        sums[name] += per_filter(scores, len(sums[name]))
+        counts[name] += len(maps)
 
     seen = stream_activations(model, layers, data, images, add, owner, until=NORMALISED)
     correlations, entropies = {}, {}
-    for layer in layers:
-        total = sum_over_processes(sums[layer.name])
-        filters = filters_of(model, layer)
-        entropies[layer.name] = per_filter(total[:-1] / total[-1], len(filters))
-        correlations[layer.name] = {
-            name: spearman(capacity(filters, name, bins, neighbours), entropies[layer.name]) for name in CAPACITIES
+    for name, filters in weights.items():
+        entropies[name] = mean_over_processes(sums[name], counts[name])
+        correlations[name] = {
+            estimator: spearman(capacity(filters, estimator, bins, neighbours), entropies[name])
+            for estimator in CAPACITIES
         }
     return FeatureGuide(correlations, entropies, seen)
 

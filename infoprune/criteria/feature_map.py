@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from infoprune.criteria.activations import per_filter, stream_activations
 from infoprune.criteria.criterion import LayerCriterion, check_finite, scored_layers
-from infoprune.criteria.distributed import sum_over_processes
+from infoprune.criteria.distributed import mean_over_processes
 from infoprune.registry import check_count
 
 if TYPE_CHECKING:
@@ -50,25 +50,21 @@ class FeatureMapCriterion(LayerCriterion):
             maps: (B, C, H, W) activations of one layer.
 
         Returns:
-            (B, C) scores, or their sum over images (C,).
+            (B, C) scores.
         """
 
     def layer_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> dict[str, Tensor]:
         """Layer name -> (filters,) mean over images."""
         layers = scored_layers(structure)
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
+        sizes = {layer.name: model.get_parameter(layer.weight).shape[layer.dim] for layer in layers}
+        sums = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
+        counts = dict.fromkeys(sums, 0)
 
         def add(name: str, maps: Tensor) -> None:
             check_finite(maps, name, "its activations")
             scores = self.map_scores(maps).to("cpu", torch.float64)
-            sums[name] = sums.get(name, 0) + (scores.sum(dim=0) if scores.dim() == 2 else scores)
-            counts[name] = counts.get(name, 0) + len(maps)
+            sums[name] += per_filter(scores.sum(dim=0), sizes[name])
+            counts[name] += len(maps)
 
         stream_activations(model, layers, data or (), self.images, add, self.label)
-        result = {}
-        for layer in layers:
-            total = sum_over_processes(torch.cat([sums[layer.name], torch.tensor([float(counts[layer.name])])]))
-            filters = model.get_parameter(layer.weight).shape[layer.dim]
-            result[layer.name] = per_filter(total[:-1] / total[-1], filters)
-        return result
+        return {name: mean_over_processes(sums[name], counts[name]) for name in sums}

@@ -8,7 +8,8 @@ activation over a feature map, averaged over images).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from infoprune.criteria.activations import ActivationTap, as_maps, check_seen, per_filter
 from infoprune.criteria.calibration import batches, evaluating, run
 from infoprune.criteria.criterion import CRITERIA, LayerCriterion, scored_layers
-from infoprune.criteria.distributed import sum_over_processes
-from infoprune.criteria.objective import LOSSES, Objective, evaluate, get_objective
+from infoprune.criteria.distributed import all_or_none, mean_over_processes, sum_over_processes
+from infoprune.criteria.objective import LOSSES, evaluate, get_objective
 from infoprune.registry import check_choice, check_count
 
 if TYPE_CHECKING:
@@ -62,73 +63,78 @@ class Taylor(LayerCriterion):
         """Layer name -> (filters,) estimates."""
         layers = scored_layers(structure)
         weights = {layer.name: model.get_parameter(layer.weight) for layer in layers}
-        add_batch = self._of_weights if self.of == "weights" else self._of_activations
-        sums = {layer.name: torch.zeros(weights[layer.name].shape[layer.dim], dtype=torch.float64) for layer in layers}
-        count = 0
-        frozen = [weight for weight in weights.values() if not weight.requires_grad]
-        loss = get_objective(self.loss, LOSSES, self.label, "loss")
-        try:
-            for weight in frozen:
-                weight.requires_grad_(True)
-            with evaluating(model), torch.enable_grad():
-                for inputs, targets, size in batches(model, data or (), self.images, self.label):
-                    count += add_batch(model, layers, weights, loss, inputs, targets, size, sums)
-        finally:
-            for weight in frozen:
-                weight.requires_grad_(False)
-        total = sum_over_processes(torch.tensor(float(count), dtype=torch.float64))
-        return {name: sum_over_processes(values) / total for name, values in sums.items()}
+        of = self._of_weights if self.of == "weights" else self._of_activations
+        with differentiable(weights.values()), evaluating(model), torch.enable_grad():
+            return of(model, layers, weights, batches(model, data or (), self.images, self.label))
 
     def _of_weights(
-        self,
-        model: nn.Module,
-        layers: list[Layer],
-        weights: dict[str, nn.Parameter],
-        loss: Objective,
-        inputs: Any,
-        targets: Any,
-        size: int,
-        sums: dict[str, Tensor],
-    ) -> int:
-        """Add the squared sums of one mini-batch."""
-        value = evaluate(loss, run(model, inputs), targets, self.label)
-        gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
-        for layer, gradient in zip(layers, gradients, strict=True):
-            check_seen(layer, gradient is not None, self.label)
-            product = (gradient * weights[layer.name].detach()).movedim(layer.dim, 0)
-            sums[layer.name] += product.flatten(1).sum(dim=1).square().to("cpu", torch.float64)
-        return 1
+        self, model: nn.Module, layers: list[Layer], weights: dict[str, nn.Parameter], data: Iterable[Any]
+    ) -> dict[str, Tensor]:
+        """Squared sums of gradient x weight over each filter, averaged over mini-batches."""
+        sums: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
+        sizes = []
+        with all_or_none():
+            for inputs, targets, size in data:
+                loss = self._loss(run(model, inputs), targets) if size else torch.zeros(())
+                gradients = _gradients(loss, weights.values()) if size else [None] * len(layers)
+                for layer, gradient in zip(layers, gradients, strict=True):
+                    weight = weights[layer.name].detach().movedim(layer.dim, 0)
+                    check_seen(layer, gradient is not None or not size, self.label)
+                    product = torch.zeros_like(weight) if gradient is None else gradient.movedim(layer.dim, 0) * weight
+                    sums[layer.name].append(size * product.flatten(1).sum(dim=1).to("cpu", torch.float64))
+                sizes.append(float(size))
+        total = sum_over_processes(torch.tensor(sizes, dtype=torch.float64))[:, None]
+        return {
+            name: (sum_over_processes(torch.stack(rows)) / total).square().mean(dim=0) for name, rows in sums.items()
+        }
 
     def _of_activations(
-        self,
-        model: nn.Module,
-        layers: list[Layer],
-        weights: dict[str, nn.Parameter],
-        loss: Objective,
-        inputs: Any,
-        targets: Any,
-        size: int,
-        sums: dict[str, Tensor],
-    ) -> int:
-        """Add the absolute means over the maps of one batch's images."""
+        self, model: nn.Module, layers: list[Layer], weights: dict[str, nn.Parameter], data: Iterable[Any]
+    ) -> dict[str, Tensor]:
+        """Absolute mean of gradient x activation over each map, averaged over images."""
         kinds = {layer.name: layer.kind for layer in layers}
+        sums = {layer.name: torch.zeros(weights[layer.name].shape[layer.dim], dtype=torch.float64) for layer in layers}
+        count = 0
 
         def observe(name: str, activation: Tensor) -> None:
             value = as_maps(activation.detach().clone(), kinds[name])  # what follows may overwrite it
 
             def add(gradient: Tensor) -> None:
-                product = as_maps(gradient, kinds[name]) * value * size  # the loss is a mean over images
+                product = as_maps(gradient, kinds[name]) * value * len(value)  # the loss is a mean over images
                 scores = product.mean(dim=(2, 3)).abs().sum(dim=0).to("cpu", torch.float64)
                 sums[name] += per_filter(scores, len(sums[name]))
 
             activation.register_hook(add)
 
         tap = ActivationTap({weight: name for name, weight in weights.items()}, observe)
-        with tap:
-            outputs = run(model, inputs)
-        tap.finish()
-        for layer in layers:
-            check_seen(layer, layer.name in tap.seen, self.label)
-        value = evaluate(loss, outputs, targets, self.label)
-        torch.autograd.grad(value, list(weights.values()), allow_unused=True)
-        return size
+        with all_or_none():
+            for inputs, targets, size in data:
+                if size:
+                    with tap:
+                        outputs = run(model, inputs)
+                    tap.finish()
+                    _gradients(self._loss(outputs, targets), weights.values())
+                    count += size
+            for layer in layers:
+                check_seen(layer, layer.name in tap.seen or not count, self.label)
+        return {name: mean_over_processes(values, count) for name, values in sums.items()}
+
+    def _loss(self, outputs: Any, targets: Any) -> Tensor:
+        return evaluate(get_objective(self.loss, LOSSES, self.label, "loss"), outputs, targets, self.label)
+
+
+def _gradients(loss: Tensor, weights: Iterable[nn.Parameter]) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(loss, list(weights), allow_unused=True)
+
+
+@contextmanager
+def differentiable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """All of these parameters require gradients inside; afterwards only those that did before."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)

@@ -1,0 +1,100 @@
+"""Scoring on two processes gives what one process gives, and a failure on one ends both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+import infoprune
+from infoprune.criteria import get_criterion
+from infoprune.criteria.concentration import Concentration
+from infoprune.criteria.feature_guided import guide_capacity
+from infoprune.errors import DataError
+
+CRITERIA: list[dict[str, Any]] = [
+    {"name": "hrank"},
+    {"name": "chip", "images": 19},
+    {"name": "taylor"},
+    {"name": "taylor", "of": "weights"},
+]
+CONCENTRATIONS = [
+    Concentration(bins=8),
+    Concentration(rank="layer", entropy="act", bins=8),
+    Concentration(rank="raw", entropy="pix"),
+    Concentration(entropy="chan", images=19),
+]
+
+
+def scored() -> dict[str, Tensor]:
+    """Everything that looks at images, on the same 21 images everywhere."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4)
+    )
+    data = [(torch.randn(n, 3, 8, 8), torch.randint(4, (n,))) for n in (9, 1, 11)]
+    structure = infoprune.trace(net, torch.zeros(1, 3, 8, 8))
+    found: dict[str, Tensor] = {}
+    for spec in CRITERIA:
+        for name, scores in get_criterion(spec)(net, structure, data).items():
+            found[f"{spec} {name}"] = scores
+    for how in CONCENTRATIONS:
+        for name, value in how.measure(net, structure, data).items():
+            found[f"{how} {name}"] = torch.tensor([value.rank, value.entropy])
+    for name, entropies in guide_capacity(net, structure, data).entropies.items():
+        found[f"guide {name}"] = entropies
+    return found
+
+
+def failing(rank: int) -> str:
+    """Process 1 meets a bad batch; both must stop."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3))
+    structure = infoprune.trace(net, torch.zeros(1, 3, 8, 8))
+    images = torch.randn(4, 3, 8, 8)
+    if rank == 1:
+        images[1] = float("nan")
+    try:
+        get_criterion("hrank")(net, structure, [images])
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save({"scores": scored(), "failure": failing(rank)}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder: Path = tmp_path_factory.mktemp("processes")
+    mp.spawn(work, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_two_processes_score_as_one_does(two_processes: list[dict[str, Any]]):
+    expected = scored()
+    for result in two_processes:
+        assert set(result["scores"]) == set(expected)
+        for name, values in expected.items():
+            assert torch.allclose(result["scores"][name].double(), values.double(), rtol=1e-4, atol=1e-7), name
+
+
+def test_a_failure_on_one_process_ends_both(two_processes: list[dict[str, Any]]):
+    assert two_processes[0]["failure"].startswith("DataError: scoring failed on 1 other processes")
+    assert two_processes[1]["failure"].startswith("ConfigurationError: 0: its activations hold")
+
+
+def test_more_processes_than_images_is_said(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("infoprune.criteria.calibration.world_size", lambda: 3)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3))
+    structure = infoprune.trace(net, torch.zeros(1, 3, 8, 8))
+    with pytest.raises(DataError, match="2 calibration images do not suffice for 3 processes"):
+        get_criterion("hrank")(net, structure, [torch.randn(2, 3, 8, 8)])
