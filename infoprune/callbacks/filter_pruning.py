@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
 from infoprune.allocation import Allocation, get_allocation
 from infoprune.callbacks import shape_first
 from infoprune.callbacks.calibration import calibration_batches
+from infoprune.callbacks.either_name import EitherName
 from infoprune.callbacks.example_inputs import example_inputs, none_yet, of_batch, undisturbed
 from infoprune.callbacks.network import find_network
 from infoprune.callbacks.original import Original, as_primitives, event_from_dict
@@ -38,7 +38,7 @@ from infoprune.structure import PruningPlan, Structure, check_plan, plan_of, tra
 from infoprune.structure.tracer import Inputs
 
 
-class FilterPruning(pl.Callback):
+class FilterPruning(EitherName):
     """Removes filters at the start of scheduled training epochs; the fit goes on with the smaller model.
 
     Adding it to a Trainer's callbacks is all that a project needs. At an event it scores the filters, decides how many
@@ -137,8 +137,8 @@ class FilterPruning(pl.Callback):
         self._plan = PruningPlan()
         self._validated = Validated()
         self._log: RunLog | None = None
-        self._run: Callable[[], object] = lambda: None
-        self._fitted: Callable[[], object] = lambda: None
+        self._run: weakref.ref[pl.Trainer] | None = None
+        self._fitted: weakref.ref[pl.LightningModule] | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -187,7 +187,7 @@ class FilterPruning(pl.Callback):
             self._check_others(trainer)
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self.schedule.check(trainer.max_epochs)
-            if self._run() is not trainer:
+            if self._run is None or self._run() is not trainer:
                 self._start_over(trainer)
         attach(pl_module)
         shape_first.install(pl_module)
@@ -201,7 +201,7 @@ class FilterPruning(pl.Callback):
         self._run = weakref.ref(trainer)
         self._path = self.module
         self.history, self.original, self.inputs, self._seen = [], None, None, None
-        self._fitted, self._plan, self._validated = lambda: None, PruningPlan(), Validated()
+        self._fitted, self._plan, self._validated = None, PruningPlan(), Validated()
 
     def _check_others(self, trainer: pl.Trainer) -> None:
         for other in trainer.callbacks:  # type: ignore[attr-defined]
@@ -360,10 +360,11 @@ class FilterPruning(pl.Callback):
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         missed = [epoch for epoch in self.schedule.epochs if not self.history or epoch > self.history[-1].epoch]
-        if missed and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            rank_zero_warn(
+        if missed and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            warnings.warn(
                 f"training ended in epoch {trainer.current_epoch}, before the pruning events of epochs {missed}: the "
-                f"model was pruned {len(self.history)} of {len(self.schedule.events)} times"
+                f"model was pruned {len(self.history)} of {len(self.schedule.events)} times",
+                stacklevel=2,
             )
 
     # -- metrics of the larger and the smaller model ------------------------------------------------------------------
@@ -419,12 +420,15 @@ class FilterPruning(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._fitted() is pl_module:
+        if self._is_fitted(pl_module):
             self._plan = plan_of(pl_module)
+
+    def _is_fitted(self, pl_module: pl.LightningModule) -> bool:
+        return self._fitted is not None and self._fitted() is pl_module
 
     def _check_shape(self, pl_module: pl.LightningModule) -> None:
         """A configure_model that builds its layers whenever it is called would silently undo the pruning."""
-        if self._fitted() is pl_module and plan_of(pl_module) != self._plan:
+        if self._is_fitted(pl_module) and plan_of(pl_module) != self._plan:
             raise ConfigurationError(
                 f"{type(pl_module).__name__} no longer has the shape that it was pruned to. Most likely its "
                 "configure_model built the network anew, with fresh weights: let it return at once if the network is "

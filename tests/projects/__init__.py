@@ -1,0 +1,1 @@
+"""Lightning projects as people write them; none of them knows of pruning."""
