@@ -110,6 +110,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*differ from the official.*")
     cores = os.cpu_count() or 1
+    load = os.getloadavg()[0]  # other programs' work: near 0 on a machine that does nothing else
     torch.set_num_threads(1)  # so that one process means one core; the workers of a DataLoader have one each anyway
     with tempfile.TemporaryDirectory() as tmp:
         root = Path(tmp)
@@ -133,7 +134,7 @@ def main() -> None:
         "Training images per second, cropped, flipped and normalised, ready for the model; nothing trains. Written by",
         "`python -m benchmarks.data_loading`.",
         "",
-        f"{device}; {versions}.",
+        f"{device}; {versions}. Load average when it began: {load:.1f}.",
         f"Batches of {args.batch_size}, epochs of {args.images:,} random images; median of {args.rounds} rounds",
         "(slowest–fastest), all loaders in turn in each round; the ratio is taken within a round. One thread each.",
         "",
