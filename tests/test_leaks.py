@@ -1,0 +1,87 @@
+"""Many events, and many fits, in one process leave nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+
+from infoprune import FilterPruning
+from tests.tiny import TinyModule, TinyNet, loader, pruning, trainer
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def alive() -> Counter[str]:
+    """How many tensors, modules, hooks and optimizers there are."""
+    gc.collect()
+    found: Counter[str] = Counter()
+    for thing in gc.get_objects():
+        kind = type(thing)
+        if issubclass(kind, torch.Tensor):
+            found["tensors"] += 1
+        elif issubclass(kind, nn.Module):
+            found["modules"] += 1
+            for name in ("_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks"):
+                found["hooks"] += len(getattr(thing, name, ()))
+        elif issubclass(kind, torch.optim.Optimizer):
+            found["optimizers"] += 1
+    return found
+
+
+def resident() -> float:
+    """Resident memory in MiB, 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * 4096 / 2**20
+    except OSError:
+        return 0.0
+
+
+def test_fifty_events() -> None:
+    """Old parameters, optimizer state, traces and hooks of 50 events are all gone; Lightning's own ModelPruning keeps
+    them."""
+    counts: dict[int, tuple[Counter[str], float]] = {}
+
+    class Count(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            if trainer.current_epoch in (5, 50):
+                counts[trainer.current_epoch] = alive(), resident()
+
+    module = TinyModule(net=TinyNet(width=64, inner=64))
+    callback = FilterPruning("l1", amount=0.9, schedule=list(range(1, 51)))
+    run = trainer(callback, Count(), epochs=51, limit_train_batches=1)
+    run.fit(module, loader(4))
+    assert len(callback.history) == 50
+    assert module.net.stem.out_channels == 6
+    (early, memory_before), (late, memory_after) = counts[5], counts[50]
+    assert late == early
+    assert memory_after - memory_before < 20
+
+
+@pytest.mark.parametrize("fits", [8, pytest.param(50, marks=pytest.mark.slow)])
+def test_many_fits(fits: int) -> None:
+    """A Trainer, its module and its callback are freed when nobody holds them any more."""
+    seen: list[Any] = []
+    counts = []
+    for _ in range(fits):
+        module, callback = TinyModule(), pruning((1,))
+        trainer(callback, epochs=2, limit_train_batches=1).fit(module, loader(4))
+        seen += [weakref.ref(module), weakref.ref(callback)]
+        del module, callback
+        counts.append(alive())
+    assert not any(reference() for reference in seen)
+    assert counts[2] == counts[-1]
