@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -558,10 +559,14 @@ def test_averaging_and_pruning_that_cannot_follow_are_refused() -> None:
 
 def test_sharded_strategies_are_refused_with_the_recipe() -> None:
     """Trap 9: FSDP, ModelParallel and DeepSpeed shard parameters; prune before wrapping."""
-    from lightning.pytorch.strategies import ModelParallelStrategy
+    from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-    with pytest.raises(ConfigurationError, match=r"configure_model.*infoprune\.load"):
-        trainer(pruning((1,)), strategy=ModelParallelStrategy(), devices=1).fit(Late(), loader())
+    from infoprune.callbacks.support import check_strategy
+
+    for kind in (ModelParallelStrategy, FSDPStrategy, DeepSpeedStrategy):
+        strategy = object.__new__(kind)  # making one asks for several GPUs, or for a package
+        with pytest.raises(ConfigurationError, match=rf"{kind.__name__} .*configure_model.*infoprune\.load"):
+            check_strategy(SimpleNamespace(strategy=strategy), TinyModule())  # type: ignore[arg-type]
 
 
 class Faulty(L1):

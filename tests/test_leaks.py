@@ -72,16 +72,17 @@ def test_fifty_events() -> None:
     assert memory_after - memory_before < 20
 
 
-@pytest.mark.parametrize("fits", [8, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fits", [6, pytest.param(50, marks=pytest.mark.slow)])
 def test_many_fits(fits: int) -> None:
     """A Trainer, its module and its callback are freed when nobody holds them any more."""
     seen: list[Any] = []
     counts = []
-    for _ in range(fits):
+    for fit in range(fits):
         module, callback = TinyModule(), pruning((1,))
         trainer(callback, epochs=2, limit_train_batches=1).fit(module, loader(4))
         seen += [weakref.ref(module), weakref.ref(callback)]
         del module, callback
-        counts.append(alive())
+        if fit in (2, fits - 1):
+            counts.append(alive())
     assert not any(reference() for reference in seen)
-    assert counts[2] == counts[-1]
+    assert counts[0] == counts[1]
