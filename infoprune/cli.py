@@ -66,12 +66,20 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     try:
         _run(words, given=args is not None)
-    except (InfopruneError, OSError) as error:
-        if os.environ.get(DEBUG, "0") not in ("", "0"):
+    except Exception as error:
+        mistake = _mistake(error)
+        if mistake is None or os.environ.get(DEBUG, "0") not in ("", "0"):
             raise
-        print(f"infoprune: error: {error}", file=sys.stderr)
+        print(f"infoprune: error: {mistake}", file=sys.stderr)
         return 2
     return 0
+
+
+def _mistake(error: BaseException | None) -> InfopruneError | OSError | None:
+    """Return the error of ours, or of the file system, that is behind an error; parsers wrap those of constructors."""
+    while error is not None and not isinstance(error, InfopruneError | OSError):
+        error = error.__cause__
+    return error
 
 
 def _run(words: list[str], given: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +30,15 @@ class OfflineRun:
 
 
 def read_offline_run(folder: Path) -> OfflineRun:
-    """Read the one offline run below ``folder``."""
+    """Read the one offline run below ``folder``, when it is complete: ``wandb.finish`` does not wait for the file."""
     (path,) = folder.rglob("*.wandb")
+    for _ in range(300):
+        records = _records(path.read_bytes())
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            break
+        time.sleep(0.1)
     run = OfflineRun()
-    for record in _records(path.read_bytes()):
+    for record in records:
         kind = record.WhichOneof("record_type")
         if kind == "history":
             run.history.append(_nested(record.history.item))

@@ -11,7 +11,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
@@ -25,8 +24,13 @@ Metrics = dict[str, "float | None"]
 
 def has_test(module: L.LightningModule, datamodule: L.LightningDataModule | None) -> bool:
     """Return whether there is a test step, and test data for it."""
-    data = is_overridden("test_dataloader", datamodule if datamodule is not None else module)
-    return data and is_overridden("test_step", module)
+    return _overrides(module, "test_step") and _overrides(datamodule or module, "test_dataloader")
+
+
+def _overrides(thing: object, method: str) -> bool:
+    """Return whether the user wrote a method that Lightning, under either of its names, has a stub for."""
+    home = next(cls for cls in type(thing).__mro__ if method in vars(cls))
+    return home.__module__.partition(".")[0] not in ("lightning", "pytorch_lightning")
 
 
 def metrics_on_test_data(

@@ -12,6 +12,7 @@ import lightning as L
 from typing_extensions import override
 
 from infoprune.api import save
+from infoprune.callbacks.either_name import EitherName
 from infoprune.callbacks.filter_pruning import FilterPruning
 from infoprune.callbacks.measure import (
     Metrics,
@@ -34,7 +35,7 @@ from infoprune.report.text import choose_metric
 from infoprune.structure import plan_of
 
 
-class RunReport(L.Callback):
+class RunReport(EitherName):
     """Keeps the unpruned model aside, follows the run, and writes a report when the fit ends.
 
     It acts on a fit that has a `FilterPruning` callback and stands *before* that in the list, so that it sees the model

@@ -85,7 +85,7 @@ class TrainingCLI(LightningCLI):
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         pruning = next((i for i, callback in enumerate(callbacks) if isinstance(callback, FilterPruning)), None)
         self.report = next((callback for callback in callbacks if isinstance(callback, RunReport)), None)
-        if self.subcommand == "fit" and pruning is not None and self.report is None:
+        if pruning is not None and self.report is None:
             self.report = RunReport()
             callbacks = [*callbacks[:pruning], self.report, *callbacks[pruning:]]
         if self.report is not None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from lightning.pytorch.loggers import Logger, WandbLogger
+from typing import TYPE_CHECKING, Any
 
 from infoprune.report.record import EventRecord, RunRecord
 from infoprune.report.scalars import event_scalars, summary_values
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 
 class RunLog:
@@ -39,8 +40,8 @@ class RunLog:
         self._events.append(event)
         scalars = {**event_scalars(event), **(more or {})}
 
-        def send(logger: Logger) -> None:
-            if isinstance(logger, WandbLogger):
+        def send(logger: Any) -> None:
+            if _is_wandb(logger):
                 from infoprune.report import wandb_panels
 
                 if event is self._events[0]:
@@ -55,8 +56,8 @@ class RunLog:
     def finish(self, record: RunRecord, folder: Path, step: int) -> None:
         """Send the values that runs are compared by, and to W&B the run folder's files as one artifact."""
 
-        def send(logger: Logger) -> None:
-            if isinstance(logger, WandbLogger):
+        def send(logger: Any) -> None:
+            if _is_wandb(logger):
                 from infoprune.report import wandb_panels
 
                 logger.experiment.summary.update(summary_values(record))
@@ -79,3 +80,8 @@ class RunLog:
                     "logger gets no more pruning metrics",
                     stacklevel=3,
                 )
+
+
+def _is_wandb(logger: object) -> bool:
+    """Return whether a logger is Lightning's for W&B, from ``lightning`` or from ``pytorch_lightning``."""
+    return any(cls.__name__ == "WandbLogger" for cls in type(logger).__mro__)
