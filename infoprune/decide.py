@@ -82,7 +82,7 @@ def decide(
         target: how far to prune.
         criterion: how much each filter matters.
         allocation: how the groups share the cut.
-        data: batches for criteria that need them.
+        data: batches for criteria and allocations that need them.
         fraction: how much of the way to go now (gradual schedules).
         reference: the cost before the first event, of which a budget is a fraction.
         sizes: group name -> units before the first event.
@@ -93,15 +93,19 @@ def decide(
     """
     if scores is None:
         scores = get_criterion(criterion)(model, structure, data)
-    widths = get_allocation(allocation).widths(
-        structure,
-        scores,
-        target.budget,
-        target.amount,
-        target.round_to,
-        target.min_width,
-        fraction=fraction,
-        reference=reference,
-        sizes=sizes,
+    widths = (
+        get_allocation(allocation)
+        .prepared(model, structure, data)
+        .widths(
+            structure,
+            scores,
+            target.budget,
+            target.amount,
+            target.round_to,
+            target.min_width,
+            fraction=fraction,
+            reference=reference,
+            sizes=sizes,
+        )
     )
     return Decision(select(structure, scores, widths), scores, widths)

@@ -79,6 +79,39 @@ def test_same_seed_same_plan_and_no_random_number_is_used() -> None:
     assert same(a, b)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"criterion": "hrank"}, {"criterion": "taylor"}, {"allocation": "information_concentration", "macs": 0.6}],
+)
+def test_criteria_and_allocations_that_look_at_data(options: dict[str, Any]) -> None:
+    """They see a fixed sample of the training data, and leave the run's random numbers alone."""
+
+    def run(callback: FilterPruning) -> list[float]:
+        pl.seed_everything(7, verbose=False)
+        drawn: list[float] = []
+
+        class Draws(pl.Callback):
+            def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+                drawn.append(torch.rand(()).item())
+
+        trainer(callback, Draws(), epochs=2).fit(TinyModule(), DataLoader(images(), 8, shuffle=True))
+        return drawn
+
+    target = {} if "macs" in options else {"macs": 0.6}
+    first, again = (FilterPruning(schedule=1, calibration_images=16, **target, **options) for _ in range(2))
+    assert run(first) == run(again) == run(pruning(1))
+    assert first.history[0].kept == again.history[0].kept
+    assert first.original is not None
+    assert first.history[0].macs < 0.61 * first.original.macs
+
+
+def test_a_criterion_that_looks_at_data_needs_data_that_can_be_looked_into() -> None:
+    module = TinyModule()
+    module.example_input_array = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(ConfigurationError, match="give the datamodule a method calibration_batches"):
+        trainer(pruning((1,), criterion="hrank"), epochs=2).fit(module, DataLoader(Stream(), 4))
+
+
 class Scalars(pl.loggers.logger.DummyLogger if hasattr(pl.loggers.logger, "DummyLogger") else object):  # type: ignore[misc]
     """Keeps what it is told."""
 

@@ -77,7 +77,7 @@ class FilterPruning(EitherName):
             or shapes (``[1, 3, 32, 32]``, a list or dict of such). Default: ``example_input_array``, else the first
             element of a training batch.
         module: attribute path of the network within the LightningModule; ``example_inputs``, if given, are then its.
-        calibration_images: training images that a criterion which looks at data is shown.
+        calibration_images: training images that a criterion or allocation which looks at data is shown.
         reset_best: at every event let ModelCheckpoint forget its best score, so that "best" is the best pruned model.
             Files that it has written before stay.
         reset_early_stopping: at every event let EarlyStopping start over, so that a pruned model is not compared with
@@ -246,10 +246,11 @@ class FilterPruning(EitherName):
     def _rehearse(self, pl_module: pl.LightningModule) -> None:
         """Note the model as it is, and find out now whether it can be cut so far, not after hours of training."""
         structure = self._trace(pl_module)
+        allocation = get_allocation("uniform") if self.allocation.needs_data else self.allocation
         all_alike = {group.name: torch.ones(group.size, dtype=torch.float64) for group in structure.prunable}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            decide(pl_module, structure, self.target, self.criterion, self.allocation, scores=all_alike)
+            decide(pl_module, structure, self.target, self.criterion, allocation, scores=all_alike)
         self.original = Original.of(structure)
 
     # -- events -------------------------------------------------------------------------------------------------------
@@ -298,13 +299,15 @@ class FilterPruning(EitherName):
         """Score on every process, average, and take the first process's decision on all."""
         network = self.network(pl_module)
 
-        def score() -> tuple[Structure, Scores]:
+        def score() -> tuple[Structure, Scores, Allocation]:
             structure = self._trace(pl_module)
-            data = calibration_batches(trainer, self.calibration_images) if self.criterion.needs_data else None
+            looks = self.criterion.needs_data or self.allocation.needs_data
+            data = calibration_batches(trainer, self.calibration_images) if looks else None
             with torch.compiler.set_stance("force_eager"):
-                return structure, self.criterion(network, structure, data)
+                scores = self.criterion(network, structure, data)
+                return structure, scores, self.allocation.prepared(network, structure, data)
 
-        structure, own_scores = together(trainer, score)
+        structure, own_scores, allocation = together(trainer, score)
         self.original = self.original or Original.of(structure)
         original, scores = self.original, averaged(trainer, own_scores)
 
@@ -314,7 +317,7 @@ class FilterPruning(EitherName):
                 structure,
                 self.target,
                 self.criterion,
-                self.allocation,
+                allocation,
                 fraction=fraction,
                 reference=original.cost,
                 sizes=original.sizes,
