@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
 
-.PHONY: help venv demo test test-all lint format types bench-structure clean
+.PHONY: help venv demo test test-all lint format types docs bench-structure clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -22,6 +22,10 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[docs]'
 	@touch $@
 
 venv: $(VENV)/.dev  ## make .venv with everything that development needs
@@ -45,6 +49,9 @@ format: $(VENV)/.dev  ## let ruff rewrite what it can
 
 types: $(VENV)/.dev  ## mypy on the package
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs  ## build the documentation into build/site; open build/site/index.html
+	$(BIN)/mkdocs build --strict
 
 bench-structure: $(VENV)/.dev  ## the structure engine over many architectures: exact, barely cut, wrong, time
 	$(BIN)/python -m benchmarks.structure
