@@ -79,10 +79,10 @@ def test_same_seed_same_plan_and_no_random_number_is_used() -> None:
     assert same(a, b)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"criterion": "hrank"}, {"criterion": "taylor"}, {"allocation": "information_concentration", "macs": 0.6}],
-)
+BY_DATA = {"name": "information_concentration", "bins": 8}
+
+
+@pytest.mark.parametrize("options", [{"criterion": "hrank"}, {"criterion": "taylor"}, {"allocation": BY_DATA}], ids=str)
 def test_criteria_and_allocations_that_look_at_data(options: dict[str, Any]) -> None:
     """They see a fixed sample of the training data, and leave the run's random numbers alone."""
 
@@ -97,8 +97,7 @@ def test_criteria_and_allocations_that_look_at_data(options: dict[str, Any]) -> 
         trainer(callback, Draws(), epochs=2).fit(TinyModule(), DataLoader(images(), 8, shuffle=True))
         return drawn
 
-    target = {} if "macs" in options else {"macs": 0.6}
-    first, again = (FilterPruning(schedule=1, calibration_images=16, **target, **options) for _ in range(2))
+    first, again = (FilterPruning(schedule=1, calibration_images=16, macs=0.6, **options) for _ in range(2))
     assert run(first) == run(again) == run(pruning(1))
     assert first.history[0].kept == again.history[0].kept
     assert first.original is not None

@@ -114,7 +114,7 @@ class FilterPruning(EitherName):
         frozen: Sequence[str] = (),
         example_inputs: Any = None,
         module: str | None = None,
-        calibration_images: int = 256,
+        calibration_images: int = 640,
         reset_best: bool = False,
         reset_early_stopping: bool = False,
     ) -> None:
