@@ -11,6 +11,7 @@ from infoprune.cost import Cost
 from infoprune.report.collect import layer_rows
 from infoprune.report.record import EventRecord, LayerRow
 from infoprune.structure import PruningPlan, Structure
+from infoprune.structure.explain import explain_group
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Original:
             cost.params,
             {group.name: group.size for group in structure.prunable},
             {group.name: group.reason for group in structure.groups if group.reason is not None},
-            {group.name: structure.explain(group.name) for group in structure.prunable},
+            {group.name: explain_group(structure, group) for group in structure.prunable},
             layer_rows(structure, PruningPlan()),
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from infoprune.errors import ConfigurationError, nearest
+from infoprune.structure.labels import Labels
 
 if TYPE_CHECKING:
     from infoprune.structure.groups import ChannelGroup, Structure
@@ -23,10 +24,11 @@ def explain(structure: Structure, name: str) -> str:
     if not groups:
         known = [*(g.name for g in structure.groups), *(layer.name for layer in structure.layers), *tensors]
         raise ConfigurationError(f"no group, layer or tensor is called {name!r}{nearest(name, known)}")
-    return "\n\n".join(_explain_group(structure, group) for group in groups)
+    return "\n\n".join(explain_group(structure, group) for group in groups)
 
 
-def _explain_group(structure: Structure, group: ChannelGroup) -> str:
+def explain_group(structure: Structure, group: ChannelGroup) -> str:
+    """One group: its slots, and the operators that lead to each; or why it is frozen."""
     if group.frozen:
         lines = [f"{group.name}: {group.size} units stay, because one of their channels {group.reason}."]
     else:
@@ -51,17 +53,17 @@ def _ways(structure: Structure, group: ChannelGroup) -> dict[tuple[str, int], st
         members[roots] = True
     edges: dict[int, list[tuple[int, int]]] = {}
 
-    def node(label: int) -> int:
+    def nodes(labels: Labels) -> Labels:
         """Slots are nodes; labels without a slot are nodes of their own, behind them."""
-        return int(np.searchsorted(starts, label, side="right")) - 1 if label < ends else label
+        return np.where(labels < ends, np.searchsorted(starts, labels, side="right") - 1, labels)
 
     for union in structure.space.unions:
-        inside = np.flatnonzero(members[structure.component[union.a]]) if len(union.a) else ()
-        for pair in {(node(int(union.a[i])), node(int(union.b[i]))) for i in inside}:
-            edges.setdefault(pair[0], []).append((pair[1], union.op))
-            edges.setdefault(pair[1], []).append((pair[0], union.op))
+        inside = members[structure.component[union.a]]
+        for here, there in set(zip(nodes(union.a[inside]).tolist(), nodes(union.b[inside]).tolist(), strict=True)):
+            edges.setdefault(here, []).append((there, union.op))
+            edges.setdefault(there, []).append((here, union.op))
     first = group.slots[0]
-    origin = node(slots[first.tensor, first.dim].start)
+    origin = int(nodes(np.array([slots[first.tensor, first.dim].start]))[0])
     ways: dict[int, str] = {origin: ""}
     queue = deque([origin])
     while queue:
