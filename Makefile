@@ -31,7 +31,7 @@ $(VENV)/.docs: pyproject.toml | $(BIN)/python
 venv: $(VENV)/.dev  ## make .venv with everything that development needs
 
 demo: $(VENV)/.demo  ## train, prune and fine-tune a small CNN on two CPU cores, in under two minutes
-	OMP_NUM_THREADS=1 $(BIN)/infoprune fit --config configs/quickstart.yaml  # tiny images: threads only wait for each other
+	$(BIN)/infoprune fit --config configs/quickstart.yaml
 
 test: $(VENV)/.dev  ## the fast test suite, doctests included
 	$(PYTEST)
