@@ -77,7 +77,7 @@ class TrainingCLI(LightningCLI):
             "--num_threads",
             type=PositiveInt | None,
             default=None,
-            help="CPU threads of PyTorch in each process, its own choice if not given; one is quickest for tiny networks",
+            help="CPU threads of PyTorch in each process; its own choice if not given. One is quickest for tiny nets",
         )
 
     @override
