@@ -274,11 +274,24 @@ class Structure:
         kept = {a.path: (a.value, int(alive[a.labels].sum())) for a in self.attributes}
         return replace(plan, attributes={path: values for path, values in kept.items() if values[0] != values[1]})
 
+    def groups_cut(self, labels: Labels) -> Labels:
+        """The numbers of the groups that labels belong to."""
+        numbers = np.unique(self.group_of_root[self.component[labels]])
+        return numbers[numbers >= 0]
+
+    def labels_of(self, groups: Labels) -> Labels:
+        """All labels of groups given by their numbers."""
+        return np.flatnonzero(np.isin(self.group_of_root[self.component], groups))
+
     def whole_groups(self, labels: Labels) -> Labels:
         """These labels and all others of their groups."""
-        groups = np.unique(self.group_of_root[self.component[labels]])
-        members = np.flatnonzero(np.isin(self.group_of_root[self.component], groups[groups >= 0]))
-        return np.union1d(labels, members)
+        return np.union1d(labels, self.labels_of(self.groups_cut(labels)))
+
+    def part_of(self, plan: PruningPlan, groups: Labels) -> PruningPlan:
+        """What a plan cuts from groups given by their numbers."""
+        gone = ~self.alive(plan)[:-1]
+        gone[np.setdiff1d(np.arange(len(gone)), self.labels_of(groups), assume_unique=True)] = False
+        return self._plan_of(gone)
 
     def trial(self) -> PruningPlan:
         """A plan that cuts something from every prunable group, irregularly: the one that `trace` rehearses."""

@@ -45,8 +45,15 @@ class _Diverged(Exception):
     """The shrunk model runs other operators than the original."""
 
 
-def rehearse(session: TraceSession, structure: Structure, plan: PruningPlan) -> list[Blame]:
-    """Run ``plan`` on shapes; return what stands in its way, nothing if the model's code follows it."""
+MANY = 8
+"""When code fails that sees more groups than these, it pays to find out which of them it cannot do without."""
+
+
+def rehearse(session: TraceSession, structure: Structure, plan: PruningPlan, narrow: bool = True) -> list[Blame]:
+    """Run ``plan`` on shapes; return what stands in its way, nothing if the model's code follows it.
+
+    With ``narrow``, where the model's own code fails, parts of the plan are rehearsed to find the groups at fault.
+    """
     if plan.is_empty:
         return []
     alive = structure.alive(plan)
@@ -70,8 +77,24 @@ def rehearse(session: TraceSession, structure: Structure, plan: PruningPlan) -> 
                 rehearsal.blamed += _blame_likes(session, structure, alive, rehearsal.blamed)
             else:
                 rehearsal.blamed = _blame_code(session, alive, plan, rehearsal.module, error)
+                groups = structure.groups_cut(rehearsal.blamed[0].labels)
+                if narrow and len(groups) > MANY:
+                    culprits = _culprits(session, structure, plan, groups)
+                    rehearsal.blamed = [Blame(structure.labels_of(culprits), rehearsal.blamed[0].reason, -1)]
         blamed += rehearsal.blamed
     return blamed
+
+
+def _culprits(session: TraceSession, structure: Structure, plan: PruningPlan, groups: Labels) -> Labels:
+    """Groups that the model's code cannot do without, found by halving: the part of the plan that still fails."""
+    while len(groups) > 1:
+        halves = np.array_split(groups, 2)
+        fails = (half for half in halves if rehearse(session, structure, structure.part_of(plan, half), narrow=False))
+        failing = next(fails, None)
+        if failing is None:  # only together
+            break
+        groups = failing
+    return groups
 
 
 def _shrunk(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
