@@ -22,6 +22,8 @@ CRITERIA: list[dict[str, Any]] = [
     {"name": "chip", "images": 19},
     {"name": "taylor"},
     {"name": "taylor", "of": "weights"},
+    {"name": "shapley", "images": 19},
+    {"name": "shapley", "estimator": "complementary", "remove": 0.5, "settled": 0.0, "rounds": 3},
 ]
 CONCENTRATIONS = [
     Concentration(bins=8),

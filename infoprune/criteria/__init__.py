@@ -22,6 +22,7 @@ from infoprune.criteria.geometric_median import GeometricMedian
 from infoprune.criteria.hrank import HRank
 from infoprune.criteria.norms import L1, L2
 from infoprune.criteria.random import Random
+from infoprune.criteria.shapley import Shapley
 from infoprune.criteria.taylor import Taylor
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "LayerCriterion",
     "Random",
     "Scores",
+    "Shapley",
     "Taylor",
     "WeightCriterion",
     "get_criterion",

@@ -50,7 +50,9 @@ Consume = Callable[[str, Tensor], None]
 
 
 @dataclass
-class _Pending:
+class Pending:
+    """A layer's output on its way to the activation."""
+
     layer: str
     output: Tensor
     stage: int
@@ -72,25 +74,25 @@ class ActivationTap(TorchFunctionMode):
         self._until = until
         self._weights = {id(weight): name for weight, name in weights.items()}
         self._consume = consume
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, Pending] = {}
         self.seen: set[str] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         stage = NORMALISED if func in NORMALISATIONS else ACTIVATED if func in ACTIVATION_FUNCTIONS else FILTERS
         follows = self._follow(stage, args, kwargs)
-        if self._pending and not _is_query(func):
+        if self._pending and not is_query(func):
             self._hand_over_inputs(args, kwargs, keep=follows)
         output = func(*args, **kwargs)
         if follows is not None and isinstance(output, Tensor):
-            self._pending[id(output)] = _Pending(follows.layer, output, stage)
+            self._pending[id(output)] = Pending(follows.layer, output, stage)
         elif func in LAYER_CALLS:
             name = self._weights.get(id(args[1] if len(args) > 1 else kwargs.get("weight")))
             if name is not None:
-                self._pending[id(output)] = _Pending(name, output, FILTERS)
+                self._pending[id(output)] = Pending(name, output, FILTERS)
         return output
 
-    def _follow(self, stage: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Pending | None:
+    def _follow(self, stage: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Pending | None:
         """The output that this call normalises or activates, taken off the list."""
         if stage == FILTERS or stage > self._until:
             return None
@@ -100,13 +102,13 @@ class ActivationTap(TorchFunctionMode):
             return None
         return self._pending.pop(id(subject))
 
-    def _hand_over_inputs(self, args: Any, kwargs: Any, keep: _Pending | None) -> None:
+    def _hand_over_inputs(self, args: Any, kwargs: Any, keep: Pending | None) -> None:
         """Whatever else is about to be used, perhaps overwritten, is complete."""
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and id(leaf) in self._pending:
                 self._hand_over(self._pending.pop(id(leaf)))
 
-    def _hand_over(self, pending: _Pending) -> None:
+    def _hand_over(self, pending: Pending) -> None:
         self.seen.add(pending.layer)
         with torch._C.DisableTorchFunction():
             self._consume(pending.layer, pending.output)
@@ -118,7 +120,7 @@ class ActivationTap(TorchFunctionMode):
         self._pending.clear()
 
 
-def _is_query(func: Any) -> bool:
+def is_query(func: Any) -> bool:
     """Attribute reads such as ``x.shape`` do not use up a tensor."""
     return getattr(func, "__name__", "") in {"__get__", "size", "dim", "is_floating_point", "numel", "stride"}
 

@@ -1,0 +1,132 @@
+"""A group's channels as the players of a game whose payoff is what the network achieves without the absent ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from infoprune.criteria.activations import ActivationTap
+from infoprune.criteria.calibration import run
+from infoprune.criteria.objective import PAYOFFS, check_payoffs, evaluate, get_objective
+from infoprune.criteria.replay import Recording, Replay, ReplayError
+from infoprune.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from infoprune.structure import ChannelGroup, GroupSlot, Structure
+
+
+class ChannelGame:
+    """The game of one group.
+
+    Args:
+        model: In eval mode, without gradients.
+        structure: Its structure.
+        group: The group whose units are the players.
+        payoff: Name or function, see :mod:`infoprune.criteria.objective`.
+        owner: Who asks, for messages.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        group: ChannelGroup,
+        payoff: str | Callable[[Any, Any], Tensor],
+        owner: str,
+    ) -> None:
+        self.model = model
+        self.group = group
+        self.owner = owner
+        self.payoff = get_objective(payoff, PAYOFFS, owner, "payoff")
+        makers = structure.producers(group)
+        self.weights = {model.get_parameter(layer.weight): layer.name for layer, _ in makers}
+        self.slots = {layer.name: slot for layer, slot in makers}
+        self.linear = {layer.name: layer.kind == "linear" for layer, _ in makers}
+        self.filters = {layer.name: structure.shapes[layer.weight][layer.dim] for layer, _ in makers}
+        self.can_replay: bool | None = None
+
+    def on(self, inputs: Any, targets: Any, images: int) -> BatchGame:
+        """The game on a batch.
+
+        Raises:
+            ConfigurationError: the group's activations cannot be observed, or the payoff is not one finite value an
+                image.
+        """
+        game = BatchGame(self, inputs, targets, images)
+        if self.can_replay is None:
+            self.can_replay = game.replays_truly()
+        return game
+
+    def mask(self, name: str, activation: Tensor, present: Tensor) -> None:
+        """Set the channels of absent units to zero, in place."""
+        filters = torch.ones(len(present), self.filters[name], dtype=torch.bool)
+        slot: GroupSlot = self.slots[name]
+        filters[:, torch.as_tensor(slot.index)] = present[:, torch.as_tensor(slot.unit)]
+        channels = activation.shape[-1 if self.linear[name] else 1]
+        if activation.shape[0] != len(present) or channels % self.filters[name]:
+            raise ConfigurationError(
+                f"{self.owner}: {name} puts out {tuple(activation.shape)} for {len(present)} images; channels cannot "
+                "be taken away image by image where a model folds other dimensions into the batch"
+            )
+        keep = filters.repeat(1, channels // self.filters[name]).to(activation.device, activation.dtype)
+        inner = (1,) * (activation.dim() - 2)
+        activation.mul_(
+            keep.view(len(present), *inner, -1) if self.linear[name] else keep.view(len(present), -1, *inner)
+        )
+
+
+class BatchGame:
+    """The game on one batch, with everything before the group's first layer done once.
+
+    Attributes:
+        players: Number of units.
+        images: Number of images.
+        full: (images,) payoffs of the whole network.
+    """
+
+    def __init__(self, game: ChannelGame, inputs: Any, targets: Any, images: int) -> None:
+        self.game = game
+        self.inputs = inputs
+        self.targets = targets
+        self.players = game.group.size
+        self.images = images
+        self.recording = Recording(game.weights)
+        with self.recording:
+            outputs = run(game.model, inputs)
+        if not self.recording.complete:
+            raise ConfigurationError(
+                f"{game.owner}: the activations of {game.group.name} cannot be observed: no convolution or linear call "
+                "of the forward pass uses its weight, or nothing uses its output; freeze it or choose another criterion"
+            )
+        self.full = self._payoffs(outputs)
+
+    def value(self, present: Tensor) -> Tensor:
+        """Payoffs (images,) of coalitions (images, players)."""
+
+        def change(name: str, activation: Tensor) -> None:
+            self.game.mask(name, activation, present)
+
+        whole = self.game.can_replay is False
+        tap = ActivationTap(self.game.weights, change) if whole else Replay(self.recording, change)
+        with tap:
+            outputs = run(self.game.model, self.inputs)
+        return self._payoffs(outputs)
+
+    def replays_truly(self) -> bool:
+        """Whether a replay that changes nothing gives what the run gave.
+
+        It does not where the model computes outside of torch's sight (scripted functions, NumPy); then the whole
+        network is run for every coalition.
+        """
+        try:
+            again = self.value(torch.ones(self.images, self.players, dtype=torch.bool))
+        except ReplayError:
+            return False
+        return torch.allclose(again, self.full, rtol=1e-3, atol=1e-5)
+
+    def _payoffs(self, outputs: Any) -> Tensor:
+        paid = evaluate(self.game.payoff, outputs, self.targets, self.game.owner)
+        return check_payoffs(paid, self.images, self.game.owner)

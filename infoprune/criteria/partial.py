@@ -1,0 +1,94 @@
+"""Partial scores on disk, so that an interrupted run goes on where it was."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from infoprune.criteria.coalitions import Tally
+from infoprune.criteria.distributed import process, world_size
+from infoprune.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from infoprune.criteria.criterion import Criterion
+
+
+class PartialScores:
+    """The tallies of a scoring run and how many batches they have seen; primitives and tensors only.
+
+    Args:
+        path: Where to keep them (on several processes each has a file of its own), or None to keep nothing.
+        criterion: Whose options have to be the same for a run to go on.
+        model: Whose weights have to be the same.
+        tallies: What to keep and to fill in.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or the file is damaged or belongs to another run.
+    """
+
+    def __init__(self, path: str | None, criterion: Criterion, model: nn.Module, tallies: Mapping[str, Tally]) -> None:
+        self.path = None if path is None else Path(f"{path}.{process()}" if world_size() > 1 else path)
+        self.tallies = tallies
+        if self.path is None:
+            return
+        if not self.path.parent.is_dir() or not os.access(self.path.parent, os.W_OK):
+            raise CheckpointError(
+                f"partial scores cannot be kept in {self.path}: its folder does not exist or is read-only"
+            )
+        ignored = {"partial_file", "progress", "max_seconds", "max_passes"}
+        options = {name: str(value) for name, value in criterion.options.items() if name not in ignored}
+        weights = sum(float(p.detach().double().abs().sum()) for p in model.parameters())
+        sizes = {name: len(tally.count) for name, tally in tallies.items()}
+        self.run: dict[str, Any] = {"options": options, "weights": f"{weights:.9e}", "groups": sizes}
+
+    def load(self) -> int:
+        """Fill the tallies from the file and return how many batches they have seen; 0 without a file."""
+        if self.path is None or not self.path.exists():
+            return 0
+        try:
+            kept = torch.load(self.path, weights_only=True)
+            run, tallies, seen = kept["run"], kept["tallies"], int(kept["batches"])
+        except (
+            OSError,
+            KeyError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            EOFError,
+            pickle.UnpicklingError,
+            zipfile.BadZipFile,
+        ) as error:
+            raise CheckpointError(
+                f"{self.path} does not hold partial scores ({error}); delete it to start again"
+            ) from error
+        for name, expected in self.run.items():
+            if run.get(name) != expected:
+                raise CheckpointError(
+                    f"{self.path} belongs to another scoring run: its {name} are {run.get(name)}, not {expected}; "
+                    "delete it or choose another partial_file"
+                )
+        for name, (count, total, squares, low, high) in tallies.items():
+            tally = self.tallies[name]
+            tally.count, tally.total, tally.squares, tally.low, tally.high = count, total, squares, low, high
+        return seen
+
+    def save(self, batches: int) -> None:
+        """Keep the tallies after so many batches; the file is whole at any time."""
+        if self.path is None:
+            return
+        tallies = {name: [t.count, t.total, t.squares, t.low, t.high] for name, t in self.tallies.items()}
+        scratch = self.path.with_name(self.path.name + ".part")
+        torch.save({"run": self.run, "tallies": tallies, "batches": batches}, scratch)
+        scratch.replace(self.path)
+
+    def remove(self) -> None:
+        """The run is over."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

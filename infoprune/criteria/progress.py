@@ -1,0 +1,49 @@
+"""A progress bar for scoring that takes a while."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from infoprune.criteria.distributed import process
+
+
+class Progress:
+    """Shows how much of a known amount of work is done, and the time left at the speed measured so far.
+
+    Args:
+        title: What is going on.
+        total: The work, in any unit that is proportional to time.
+        show: Whether to show it; None shows it where standard error is a terminal. Only the first process ever does.
+    """
+
+    def __init__(self, title: str, total: float, show: bool | None) -> None:
+        wanted = sys.stderr.isatty() if show is None else show
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not wanted or process() != 0,
+            # Partial runs of early and late layers differ in speed: average over minutes, not seconds.
+            speed_estimate_period=600,
+        )
+        self._task = self._bar.add_task(title, total=total)
+
+    def advance(self, work: float) -> None:
+        """So much more is done."""
+        self._bar.advance(self._task, work)
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
