@@ -18,7 +18,10 @@ failed() { echo "FAILED: $*" >&2; exit 1; }
 instructions() { sed -E '/^[[:space:]]*(#|$)/d' "$here/docker/Dockerfile" | sed -E -e ':a' -e '/\\$/N; s/[[:space:]]*\\\n[[:space:]]*/ /; ta'; }
 
 # Absolute paths of the image, moved below the scratch folder.
-moved() { sed -E "s#(^|[[:space:]\"'=:])/(opt|src|wheels|workspace)([/[:space:]\":]|\$)#\1$root/\2\3#g" <<<"$1"; }
+moved() {
+    local paths="(^|[[:space:]\"'=:])/((opt|src|wheels|workspace)([/[:space:]\":]|\$))"
+    sed -E -e ":a; s#$paths#\1@ROOT@/\2#; ta" -e "s#@ROOT@#$root#g" <<<"$1"
+}
 
 copy() {  # COPY [--from=STAGE] SOURCE... DESTINATION; all stages share one root here
     local words from=""
@@ -101,5 +104,6 @@ done
 [[ $healthy == yes ]] || { tail -20 worker-0.log; failed "the first worker never listened"; }
 NODE_RANK=1 timeout 300 infoprune "${quickstart[@]}" "${workers[@]}" >worker-1.log 2>&1 || { tail -20 worker-1.log; failed "worker 1"; }
 wait $first || { tail -20 worker-0.log; failed "worker 0"; }
+grep -q "with 2 processes" worker-0.log || failed "the workers did not find each other"
 [[ -s runs/quickstart/version_0/report.html ]] || failed "no report of two workers"
 echo "== done: every step of target $target that needs neither root nor an engine works"

@@ -10,13 +10,16 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import yaml
 
+import infoprune
+from infoprune.allocation import ALLOCATIONS
+from infoprune.criteria import CRITERIA
 from tests import test_readme
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +62,8 @@ def test_fences_are_of_known_kinds() -> None:
 @pytest.mark.parametrize("page", sorted({block.page for block in blocks("python")}))
 def test_python_blocks_run_from_top_to_bottom(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    for registry in (CRITERIA, ALLOCATIONS):  # what a page registers is gone afterwards
+        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
     names: dict[str, object] = {"__name__": "__main__"}
     for block in blocks("python"):
         if block.page == page:  # blank lines before it, so that a traceback shows the page's own line numbers
@@ -83,23 +88,26 @@ def all_blocks() -> list[Block]:
     return sorted((block for kind in kinds for block in blocks(kind)), key=lambda block: (block.page, block.line))
 
 
+@pytest.fixture
+def understood(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """The README's check of one command."""
+    return lambda command: test_readme.test_commands_are_understood(command, monkeypatch, capsys)
+
+
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in test_readme.COMMANDS])
-def test_commands_are_understood(command: str) -> None:
-    test_readme.test_commands_are_understood(command)
+def test_commands_are_understood(command: str, understood: Callable[[str], None]) -> None:
+    understood(command)
 
 
-def test_configurations_are_understood(tmp_path: Path) -> None:
+def test_configurations_are_understood(tmp_path: Path, understood: Callable[[str], None]) -> None:
     for block in blocks("yaml"):
         config = tmp_path / "config.yaml"
         config.write_text(block.text)
-        test_readme.test_commands_are_understood(f"infoprune fit --config {shlex.quote(str(config))}")
+        understood(f"infoprune fit --config {shlex.quote(str(config))}")
 
 
 @pytest.mark.parametrize("part", ["criterion", "allocation"])
 def test_every_part_is_documented(part: str) -> None:
-    from infoprune.allocation import ALLOCATIONS
-    from infoprune.criteria import CRITERIA
-
     page, registry = {
         "criterion": (TEXT["criteria.md"], CRITERIA),
         "allocation": (TEXT["allocation.md"], ALLOCATIONS),
@@ -107,23 +115,14 @@ def test_every_part_is_documented(part: str) -> None:
     table = page.partition(f"| `{part}=` |")[2].partition("\n\n")[0]
     cells = (row.split("|")[1] for row in table.splitlines()[2:])
     listed = {name for cell in cells for name in re.findall(r"\w+", re.sub(r"\(.*?\)", "", cell))}
-    assert listed == {name for name in registry.names if _is_ours(registry, name)}
-
-
-def _is_ours(registry: object, name: str) -> bool:
-    """Parts that pages and tests register beside the package's own do not count."""
-    return registry._find(name).__module__.startswith("infoprune.")  # type: ignore[attr-defined]
+    assert listed == set(registry.names)
 
 
 def test_every_public_name_has_its_reference() -> None:
-    import infoprune
-    from infoprune.criteria import CRITERIA
-
     reference = "\n".join(text for page, text in TEXT.items() if page.startswith("api/"))
     documented = set(re.findall(r"^::: infoprune\.[\w.]*?(\w+)$", reference, re.MULTILINE))
     assert set(infoprune.__all__) - {"__version__"} <= documented
-    classes = {CRITERIA._find(name).__name__ for name in CRITERIA.names if _is_ours(CRITERIA, name)}
-    assert classes <= documented
+    assert {CRITERIA._find(name).__name__ for name in CRITERIA.names} <= documented
     for path in re.findall(r"^::: (infoprune\.[\w.]+)$", reference, re.MULTILINE):
         module, _, name = path.rpartition(".")
         assert hasattr(importlib.import_module(module), name), path
@@ -222,7 +221,7 @@ def test_the_requirements_are_all_that_the_package_needs() -> None:
         assert requirement.extras == pinned[requirement.name].extras, requirement
 
 
-def test_the_workers_of_the_compose_file_are_understood() -> None:
+def test_the_workers_of_the_compose_file_are_understood(understood: Callable[[str], None]) -> None:
     compose = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
     first, second = compose["services"]["worker-0"], compose["services"]["worker-1"]
     assert first["build"]["target"] in re.findall(r" AS (\S+)$", DOCKERFILE, re.MULTILINE)
@@ -232,7 +231,7 @@ def test_the_workers_of_the_compose_file_are_understood() -> None:
     port = int(first["environment"]["MASTER_PORT"])
     assert f":{port:04X} " in json.dumps(first["healthcheck"]["test"])
     words = [re.sub(r"\$\{CONFIG:-/opt/infoprune/([^}]+)\}", r"\1", word) for word in first["command"]]
-    test_readme.test_commands_are_understood(shlex.join(["infoprune", *words]))
+    understood(shlex.join(["infoprune", *words]))
 
 
 def test_the_check_script_is_sound() -> None:
