@@ -35,7 +35,9 @@ _MADE_HERE = "_infoprune_made_here"
 def _at_home_in(other: type, cls: type) -> Any:
     if issubclass(cls, other):
         return cls
-    return type(cls.__name__, (cls, other), {"__module__": cls.__module__, "__doc__": cls.__doc__, _MADE_HERE: True})
+    # A private module, so that a command line that looks classes up by name finds only the original.
+    private = f"{cls.__module__}._at_home"
+    return type(cls.__name__, (cls, other), {"__module__": private, "__doc__": cls.__doc__, _MADE_HERE: True})
 
 
 def _remake(cls: type[EitherName]) -> EitherName:
