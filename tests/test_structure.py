@@ -70,6 +70,20 @@ def test_permuting_operators_are_exact_or_frozen(name: str) -> None:
         assert all(group.reason for group in structure.groups)
 
 
+@pytest.mark.parametrize("factor", [lambda c: c**-0.5, lambda c: 1 / torch.sqrt(torch.tensor(c))])
+def test_a_factor_computed_from_a_width_freezes_it(factor: object) -> None:
+    class Scaling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            return self.b(y * factor(y.shape[1]))  # type: ignore[operator]
+
+    assert "factor is computed" in (infoprune.trace(Scaling(), X).group("a").reason or "")
+
+
 class Resnet(nn.Module):
     def __init__(self) -> None:
         super().__init__()

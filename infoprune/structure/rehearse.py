@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,13 +46,13 @@ class _Diverged(Exception):
 
 
 MANY = 8
-"""When code fails that sees more groups than these, it pays to find out which of them it cannot do without."""
+"""Where more groups than these are blamed at once, it pays to find out which of them are at fault."""
 
 
 def rehearse(session: TraceSession, structure: Structure, plan: PruningPlan, narrow: bool = True) -> list[Blame]:
     """Run ``plan`` on shapes; return what stands in its way, nothing if the model's code follows it.
 
-    With ``narrow``, where the model's own code fails, parts of the plan are rehearsed to find the groups at fault.
+    With ``narrow``, where many groups are blamed at once, parts of the plan are rehearsed to find those at fault.
     """
     if plan.is_empty:
         return []
@@ -77,11 +77,17 @@ def rehearse(session: TraceSession, structure: Structure, plan: PruningPlan, nar
                 rehearsal.blamed += _blame_likes(session, structure, alive, rehearsal.blamed)
             else:
                 rehearsal.blamed = _blame_code(session, alive, plan, rehearsal.module, error)
-                groups = structure.groups_cut(rehearsal.blamed[0].labels)
-                if narrow and len(groups) > MANY:
-                    culprits = _culprits(session, structure, plan, groups)
-                    rehearsal.blamed = [Blame(structure.labels_of(culprits), rehearsal.blamed[0].reason, -1)]
         blamed += rehearsal.blamed
+    return _narrowed(session, structure, plan, blamed) if narrow else blamed
+
+
+def _narrowed(session: TraceSession, structure: Structure, plan: PruningPlan, blamed: list[Blame]) -> list[Blame]:
+    """Where many groups are blamed at once, blame the few among them that are at fault; others may be none."""
+    for blame in blamed:
+        groups = structure.groups_cut(blame.labels)
+        if len(groups) > MANY:
+            culprits = _culprits(session, structure, plan, groups)
+            return [replace(blame, labels=structure.labels_of(culprits))]
     return blamed
 
 

@@ -127,8 +127,18 @@ def _carried_to_meta(tree: Any) -> Any:
 
 
 def numbers_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, ...]:
-    """The floating-point arguments: a factor that changes when a model is shrunk was computed from a size."""
-    return tuple(v for v in (*args, *kwargs.values()) if isinstance(v, float))
+    """The factors among an operator's arguments; one that changes when a model is shrunk was computed from a size.
+
+    Factors are Python floats, and on shapes also real tensors of one element (``torch.tensor(c).sqrt()``).
+    """
+    on_shapes = any(t.is_meta for t in tensors_in(args, kwargs))
+    return tuple(float(v) for v in (*args, *kwargs.values()) if _is_factor(v, on_shapes))
+
+
+def _is_factor(value: Any, on_shapes: bool) -> bool:
+    if isinstance(value, Tensor):
+        return on_shapes and not value.is_meta and value.numel() == 1 and value.is_floating_point()
+    return isinstance(value, float)
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
