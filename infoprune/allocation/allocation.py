@@ -140,7 +140,9 @@ class Allocation(ABC):
             return self.without_budget(structure, scores, grids, amount, fraction)
         if measure is None:
             if budget.kind == "latency":
-                raise ConfigurationError("a latency budget needs a measure: the share of the latency that widths take")
+                raise ConfigurationError(
+                    "a latency budget needs a measure: pass measure=latency_share(model, structure, inputs)"
+                )
             measure = cost_share(structure, budget.kind, reference)
         return within_budget(structure, budget, fraction, self.path(structure, scores, grids), grids, measure)
 
@@ -180,7 +182,7 @@ def within_budget(
     floor = measure(path(1.0))
     if floor > target:
         raise BudgetError(_too_small(structure, budget, target, floor, path(1.0)))
-    widths = solve(path, grids, measure, target)
+    widths = solve(path, grids, measure, target, timed=budget.kind == "latency")
     reached = measure(widths)
     if reached < (1 - TOLERANCE) * target and any(widths[name] < grid.size for name, grid in grids.items()):
         warnings.warn(

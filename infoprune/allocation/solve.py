@@ -16,12 +16,13 @@ Path = Callable[[float], Widths]
 Measure = Callable[[Mapping[str, int]], float]
 
 BISECTIONS = 40
+TIMED_BISECTIONS = 12
 ROUNDS = 6
 # A bracket this narrow (as a share of the original cost) is not worth another round.
 CLOSE = 5e-4
 
 
-def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float) -> Widths:
+def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float, timed: bool = False) -> Widths:
     """The widths along ``path``, give or take single units, that cost the most within ``target``.
 
     Args:
@@ -29,11 +30,15 @@ def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float
         grids: Group name -> the widths open to it.
         measure: Share of the original cost that widths cost; smaller widths must not cost more.
         target: Share that may be spent.
+        timed: The cost is a measured time: every question is expensive and the last digits are noise, so a dozen
+            points of the path are tried and single units are left alone.
     """
     low, high = path(1.0), path(0.0)
     if measure(high) <= target:
         return high
-    low, high = _bisect(path, measure, target)
+    if timed:
+        return _bisect(path, measure, target, TIMED_BISECTIONS)[0]
+    low, high = _bisect(path, measure, target, BISECTIONS)
     low, high = _walk(low, high, grids, measure, target)
     for _ in range(ROUNDS):
         if measure(high) - measure(low) <= CLOSE:
@@ -47,11 +52,11 @@ def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float
     return low
 
 
-def _bisect(path: Path, measure: Measure, target: float) -> tuple[Widths, Widths]:
+def _bisect(path: Path, measure: Measure, target: float, steps: int) -> tuple[Widths, Widths]:
     """Neighbouring points of the path, the first within the target, the second beyond it."""
     enough, little = 1.0, 0.0
     low, high = path(enough), path(little)
-    for _ in range(BISECTIONS):
+    for _ in range(steps):
         middle = (enough + little) / 2
         widths = path(middle)
         if widths == low:
