@@ -63,9 +63,12 @@ def sample_record(blocks: int = 3) -> RunRecord:
         options={"criterion": "capacity_independence", "macs": 0.5, "schedule": [6, 9], "allocation": "uniform"},
         frozen={"linear": "its channels are the model's output"},
         coupling={
-            "layer1.0.conv2": "16 units; a unit is one channel of\n  conv1.weight        dim 0  (filters)\n"
-            "  layer1.0.conv1.weight  dim 1  (reads it)\n  layer1.0.conv2.weight  dim 0  (added to it)",
-            "layer1.0.conv1": "16 units; a unit is one channel of\n  layer1.0.conv1.weight  dim 0  (filters)",
+            "layer1.0.conv2": "layer1.0.conv2: 16 units can be pruned. One unit takes from\n"
+            "  conv1.weight: 1 of its filters\n"
+            "  layer1.0.conv1.weight: 1 of its input channels, through convolution in layer1.0.conv1\n"
+            "  layer1.0.conv2.weight: 1 of its filters, through batch_norm in bn1, then add in layer1.0",
+            "layer1.0.conv1": "layer1.0.conv1: 16 units can be pruned. One unit takes from\n"
+            "  layer1.0.conv1.weight: 1 of its filters",
         },
         history=history,
         metric="test/top1",

@@ -153,7 +153,13 @@ class TestHtml:
         page = Page(render_html(sample_record()))
         sections = {"result", "notes", "layers", "scores", "run", "coupling", "frozen", "load", "reproduce"}
         assert sections <= page.ids
-        for said in ("CifarResNet at 25 % of its MACs", "98.06 %", "97.78 %", "layer3.2.conv2", "added to it"):
+        for said in (
+            "CifarResNet at 25 % of its MACs",
+            "98.06 %",
+            "97.78 %",
+            "layer3.2.conv2",
+            "through add in layer1.0",
+        ):
             assert said in page.text, said
         for said in ("its channels are the model's output", "max_epochs: 14", "infoprune.load", "torch 2.6.0"):
             assert said in page.text, said

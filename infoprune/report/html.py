@@ -8,6 +8,7 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 
+from infoprune.report.coupling import places, shortened
 from infoprune.report.record import EventRecord, LayerRow, RunRecord
 from infoprune.report.svg import Panel, run_chart, score_curve
 from infoprune.report.text import (
@@ -239,8 +240,8 @@ def _event_metric(record: RunRecord, event: EventRecord) -> str:
 
 def _coupling(record: RunRecord) -> str:
     items = "".join(
-        f'<details><summary><code>{escape(group)}</code><span class="aside">{escape(_places(text))}</span></summary>'
-        f"<pre>{escape(_shortened(text))}</pre></details>"
+        f'<details><summary><code>{escape(group)}</code><span class="aside">{places(text)} places</span></summary>'
+        f"<pre>{escape(shortened(text))}</pre></details>"
         for group, text in record.coupling.items()
     )
     intro = (
@@ -248,26 +249,6 @@ def _coupling(record: RunRecord) -> str:
         "lose the same channel. Open a group to see what it ties together.</p>"
     )
     return intro + items if items else ""
-
-
-def _places(text: str) -> str:
-    count = len(text.splitlines()) - 1
-    return f"{count} places" if count != 1 else "1 place"
-
-
-def _shortened(text: str, most: int = 60) -> str:
-    """Shorten long chains of operators, and the list of places where it goes on and on.
-
-    >>> _shortened("a: through x, then y, then z, then w, then v")
-    'a: through x, …, then w, then v'
-    """
-    lines = []
-    for line in text.splitlines():
-        chain = line.split(", then ")
-        lines.append(f"{chain[0]}, …, then {', then '.join(chain[-2:])}" if len(chain) > 4 else line)
-    if len(lines) > most:
-        lines[most:] = [f"  … and {len(lines) - most} more places, see record.json"]
-    return "\n".join(lines)
 
 
 def _frozen(record: RunRecord) -> str:
