@@ -191,6 +191,25 @@ def test_sixteen_bit_true_double_and_channels_last() -> None:
     assert not weight.is_contiguous()
 
 
+class Tunable(TinyModule):
+    batch_size, lr = 2, 0.05
+
+    def train_dataloader(self) -> Any:
+        return loader(self.batch_size)
+
+    val_dataloader = train_dataloader
+
+
+def test_tuners_train_without_pruning() -> None:
+    """The finders of learning rate and batch size run short fits of their own; the schedule starts after them."""
+    from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+
+    for finder in (LearningRateFinder(num_training_steps=5), BatchSizeFinder(max_trials=2, steps_per_trial=1)):
+        callback, sound = pruning((0, 1)), Sound()
+        trainer(finder, callback, sound).fit(Tunable())
+        assert [event.epoch for event in callback.history] == [0, 1]
+
+
 def test_fast_dev_run_tries_the_surgery() -> None:
     module, callback = TinyModule(), pruning((4, 6))
     trainer(callback, fast_dev_run=True).fit(module, loader(), loader())
@@ -359,6 +378,14 @@ def test_odd_layers_ties_marks_and_hooks() -> None:
     assert not net.still.weight.requires_grad
     assert net.still.out_channels < 6
     assert net.narrow.out_channels == 1
+
+
+def test_synchronised_norms_follow() -> None:
+    """Trainer(sync_batchnorm=True) makes norms of another class; they train on a GPU only, but shrink anywhere."""
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(TinyNet())
+    infoprune.prune(net, torch.zeros(2, 3, 8, 8), "l1", amount=0.5)
+    assert net.norm.num_features == net.norm.running_mean.shape[0] == 6
+    assert net.eval()(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
 
 
 def test_parametrized_layer_stays_with_a_reason() -> None:
@@ -599,6 +626,18 @@ def test_sharded_strategies_are_refused_with_the_recipe() -> None:
         strategy = object.__new__(kind)  # making one asks for several GPUs, or for a package
         with pytest.raises(ConfigurationError, match=rf"{kind.__name__} .*configure_model.*infoprune\.load"):
             check_strategy(SimpleNamespace(strategy=strategy), TinyModule())  # type: ignore[arg-type]
+
+
+def test_stateful_communication_hooks_are_refused() -> None:
+    """PowerSGD keeps error feedback in buffers of the old shapes."""
+    from lightning.pytorch.strategies import DDPStrategy
+    from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
+
+    from infoprune.callbacks.support import check_strategy
+
+    strategy = DDPStrategy(ddp_comm_state=PowerSGDState(process_group=None))
+    with pytest.raises(ConfigurationError, match="keeps a PowerSGDState with buffers of the old shapes"):
+        check_strategy(trainer(strategy=strategy, devices=2), TinyModule())
 
 
 class Faulty(L1):

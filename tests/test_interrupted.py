@@ -1,4 +1,4 @@
-"""Processes that are killed, and models that are sharded: what needs a Python of its own."""
+"""Processes that are killed or spawned, and models that are sharded: what needs a Python of its own."""
 
 from __future__ import annotations
 
@@ -89,6 +89,27 @@ def test_a_killed_run_ends_in_the_same_model(when: str, tmp_path: Path) -> None:
     module = TinyModule()
     trainer(pruning((1, 2)), epochs=4).fit(module, loader(), ckpt_path=tmp_path / "run" / "last.ckpt")
     assert same(module, whole)
+
+
+SPAWNED = """
+import sys
+import infoprune
+from tests.tiny import TinyModule, loader, pruning, trainer
+
+if __name__ == "__main__":
+    module = TinyModule()
+    infoprune.attach(module)
+    trainer(pruning((1,)), strategy=sys.argv[1], devices=2).fit(module, loader())
+    assert not infoprune.plan_of(module).is_empty
+    print("width", module.net.stem.out_channels)
+"""
+
+
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn"])
+def test_an_attached_module_comes_back_pruned_from_other_processes(strategy: str, tmp_path: Path) -> None:
+    """Trap 9: the way out that the refusal of ddp_spawn, ddp_fork and ddp_notebook names."""
+    done = python(tmp_path, SPAWNED, strategy)
+    assert "width 7" in done.stdout, done.stderr[-2000:]
 
 
 SHARDED = """
