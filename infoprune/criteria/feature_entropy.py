@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,17 +27,18 @@ def histogram_entropy(values: Tensor, bins: int, correct: bool = False) -> Tenso
     return entropy_of_counts(counts, correct) / math.log(bins)
 
 
-def histograms(rows: Tensor, bins: int) -> Tensor:
-    """Counts of each row's values in equal bins over the row's own range; a constant row fills one bin.
+def histograms(rows: Tensor, bins: int, limits: Sequence[Tensor] | None = None) -> Tensor:
+    """Counts of each row's values in equal bins; a constant row fills one bin.
 
     Args:
         rows: (R, N).
         bins: Number of bins.
+        limits: Lowest and highest value of the bins, (R, 1) each; the row's own range by default.
 
     Returns:
         (R, bins).
     """
-    low, high = rows.aminmax(dim=1, keepdim=True)
+    low, high = rows.aminmax(dim=1, keepdim=True) if limits is None else limits
     width = torch.where(high > low, high - low, torch.ones_like(low))
     place = ((rows - low) * (bins / width)).long().clamp_(max=bins - 1)
     place += torch.arange(len(rows), device=rows.device)[:, None] * bins
