@@ -71,7 +71,7 @@ def test_state_follows_its_channels(make: Any) -> None:
     channels, optimizer and groups are the same objects, and cut weights move in the next step."""
     before, after, sound = Watch(), Watch(), Sound()
     module = TinyModule(make)
-    callback = pruning((1, 2))
+    callback = pruning((1, 2), amount=0.5)
     run = trainer(before, callback, after, sound)
     run.fit(module, loader())
 
