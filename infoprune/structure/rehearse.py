@@ -256,7 +256,8 @@ class _Rehearsal(Tracer):
     def _same_channels(self, axis: Axis, wanted: Labels) -> bool:
         wanted = self._component[wanted]
         if axis is None:  # labels of a dimension of one get lost in reshapes, where there is nothing to mix up
-            return bool((wanted == wanted[0]).all())
+            inside = wanted[wanted >= 0]
+            return len(inside) == 0 or bool((inside == inside[0]).all())
         return np.array_equal(self._component[axis], wanted)
 
     def _blame(self, record: OpRecord, inputs: Sequence[Tensor], reason: str) -> None:
