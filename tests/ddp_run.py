@@ -83,7 +83,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "unused": {"strategy": {"find_unused_parameters": True}, "module": PartlyUnused, "options": DOUBLE},
     "static": {"strategy": {"static_graph": True, "gradient_as_bucket_view": True}, "options": DOUBLE},
     "noisy": {"criterion": Noisy, "optimizer": adamw},
-    "ema": {"ema": True},
+    **({"ema": {"ema": True}} if hasattr(pl.callbacks, "EMAWeightAveraging") else {}),  # since Lightning 2.6
     "fails": {"criterion": FailsOnOne},
 }
 

@@ -109,7 +109,7 @@ def test_projects_written_against_pytorch_lightning(tmp_path: Path) -> None:
         assert changed != code
         (tmp_path / f"{name}.py").write_text(changed, encoding="utf-8")
     (tmp_path / "main.py").write_text(MIRROR, encoding="utf-8")
-    paths = os.pathsep.join([str(tmp_path), str(here.parent)])
+    paths = os.pathsep.join([str(tmp_path), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "main.py", str(tmp_path)],
         cwd=tmp_path,
