@@ -53,7 +53,8 @@ types: $(VENV)/.dev  ## mypy on the package
 docs: $(VENV)/.docs  ## build the documentation into build/site; open build/site/index.html
 	$(BIN)/mkdocs build --strict
 
-bench-structure: $(VENV)/.dev  ## the structure engine over many architectures: exact, barely cut, wrong, time
+bench-structure: $(VENV)/.dev  ## a whole pruning call against Torch-Pruning, on every torchvision classifier
+	$(BIN)/python -m pip install -q -e '.[bench]'
 	$(BIN)/python -m benchmarks.structure
 
 clean:  ## remove caches and build output; keeps .venv and runs
