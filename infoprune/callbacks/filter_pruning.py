@@ -96,8 +96,8 @@ class FilterPruning(EitherName):
 
     Example:
         >>> callback = FilterPruning("l1", macs=0.5, schedule=[2, 4, 6])
-        >>> callback.is_due(4), callback.is_due(5)
-        (True, False)
+        >>> callback.is_due(1), callback.is_due(2)
+        (False, True)
     """
 
     def __init__(
