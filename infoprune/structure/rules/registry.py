@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -48,7 +48,7 @@ def unknown(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[
         op.label(out, [None] * out.dim())
 
 
-def tensors_in(args: Iterable[Any], kwargs: dict[str, Any] | None = None) -> list[Tensor]:
+def tensors_in(args: Iterable[Any], kwargs: Mapping[str, Any] | None = None) -> list[Tensor]:
     """All tensors among an operator's arguments, one level of lists deep."""
     found = []
     for value in [*args, *(kwargs or {}).values()]:
