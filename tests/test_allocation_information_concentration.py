@@ -167,7 +167,7 @@ def test_prepared_measures_once_and_leaves_no_trace():
     prepared = allocation.prepared(NET, STRUCTURE, DATA)
     assert isinstance(prepared, InformationConcentration)
     assert allocation.concentrations is None
-    expected = Concentration(bins=8).fuse(Concentration(bins=8).measure(NET, STRUCTURE, DATA))
+    expected = Concentration(bins=8, rank="layer").fuse(Concentration(bins=8).measure(NET, STRUCTURE, DATA))
     assert prepared.concentrations == expected
     assert prepared.prepared(NET, STRUCTURE, None) is prepared
     assert set(prepared.widths(STRUCTURE, budget=Budget("macs", 0.5))) == {"0", "4", "7"}

@@ -26,7 +26,7 @@ CRITERIA: list[dict[str, Any]] = [
     {"name": "shapley", "estimator": "complementary", "remove": 0.5, "settled": 0.0, "rounds": 3},
 ]
 CONCENTRATIONS = [
-    Concentration(bins=8),
+    Concentration(rank="map", bins=8),
     Concentration(rank="layer", entropy="act", bins=8),
     Concentration(rank="raw", entropy="pix"),
     Concentration(entropy="chan", images=19),

@@ -50,7 +50,7 @@ class InformationConcentration(Allocation):
         concentrations: Layer name -> information concentration, if it was measured before.
     """
 
-    rank: str = "map"
+    rank: str = "layer"
     entropy: str = "hist"
     fusion: str = "harmonic"
     rank_weight: float = 0.5

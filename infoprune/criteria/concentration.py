@@ -7,7 +7,13 @@ After Chen & Wang, "An Effective Information Theoretic Framework for Channel Pru
   compromises between them; layers of low concentration can lose more channels.
 - Inferred (from lineage and from the published cuts): both are taken from feature maps and scaled by what the map's
   size allows, so that late layers with small maps are not called poor for their size.
-- Ours: everything else, in particular which entropy and the harmonic mean as the compromise.
+- Ours: everything else, in particular which rank, which entropy, and the harmonic mean as the compromise.
+
+Which rank was decided by two observations on a ResNet-56 trained on CIFAR-10 (first convolution of every block, 640
+training images). The paper cuts 45.5 % of the MACs and 40.3 % of the parameters: at that cut of the MACs, ``layer``
+takes 43.7 % of the parameters, ``map`` 48.8 % and ``raw`` 66.4 % (with ``hist``). And after a cut to 30 % of the MACs
+and recalibrated batch norms, 1,500 held-out training images gave 54.5 % with ``layer``, 49.9 % with ``map``, 37.6 %
+with ``raw``, 53.7 % with uniform widths (one checkpoint, one draw: a few points are a tie).
 """
 
 from __future__ import annotations
@@ -48,9 +54,9 @@ class Concentration:
     """How rank and entropy are measured and fused.
 
     Args:
-        rank: ``"map"``: mean rank of the feature maps over min(H, W) (maps of one pixel fall back to ``layer``);
-            ``"layer"``: rank of the (images, channels) matrix of pooled activations over its smaller side; ``"raw"``:
-            as ``map``, but not divided, which favours early layers.
+        rank: ``"layer"``: rank of the (images, channels) matrix of pooled activations over its smaller side;
+            ``"map"``: mean rank of the feature maps over min(H, W) (maps of one pixel fall back to ``layer``);
+            ``"raw"``: as ``map``, but not divided, which favours early layers.
         entropy: ``"hist"``: histogram over the images of each channel's pooled activation, with the Miller-Madow
             correction where there are fewer than 20 images a bin; ``"pix"``: over the pixels of each map; ``"chan"``:
             of how activation is spread over the channels; ``"act"``: histogram of all activations of the layer (reads
@@ -62,7 +68,7 @@ class Concentration:
         images: Number of calibration images over all processes.
     """
 
-    rank: str = "map"
+    rank: str = "layer"
     entropy: str = "hist"
     fusion: str = "harmonic"
     rank_weight: float = 0.5
@@ -170,9 +176,8 @@ class _Tally:
         self.low, self.high = ranges[:, 0].min().item(), ranges[:, 1].max().item()
 
     def add_histogram(self, maps: Tensor) -> None:
-        width = (self.high - self.low) or 1.0
-        place = ((maps.double() - self.low) * (self.how.bins / width)).long().clamp_(0, self.how.bins - 1)
-        counts = torch.bincount(place.flatten(), minlength=self.how.bins).to("cpu", torch.float64)
+        high = self.high if self.high > self.low else self.low + 1  # equal limits would mean the batch's own range
+        counts = torch.histc(maps.float(), self.how.bins, self.low, high).to("cpu", torch.float64)
         self.counts = counts if self.counts is None else self.counts + counts
 
     def indicators(self, name: str) -> Indicators:
