@@ -53,6 +53,8 @@ def trace(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = ()) 
     example_inputs = tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs
     owned = owned_tensors(model)
     _check_materialised(owned)
+    if not all(len(tensor) for tensor in _tensors_of(example_inputs)[:1] if tensor.dim()):
+        raise TraceError(f"the example inputs {_in_words(example_inputs)} hold no example: give at least one")
     session = TraceSession(model, example_inputs, owned)
     session.freeze_patterns(frozen)
     session.freeze_modules()
@@ -93,6 +95,15 @@ def _check_materialised(owned: dict[str, OwnedTensor]) -> None:
 
 
 class TraceSession:
+def _tensors_of(inputs: Inputs) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
+
+
+def _in_words(inputs: Inputs) -> str:
+    shapes = [str(tuple(tensor.shape)) for tensor in _tensors_of(inputs)]
+    return f"of shape {', '.join(shapes)}" if shapes else f"of type {type(inputs).__name__}"
+
+
     """A model on its example inputs, with the labels of its tensors and the passes that were recorded."""
 
     def __init__(self, model: nn.Module, inputs: Inputs, owned: dict[str, OwnedTensor]) -> None:
@@ -177,8 +188,8 @@ class TraceSession:
         where = self._failed_in.module
         shapes = [tuple(t.shape) for t in tree_flatten(self.inputs)[0] if isinstance(t, Tensor)]
         return TraceError(
-            f"the model's forward failed on the example inputs of shape {', '.join(map(str, shapes)) or 'none'}"
-            f"{f' in module {where!r}' if where else ''}: {type(error).__name__}: {error}"
+            f"the model's forward failed on the example inputs {_in_words(self.inputs)}"
+            f"{f' in module {where!r}' if where else ''}: {type(error).__name__}: {reason}"
         )
 
     def _unused(self) -> list[str]:
@@ -224,6 +235,8 @@ class TraceSession:
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             matching = {name for name in names if name and fnmatch.fnmatchcase(name, pattern)}
             hit = False
+            if not isinstance(pattern, str):
+                raise ConfigurationError(f"frozen holds patterns of names such as 'layer1.*', got {pattern!r}")
             for tensor, axes in self.labels.items():
                 parents = {tensor.rsplit(".", n)[0] for n in range(1, tensor.count(".") + 1)}
                 if fnmatch.fnmatchcase(tensor, pattern) or parents & matching:
