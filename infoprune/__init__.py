@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from infoprune.callbacks import FilterPruning
     from infoprune.checkpoint import attach, load_from_checkpoint
     from infoprune.cost import Cost, Latency, latency
+    from infoprune.recalibration import recalibrate
     from infoprune.structure import PruningPlan, Structure, Verification, plan_of, shrink, trace, verify
 
 _HOME = {
@@ -31,6 +32,7 @@ _HOME = {
     "load_from_checkpoint": "infoprune.checkpoint",
     "plan_of": "infoprune.structure",
     "prune": "infoprune.api",
+    "recalibrate": "infoprune.recalibration",
     "save": "infoprune.api",
     "shrink": "infoprune.structure",
     "trace": "infoprune.structure",
@@ -63,6 +65,7 @@ __all__ = [
     "load_from_checkpoint",
     "plan_of",
     "prune",
+    "recalibrate",
     "save",
     "shrink",
     "trace",

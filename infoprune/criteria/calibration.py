@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from infoprune.criteria.distributed import process, world_size
-from infoprune.errors import DataError
+from infoprune.errors import DataError, InfopruneError
+
+
+@contextmanager
+def undisturbed(*devices: torch.device) -> Iterator[None]:
+    """Restore the random state of PyTorch (on the CPU and these devices), NumPy and Python afterwards."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; train/eval flags and the state of the random generators are as before afterwards."""
     flags = [(module, module.training) for module in model.modules()]
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     model.eval()
     try:
-        with torch.random.fork_rng(devices=devices):
+        with undisturbed(*{parameter.device for parameter in model.parameters()}):
             yield
     finally:
         for module, training in flags:
@@ -53,9 +66,9 @@ def batches(model: nn.Module, data: Iterable[Any], images: int | None, owner: st
         mine = range(size)[(process() - seen) % world_size() : end : world_size()]
         seen += end
         if len(mine) == size:
-            yield *_on(device, (inputs, targets)), size
+            yield *on_device(device, (inputs, targets)), size
         elif mine:
-            yield *_on(device, _rows((inputs, targets), size, mine)), len(mine)
+            yield *on_device(device, _rows((inputs, targets), size, mine)), len(mine)
         else:
             yield None, None, 0
         if seen == images:
@@ -72,7 +85,8 @@ def _rows(tree: Any, size: int, rows: range) -> Any:
     return tree_map(lambda leaf: leaf[part] if isinstance(leaf, Tensor) and leaf.shape[:1] == (size,) else leaf, tree)
 
 
-def _on(device: torch.device, tree: Any) -> Any:
+def on_device(device: torch.device, tree: Any) -> Any:
+    """The tensors of a batch on a device."""
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
 
 
@@ -98,7 +112,21 @@ def batch_size(inputs: Any, owner: str) -> int:
 
 
 def run(model: nn.Module, inputs: Any) -> Any:
-    """Call the model on the inputs of a batch: positional, several positional, or keywords."""
-    if isinstance(inputs, dict):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (list, tuple)) else model(inputs)
+    """Call the model on the inputs of a batch: positional, several positional, or keywords.
+
+    Raises:
+        DataError: the model's forward fails on them.
+    """
+    try:
+        if isinstance(inputs, dict):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, (list, tuple)) else model(inputs)
+    except InfopruneError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"the model's forward failed on a calibration batch of shape {shapes} ({type(error).__name__}: {reason}): "
+            "give batches as the model is trained on"
+        ) from error

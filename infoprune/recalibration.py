@@ -1,0 +1,172 @@
+"""Measuring batch norm's statistics anew, for a model whose filters have just gone.
+
+After a cut every layer behind it sees other activations, and the means and variances that batch norm has stored no
+longer fit them. Measuring them again needs no gradients and a few batches, and often brings back most of the accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from infoprune.criteria.calibration import evaluating, on_device, run, split_batch
+from infoprune.criteria.criterion import check_finite
+from infoprune.criteria.distributed import all_or_none, process, sum_over_processes, world_size
+from infoprune.errors import ConfigurationError, DataError
+from infoprune.registry import check_count
+
+OWNER = "recalibration"
+
+
+def recalibrate(model: nn.Module, data: Iterable[Any], batches: int | None = None) -> None:
+    """Replace batch norm's running means and variances by those of some training batches.
+
+    As in training, each batch is normalised by its own statistics on its way through the model; everything else
+    (dropout, say) is in eval mode. In the end a layer holds the mean and the unbiased variance of all values that it
+    saw, whatever the sizes of the batches, as if they had been one. That is more than an average of the batches'
+    variances, and better than the last few batches that the usual moving average remembers.
+
+    Show the model what it is trained on, augmentation included: a ResNet-56 trained on CIFAR-10 with crop and flip
+    loses more than a point to statistics of 2,000 plain images and nothing to those of cropped and flipped ones.
+
+    On several processes pass the same data everywhere. Each process takes every n-th batch, and all end with the
+    statistics that a single process would have found.
+
+    Args:
+        model: The model, changed in place: the running statistics, and ``num_batches_tracked``, which becomes the
+            number of batches, so that a layer with ``momentum=None`` goes on averaging from there. Layers that the
+            forward does not reach keep what they have, and so does everything after an error. Train/eval flags, grad
+            mode and random state are as before.
+        data: Batches of training images: tensors, ``(inputs, targets, ...)`` or mappings of keyword inputs.
+        batches: How many to take; all of them by default.
+
+    Raises:
+        ConfigurationError: the model has no batch norm with running statistics.
+        DataError: there is no batch, or a layer saw NaN, infinite or a single value.
+
+    Source: the idea is PreciseBN's (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", arXiv 2105.07576).
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+        >>> images = [torch.randn(4, 1, 8, 8), torch.randn(2, 1, 8, 8)]
+        >>> recalibrate(net, images)
+        >>> torch.allclose(net[1].running_mean, net[0](torch.cat(images)).mean(dim=(0, 2, 3)))
+        True
+    """
+    if batches is not None:
+        check_count(OWNER, "batches", batches, 1)
+    norms = norms_of(model)
+    if not norms:
+        raise ConfigurationError(
+            f"{type(model).__name__} has no batch norm with running statistics, so there is nothing to recalibrate: "
+            "leave recalibration out"
+        )
+    tallies = {name: _Pooled(norm.num_features) for name, norm in norms.items()}
+    with evaluating(model), torch.no_grad(), _statistics_of_the_batch(norms, tallies), all_or_none():
+        seen = _show(model, data, batches)
+    for tally in tallies.values():
+        tally.over_processes()
+    measured = {name: tally.statistics(name) for name, tally in tallies.items() if tally.count}
+    for name, statistics in measured.items():
+        _write(norms[name], *statistics)
+        if norms[name].num_batches_tracked is not None:
+            norms[name].num_batches_tracked.fill_(seen)
+
+
+def norms_of(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The layers that :func:`recalibrate` measures: batch norm of any kind that keeps running statistics."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
+    }
+
+
+def _show(model: nn.Module, data: Iterable[Any], batches: int | None) -> int:
+    """Run this process's share of the batches through the model; returns how many all processes see."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    seen = 0
+    for batch in islice(data, batches):
+        if seen % world_size() == process():
+            inputs, _ = split_batch(batch, OWNER)
+            run(model, on_device(device, inputs))
+        seen += 1
+    if not seen:
+        raise DataError(f"{OWNER}: the data holds no batch; pass batches of training images")
+    return seen
+
+
+@contextmanager
+def _statistics_of_the_batch(norms: dict[str, _BatchNorm], tallies: dict[str, _Pooled]) -> Iterator[None]:
+    """Inside, every layer normalises a batch by the batch's own statistics, and they are added to its tally.
+
+    They are written where eval mode reads them. So each layer runs its own forward, whatever its class, without
+    momentum, without the synchronisation that SyncBatchNorm does in train mode, and without a count of batches.
+    """
+    stored = {name: (norm.running_mean.clone(), norm.running_var.clone()) for name, norm in norms.items()}
+
+    def measure(name: str, norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        _write(norm, *tallies[name].add(inputs[0]))
+
+    handles = [
+        norm.register_forward_pre_hook(lambda module, inputs, name=name: measure(name, module, inputs))
+        for name, norm in norms.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, norm in norms.items():
+            _write(norm, *stored[name])
+
+
+def _write(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+
+
+class _Pooled:
+    """Count, mean and summed squared deviation of all values of each channel, pooled batch by batch in float64."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0.0
+        self.mean = torch.zeros(channels, dtype=torch.float64)
+        self.squares = torch.zeros(channels, dtype=torch.float64)
+
+    def add(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a batch (N, C, ...); returns its mean and its biased variance."""
+        values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+        variance, mean = torch.var_mean(values, dim=[0, *range(2, values.dim())], correction=0)
+        count = values.numel() / values.shape[1]
+        # Chan, Golub and LeVeque's update: no difference of large sums
+        total = self.count + count
+        away = mean.to("cpu", torch.float64) - self.mean
+        self.mean += away * (count / total)
+        self.squares += variance.to("cpu", torch.float64) * count + away.square() * (self.count * count / total)
+        self.count = total
+        return mean, variance
+
+    def over_processes(self) -> None:
+        """Pool what all processes have."""
+        count = sum_over_processes(torch.tensor(self.count, dtype=torch.float64)).item()
+        mean = sum_over_processes(self.mean * self.count) / max(count, 1.0)
+        between = self.count * (self.mean - mean).square()
+        self.count, self.mean, self.squares = count, mean, sum_over_processes(self.squares + between)
+
+    def statistics(self, name: str) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance."""
+        if self.count < 2:
+            raise DataError(
+                f"{OWNER}: {name} saw a single value of each channel, which has no variance; pass more images"
+            )
+        check_finite(torch.stack([self.mean, self.squares]), name, "the statistics of its inputs")
+        return self.mean, self.squares / (self.count - 1)
