@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +16,7 @@ from infoprune.cost import Cost
 from infoprune.criteria import Criterion, Scores
 from infoprune.decide import Target, decide
 from infoprune.errors import CheckpointError, PlanError
+from infoprune.files import written_whole
 from infoprune.structure import PruningPlan, Structure, check_plan, plan_of, shrink, trace
 from infoprune.structure.plan import check_belongs
 from infoprune.structure.tensors import owned_tensors
@@ -68,7 +66,7 @@ def prune(
     min_width: int = 1,
     frozen: Sequence[str] = (),
     data: Iterable[Any] | None = None,
-    optimizers: Sequence[Optimizer] = (),
+    optimizers: Optimizer | Sequence[Optimizer] = (),
 ) -> PruneResult:
     """Shrink a model in place, in one go.
 
@@ -84,7 +82,7 @@ def prune(
         min_width: the fewest units a group keeps.
         frozen: patterns of layers whose filters all stay.
         data: batches for criteria that need them.
-        optimizers: optimizers whose parameters and state follow the model.
+        optimizers: one or several optimizers, whose parameters and state follow the model.
 
     Returns:
         The plan, and the cost before and after.
@@ -117,13 +115,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         CheckpointError: the file cannot be written.
     """
     data = {"infoprune": FORMAT, "plan": plan_of(model).to_dict(), "state_dict": model.state_dict()}
-    target = Path(path)
-    scratch = target.with_name(f".{target.name}.part")
     try:
-        torch.save(data, scratch)
-        os.replace(scratch, target)
+        with written_whole(path) as scratch:
+            torch.save(data, scratch)
     except (OSError, RuntimeError) as error:
-        scratch.unlink(missing_ok=True) if scratch.parent.is_dir() else None
         raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
@@ -134,35 +129,46 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
         CheckpointError: the file is missing, truncated or something else, or belongs to another architecture (names
             the first layer that differs). The model is then as it was.
     """
-    data = _read(path)
+    plan, state = _read(path)
+    if not plan_of(model).is_empty:
+        raise CheckpointError(f"{path} is to be loaded into a model that is pruned already: give one as it was built")
     try:
-        plan = PruningPlan.from_dict(data["plan"])
         check_belongs(plan, {name: tuple(entry.tensor.shape) for name, entry in owned_tensors(model).items()})
-        _check_weights(path, model, plan, data["state_dict"])
+        _check_weights(path, model, plan, state)
         shrink(model, plan)
     except PlanError as error:
         raise CheckpointError(f"{path} belongs to another architecture: {error}") from error
-    model.load_state_dict(data["state_dict"])
+    model.load_state_dict(state)
     return model
 
 
-def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+def _read(path: str | os.PathLike[str]) -> tuple[PruningPlan, dict[str, Any]]:
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        data = torch.load(os.fspath(path), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the reader fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"cannot read {path}, it is missing, truncated or not a checkpoint: {reason}") from error
     if not isinstance(data, dict) or data.get("infoprune") != FORMAT or not {"plan", "state_dict"} <= set(data):
         raise CheckpointError(f"{path} was not written by infoprune.save (format {FORMAT})")
-    return data
+    state = data["state_dict"]
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is damaged: its 'state_dict' is a {type(state).__name__}")
+    try:
+        return PruningPlan.from_dict(data["plan"]), state
+    except PlanError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def _check_weights(path: Any, model: nn.Module, plan: PruningPlan, state: Mapping[str, torch.Tensor]) -> None:
+def _check_weights(path: Any, model: nn.Module, plan: PruningPlan, state: Mapping[str, Any]) -> None:
     own = model.state_dict()
     for name, tensor in own.items():
         if name not in state:
             raise CheckpointError(f"{path} belongs to another architecture: it has no {name}")
+        if not isinstance(tensor, torch.Tensor):
+            continue
         wanted = plan.shape_after(name) if name in plan.shapes else tuple(tensor.shape)
+        if not isinstance(state[name], torch.Tensor):
+            raise CheckpointError(f"{path} is damaged: {name} is a {type(state[name]).__name__}, not a tensor")
         if tuple(state[name].shape) != wanted:
             raise CheckpointError(
                 f"{path} belongs to another architecture: {name} has shape {tuple(state[name].shape)} in the file, "

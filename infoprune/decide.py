@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from infoprune.allocation import Allocation, Budget, get_allocation, select
+from infoprune.allocation.budget import check_amount
+from infoprune.allocation.grid import Grid
 from infoprune.criteria import Criterion, Scores, get_criterion
 from infoprune.errors import ConfigurationError
 
@@ -37,12 +39,9 @@ class Target:
         given = {k: v for k in ("macs", "params", "amount") if (v := getattr(self, k)) is not None}
         if len(given) > 1:
             raise ConfigurationError(f"{' and '.join(f'{k}={v}' for k, v in given.items())} clash: give one of them")
-        if self.amount is not None and not 0 <= self.amount < 1:
-            raise ConfigurationError(f"amount={self.amount} must be in [0, 1): it is the share of filters to remove")
-        _ = self.budget  # range check
-        for name in ("round_to", "min_width"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.amount is not None:
+            check_amount(self.amount)
+        _ = self.budget, Grid(1, self.round_to, self.min_width)  # range checks
 
     @property
     def budget(self) -> Budget | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from infoprune.allocation.budget import Budget, cost_share
+from infoprune.allocation.budget import Budget, check_amount, cost_share
 from infoprune.allocation.grid import Grid
 from infoprune.allocation.solve import Measure, Path, Widths, solve
 from infoprune.errors import BudgetError, ConfigurationError
@@ -128,8 +128,8 @@ class Allocation(ABC):
             raise ConfigurationError(
                 f"both a {budget.kind} budget of {budget.keep:g} and an amount of {amount:g}: give one"
             )
-        if amount is not None and (isinstance(amount, bool) or not 0 <= amount < 1):
-            raise ConfigurationError(f"amount must be in [0, 1), got {amount!r}; it is the share of units to remove")
+        if amount is not None:
+            check_amount(amount)
         if not 0 < fraction <= 1:
             raise ConfigurationError(f"fraction must be in (0, 1], got {fraction!r}")
         grids = {
@@ -137,7 +137,14 @@ class Allocation(ABC):
             for group in prunable_groups(structure, scores)
         }
         if budget is None:
-            return self.without_budget(structure, scores, grids, amount, fraction)
+            widths = self.without_budget(structure, scores, grids, amount, fraction)
+            if amount and all(widths[name] == (grid.original or grid.size) for name, grid in grids.items()):
+                warnings.warn(
+                    f"an amount of {fraction * amount:.4g} removes nothing: round_to={round_to} and "
+                    f"min_width={min_width} leave every group whole; lower them",
+                    stacklevel=2,
+                )
+            return widths
         if measure is None:
             if budget.kind == "latency":
                 raise ConfigurationError(

@@ -45,6 +45,12 @@ class Budget:
             )
 
 
+def check_amount(amount: float) -> None:
+    """Raise a ConfigurationError unless an amount, the share of units to remove, is a number in [0, 1)."""
+    if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 <= amount < 1:
+        raise ConfigurationError(f"amount must be in [0, 1), got {amount!r}; it is the share of filters to remove")
+
+
 def cost_share(structure: Structure, kind: str, reference: Cost | None = None) -> Callable[[Widths], float]:
     """A function from widths to the share of the original MACs or parameters that they cost.
 

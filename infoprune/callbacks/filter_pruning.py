@@ -28,8 +28,10 @@ from infoprune.callbacks.validated import Validated
 from infoprune.checkpoint import RECORD, attach, plan_record
 from infoprune.cost import Cost
 from infoprune.criteria import Criterion, Scores, get_criterion
+from infoprune.criteria.criterion import check_weights
 from infoprune.decide import Decision, Target, decide
 from infoprune.errors import ConfigurationError
+from infoprune.registry import check_count
 from infoprune.report.collect import event_record
 from infoprune.report.loggers import RunLog
 from infoprune.report.record import EventRecord
@@ -124,6 +126,7 @@ class FilterPruning(EitherName):
         self.target = Target(macs, params, amount, round_to, min_width)
         self.allocation = get_allocation(allocation)
         self.frozen = (frozen,) if isinstance(frozen, str) else tuple(frozen)
+        check_count("FilterPruning", "calibration_images", calibration_images, 1)
         self.module = module
         self.calibration_images = calibration_images
         self.reset_best = reset_best
@@ -245,6 +248,7 @@ class FilterPruning(EitherName):
 
     def _rehearse(self, pl_module: pl.LightningModule) -> None:
         """Note the model as it is, and find out now whether it can be cut so far, not after hours of training."""
+        check_weights(self.network(pl_module))
         structure = self._trace(pl_module)
         allocation = get_allocation("uniform") if self.allocation.needs_data else self.allocation
         all_alike = {group.name: torch.ones(group.size, dtype=torch.float64) for group in structure.prunable}

@@ -98,8 +98,9 @@ def _run(trainer: pl.Trainer, module: nn.Module, path: str, inputs: Inputs) -> t
         except ConfigurationError:
             raise
         except Exception as error:
+            reason = str(error).partition("\n")[0]
             raise TraceError(
                 f"the forward of {type(module).__name__} failed on the example inputs "
-                f"({type(error).__name__}: {error}); they come from FilterPruning's example_inputs, else "
+                f"({type(error).__name__}: {reason}); they come from FilterPruning's example_inputs, else "
                 "example_input_array, else the first element of a training batch: give others where these do not fit"
             ) from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from infoprune.criteria.criterion import CRITERIA, LayerCriterion, check_finite
+from infoprune.criteria.criterion import CRITERIA, LayerCriterion
 from infoprune.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -52,6 +52,5 @@ class BatchNormScale(LayerCriterion):
         for group in structure.prunable:
             for name, slot in self.members(model, structure, group):
                 scale = model.get_parameter(slot.tensor).detach()
-                check_finite(scale, name, "its weights")
                 scores[name] = scale.abs()
         return scores

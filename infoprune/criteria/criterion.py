@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from infoprune.criteria.aggregation import COMBINE, NORMALIZE, combine_members
 from infoprune.errors import ConfigurationError
@@ -29,8 +30,8 @@ class Criterion(ABC):
     Most criteria score the filters of one layer at a time and derive from :class:`LayerCriterion`.
 
     Raises:
-        ConfigurationError: an option that does not exist, or (when called) NaN or infinite scores; the message names
-            the layer.
+        ConfigurationError: an option that does not exist, or (when called) NaN or infinite weights or scores; the
+            message names the layer.
     """
 
     name: ClassVar[str] = ""
@@ -60,6 +61,7 @@ class Criterion(ABC):
         """
         if self.needs_data and data is None:
             raise ConfigurationError(f"{self.label} scores with data: pass batches of training images as data")
+        check_weights(model)
         scores = self.group_scores(model, structure, data)
         for name, values in scores.items():
             check_finite(values, name, f"the scores of {self.label}")
@@ -162,14 +164,24 @@ def filters_of(model: nn.Module, layer: Layer) -> Tensor:
     """The filters of a layer as (filters, kernels, weights per kernel), float64 on the CPU.
 
     Always the CPU and always float64, so that a plan does not depend on the device or the precision of a run.
-
-    Raises:
-        ConfigurationError: a weight is NaN or infinite.
     """
     weight = model.get_parameter(layer.weight).detach().to("cpu", torch.float64)
-    check_finite(weight, layer.name, "its weights")
     weight = weight.movedim(layer.dim, 0)
     return weight.reshape(weight.shape[0], weight.shape[1], -1)
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise a ConfigurationError that names the layer if a model holds NaN or infinite parameters or norm statistics.
+
+    A broken value shows in the scores of some criteria only, and in the end in the outputs of every smaller model.
+    """
+    for name, module in model.named_modules():
+        # Other buffers may be infinite on purpose: masks of attention, for one.
+        statistics = module._buffers if isinstance(module, _NormBase) else {}
+        for key, tensor in [*module._parameters.items(), *statistics.items()]:
+            if tensor is not None and tensor.is_floating_point() and not tensor.is_meta:
+                what = "its weights" if key == "weight" else f"the values of its {key}"
+                check_finite(tensor.detach(), name or type(module).__name__, what)
 
 
 def check_finite(values: Tensor, layer: str, what: str) -> None:

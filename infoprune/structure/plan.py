@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from infoprune.errors import PlanError, nearest
+from infoprune.files import written_whole
 
 FORMAT = 1
 
@@ -117,9 +118,9 @@ class PruningPlan:
         removed, shapes = {}, {}
         try:
             for tensor, entry in data["tensors"].items():
-                shapes[str(tensor)] = tuple(int(n) for n in entry["shape"])
+                shapes[str(tensor)] = tuple(_whole(n) for n in entry["shape"])
                 removed[str(tensor)] = {int(dim): read_ranges(text) for dim, text in entry["removed"].items()}
-            attributes = {str(k): (int(v[0]), int(v[1])) for k, v in data.get("attributes", {}).items()}
+            attributes = {str(k): (_whole(v[0]), _whole(v[1])) for k, v in data.get("attributes", {}).items()}
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise PlanError(f"the pruning plan is malformed: {type(error).__name__}: {error}") from error
         return cls(removed, shapes, attributes)
@@ -142,8 +143,16 @@ class PruningPlan:
         return cls.from_dict(data)
 
     def save(self, path: str | Path) -> None:
-        """Write the plan to a JSON file."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        """Write the plan to a JSON file.
+
+        Raises:
+            PlanError: the file cannot be written.
+        """
+        try:
+            with written_whole(path) as scratch:
+                scratch.write_text(self.to_json() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise PlanError(f"cannot write the pruning plan {path}: {error}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
@@ -212,6 +221,15 @@ def read_ranges(text: str) -> tuple[int, ...]:
     """
     result: list[int] = []
     for run in filter(None, text.split(",")):
-        first, _, last = run.partition("-")
-        result.extend(range(int(first), int(last or first) + 1))
+        first, dash, last = run.partition("-")
+        indices = range(int(first), int(last if dash else first) + 1)
+        if not indices:
+            raise ValueError(f"the range {run!r} is empty")
+        result.extend(indices)
     return tuple(result)
+
+
+def _whole(number: Any) -> int:
+    if type(number) is not int:
+        raise TypeError(f"expected a whole number, got {number!r}")
+    return number

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from infoprune.errors import SurgeryError
+from infoprune.errors import PlanError, SurgeryError
 from infoprune.structure import attributes
 from infoprune.structure.memory import remember
 from infoprune.structure.plan import PruningPlan, check_belongs
@@ -19,7 +19,7 @@ State = dict[str, Any]
 
 
 def shrink(
-    model: nn.Module, plan: PruningPlan, optimizers: Sequence[Optimizer] = ()
+    model: nn.Module, plan: PruningPlan, optimizers: Optimizer | Sequence[Optimizer] = ()
 ) -> dict[nn.Parameter, nn.Parameter]:
     """Remove what the plan names from a model, in place, and from the state of its optimizers.
 
@@ -31,7 +31,7 @@ def shrink(
     Args:
         model: the model that the plan was made for.
         plan: what goes.
-        optimizers: every optimizer that updates the model.
+        optimizers: every optimizer that updates the model; a single one need not be in a list.
 
     Returns:
         For every replaced parameter, the new one.
@@ -40,6 +40,11 @@ def shrink(
         PlanError: the plan was made for another model.
         SurgeryError: an optimizer keeps state that cannot be cut, or a layer cannot be; nothing was changed.
     """
+    if not isinstance(plan, PruningPlan):
+        raise PlanError(
+            f"shrink needs a PruningPlan, got a {type(plan).__name__}; PruningPlan.load reads one from a file"
+        )
+    optimizers = _each_once(optimizers)
     owned = owned_tensors(model)
     check_belongs(plan, {name: tuple(entry.tensor.shape) for name, entry in owned.items()})
     names = {id(entry.tensor): name for name, entry in owned.items()}
@@ -50,6 +55,15 @@ def shrink(
     mapping = _commit(owned, replaced, changed, optimizers, states)
     remember(model, plan, owned, old_values)
     return mapping
+
+
+def _each_once(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
+    """The optimizers, whose state must not be cut twice."""
+    given = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+    for optimizer in given:
+        if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "state"):  # wrappers of optimizers may do
+            raise SurgeryError(f"optimizers are to hold optimizers, got a {type(optimizer).__name__}")
+    return list({id(optimizer): optimizer for optimizer in given}.values())
 
 
 def _is_cut(plan: PruningPlan, name: str) -> bool:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from infoprune.errors import ConfigurationError
+
 
 @dataclass(slots=True)
 class OwnedTensor:
@@ -32,7 +34,13 @@ class OwnedTensor:
 
 
 def owned_tensors(model: nn.Module) -> dict[str, OwnedTensor]:
-    """All parameters and buffers of ``model`` by their first name, in registration order."""
+    """All parameters and buffers of ``model`` by their first name, in registration order.
+
+    Raises:
+        ConfigurationError: it is no module, or a scripted one, whose tensors cannot be replaced.
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise ConfigurationError(f"the model must be a torch.nn.Module in Python, got a {type(model).__name__}")
     by_id: dict[int, OwnedTensor] = {}
     for prefix, module in model.named_modules():
         for store in (module._parameters, module._buffers):
