@@ -43,7 +43,7 @@ def check_exact(net: Net, seed: int) -> None:
 
 
 @given(networks(), st.integers(0, 2**16))
-@settings(max_examples=200, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 def test_random_plans_are_exact(net: Net, seed: int) -> None:
     check_exact(net, seed)
 

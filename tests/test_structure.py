@@ -70,6 +70,64 @@ def test_permuting_operators_are_exact_or_frozen(name: str) -> None:
         assert all(group.reason for group in structure.groups)
 
 
+class Shuffled(nn.Module):
+    """Shuffled and halved again and again, an odd number of pairs: tying equal positions would bind all channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 28, 1)
+        self.branches = nn.ModuleList(nn.Conv2d(14, 14, 3, padding=1) for _ in range(3))
+        self.head = nn.Conv2d(28, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        for branch in self.branches:
+            a, b = y.chunk(2, 1)
+            y = shuffle(torch.cat([a, branch(b)], 1))
+        return self.head(y)
+
+
+def test_shuffled_halves_lose_equally_many_and_stay_free() -> None:
+    net = randomise(Shuffled())
+    structure = infoprune.trace(net, X)
+    trunk = [group for group in structure.prunable if any(slot.tensor == "head.weight" for slot in group.slots)]
+    assert sum(group.size for group in trunk) > 1
+    original, plan = copy.deepcopy(net), structure.plan({group.name: [0] for group in trunk})
+    infoprune.shrink(net, plan)
+    assert net.head.in_channels < 28  # type: ignore[operator]
+    assert relative_error(original, net, plan, X) < 1e-12
+
+
+@pytest.mark.parametrize("cut", [1, 3, 7])
+def test_a_part_taken_by_its_place_is_frozen_whichever_channels_the_trial_hits(cut: int) -> None:
+    net = randomise(Permuting(lambda y: torch.cat([y[:, cut:], y[:, :cut]], 1)))
+    structure = infoprune.trace(net, X)
+    for group in structure.prunable:
+        for unit in range(group.size):
+            check_plan(net, X, structure, structure.plan({group.name: [unit]}))
+
+
+def test_one_channel_left_lets_pytorch_take_another_way() -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(4, 8, 3, groups=2)
+            self.mixer = nn.Parameter(torch.randn(6, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            y = y + torch.ones(1, y.shape[1], 1, 1)
+            return self.last(torch.einsum("bchw,cd->bdhw", y, self.mixer)).mean((2, 3))
+
+    net = randomise(Mixing())
+    structure = infoprune.trace(net, X)
+    plan = structure.plan({"stem": [0, 1, 2, 3, 5]})
+    check_plan(net, X, structure, plan)
+    original = copy.deepcopy(net)
+    infoprune.shrink(net, plan)
+    assert relative_error(original, net, plan, X) < 1e-12
+
+
 @pytest.mark.parametrize("factor", [lambda c: c**-0.5, lambda c: 1 / torch.sqrt(torch.tensor(c))])
 def test_a_factor_computed_from_a_width_freezes_it(factor: object) -> None:
     class Scaling(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -135,7 +135,7 @@ class Structure:
         ends = self.space.slots_end()
         roots = self.component[:ends]
         slot_of = np.repeat(np.arange(len(self.space.slots)), [slot.size for slot in self.space.slots])
-        signature = _signatures(roots, slot_of, self.space.size)
+        signature = self.space.signatures(self.component)
         signature ^= _random_bits(len(reasons) + 2)[frozen]
 
         unit_roots = np.unique(roots[frozen[roots] >= 0])
@@ -293,14 +293,20 @@ class Structure:
         gone[np.setdiff1d(np.arange(len(gone)), self.labels_of(groups), assume_unique=True)] = False
         return self._plan_of(gone)
 
-    def trial(self) -> PruningPlan:
-        """A plan that cuts something from every prunable group, irregularly: the one that `trace` rehearses."""
+    def trials(self) -> Iterator[PruningPlan]:
+        """Plans that cut something from every prunable group, irregularly: those that `trace` rehearses.
+
+        One speaks for all, except where channels are taken by their places: there the second cuts what the first kept.
+        """
         generator = np.random.default_rng(0)
-        removed = {}
+        first, second = {}, {}
         for group in self.prunable:
             count = int(np.clip(generator.integers(group.size // 4, group.size // 2 + 1), 1, group.size - 1))
-            removed[group.name] = generator.choice(group.size, count, replace=False).tolist()
-        return self.plan(removed)
+            order = generator.permutation(group.size).tolist()
+            first[group.name], second[group.name] = order[:count], order[count:]
+        yield self.plan(first)
+        if any(record.by_place for record in self.records):
+            yield self.plan(second)
 
     # -- cost ---------------------------------------------------------------------------------------------------------
 
@@ -452,14 +458,6 @@ def _layers(slots: Sequence[Slot], contractions: Sequence[Contraction]) -> Itera
 
 def _random_bits(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 2**63, size=count, dtype=np.uint64)
-
-
-def _signatures(roots: Labels, slot_of: Labels, size: int) -> np.ndarray:
-    """For every component a number that tells how many indices it takes from which slots (up to hash collisions)."""
-    signature = np.zeros(size, dtype=np.uint64)
-    bits = np.random.default_rng(1).integers(0, 2**63, size=int(slot_of.max(initial=-1)) + 1, dtype=np.uint64)
-    np.add.at(signature, roots, bits[slot_of])
-    return signature
 
 
 def _check_units(group: ChannelGroup, units: np.ndarray) -> None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from infoprune.structure.balance import balanced_pairs
 
 Labels: TypeAlias = npt.NDArray[np.int64]
 
@@ -53,6 +56,14 @@ class Freeze:
     op: int
 
 
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """All ``parts`` (parts, positions) must lose equally many labels, whichever, because of operator ``op``."""
+
+    parts: Labels
+    op: int
+
+
 class LabelSpace:
     """Hands out labels and collects what the operators say about them."""
 
@@ -61,6 +72,7 @@ class LabelSpace:
         self.size = 0
         self.unions: list[Union] = []
         self.freezes: list[Freeze] = []
+        self._balances: list[Balance] = []
 
     def add_slot(self, tensor: str, dim: int, size: int) -> Labels:
         """Give every index of a slot its label."""
@@ -85,6 +97,35 @@ class LabelSpace:
     def freeze(self, labels: Labels, reason: str | None, op: int = -1) -> None:
         """Note that labels must stay."""
         self.freezes.append(Freeze(labels, reason, op))
+
+    def balance(self, parts: Labels, op: int) -> None:
+        """Note that ``parts`` (parts, positions) must lose equally many labels because of operator number ``op``."""
+        self._balances.append(Balance(parts, op))
+
+    def settle(self) -> None:
+        """Turn balances into unions, now that all that is bound anyway is known."""
+        if not self._balances:
+            return
+        component = self.components()
+        for balance in self._balances:
+            for part in balance.parts[1:]:
+                a, b = balanced_pairs(balance.parts[0], part, component, partial(self.signatures, component))
+                self.unite(a, b, balance.op)
+                component = connected(component[a], component[b], self.size)[component]
+        self._balances.clear()
+
+    def signatures(self, components: Labels) -> npt.NDArray[np.uint64]:
+        """For every component a number that tells how many indices it takes of which slots (up to hash collisions)."""
+        slot_of = np.repeat(np.arange(len(self.slots)), [slot.size for slot in self.slots])
+        bits = np.random.default_rng(1).integers(0, 2**63, size=len(self.slots), dtype=np.uint64)
+        signature = np.zeros(self.size, dtype=np.uint64)
+        np.add.at(signature, components[: self.slots_end()], bits[slot_of])
+        return signature
+
+    def truncate(self, unions: int, freezes: int) -> None:
+        """Forget all that was noted behind these numbers of unions and freezes, and all balances."""
+        del self.unions[unions:], self.freezes[freezes:]
+        self._balances.clear()
 
     def slots_end(self) -> int:
         """Labels below this number belong to slots, the others were made by :meth:`fresh`."""

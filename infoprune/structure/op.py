@@ -30,6 +30,7 @@ class OpRecord:
     numbers: tuple[float, ...] = ()
     outputs: list[Output] = field(default_factory=list)
     choices: list[int] = field(default_factory=list)
+    by_place: bool = False  # takes some channels of a dimension by their places, so that a cut elsewhere tells nothing
 
     def __str__(self) -> str:
         name = self.name.removeprefix("aten.").rstrip("_")
@@ -112,6 +113,13 @@ class Op:
         self.freeze(flat[~inside], "is tied to padding")
         self.freeze(first[~inside], "is tied to padding")
 
+    def balance(self, parts: Labels) -> None:
+        """All ``parts`` (parts, positions) must lose equally many; which go together is chosen when all is known."""
+        if (parts == OUTSIDE).any():
+            self.tie(parts)
+        elif len(parts) > 1:
+            self._space.balance(parts, self._number)
+
     def contract(self, fa: Flow, a: Axis, fb: Flow, b: Axis) -> None:
         """Sum over the products of two axes; exact where a removed index adds nothing."""
         if a is None and b is None:
@@ -142,6 +150,10 @@ class Op:
         """A decision that a rehearsal of this operator has to repeat."""
         self.record.choices.append(value)
         return value
+
+    def takes_by_place(self) -> None:
+        """Note that this operator takes channels by fixed places: trial cuts must hit each of them."""
+        self.record.by_place = True
 
     def cost(
         self, parameter: str | None, filters: Axis, count: int, sides: Sequence[tuple[Axis, int]], kind: str

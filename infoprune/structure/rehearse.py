@@ -173,6 +173,7 @@ class _Rehearsal(Tracer):
         self._expected = traced.records
         self._next = 0
         self._aligned = True
+        self._lost_in: str | None = None  # the module in which the alignment was last lost
         self._numbers: Counter[float] = Counter()
         self._component = np.append(structure.component, -1)
         self._alive = alive
@@ -194,13 +195,27 @@ class _Rehearsal(Tracer):
         if not outs and not tensors:
             return result
         self._numbers.update(numbers_in(args, kwargs))
-        self._aligned &= record is not None and record.name == name and len(record.outputs) == len(outs)
-        if not self._aligned or record is None:
+        record = self._align(name, outs)
+        if record is None:
             op = OpRecord(name, self.module)
             rule(_UnalignedOp(self.space, op, self._component), args, kwargs, outs)  # may say _Diverged
             return result
         self._next += 1
         return self._compare(record, func, rule, args, kwargs, result)
+
+    def _align(self, name: str, outs: Sequence[Tensor]) -> OpRecord | None:
+        """The original's operator that this one repeats, if it does.
+
+        Where a dimension of one lets PyTorch take another way, the next module that starts takes up the thread again.
+        """
+        if not self._aligned and self.module != self._lost_in:
+            ahead = range(self._next, len(self._expected))
+            again = next((i for i in ahead if self._expected[i].module == self.module), None)
+            self._aligned, self._next = again is not None, self._next if again is None else again
+        record = self._expected[self._next] if self._next < len(self._expected) else None
+        if self._aligned and (record is None or record.name != name or len(record.outputs) != len(outs)):
+            self._aligned, self._lost_in = False, self.module
+        return record if self._aligned else None
 
     def _compare(self, record: OpRecord, func: Any, rule: Rule, args: Any, kwargs: Any, result: Any) -> Any:
         """Compare a result with the original's; go on with it, or with what it should have been."""
@@ -223,7 +238,7 @@ class _Rehearsal(Tracer):
 
     def finish(self) -> None:
         """Where the shrunk model ran other operators than the original, at least their factors must be the same."""
-        if not self._aligned and self._numbers != Counter(n for record in self._expected for n in record.numbers):
+        if self._lost_in is not None and self._numbers != Counter(n for record in self._expected for n in record.numbers):
             raise _Diverged("it runs other operators with other factors")
 
     # -- comparing ----------------------------------------------------------------------------------------------------
@@ -312,6 +327,9 @@ class _RehearsalOp(Op):
         return first
 
     def tie(self, rows: Labels) -> None:
+        pass
+
+    def balance(self, parts: Labels) -> None:
         pass
 
     def contract(self, fa: Flow, a: Axis, fb: Flow, b: Axis) -> None:

@@ -61,7 +61,8 @@ def trace(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = ()) 
     session.run()
     structure = session.structure()
     for _ in range(MAX_REHEARSALS):
-        blamed = rehearse(session, structure, structure.trial())
+        # The first trial cut that something stands in the way of; the second is not run before the first is clean.
+        blamed = next(filter(None, (rehearse(session, structure, trial) for trial in structure.trials())), None)
         if not blamed:
             return structure
         for blame in blamed:
@@ -94,7 +95,6 @@ def _check_materialised(owned: dict[str, OwnedTensor]) -> None:
             raise TraceError(f"{name} is a lazy parameter without a shape yet; run the model once before tracing it")
 
 
-class TraceSession:
 def _tensors_of(inputs: Inputs) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
 
@@ -104,6 +104,7 @@ def _in_words(inputs: Inputs) -> str:
     return f"of shape {', '.join(shapes)}" if shapes else f"of type {type(inputs).__name__}"
 
 
+class TraceSession:
     """A model on its example inputs, with the labels of its tensors and the passes that were recorded."""
 
     def __init__(self, model: nn.Module, inputs: Inputs, owned: dict[str, OwnedTensor]) -> None:
@@ -140,11 +141,12 @@ def _in_words(inputs: Inputs) -> str:
             self._zero_pass = self._pass(train=False, stand_ins=self.background())
         unused = self._unused()
         if unused and self.on_shapes:
+            self.space.settle()
             mark = (len(self.space.unions), len(self.space.freezes))
             try:
                 self.passes.append((True, self._pass(train=True)))
             except Exception:  # what train mode would need is unknown, so nothing that it shares may be cut
-                del self.space.unions[mark[0] :], self.space.freezes[mark[1] :]
+                self.space.truncate(*mark)
                 self._freeze_near(unused)
         for name in self._unused():
             for labels in self.labels[name]:
@@ -181,12 +183,12 @@ def _in_words(inputs: Inputs) -> str:
             return run_labelled(tracer, self.model, inputs, flows)
 
     def _forget_operators(self) -> None:
-        self.space.unions.clear()
+        self.space.truncate(unions=0, freezes=len(self.space.freezes))
         self.space.freezes = [freeze for freeze in self.space.freezes if freeze.op < 0]
 
     def _user_error(self, error: Exception) -> TraceError:
         where = self._failed_in.module
-        shapes = [tuple(t.shape) for t in tree_flatten(self.inputs)[0] if isinstance(t, Tensor)]
+        reason = str(error).partition("\n")[0]
         return TraceError(
             f"the model's forward failed on the example inputs {_in_words(self.inputs)}"
             f"{f' in module {where!r}' if where else ''}: {type(error).__name__}: {reason}"
@@ -233,10 +235,10 @@ def _in_words(inputs: Inputs) -> str:
         """Freeze the filters (the first dimension of every tensor) of the modules that match."""
         names = [name for name, _ in self.model.named_modules()]
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            matching = {name for name in names if name and fnmatch.fnmatchcase(name, pattern)}
-            hit = False
             if not isinstance(pattern, str):
                 raise ConfigurationError(f"frozen holds patterns of names such as 'layer1.*', got {pattern!r}")
+            matching = {name for name in names if name and fnmatch.fnmatchcase(name, pattern)}
+            hit = False
             for tensor, axes in self.labels.items():
                 parents = {tensor.rsplit(".", n)[0] for n in range(1, tensor.count(".") + 1)}
                 if fnmatch.fnmatchcase(tensor, pattern) or parents & matching:
@@ -270,6 +272,7 @@ def _in_words(inputs: Inputs) -> str:
 
     def structure(self) -> Structure:
         """The structure that the passes so far imply."""
+        self.space.settle()
         tensor = first_tensor(self.inputs)
         batch = tensor.shape[0] if tensor is not None and tensor.dim() > 1 else 1
         shapes = {name: tuple(entry.tensor.shape) for name, entry in self.owned.items()}

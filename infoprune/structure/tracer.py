@@ -129,7 +129,8 @@ def _carried_to_meta(tree: Any) -> Any:
 def numbers_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, ...]:
     """The factors among an operator's arguments; one that changes when a model is shrunk was computed from a size.
 
-    Factors are Python floats, and on shapes also real tensors of one element (``torch.tensor(c).sqrt()``).
+    Factors are Python floats, and on shapes also real tensors of one element (``torch.tensor(c).sqrt()``) unless they
+    carry labels: those are uniform tensors that have shrunk to one channel.
     """
     on_shapes = any(t.is_meta for t in tensors_in(args, kwargs))
     return tuple(float(v) for v in (*args, *kwargs.values()) if _is_factor(v, on_shapes))
@@ -137,7 +138,8 @@ def numbers_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, .
 
 def _is_factor(value: Any, on_shapes: bool) -> bool:
     if isinstance(value, Tensor):
-        return on_shapes and not value.is_meta and value.numel() == 1 and value.is_floating_point()
+        single = value.numel() == 1 and value.is_floating_point() and not get_flow(value).labelled
+        return on_shapes and not value.is_meta and single
     return isinstance(value, float)
 
 

@@ -32,12 +32,14 @@ def slice_(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[T
 
 
 def _sliced(op: Op, axis: Labels, start: int, stop: int, step: int) -> Labels:
-    """One of several equal parts, or every n-th index: the parts must lose the same, so equal positions are tied."""
+    """One of several equal parts must lose as many as the others; of every n-th index all n go together."""
     size, length = len(axis), stop - start
     if step > 1 and size % step == 0:
         op.tie(axis.reshape(-1, step).T)
     elif step == 1 and length and size % length == 0 and start % length == 0:
-        op.tie(axis.reshape(-1, length))
+        op.balance(axis.reshape(-1, length))
+    else:
+        op.takes_by_place()
     return axis[start:stop:step]
 
 
@@ -48,8 +50,11 @@ def split(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Te
     dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % args[0].dim()
     axis = flow.axes[dim]
     sizes = [out.shape[dim] for out in outs]
-    if axis is not None and len(set(sizes)) == 1 and len(sizes) > 1:
-        op.tie(axis.reshape(len(sizes), -1))
+    if axis is not None and len(sizes) > 1:
+        if len(set(sizes)) == 1:
+            op.balance(axis.reshape(len(sizes), -1))
+        else:
+            op.takes_by_place()
     ends = np.cumsum(sizes)
     for out, end, size in zip(outs, ends, sizes, strict=True):
         axes = list(flow.axes)

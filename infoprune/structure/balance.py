@@ -1,0 +1,98 @@
+"""Equal parts of a dimension must lose equally many channels: choosing which of them go together.
+
+``chunk(2)`` asks for halves of equal length, not for equal positions. Tying position i of one half to position i of the
+other is right but, where halves are shuffled and halved again, soon binds everything together. So the pairs are chosen
+when all else is known: equal positions where these bind nothing more, else partners that keep the units small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from infoprune.structure.labels import Labels
+
+
+def balanced_pairs(
+    a: Labels, b: Labels, component: Labels, signatures: Callable[[], npt.NDArray[np.uint64]]
+) -> tuple[Labels, Labels]:
+    """Labels to unite so that two parts of a dimension always lose equally many.
+
+    Args:
+        a: (n,) labels of one part.
+        b: (n,) labels of the other.
+        component: (labels,) the smallest label of each label's component so far.
+        signatures: for each component's smallest label a number that tells which slots it lies in. Components of
+            equal signatures make uniform units together.
+
+    Returns:
+        Two arrays of equal length: labels to unite with each other.
+
+    >>> none = lambda: np.zeros(8, dtype=np.uint64)
+    >>> balanced_pairs(np.array([0, 1]), np.array([2, 3]), np.arange(4), none)
+    (array([0, 1]), array([2, 3]))
+
+    Runs of four, cut in the middle of the second run: the outer runs go together and the inner one is balanced already.
+
+    >>> runs = np.repeat([0, 1, 2], 4)
+    >>> balanced_pairs(runs[:6], runs[6:], np.arange(3), none)
+    (array([0]), array([2]))
+    """
+    roots_a, roots_b = component[a], component[b]
+    if _is_matching(roots_a, roots_b):
+        return a, b
+    roots, flat = np.unique(np.concatenate([roots_a, roots_b]), return_inverse=True)
+    surplus = np.bincount(flat[: len(a)], minlength=len(roots)) - np.bincount(flat[len(a) :], minlength=len(roots))
+    more, less = np.flatnonzero(surplus > 0), np.flatnonzero(surplus < 0)
+    kind = signatures()[roots]
+    pairs: list[tuple[int, int]] = []
+    for same_kind in (True, False):
+        pairs += _take_pairs(surplus, more, less, kind if same_kind else np.zeros_like(kind))
+    pairs += _merge_rest(surplus, more, less)
+    first, second = (roots[np.array(side, dtype=np.int64)] for side in (zip(*pairs, strict=True) if pairs else ([], [])))
+    return first, second
+
+
+def _is_matching(a: Labels, b: Labels) -> bool:
+    """Whether equal positions pair every component with exactly one other, or with itself."""
+    pairs = np.unique(np.stack([a, b]), axis=1)
+    pairs = pairs[:, pairs[0] != pairs[1]]
+    return len(np.unique(pairs)) == pairs.size
+
+
+def _take_pairs(
+    surplus: npt.NDArray[np.int64], more: Labels, less: Labels, kind: npt.NDArray[np.uint64]
+) -> list[tuple[int, int]]:
+    """Pair, in order, components of one kind that outweigh each other exactly; they are balanced from then on."""
+    waiting: dict[tuple[int, int], list[int]] = {}
+    for j in less[::-1].tolist():
+        waiting.setdefault((int(kind[j]), -int(surplus[j])), []).append(j)
+    pairs = []
+    for i in more.tolist():
+        partners = waiting.get((int(kind[i]), int(surplus[i])))
+        if surplus[i] and partners:
+            j = partners.pop()
+            if surplus[j]:
+                surplus[i] = surplus[j] = 0
+                pairs.append((i, j))
+    return pairs
+
+
+def _merge_rest(surplus: npt.NDArray[np.int64], more: Labels, less: Labels) -> list[tuple[int, int]]:
+    """Chain what is left, in order, and begin a new chain wherever the sums are even."""
+    pairs = []
+    too_many, too_few = [i for i in more.tolist() if surplus[i]], [j for j in less.tolist() if surplus[j]]
+    i = j = 0
+    while i < len(too_many) and j < len(too_few):
+        high, low = too_many[i], too_few[j]
+        pairs.append((high, low))
+        moved = min(surplus[high], -surplus[low])
+        surplus[high] -= moved
+        surplus[low] += moved
+        i += surplus[high] == 0
+        j += surplus[low] == 0
+    return pairs
