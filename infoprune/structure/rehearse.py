@@ -213,7 +213,7 @@ class _Rehearsal(Tracer):
             again = next((i for i in ahead if self._expected[i].module == self.module), None)
             self._aligned, self._next = again is not None, self._next if again is None else again
         record = self._expected[self._next] if self._next < len(self._expected) else None
-        if self._aligned and (record is None or record.name != name or len(record.outputs) != len(outs)):
+        if self._aligned and (record is None or not _same_operator(record, name) or len(record.outputs) != len(outs)):
             self._aligned, self._lost_in = False, self.module
         return record if self._aligned else None
 
@@ -227,14 +227,26 @@ class _Rehearsal(Tracer):
                 return result
             reason: str | None = "its size is fixed in the model's code"
         else:
-            apply(rule, _RehearsalOp(self.space, record), args, kwargs, outs)
+            op = _RehearsalOp(self.space, record)
+            apply(rule, op, args, kwargs, outs)
             reason = self._difference(record, outs, numbers_in(args, kwargs))
+            if op.met_unequal and reason is None:  # PyTorch does not check all sizes when it runs on shapes
+                reason = "which channels it takes does not follow a cut"
         if reason is None:
+            self._restore_labels(record, outs)
             return result
         self._blame(record, tensors, reason)
         if record.name.endswith("_") or "size" not in reason:
             return result
         return self._as_expected(record, tensors)
+
+    def _restore_labels(self, record: OpRecord, outs: Sequence[Tensor]) -> None:
+        """Give dimensions of one, whose labels get lost in reshapes, their labels back."""
+        for out, expected in zip(outs, record.outputs, strict=True):
+            flow, kept = get_flow(out), self._kept_axes(expected)
+            if any(axis is None and wanted is not None for axis, wanted in zip(flow.axes, kept, strict=True)):
+                axes = [wanted if axis is None else axis for axis, wanted in zip(flow.axes, kept, strict=True)]
+                set_flow(out, Flow(axes, flow.zero, flow.origin))
 
     def finish(self) -> None:
         """Where the shrunk model ran other operators than the original, at least their factors must be the same."""
@@ -308,12 +320,18 @@ class _Rehearsal(Tracer):
         return outs[0] if len(outs) == 1 else tuple(outs)
 
 
+def _same_operator(record: OpRecord, name: str) -> bool:
+    """Whether an operator repeats one of the original's; a slice that takes all there is runs as an alias."""
+    return name == record.name or (name, record.name) == ("aten.alias", "aten.slice")
+
+
 class _RehearsalOp(Op):
     """Carries labels as before and records nothing: what the labels mean has been settled."""
 
     def __init__(self, space: LabelSpace, record: OpRecord) -> None:
         super().__init__(space, record, -1, [])
         self._choices = iter(record.choices)
+        self.met_unequal = False
 
     def unite_all(self, axes: Sequence[Axis]) -> Axis:
         labelled = [axis for axis in axes if axis is not None]
@@ -321,7 +339,9 @@ class _RehearsalOp(Op):
             return None
         first = labelled[0]
         for other in labelled[1:]:
-            if len(other) == len(first):
+            if len(other) != len(first):
+                self.met_unequal = True
+            else:
                 worse = (first < 0) | ((first >= self._space.slots_end()) & (other >= 0))
                 first = np.where(worse, other, first) if worse.any() else first
         return first
