@@ -61,7 +61,8 @@ def trace(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = ()) 
     session.run()
     structure = session.structure()
     for _ in range(MAX_REHEARSALS):
-        blamed = rehearse(session, structure, structure.trial())
+        # The first trial cut that something stands in the way of; the second is not run before the first is clean.
+        blamed = next(filter(None, (rehearse(session, structure, trial) for trial in structure.trials())), None)
         if not blamed:
             return structure
         for blame in blamed:
@@ -140,11 +141,12 @@ class TraceSession:
             self._zero_pass = self._pass(train=False, stand_ins=self.background())
         unused = self._unused()
         if unused and self.on_shapes:
+            self.space.settle()
             mark = (len(self.space.unions), len(self.space.freezes))
             try:
                 self.passes.append((True, self._pass(train=True)))
             except Exception:  # what train mode would need is unknown, so nothing that it shares may be cut
-                del self.space.unions[mark[0] :], self.space.freezes[mark[1] :]
+                self.space.truncate(*mark)
                 self._freeze_near(unused)
         for name in self._unused():
             for labels in self.labels[name]:
@@ -181,7 +183,7 @@ class TraceSession:
             return run_labelled(tracer, self.model, inputs, flows)
 
     def _forget_operators(self) -> None:
-        self.space.unions.clear()
+        self.space.truncate(unions=0, freezes=len(self.space.freezes))
         self.space.freezes = [freeze for freeze in self.space.freezes if freeze.op < 0]
 
     def _user_error(self, error: Exception) -> TraceError:
@@ -270,6 +272,7 @@ class TraceSession:
 
     def structure(self) -> Structure:
         """The structure that the passes so far imply."""
+        self.space.settle()
         tensor = first_tensor(self.inputs)
         batch = tensor.shape[0] if tensor is not None and tensor.dim() > 1 else 1
         shapes = {name: tuple(entry.tensor.shape) for name, entry in self.owned.items()}
