@@ -64,6 +64,35 @@ def take_shape(models: Iterable[nn.Module], checkpoint: Mapping[str, Any]) -> No
             adapt(model, _plan(record))
 
 
+def plan_in(content: Any, prefix: str = "") -> PruningPlan:
+    """The plan that a file's weights were pruned by; empty where it tells of none.
+
+    Args:
+        content: what `torch.load` read: of :func:`infoprune.save`, a Trainer's checkpoint, or a state dict.
+        prefix: the part of the model that is asked for: the start of its tensors' names, with the dot.
+
+    Raises:
+        CheckpointError: the plan cannot be read.
+    """
+    if not isinstance(content, Mapping):
+        return PruningPlan()
+    metadata = getattr(content.get("state_dict", content), "_metadata", {})
+    record = content.get(RECORD, metadata.get("", {}).get(RECORD))
+    record = record if isinstance(record, Mapping) or RECORD not in content else content  # infoprune.save's own form
+    if not isinstance(record, Mapping) or "plan" not in record:
+        return PruningPlan()
+    plan = _plan(record)
+    start = len(prefix)
+    # torch.compile(net) inserts this name; it says nothing about the architecture
+    names = {name: name.replace("_orig_mod.", "")[start:] for name in [*plan.shapes, *plan.attributes]}
+    inside = [name for name in names if name.replace("_orig_mod.", "").startswith(prefix)]
+    return PruningPlan(
+        {names[name]: plan.removed[name] for name in inside if name in plan.removed},
+        {names[name]: plan.shapes[name] for name in inside if name in plan.shapes},
+        {names[name]: plan.attributes[name] for name in inside if name in plan.attributes},
+    )
+
+
 def adapt(model: nn.Module, plan: PruningPlan) -> None:
     """Bring a model, whatever it has lost so far, to the shape that a plan leads to from its architecture.
 

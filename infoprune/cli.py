@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,9 @@ from infoprune.version import __version__
 
 TRAINING = ("fit", "validate", "test", "predict")
 """Subcommands that run a Lightning Trainer."""
+
+TOOLS = ("inspect", "prune")
+"""Subcommands that work on a model without training it: each a module of `infoprune.commands` with a ``run``."""
 
 DEBUG = "INFOPRUNE_DEBUG"
 """Environment variable: set to 1 to see the traceback of an error."""
@@ -25,6 +29,8 @@ commands:
   validate     evaluate on the validation data
   test         evaluate on the test data
   predict      run on the prediction data
+  inspect      what is coupled, what is frozen and why, what each layer costs
+  prune        cut a model in one go, without training
 
 any LightningModule and LightningDataModule work, by class_path, in a config or on the command line:
   infoprune fit --config configs/quickstart.yaml
@@ -33,6 +39,10 @@ any LightningModule and LightningDataModule work, by class_path, in a config or 
       --trainer.callbacks.schedule="[2, 4, 6]"
   infoprune fit --model my_package.MyModule --data my_package.MyData --trainer.max_epochs 10
   infoprune test --config runs/quickstart/version_0/config.yaml --ckpt_path runs/.../last.ckpt
+
+any module works too, by class_path, or the folder of a run:
+  infoprune inspect --model torchvision.models.resnet18 --input_shape 1,3,224,224
+  infoprune prune --model CifarResNet --weights resnet20.pt --input_shape 1,3,32,32 --macs 0.5 --out pruned
 
 finding out more:
   infoprune fit --help                                   every option of the command
@@ -66,6 +76,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     try:
         _run(words, given=args is not None)
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         mistake = _mistake(error)
         if mistake is None or os.environ.get(DEBUG, "0") not in ("", "0"):
@@ -83,9 +95,14 @@ def _mistake(error: BaseException | None) -> InfopruneError | OSError | None:
 
 
 def _run(words: list[str], given: bool) -> None:
-    if not words[0].startswith("-") and words[0] not in TRAINING:
+    sys.path.append(os.getcwd())  # a console script does not look there, and that is where a user's modules are
+    command = words[0]
+    if command in TOOLS:
+        importlib.import_module(f"infoprune.commands.{command}").run(words[1:])
+        return
+    if not command.startswith("-") and command not in TRAINING:
         raise ConfigurationError(
-            f"there is no command {words[0]!r}{nearest(words[0], TRAINING)}; infoprune --help lists them"
+            f"there is no command {command!r}{nearest(command, TRAINING + TOOLS)}; infoprune --help lists them"
         )
     # Importing Lightning takes seconds, which the help and the version need not wait for.
     from infoprune.commands.training import TrainingCLI

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, IterableDataset
 
 from infoprune.errors import ConfigurationError, InfopruneError
+from infoprune.shapes import from_shapes
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -27,37 +28,6 @@ WAY_OUT = (
     "set example_input_array on the LightningModule, or give FilterPruning example_inputs: a tensor, a tuple of "
     "positional or a dict of keyword arguments of the forward, or a shape such as [1, 3, 32, 32]"
 )
-
-
-def from_option(value: Any) -> Inputs:
-    """Read the option ``example_inputs``: tensors as they are, shapes (from a config file) as zeros of that shape.
-
-    Raises:
-        ConfigurationError: it is neither.
-
-    >>> from_option([1, 3, 8, 8]).shape
-    torch.Size([1, 3, 8, 8])
-    >>> [t.shape for t in from_option([[1, 3], [1, 5]])]
-    [torch.Size([1, 3]), torch.Size([1, 5])]
-    """
-    if isinstance(value, Mapping):
-        return {str(key): _tensor(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str) and not _is_shape(value):
-        return tuple(_tensor(item) for item in value)
-    tensor: Tensor = _tensor(value)
-    return tensor
-
-
-def _tensor(value: Any) -> Any:
-    if _is_shape(value):
-        return torch.zeros(tuple(value))
-    if isinstance(value, (str, bytes)):
-        raise ConfigurationError(f"example_inputs: {value!r} is neither a tensor nor a shape such as [1, 3, 32, 32]")
-    return value
-
-
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and bool(value) and all(type(size) is int for size in value)
 
 
 def of_batch(batch: Any) -> Tensor:
@@ -116,7 +86,7 @@ def example_inputs(trainer: pl.Trainer, module: pl.LightningModule, option: Any)
     Raises:
         ConfigurationError: nothing that was found can serve.
     """
-    inputs: Any = from_option(option) if option is not None else module.example_input_array
+    inputs: Any = from_shapes(option) if option is not None else module.example_input_array
     if inputs is not None:
         inputs = trainer.precision_plugin.convert_input(inputs)
         return tree_map_only(Tensor, lambda t: t.to(trainer.strategy.root_device), inputs)

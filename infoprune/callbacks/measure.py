@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +15,6 @@ from torch.utils._pytree import tree_map_only
 from infoprune.callbacks.unpruned import Unpruned
 from infoprune.cost import Latency, latency
 from infoprune.report.record import finite
-from infoprune.version import __version__
 
 Metrics = dict[str, "float | None"]
 
@@ -84,26 +81,3 @@ def latencies(
             before.append(measured())
         after.append(measured())
     return min(before, key=lambda time: time.median), min(after, key=lambda time: time.median)
-
-
-def device_name(device: torch.device) -> str:
-    """Return a device's name as a person reads it.
-
-    >>> device_name(torch.device("cpu")).startswith("cpu")
-    True
-    """
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        return f"cpu ({torch.get_num_threads()} of {os.cpu_count()} cores)"
-    return str(device)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what a run depends on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lightning": L.__version__,
-        "infoprune": __version__,
-    }

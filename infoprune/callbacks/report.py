@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from torch import nn
 from typing_extensions import override
 
 from infoprune.api import save
@@ -16,22 +17,23 @@ from infoprune.callbacks.either_name import EitherName
 from infoprune.callbacks.filter_pruning import FilterPruning
 from infoprune.callbacks.measure import (
     Metrics,
-    device_name,
     has_test,
     latencies,
     metrics_on_test_data,
     only_progress,
-    versions,
 )
+from infoprune.callbacks.network import COMPILED
 from infoprune.callbacks.run_folder import check_writable, run_folder
 from infoprune.callbacks.unpruned import Unpruned
 from infoprune.callbacks.validated import Validated
 from infoprune.errors import ConfigurationError
 from infoprune.report.collect import whole_run
+from infoprune.report.environment import device_name, versions
 from infoprune.report.html import render_html
 from infoprune.report.loggers import RunLog
 from infoprune.report.record import RunRecord, Totals
-from infoprune.report.text import choose_metric
+from infoprune.report.text import choose_metric, speed_remarks
+from infoprune.shapes import shapes_of
 from infoprune.structure import plan_of
 
 
@@ -188,12 +190,14 @@ class RunReport(EitherName):
             coupling=dict(original.coupling) if original else {},
             history=self.history,
             metric=choose_metric(both),
-            warnings=[*self._notes, *_remarks(totals)],
+            warnings=[*self._notes, *speed_remarks(*totals)],
             versions=versions(),
             seed=self.seed,
             device=device_name(trainer.strategy.root_device),
             command=self.command,
             config=self.config,
+            network=_path_of(pruning.network(module), module),
+            inputs=shapes_of(pruning.inputs),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
 
@@ -246,15 +250,7 @@ def pruning_of(trainer: L.Trainer) -> FilterPruning:
     raise ConfigurationError("RunReport reports on pruning, but the Trainer has no FilterPruning callback: add one")
 
 
-def _remarks(totals: tuple[Totals, Totals]) -> list[str]:
-    """Return what should be said about the figures of a run."""
-    before, after = totals
-    if before.latency_s and after.latency_s and before.macs:
-        ideal, real = before.macs / max(after.macs, 1), before.latency_s / after.latency_s
-        if ideal > 1.1 and real < 1 + 0.25 * (ideal - 1):
-            return [
-                f"The MACs would allow {ideal:.1f} times the speed; on this device and with this example input it is "
-                f"{real:.2f} times. Narrow layers often cost more than their MACs say: try round_to=8, larger batches, "
-                "or measure where the model will run."
-            ]
-    return []
+def _path_of(network: nn.Module, module: L.LightningModule) -> str:
+    """Return where a network lies in its LightningModule as it is built: past the wrapper of a compiled network."""
+    path = next(name for name, part in module.named_modules() if part is network)
+    return path.removesuffix(COMPILED).removesuffix(".")

@@ -1,4 +1,4 @@
-"""Start from given weights: a state dict, or the weights inside a Lightning checkpoint."""
+"""Start from given weights: a state dict, the weights inside a Lightning checkpoint, or a pruned model's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infoprune.checkpoint import adapt, plan_in
 from infoprune.errors import CheckpointError
+from infoprune.structure.memory import first_shapes
+from infoprune.structure.plan import PruningPlan
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -20,6 +23,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     ``module.`` (DistributedDataParallel) or ``model.`` (a LightningModule's attribute). Only tensors and plain Python
     values are read (``weights_only``).
 
+    A file that tells how its model was pruned (of `infoprune.save`, or a checkpoint of a pruned fit) brings the model
+    to that shape first.
+
     Args:
         model: The network; unchanged after an error.
         path: The file.
@@ -28,31 +34,38 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         CheckpointError: the file is missing or damaged, or belongs to another architecture; the message names the
             first layer that differs.
     """
-    state = _strip_prefix(_read(Path(path)), model)
+    content = _read(Path(path))
+    prefix, state = _without_prefix(_weights_in(content, path), model)
+    plan = plan_in(content, prefix)
     own = model.state_dict()
     for name, value in own.items():
         if name not in state and name.endswith("num_batches_tracked"):
             state[name] = value  # weights from before torch 0.4 have none, and inference needs none
-    difference = _first_difference(own, state)
+    difference = _first_difference(own, state, _shapes(model, plan))
     if difference:
         raise CheckpointError(
             f"{path} does not fit {type(model).__name__}: {difference}. Build the model that the weights were made "
             "with (depth, width, number of classes), or give other weights"
         )
+    if not plan.is_empty:
+        adapt(model, plan)
     model.load_state_dict(state)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; init_from takes the path of a state dict or checkpoint")
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"{path} cannot be read as weights: it is truncated, no torch file, or holds more than tensors and plain "
             f"values; save model.state_dict() ({type(error).__name__}: {reason})"
         ) from error
+
+
+def _weights_in(content: Any, path: str | Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
@@ -61,27 +74,36 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {key.replace("_orig_mod.", ""): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
-def _strip_prefix(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The entries under the prefix that matches most names of the model, without it."""
+def _without_prefix(state: dict[str, Tensor], model: nn.Module) -> tuple[str, dict[str, Tensor]]:
+    """The prefix that matches most names of the model, and the entries under it without it."""
     own = list(model.state_dict())
-    if not own:
-        return state
-    prefixes = {key[: -len(own[0])] for key in state if key == own[0] or key.endswith("." + own[0])}
+    prefixes = {key[: -len(own[0])] for key in state if key == own[0] or key.endswith("." + own[0])} if own else set()
     if not prefixes:
-        return state
+        return "", state
     best = max(sorted(prefixes, key=len), key=lambda prefix: sum(prefix + name in state for name in own))
-    return {key[len(best) :]: value for key, value in state.items() if key.startswith(best)}
+    return best, {key[len(best) :]: value for key, value in state.items() if key.startswith(best)}
 
 
-def _first_difference(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+def _shapes(model: nn.Module, plan: PruningPlan) -> dict[str, tuple[int, ...]]:
+    """The shapes that weights must have: those after the plan that came with them, else those that the model has."""
+    if plan.is_empty:
+        return {}
+    shapes = first_shapes(model)
+    return shapes | {name: plan.shape_after(name) for name in plan.shapes if shapes.get(name) == plan.shapes[name]}
+
+
+def _first_difference(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> str:
     """What is wrong with the first layer that differs, or an empty string."""
     for name, value in own.items():
         if name not in state:
             return f"layer {_layer(name)!r} is not in the file ({name} missing)"
-        if state[name].shape != value.shape:
+        wanted = shapes.get(name, tuple(value.shape))
+        if tuple(state[name].shape) != wanted:
             return (
                 f"layer {_layer(name)!r} differs: {name} has shape {tuple(state[name].shape)} in the file, "
-                f"{tuple(value.shape)} in the model"
+                f"{wanted} in the model"
             )
     for name in state:
         if name not in own:

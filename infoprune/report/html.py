@@ -149,7 +149,7 @@ def _scores(record: RunRecord) -> str:
 
 def _event_scores(event: EventRecord, opened: bool) -> str:
     figures = "".join(_score_figure(group, scores, event) for group, scores in event.scores.items() if scores)
-    title = f"Event {event.index + 1}, start of epoch {event.epoch}, {event.criterion}: {count(event.macs)} MACs left"
+    title = f"Event {event.index + 1}, {event.when}, {event.criterion}: {count(event.macs)} MACs left"
     state = " open" if opened else ""
     return f'<details{state}><summary>{escape(title)}</summary><div class="grid">{figures}</div></details>'
 
@@ -181,7 +181,7 @@ def _details(record: RunRecord) -> str:
 
 def _run(record: RunRecord) -> str:
     panels = _run_panels(record)
-    if not panels:
+    if not panels or all(event.epoch < 0 for event in record.events):
         return ""
     events = [float(event.epoch) for event in record.events]
     wide, narrow = run_chart(panels, events, 720), run_chart(panels, events, 340)

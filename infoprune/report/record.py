@@ -73,7 +73,7 @@ class EventRecord:
 
     Attributes:
         index: 0 for the first event of the run.
-        epoch: epoch at whose start it happened.
+        epoch: epoch at whose start it happened; -1 outside of any training.
         global_step: optimizer steps taken before it.
         criterion: name of the criterion that scored.
         macs: multiply-accumulates per example after the event.
@@ -99,6 +99,11 @@ class EventRecord:
     metrics_after: dict[str, float | None] = field(default_factory=dict)
     details: dict[str, dict[str, float]] = field(default_factory=dict)
 
+    @property
+    def when(self) -> str:
+        """When it happened, in words."""
+        return "without training" if self.epoch < 0 else f"start of epoch {self.epoch}"
+
 
 @dataclass
 class RunRecord:
@@ -122,6 +127,8 @@ class RunRecord:
         device: what it ran on.
         command: how the run was started.
         config: the resolved configuration as YAML, empty if the run had none.
+        network: path of the network inside the LightningModule, empty if it is all of it.
+        inputs: shape or shapes of the example inputs, as the option ``example_inputs`` takes them; None if unknown.
         files: what lies in the run folder, label -> path relative to it.
         created: ISO 8601 time at which the record was made.
         version: version of infoprune that wrote the record.
@@ -145,6 +152,8 @@ class RunRecord:
     device: str = ""
     command: str = ""
     config: str = ""
+    network: str = ""
+    inputs: Any = None
     files: dict[str, str] = field(default_factory=dict)
     created: str = ""
     version: str = __version__

@@ -117,6 +117,11 @@ def _what_was_done(record: RunRecord) -> str:
         return f"{record.model} was trained, but no pruning event took place."
     filters = sum(row.channels_before for row in record.layers)
     removed = filters - sum(row.channels_after for row in record.layers)
+    if all(event.epoch < 0 for event in record.events):
+        return (
+            f"{record.model} lost {removed:,} of its {filters:,} filters in one cut without training, chosen by "
+            f"{record.criterion}."
+        )
     epochs = joined([str(event.epoch) for event in record.events])
     steps = "one step" if len(record.events) == 1 else f"{len(record.events)} steps"
     at = "epoch" if len(record.events) == 1 else "epochs"
@@ -152,6 +157,27 @@ def _what_it_cost(record: RunRecord) -> str:
     moved = metric_change(name, before, after)
     pair = f"from {metric_value(name, before)} to {metric_value(name, after)}"
     return f"{name} went {pair} ({moved})." if moved else f"{name} went {pair}."
+
+
+def speed_remarks(before: Totals, after: Totals) -> list[str]:
+    """Return what the measured latency says about a cut that does not pay on this device.
+
+    >>> speed_remarks(Totals(100, 9, latency_s=2.0), Totals(50, 5, latency_s=1.1))
+    []
+    >>> speed_remarks(Totals(100, 9, latency_s=2.0), Totals(50, 5, latency_s=2.1))[0].partition(":")[0]
+    'This cut does not pay on this device'
+    """
+    if not (before.latency_s and after.latency_s and before.macs):
+        return []
+    ideal, real = before.macs / max(after.macs, 1), before.latency_s / after.latency_s
+    if ideal <= 1.1 or real >= 1 + 0.25 * (ideal - 1):
+        return []
+    verdict = "does not pay" if real <= 1.02 else "pays little"
+    return [
+        f"This cut {verdict} on this device: the MACs would allow {ideal:.1f} times the speed, measured with this "
+        f"example input are {real:.2f} times. Narrow layers often cost more than their MACs say: try round_to=8, "
+        "larger batches, or measure where the model will run (infoprune benchmark)."
+    ]
 
 
 def total_rows(record: RunRecord) -> list[tuple[str, str, str, str]]:

@@ -1,0 +1,76 @@
+"""The options of a cut, the same for every command that makes one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+import infoprune
+from infoprune.api import PruneResult
+from infoprune.commands.named_data import NamedData
+from infoprune.commands.named_model import NamedModel
+from infoprune.errors import ConfigurationError
+
+
+def add_cut_arguments(parser: ArgumentParser) -> None:
+    """Add how far to cut and which filters, but for the criterion."""
+    parser.add_argument("--macs", type=float | None, help="share of the multiply-accumulates to keep, in (0, 1]")
+    parser.add_argument("--params", type=float | None, help="share of the parameters to keep, in (0, 1]")
+    parser.add_argument(
+        "--amount", type=float | None, help="share of the filters to remove from every group, in [0, 1)"
+    )
+    add_selection_arguments(parser)
+
+
+def add_selection_arguments(parser: ArgumentParser) -> None:
+    """Add how the groups share a cut."""
+    parser.add_argument("--allocation", type=str | dict, default="uniform", help="how the groups share the cut")
+    parser.add_argument("--round_to", type=int, default=1, help="widths are multiples of this")
+    parser.add_argument("--min_width", type=int, default=1, help="the fewest units a group keeps")
+    parser.add_argument("--frozen", nargs="+", default=[], help="patterns of layers whose filters all stay")
+
+
+def add_criterion_argument(parser: ArgumentParser) -> None:
+    """Add ``--criterion``."""
+    parser.add_argument(
+        "--criterion",
+        type=str | dict,
+        default="capacity_independence",
+        help="how much each filter matters: a name, or a name and options, {name: capacity_independence, balance: 0.3}",
+    )
+
+
+def asks_for_a_cut(options: Namespace) -> bool:
+    """Whether any of the options that say how far to cut is given."""
+    return any(options[name] is not None for name in ("macs", "params", "amount"))
+
+
+def cut(named: NamedModel, options: Namespace, data: NamedData | None) -> PruneResult:
+    """Cut the named model in place, as the options say.
+
+    Raises:
+        ConfigurationError: options that clash or are missing.
+        BudgetError: the budget cannot be met.
+    """
+    if not asks_for_a_cut(options) and isinstance(options.allocation, str) and "per_" not in options.allocation:
+        raise ConfigurationError("how far to cut is not said: give --macs, --params or --amount")
+    return infoprune.prune(
+        named.network,
+        named.inputs,
+        options.criterion,
+        macs=options.macs,
+        params=options.params,
+        amount=options.amount,
+        allocation=options.allocation,
+        round_to=options.round_to,
+        min_width=options.min_width,
+        frozen=options.frozen,
+        data=data.training() if data else None,
+    )
+
+
+def cut_options(options: Namespace) -> dict[str, Any]:
+    """The options of a cut that say something, as a record keeps them."""
+    names = ("criterion", "macs", "params", "amount", "allocation", "round_to", "min_width", "frozen")
+    return {name: options[name] for name in names if options.get(name) not in (None, [])}

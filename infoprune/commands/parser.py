@@ -1,0 +1,82 @@
+"""What all commands share on the command line: a parser that teaches, errors in one line, tables or JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from argparse import ArgumentError, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from rich.console import Console
+
+from infoprune.errors import ConfigurationError, nearest
+from infoprune.version import __version__
+
+FORMAT = 1
+"""Number of the layout of what ``--json`` prints; raised whenever a key changes its meaning or goes."""
+
+
+class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Help with defaults and types, and the examples as they were laid out."""
+
+
+def make_parser(command: str, what: str, examples: str) -> ArgumentParser:
+    """Return the parser of a command.
+
+    Args:
+        command: its name.
+        what: what it does, in a few lines.
+        examples: command lines that work.
+    """
+    return ArgumentParser(
+        prog=f"infoprune {command}",
+        description=what,
+        epilog=f"examples:\n{examples}",
+        formatter_class=Formatter,
+        exit_on_error=False,
+    )
+
+
+def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """Parse a command line; mistakes become a ConfigurationError in one line, with the nearest option's name."""
+    try:
+        return parser.parse_args(list(words))
+    except ArgumentError as error:
+        raise ConfigurationError(_one_line(str(error), parser)) from error
+
+
+def instantiate(parser: ArgumentParser, options: Namespace) -> Namespace:
+    """Make the objects that options describe by ``class_path``."""
+    make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name since jsonargparse 4.49
+    made: Namespace = make(options)
+    return made
+
+
+def _one_line(text: str, parser: ArgumentParser) -> str:
+    unknown = re.match(r"unrecognized arguments: (--[\w.-]+)", text, re.IGNORECASE)
+    known = [option for action in parser._actions for option in action.option_strings]
+    hint = nearest(unknown[1], known) if unknown else ""
+    return re.sub(r"\s*\n\s*", " ", text.strip()).removeprefix("error: ") + hint
+
+
+def add_json_argument(parser: ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+
+
+def show(command: str, data: dict[str, Any], as_json: bool, tables: Callable[[Console], None]) -> None:
+    """Print a result for a machine or for a person.
+
+    Args:
+        command: what made it.
+        data: primitives only.
+        as_json: whether to print ``data``.
+        tables: prints the same for a person.
+    """
+    if as_json:
+        head = {"command": command, "format": FORMAT, "infoprune": __version__}
+        print(json.dumps({**head, **data}, indent=1, allow_nan=False))
+    else:
+        tables(Console(soft_wrap=False))

@@ -1,0 +1,60 @@
+"""Example inputs written as shapes, as a configuration, a command line or a record holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from infoprune.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from infoprune.structure.tracer import Inputs
+
+
+def from_shapes(value: Any) -> Inputs:
+    """Read the option ``example_inputs``: tensors as they are, shapes (from a config file) as zeros of that shape.
+
+    Raises:
+        ConfigurationError: it is neither.
+
+    >>> from_shapes([1, 3, 8, 8]).shape
+    torch.Size([1, 3, 8, 8])
+    >>> [t.shape for t in from_shapes([[1, 3], [1, 5]])]
+    [torch.Size([1, 3]), torch.Size([1, 5])]
+    """
+    if isinstance(value, Mapping):
+        return {str(key): _tensor(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str) and not _is_shape(value):
+        return tuple(_tensor(item) for item in value)
+    tensor: Tensor = _tensor(value)
+    return tensor
+
+
+def shapes_of(inputs: Inputs | None) -> Any:
+    """Write example inputs as shapes; None where one of them is no tensor.
+
+    >>> shapes_of({"x": torch.zeros(1, 3)}), shapes_of((torch.zeros(2, 1), torch.zeros(2))), shapes_of((1, 2))
+    ({'x': [1, 3]}, [[2, 1], [2]], None)
+    """
+    if isinstance(inputs, Tensor):
+        return list(inputs.shape)
+    parts = inputs.values() if isinstance(inputs, Mapping) else inputs or ()
+    if not parts or not all(isinstance(part, Tensor) for part in parts):
+        return None
+    shapes = [list(part.shape) for part in parts]
+    return dict(zip(inputs, shapes, strict=True)) if isinstance(inputs, Mapping) else shapes
+
+
+def _tensor(value: Any) -> Any:
+    if _is_shape(value):
+        return torch.zeros(tuple(value))
+    if isinstance(value, (str, bytes)):
+        raise ConfigurationError(f"example_inputs: {value!r} is neither a tensor nor a shape such as [1, 3, 32, 32]")
+    return value
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(type(size) is int for size in value)
