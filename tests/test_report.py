@@ -70,7 +70,16 @@ class TestSummary:
         assert "lost 322 of its 698 filters in 2 steps, at the start of epochs 6 and 9" in what
         assert "10.3 M multiply-accumulates instead of 40.6 M (25.4 %)" in saved
         assert "1.48 ms instead of 2.13 ms, 1.44 times as fast" in saved
-        assert cost == "test/top1 went from 98.06 % to 97.78 % (−0.28 points)."
+        assert cost == (
+            "test/top1 was 98.06 % just before the first cut (start of epoch 6) and is 97.78 % at the end of training "
+            "(−0.28 points): that training, too, is part of the change."
+        )
+
+    def test_without_training_the_change_is_the_cuts_own(self) -> None:
+        record = sample_record()
+        for event in record.events:
+            event.epoch = -1
+        assert summary(record)[2] == "test/top1 went from 98.06 % to 97.78 % (−0.28 points)."
 
     def test_a_cut_that_does_not_pay_is_said(self) -> None:
         record = sample_record()

@@ -155,8 +155,14 @@ def _what_it_cost(record: RunRecord) -> str:
         return f"{name} is {metric_value(name, after)} at the end; it was not measured before the first pruning event."
     before = record.before.metrics[name]
     moved = metric_change(name, before, after)
-    pair = f"from {metric_value(name, before)} to {metric_value(name, after)}"
-    return f"{name} went {pair} ({moved})." if moved else f"{name} went {pair}."
+    then, now = metric_value(name, before), metric_value(name, after)
+    by = f" ({moved})" if moved else ""
+    if not record.events or record.events[0].epoch < 0:
+        return f"{name} went from {then} to {now}{by}."
+    return (
+        f"{name} was {then} just before the first cut (start of epoch {record.events[0].epoch}) and is {now} at the "
+        f"end of training{by}: that training, too, is part of the change."
+    )
 
 
 def speed_remarks(before: Totals, after: Totals) -> list[str]:
