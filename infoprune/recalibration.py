@@ -61,12 +61,7 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int | None = Non
     """
     if batches is not None:
         check_count(OWNER, "batches", batches, 1)
-    norms = norms_of(model)
-    if not norms:
-        raise ConfigurationError(
-            f"{type(model).__name__} has no batch norm with running statistics, so there is nothing to recalibrate: "
-            "leave recalibration out"
-        )
+    norms = check_norms(model)
     tallies = {name: _Pooled(norm.num_features) for name, norm in norms.items()}
     with evaluating(model), torch.no_grad(), _statistics_of_the_batch(norms, tallies), all_or_none():
         seen = _show(model, data, batches)
@@ -79,13 +74,23 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int | None = Non
             norms[name].num_batches_tracked.fill_(seen)
 
 
-def norms_of(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The layers that :func:`recalibrate` measures: batch norm of any kind that keeps running statistics."""
-    return {
+def check_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The layers that :func:`recalibrate` measures, by name: batch norm of any kind that keeps running statistics.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    norms = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
     }
+    if not norms:
+        raise ConfigurationError(
+            f"{type(model).__name__} has no batch norm with running statistics, so there is nothing to recalibrate: "
+            "leave recalibration out"
+        )
+    return norms
 
 
 def _show(model: nn.Module, data: Iterable[Any], batches: int | None) -> int:

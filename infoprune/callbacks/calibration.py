@@ -1,7 +1,8 @@
-"""Training images for criteria that look at data."""
+"""Training images for criteria that look at data, and for measuring batch norm anew."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +46,45 @@ def calibration_batches(trainer: pl.Trainer, count: int) -> Iterable[Any]:
     if sample is not None:
         batches: Iterable[Any] = sample(count, device=trainer.strategy.root_device)
         return batches
-    loader = trainer.train_dataloader
-    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset) and loader.batch_sampler:
-        return _Sample(trainer, loader, count)
+    if _can_be_looked_into(trainer):
+        return _Sample(trainer, trainer.train_dataloader, count)  # type: ignore[arg-type]
     raise ConfigurationError(
         "the criterion looks at training images, but the training data is not a DataLoader over an indexable data set: "
         "give the datamodule a method calibration_batches(n_images, device=...), or choose a criterion without data"
     )
+
+
+def training_batches(trainer: pl.Trainer, count: int) -> Iterable[Any]:
+    """A fixed sample of batches as the model is trained on: their size, and transformed or augmented alike.
+
+    Args:
+        trainer: the Trainer of a fit.
+        count: batches.
+
+    Raises:
+        ConfigurationError: the training data is a stream or no DataLoader, and the datamodule has no
+            ``calibration_batches`` that augments.
+        DataError: the datamodule has fewer images.
+    """
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    sample = getattr(datamodule, "calibration_batches", None)
+    if sample is not None and {"augment", "batch_size"} <= set(inspect.signature(sample).parameters):
+        size = datamodule.batch_size
+        batches: Iterable[Any] = sample(
+            count * size, batch_size=size, augment=True, device=trainer.strategy.root_device
+        )
+        return batches
+    if _can_be_looked_into(trainer):
+        loader: Any = trainer.train_dataloader
+        return _Sample(trainer, loader, count * (loader.batch_size or 1))
+    raise ConfigurationError(
+        f"recalibrate={count} takes batches from the training data, which is not a DataLoader over an indexable data "
+        "set: give the datamodule a method calibration_batches(n_images, batch_size=..., augment=..., device=...) and "
+        "a batch_size, or leave recalibrate out"
+    )
+
+
+def _can_be_looked_into(trainer: pl.Trainer) -> bool:
+    loader: Any = trainer.train_dataloader
+    indexable = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+    return indexable and loader.batch_sampler is not None

@@ -15,14 +15,14 @@ from typing_extensions import override
 
 from infoprune.allocation import Allocation, get_allocation
 from infoprune.callbacks import shape_first
-from infoprune.callbacks.calibration import calibration_batches
+from infoprune.callbacks.calibration import calibration_batches, training_batches
 from infoprune.callbacks.either_name import EitherName
 from infoprune.callbacks.example_inputs import example_inputs, none_yet, of_batch, undisturbed
 from infoprune.callbacks.network import find_network
 from infoprune.callbacks.original import Original, as_primitives, event_from_dict
 from infoprune.callbacks.resets import reset_best, reset_early_stopping
 from infoprune.callbacks.support import check_callbacks, check_started, check_strategy
-from infoprune.callbacks.surgery import in_names_of, shrink_in_fit
+from infoprune.callbacks.surgery import averaged_copies, in_names_of, shrink_in_fit
 from infoprune.callbacks.together import averaged, together
 from infoprune.callbacks.validated import Validated
 from infoprune.checkpoint import RECORD, attach, plan_record
@@ -31,6 +31,7 @@ from infoprune.criteria import Criterion, Scores, get_criterion
 from infoprune.criteria.criterion import check_weights
 from infoprune.decide import Decision, Target, decide
 from infoprune.errors import ConfigurationError
+from infoprune.recalibration import check_norms, recalibrate
 from infoprune.registry import check_count
 from infoprune.report.collect import event_record
 from infoprune.report.loggers import RunLog
@@ -80,6 +81,8 @@ class FilterPruning(EitherName):
             element of a training batch.
         module: attribute path of the network within the LightningModule; ``example_inputs``, if given, are then its.
         calibration_images: training images that a criterion or allocation which looks at data is shown.
+        recalibrate: training batches, transformed as in training, with which batch norm's statistics are measured anew
+            right after each event; see `infoprune.recalibrate`. 0: not, so that the training that follows adapts them.
         reset_best: at every event let ModelCheckpoint forget its best score, so that "best" is the best pruned model.
             Files that it has written before stay.
         reset_early_stopping: at every event let EarlyStopping start over, so that a pruned model is not compared with
@@ -117,6 +120,7 @@ class FilterPruning(EitherName):
         example_inputs: Any = None,
         module: str | None = None,
         calibration_images: int = 640,
+        recalibrate: int = 0,
         reset_best: bool = False,
         reset_early_stopping: bool = False,
     ) -> None:
@@ -127,8 +131,10 @@ class FilterPruning(EitherName):
         self.allocation = get_allocation(allocation)
         self.frozen = (frozen,) if isinstance(frozen, str) else tuple(frozen)
         check_count("FilterPruning", "calibration_images", calibration_images, 1)
+        check_count("FilterPruning", "recalibrate", recalibrate, 0)
         self.module = module
         self.calibration_images = calibration_images
+        self.recalibrate = recalibrate
         self.reset_best = reset_best
         self.reset_early_stopping = reset_early_stopping
         self.history: list[EventRecord] = []
@@ -156,6 +162,7 @@ class FilterPruning(EitherName):
             "allocation_options": dict(self.allocation.options),
             "frozen": list(self.frozen),
             **({"module": self.module} if self.module else {}),
+            **({"recalibrate": self.recalibrate} if self.recalibrate else {}),
         }
 
     def network(self, module: nn.Module) -> nn.Module:
@@ -231,7 +238,7 @@ class FilterPruning(EitherName):
         with undisturbed(trainer.strategy.root_device):
             together(trainer, lambda: self._find_inputs(trainer, pl_module))
             if self.inputs is not None and self.original is None:
-                together(trainer, lambda: self._rehearse(pl_module))
+                together(trainer, lambda: self._rehearse(trainer, pl_module))
 
     def _find_inputs(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Settle which network is pruned and what it is traced with, if that can be known yet."""
@@ -246,8 +253,11 @@ class FilterPruning(EitherName):
         with torch.compiler.set_stance("force_eager"):
             return trace(self.network(pl_module), self.inputs, self.frozen)
 
-    def _rehearse(self, pl_module: pl.LightningModule) -> None:
+    def _rehearse(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the model as it is, and find out now whether it can be cut so far, not after hours of training."""
+        if self.recalibrate:
+            check_norms(self.network(pl_module))
+            training_batches(trainer, self.recalibrate)
         check_weights(self.network(pl_module))
         structure = self._trace(pl_module)
         allocation = get_allocation("uniform") if self.allocation.needs_data else self.allocation
@@ -291,6 +301,8 @@ class FilterPruning(EitherName):
         plan = in_names_of(pl_module, self.network(pl_module), self._path, decision.plan)
         shrink_in_fit(trainer, pl_module, plan)
         self._plan = plan_of(pl_module)
+        if self.recalibrate:
+            together(trainer, lambda: self._recalibrate(trainer, pl_module))
         self._note(trainer, pl_module, structure, decision)
         if self.reset_best:
             reset_best(trainer)
@@ -335,6 +347,13 @@ class FilterPruning(EitherName):
         decision = together(trainer, choose)
         plan = PruningPlan.from_dict(trainer.strategy.broadcast(decision.plan.to_dict()))
         return structure, replace(decision, plan=plan)
+
+    def _recalibrate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure batch norm anew in the model and in averaged copies of it, at the precision of training."""
+        for module in (pl_module, *averaged_copies(trainer)):
+            data = training_batches(trainer, self.recalibrate)
+            with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
+                recalibrate(self.network(module), data, self.recalibrate)
 
     def _note(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, structure: Structure, decision: Decision
