@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from infoprune import recalibration
 from infoprune.allocation import Allocation
 from infoprune.cost import Cost
 from infoprune.criteria import Criterion, Scores
 from infoprune.decide import Target, decide
-from infoprune.errors import CheckpointError, PlanError
+from infoprune.errors import CheckpointError, ConfigurationError, PlanError
 from infoprune.files import written_whole
+from infoprune.recalibration import check_norms
+from infoprune.registry import check_count
 from infoprune.structure import PruningPlan, Structure, check_plan, plan_of, shrink, trace
 from infoprune.structure.plan import check_belongs
 from infoprune.structure.tensors import owned_tensors
@@ -66,6 +70,7 @@ def prune(
     min_width: int = 1,
     frozen: Sequence[str] = (),
     data: Iterable[Any] | None = None,
+    recalibrate: int = 0,
     optimizers: Optimizer | Sequence[Optimizer] = (),
 ) -> PruneResult:
     """Shrink a model in place, in one go.
@@ -81,7 +86,10 @@ def prune(
         round_to: widths are multiples of this.
         min_width: the fewest units a group keeps.
         frozen: patterns of layers whose filters all stay.
-        data: batches for criteria that need them.
+        data: batches of training images, for criteria that need them and for ``recalibrate``; with both, something
+            that can be gone through twice.
+        recalibrate: so many batches of ``data`` measure batch norm's statistics anew after the cut; show them as in
+            training, augmentation included. 0: not. See :func:`infoprune.recalibrate`.
         optimizers: one or several optimizers, whose parameters and state follow the model.
 
     Returns:
@@ -100,12 +108,38 @@ def prune(
         (4, (4, 4, 3, 3))
     """
     target = Target(macs, params, amount, round_to, min_width)
+    if recalibrate:
+        _check_recalibration(model, data, recalibrate)
     structure = trace(model, example_inputs, frozen)
     decision = decide(model, structure, target, criterion, allocation, data)
     check_plan(model, example_inputs, structure, decision.plan)
     before, after = structure.cost(), structure.cost_of(decision.plan)
+    statistics = _statistics_after(model, decision.plan, data, recalibrate) if recalibrate else {}
     shrink(model, decision.plan, optimizers)
+    for name, norm in statistics.items():
+        model.get_submodule(name).load_state_dict(norm.state_dict())
     return PruneResult(decision.plan, before, after, structure, decision.scores)
+
+
+def _check_recalibration(model: nn.Module, data: Iterable[Any] | None, batches: int) -> None:
+    check_count("prune", "recalibrate", batches, 0)
+    check_norms(model)
+    if data is None:
+        raise ConfigurationError(f"recalibrate={batches} takes batches from data: pass batches of training images")
+    if iter(data) is data:
+        raise ConfigurationError(
+            f"recalibrate={batches} goes through data after the criterion has: pass a list or a loader, not an iterator"
+        )
+
+
+def _statistics_after(
+    model: nn.Module, plan: PruningPlan, data: Iterable[Any] | None, batches: int
+) -> dict[str, nn.Module]:
+    """The recalibrated batch norms of a copy that is cut, so that the model is as it was if anything fails."""
+    trial = copy.deepcopy(model)
+    shrink(trial, plan)
+    recalibration.recalibrate(trial, data or (), batches)
+    return dict(check_norms(trial))
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:

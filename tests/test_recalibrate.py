@@ -236,6 +236,35 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     assert "a batch must be a tensor" in (tmp_path / "1.txt").read_text()
 
 
+def test_prune_recalibrates_with_its_data() -> None:
+    model, other = network(), network()
+    infoprune.prune(model, torch.zeros(1, 3, 6, 6), "hrank", amount=0.5, data=batches(), recalibrate=3)
+    infoprune.prune(other, torch.zeros(1, 3, 6, 6), "hrank", amount=0.5, data=batches())
+    assert not same(model, other)
+    infoprune.recalibrate(other, batches(), batches=3)
+    assert same(model, other)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (None, ConfigurationError, "recalibrate=2 takes batches from data: pass batches"),
+        (iter(batches()), ConfigurationError, "pass a list or a loader, not an iterator"),
+        ([NAN], ConfigurationError, "the statistics of its inputs"),
+    ],
+)
+def test_prune_that_cannot_recalibrate_leaves_the_model(data: Any, error: type[Exception], message: str) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    before, held = copy.deepcopy(model), list(model.parameters())
+    with pytest.raises(error, match=message):
+        infoprune.prune(
+            model, torch.zeros(1, 3, 6, 6), "l1", amount=0.5, data=data, recalibrate=2, optimizers=optimizer
+        )
+    assert same(model, before)
+    assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], held, strict=True))
+
+
 class Norms(pl.Callback):
     """Keeps a copy of the network right after an event. Put it behind FilterPruning."""
 
