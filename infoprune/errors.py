@@ -38,6 +38,10 @@ class CheckpointError(InfopruneError):
     """A checkpoint or saved model cannot be read, or belongs to another architecture."""
 
 
+class ExportError(InfopruneError):
+    """A model cannot be exported; the message names the operator or the line of code at fault."""
+
+
 class DataError(InfopruneError):
     """A data set or calibration set is missing, incomplete or unsuitable."""
 

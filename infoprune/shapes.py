@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from infoprune.errors import ConfigurationError
 
@@ -46,6 +47,42 @@ def shapes_of(inputs: Inputs | None) -> Any:
         return None
     shapes = [list(part.shape) for part in parts]
     return dict(zip(inputs, shapes, strict=True)) if isinstance(inputs, Mapping) else shapes
+
+
+def random_inputs(shape: Any) -> Inputs:
+    """Return random numbers of a shape, of several shapes, or of shapes by name; the same each time.
+
+    >>> {name: tensor.shape for name, tensor in random_inputs({"x": [1, 3]}).items()}
+    {'x': torch.Size([1, 3])}
+    """
+    generator = torch.Generator().manual_seed(0)
+    inputs: Inputs = tree_map_only(
+        Tensor, lambda zeros: torch.randn(zeros.shape, generator=generator), from_shapes(shape)
+    )
+    return inputs
+
+
+def batch_size(inputs: Inputs) -> int:
+    """Return the number of examples in inputs: the first dimension of their first tensor."""
+    first = next((leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)), None)
+    return first.shape[0] if first is not None and first.dim() else 1
+
+
+def with_batch(inputs: Inputs, size: int) -> Inputs:
+    """Return inputs with another batch size: the examples, repeated.
+
+    >>> with_batch(torch.arange(2)[:, None], 5).flatten().tolist()
+    [0, 1, 0, 1, 0]
+    """
+    old = batch_size(inputs)
+
+    def repeat(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or tensor.shape[0] != old:
+            return tensor
+        return tensor.repeat(-(-size // old), *[1] * (tensor.dim() - 1))[:size]
+
+    repeated: Inputs = tree_map_only(Tensor, repeat, inputs)
+    return repeated
 
 
 def _tensor(value: Any) -> Any:

@@ -15,8 +15,9 @@ from infoprune.allocation import Budget, get_allocation, select
 from infoprune.cost import latency
 from infoprune.criteria.calibration import evaluating
 from infoprune.registry import check_count
+from infoprune.shapes import batch_size
 from infoprune.structure import shrink, trace
-from infoprune.structure.tracer import Inputs, call, first_tensor
+from infoprune.structure.tracer import Inputs, call
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,10 @@ def side_by_side(
     for _ in range(repeats):
         for name, model in models.items():
             seconds[name].append(latency(model, inputs, repeats=1, warmup=0).median)
-    first = first_tensor(inputs)
-    batch = first.shape[0] if first is not None and first.dim() else 1
     return {
-        name: Speed(tuple(seconds[name]), batch, _bytes(model), peak_memory(model, inputs) if memory else None)
+        name: Speed(
+            tuple(seconds[name]), batch_size(inputs), _bytes(model), peak_memory(model, inputs) if memory else None
+        )
         for name, model in models.items()
     }
 

@@ -21,13 +21,12 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
 from infoprune.commands.parser import instantiate, make_parser
 from infoprune.errors import CheckpointError, ConfigurationError
 from infoprune.report.record import RunRecord
-from infoprune.shapes import from_shapes, shapes_of
-from infoprune.structure.tracer import Inputs, call, first_tensor
+from infoprune.shapes import random_inputs, shapes_of
+from infoprune.structure.tracer import Inputs, call
 
 FILES = (".ckpt", ".pt", ".pth", ".yaml", ".yml")
 
@@ -142,29 +141,6 @@ def value_of(words: Sequence[str], option: str) -> str | None:
         if word.startswith(f"{option}="):
             return word.removeprefix(f"{option}=")
     return None
-
-
-def random_inputs(shape: Any) -> Inputs:
-    """Return random numbers of a shape, of several shapes, or of shapes by name; the same each time."""
-    generator = torch.Generator().manual_seed(0)
-    inputs: Inputs = tree_map_only(
-        torch.Tensor, lambda zeros: torch.randn(zeros.shape, generator=generator), from_shapes(shape)
-    )
-    return inputs
-
-
-def with_batch(inputs: Inputs, size: int) -> Inputs:
-    """Return inputs with another batch size: the examples, repeated."""
-    first = first_tensor(inputs)
-    old = first.shape[0] if first is not None and first.dim() else 1
-
-    def repeat(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.dim() or tensor.shape[0] != old:
-            return tensor
-        return tensor.repeat(-(-size // old), *[1] * (tensor.dim() - 1))[:size]
-
-    repeated: Inputs = tree_map_only(torch.Tensor, repeat, inputs)
-    return repeated
 
 
 # -- where a model comes from -----------------------------------------------------------------------------------------

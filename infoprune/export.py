@@ -1,0 +1,304 @@
+"""Taking a model out of the framework: ONNX, a `torch.export` program, plain weights with a record of the structure."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_flatten
+
+from infoprune.criteria.calibration import evaluating
+from infoprune.errors import ConfigurationError, ExportError
+from infoprune.files import written_whole
+from infoprune.shapes import batch_size, shapes_of, with_batch
+from infoprune.structure import plan_of, trace
+from infoprune.structure.tracer import Inputs, call
+from infoprune.version import __version__
+
+FORMAT = 1
+"""Number of the layout of the structure record."""
+
+TOLERANCE = 1e-3
+"""Largest difference of outputs, relative to the largest output, that counts as rounding (float32, fused kernels)."""
+
+ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an exported model's outputs are from the model's own.
+
+    Attributes:
+        max_error: largest difference, relative to the largest output.
+        batches: batch sizes that were tried.
+    """
+
+    max_error: float
+    batches: tuple[int, ...]
+
+
+def to_program(
+    model: nn.Module, inputs: Inputs, path: str | Path | None = None, dynamic_batch: bool = True
+) -> tuple[ExportedProgram, Parity]:
+    """Export a model with `torch.export`, in eval mode, and compare outputs.
+
+    Args:
+        model: the model, which is not changed.
+        inputs: example inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        path: the ``.pt2`` file to write, for ``torch.export.load``; None writes nothing.
+        dynamic_batch: whether the program takes any batch size.
+
+    Returns:
+        The program, and how far its outputs are from the model's.
+
+    Raises:
+        ExportError: the model cannot be exported (names the line of its code, or the batch size that it fixes), or the
+            outputs differ.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        >>> program, parity = to_program(net, torch.randn(1, 3, 8, 8))
+        >>> program.module()(torch.randn(7, 3, 8, 8)).shape, parity.max_error
+        (torch.Size([7, 4, 6, 6]), 0.0)
+    """
+    examples = with_batch(inputs, max(2, batch_size(inputs))) if dynamic_batch else inputs
+    with evaluating(model), _quietly():
+        try:
+            program = _export(model, examples, dynamic_batch)
+        except Exception as error:  # whatever torch.export raises is about the model
+            raise ExportError(_why(model, error)) from error
+    runner = program.module()
+    parity = _parity(model, lambda given: call(runner, given), examples, dynamic_batch, "torch.export program")
+    if path is not None:
+        with written_whole(path) as scratch, _quietly(), scratch.open("wb") as file:
+            torch.export.save(program, file)
+    return program, parity
+
+
+def to_onnx(model: nn.Module, inputs: Inputs, path: str | Path, dynamic_batch: bool = True) -> Parity:
+    """Export a model to ONNX and compare outputs in onnxruntime.
+
+    Args:
+        model: the model, which is not changed.
+        inputs: example inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        path: the ``.onnx`` file to write.
+        dynamic_batch: whether the file takes any batch size.
+
+    Returns:
+        How far the outputs are from the model's.
+
+    Raises:
+        ConfigurationError: onnx, onnxscript or onnxruntime is not installed; says how to get it.
+        ExportError: ONNX has no such operator (names it and its layer), or the outputs differ. Nothing is written.
+    """
+    check_onnx()
+    program, _ = to_program(model, inputs, None, dynamic_batch)
+    with _quietly():
+        try:
+            exported = torch.onnx.export(program, dynamo=True, verbose=False)
+        except Exception as error:  # whatever the exporter raises is about the model
+            raise ExportError(_missing_operator(program, error)) from error
+    assert exported is not None
+    examples = with_batch(inputs, max(2, batch_size(inputs))) if dynamic_batch else inputs
+    with written_whole(path) as scratch:
+        with _quietly():
+            exported.save(str(scratch))
+        return _parity(model, _runtime(scratch), examples, dynamic_batch, "ONNX model")
+
+
+def to_weights(model: nn.Module, inputs: Inputs, weights: str | Path, structure: str | Path) -> None:
+    """Write a model's weights as a plain state dict, and beside them what shape it has and how it came to it.
+
+    Args:
+        model: the model.
+        inputs: example inputs.
+        weights: the file for the state dict: tensors only, for any PyTorch.
+        structure: the JSON file for the structure record: class, input shapes, cost, layers with their shapes, and
+            the plan that leads from the unpruned architecture to them.
+    """
+    record = structure_record(model, inputs)
+    with written_whole(weights) as scratch:
+        torch.save({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, scratch)
+    with written_whole(structure) as scratch:
+        scratch.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def structure_record(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """What another program needs to know of a pruned model: primitives only.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    >>> [(layer["name"], layer["shape"]) for layer in structure_record(net, torch.zeros(1, 3, 8, 8))["layers"]]
+    [('0', [4, 3, 3, 3])]
+    """
+    structure = trace(model, inputs)
+    cost, costs = structure.cost(), structure.layer_costs()
+    layers = [
+        {
+            "name": layer.name,
+            "kind": layer.kind,
+            "weight": layer.weight,
+            "shape": list(structure.shapes[layer.weight]),
+            "filters": structure.shapes[layer.weight][layer.dim],
+            "macs": costs[layer.name].macs if layer.name in costs else 0,
+        }
+        for layer in structure.layers
+    ]
+    return {
+        "format": FORMAT,
+        "infoprune": __version__,
+        "model": f"{type(model).__module__}.{type(model).__qualname__}",
+        "input_shape": shapes_of(inputs),
+        "macs": cost.macs,
+        "params": cost.params,
+        "layers": layers,
+        "plan": plan_of(model).to_dict(),
+    }
+
+
+def check_onnx() -> None:
+    """Raise a ConfigurationError that says how to get what an export to ONNX needs, where it is missing."""
+    missing = [name for name in ONNX_NEEDS if find_spec(name) is None]
+    if missing:
+        raise ConfigurationError(
+            f"an export to ONNX needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
+            "installed: pip install 'infoprune[export]'"
+        )
+
+
+# -- exporting --------------------------------------------------------------------------------------------------------
+
+
+def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> ExportedProgram:
+    size = batch_size(inputs)
+    batch = Dim("batch")
+
+    def free(tensor: Any) -> Any:
+        return {0: batch} if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape[0] == size else None
+
+    if isinstance(inputs, Mapping):
+        shapes: Any = {name: free(tensor) for name, tensor in inputs.items()}
+        return torch.export.export(model, (), dict(inputs), dynamic_shapes=shapes if dynamic_batch else None)
+    args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    shapes = tuple(free(tensor) for tensor in args)
+    return torch.export.export(model, args, dynamic_shapes=shapes if dynamic_batch else None)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """The exporters warn, log and print pages about themselves; what matters is in the error."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+# -- comparing --------------------------------------------------------------------------------------------------------
+
+
+def _parity(model: nn.Module, exported: Any, inputs: Inputs, dynamic_batch: bool, what: str) -> Parity:
+    sizes = (batch_size(inputs), batch_size(inputs) + 3) if dynamic_batch else (batch_size(inputs),)
+    worst = 0.0
+    for size in sizes:
+        given = with_batch(inputs, size)
+        with evaluating(model), torch.no_grad():
+            expected = _tensors(call(model, given))
+            actual = _tensors(exported(given))
+        for mine, theirs in zip(expected, actual, strict=True):
+            away = (mine.double() - theirs.double()).abs().max() / mine.double().abs().max().clamp(min=1e-12)
+            worst = max(worst, away.item())
+    if not worst <= TOLERANCE:
+        raise ExportError(
+            f"the {what}'s outputs differ from the model's by {worst:.2g} of the largest output, more than "
+            f"{TOLERANCE:g}: it was not kept"
+        )
+    return Parity(worst, sizes)
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [leaf.cpu() for leaf in tree_flatten(outputs)[0] if isinstance(leaf, Tensor)]
+
+
+def _runtime(path: Path) -> Any:
+    """The model in a file as a function of inputs, run by onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        if isinstance(inputs, Mapping):
+            feed = {name: inputs[name] for name in names}
+        else:
+            args: Sequence[Any] = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+            feed = dict(zip(names, args, strict=True))
+        return [torch.from_numpy(value) for value in session.run(None, {k: v.cpu().numpy() for k, v in feed.items()})]
+
+    return run
+
+
+# -- saying why not ---------------------------------------------------------------------------------------------------
+
+
+def _why(model: nn.Module, error: Exception) -> str:
+    """Why `torch.export` refused a model, with the line of the model's code."""
+    text = " ".join(str(error).split())
+    fixed = re.search(r"specialized it to be a constant \((\d+)\)", text)
+    if fixed:
+        return (
+            f"{type(model).__name__} fixes its batch size at {fixed[1]} in its forward: export with a fixed batch "
+            "(--static_batch), or write the forward without it"
+        )
+    home = str(Path(torch.__file__).parent)
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(home)]
+    at = next((f" at {Path(f.filename).name}:{f.lineno} ({f.line})" for f in reversed(own) if f.name == "forward"), "")
+    return f"torch.export cannot follow {type(model).__name__}{at}: {_first_sentence(text)}"
+
+
+def _missing_operator(program: ExportedProgram, error: BaseException) -> str:
+    """Which operator ONNX lacks, and in which layer."""
+    causes = []
+    cause: BaseException | None = error
+    while cause is not None:
+        causes.append(str(cause))
+        cause = cause.__cause__
+    found = re.search(r"OpOverload\(op='([\w.]+)', overload='(\w+)'\)", " ".join(causes))
+    if not found:
+        return f"the ONNX exporter failed: {_first_sentence(causes[-1])}"
+    operator = f"{found[1]}.{found[2]}"
+    where = next((f" (in {layer})" for node in _nodes(program, operator) if (layer := _layer_of(node))), "")
+    return (
+        f"ONNX has no operator for {found[1]}{where}: replace it, or export a torch.export program instead "
+        "(--to program)"
+    )
+
+
+def _nodes(program: ExportedProgram, operator: str) -> Iterator[Any]:
+    """The nodes of a program, before and after decomposition, that call an operator."""
+    for graph in (program, program.run_decompositions()):
+        yield from (node for node in graph.graph.nodes if str(node.target) == operator)
+
+
+def _layer_of(node: Any) -> str:
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]).removeprefix("L['self'].") if stack else ""
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[.!])\s|\n", text.strip(), maxsplit=1)[0][:300]

@@ -1,0 +1,181 @@
+"""Exports: the same outputs in another runtime, any batch size, and what an export forbids is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import infoprune
+from infoprune import export
+from infoprune.errors import ConfigurationError, ExportError
+from infoprune.export import to_onnx, to_program, to_weights
+from infoprune.models import CifarResNet
+from infoprune.structure import PruningPlan
+from tests.commands import NET, SHAPE, Shell
+from tests.tiny import same
+
+IMAGES = torch.randn(1, 3, 16, 16)
+
+
+@torch.library.custom_op("infoprune_tests::doubled", mutates_args=())
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
+@doubled.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Odd(nn.Module):
+    """A convolution and something that some exporter cannot follow."""
+
+    def __init__(self, kind: str = "custom") -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.kind == "custom":
+            return doubled(x)
+        if self.kind == "svd":
+            return torch.linalg.svdvals(x)
+        if self.kind == "batch":
+            return x.view(2, -1)
+        return x if x.sum() > 0 else -x
+
+
+class Two(nn.Module):
+    """Two inputs by name, two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Linear(5, 8)
+
+    def forward(self, image: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(image).mean((2, 3)) + self.b(vector), vector.relu()
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    return Shell(capsys)
+
+
+def pruned() -> nn.Module:
+    model = CifarResNet(depth=8).eval()
+    infoprune.prune(model, IMAGES, "l1", macs=0.5)
+    return model
+
+
+def test_a_program_takes_any_batch_and_survives_the_disk(tmp_path: Path) -> None:
+    model = pruned()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    _, parity = to_program(model, IMAGES, tmp_path / "model.pt2")
+    again = torch.export.load(tmp_path / "model.pt2").module()
+    for size in (1, 2, 9):
+        images = torch.randn(size, 3, 16, 16)
+        assert torch.allclose(again(images), model(images), atol=1e-6)
+    assert (parity.batches, parity.max_error < 1e-6) == ((2, 5), True)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_onnx_computes_the_same_for_any_batch(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the export extra")
+    model = pruned()
+    parity = to_onnx(model, IMAGES, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    assert entry.shape[1:] == [3, 16, 16]
+    assert isinstance(entry.shape[0], str)
+    images = torch.randn(7, 3, 16, 16)
+    (logits,) = session.run(None, {entry.name: images.numpy()})
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(logits), model(images), atol=1e-5)
+    assert parity.max_error < 1e-5
+
+
+def test_several_inputs_by_name_and_several_outputs(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the export extra")
+    inputs = {"image": torch.randn(2, 3, 8, 8), "vector": torch.randn(2, 5)}
+    assert to_onnx(Two().eval(), inputs, tmp_path / "two.onnx").max_error < 1e-5
+    assert to_onnx(Two().eval(), tuple(inputs.values()), tmp_path / "pair.onnx").max_error < 1e-5
+
+
+def test_plain_weights_and_the_structure_record_rebuild_the_model(tmp_path: Path) -> None:
+    model = pruned()
+    to_weights(model, IMAGES, tmp_path / "weights.pt", tmp_path / "structure.json")
+    record = json.loads((tmp_path / "structure.json").read_text())
+    again = CifarResNet(depth=8).eval()
+    infoprune.shrink(again, PruningPlan.from_dict(record["plan"]))
+    again.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    assert same(again, model)
+    assert record["macs"] == infoprune.trace(model, IMAGES).cost().macs == sum(x["macs"] for x in record["layers"])
+    assert {x["name"]: x["filters"] for x in record["layers"]}["layer1.0.conv1"] == model.layer1[0].conv1.out_channels
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("custom", "no operator for infoprune_tests.doubled"),
+        ("svd", "no operator for aten._linalg_svd"),
+        ("batch", "fixes its batch size at 2"),
+        ("values", r"test_export.py:\d+ \(return x if x.sum\(\) > 0 else -x\)"),
+    ],
+)
+def test_what_an_export_forbids_is_named(kind: str, message: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the export extra")
+    with pytest.raises(ExportError, match=message):
+        to_onnx(Odd(kind).eval(), torch.randn(2, 3, 16, 16), tmp_path / "odd.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fixed_batch_is_a_way_out(tmp_path: Path) -> None:
+    _, parity = to_program(Odd("batch").eval(), torch.randn(2, 3, 16, 16), tmp_path / "odd.pt2", dynamic_batch=False)
+    assert parity.batches == (2,)
+
+
+def test_outputs_that_differ_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the export extra")
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(ExportError, match="outputs differ"):
+        to_onnx(pruned(), IMAGES, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_named_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    message = r"needs onnxruntime, which is not installed: pip install 'infoprune\[export\]'"
+    with pytest.raises(ConfigurationError, match=message):
+        to_onnx(pruned(), IMAGES, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestCommand:
+    def test_writes_every_form_and_says_how_close_they_are(self, shell: Shell) -> None:
+        pytest.importorskip("onnxruntime", reason="needs the export extra")
+        data = shell("export", *NET, *SHAPE, "--out", "out", "--json").json
+        assert {file.name for file in Path("out").iterdir()} == {
+            "model.onnx", "model.pt2", "weights.pt", "structure.json"
+        }  # fmt: skip
+        assert set(data["forms"]) == {"onnx", "program", "weights"}
+        assert data["forms"]["onnx"]["max_error"] < 1e-5
+        assert data["forms"]["onnx"]["bytes"] == Path("out/model.onnx").stat().st_size
+
+    def test_table(self, shell: Shell) -> None:
+        ran = shell("export", *NET, *SHAPE, "--out", "out", "--to", "program")
+        assert ran.code == 0
+        assert "model.pt2" in ran.out
+        assert "any batch size" in ran.out
+
+    def test_mistakes(self, shell: Shell, tmp_path: Path) -> None:
+        assert "did you mean 'onnx'" in shell.refuses("export", *NET, *SHAPE, "--out", "out", "--to", "onxx")
+        odd = ["--model", "tests.test_export.Odd", "--input_shape", "2,3,16,16", "--out", "out", "--to", "program"]
+        assert "fixes its batch size" in shell.refuses("export", *odd, "--model.kind", "batch")
+        assert list(tmp_path.iterdir()) == []
+        assert shell("export", *odd, "--model.kind", "batch", "--static_batch").code == 0
