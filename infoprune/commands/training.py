@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import shlex
 import warnings
 import zipfile
@@ -19,7 +20,7 @@ from typing_extensions import override
 import infoprune.data
 import infoprune.models  # noqa: F401
 from infoprune.callbacks import FilterPruning, RunReport
-from infoprune.callbacks.run_folder import run_folder
+from infoprune.callbacks.run_folder import check_writable, run_folder
 from infoprune.errors import CheckpointError
 from infoprune.report import print_tables
 
@@ -37,7 +38,7 @@ class SaveRunConfig(SaveConfigCallback):
             return
         folder = run_folder(trainer)
         if trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
+            check_writable(folder)
             self.parser.save(self.config, str(folder / self.config_filename), skip_none=False, overwrite=True)
         self.already_saved = True
 
@@ -57,19 +58,26 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, words: list[str], args: list[str] | None = None) -> None:
         self.command = shlex.join(["infoprune", *words])
-        super().__init__(
-            L.LightningModule,
-            # None, though any datamodule is taken: a class here would make --data required.
-            None,
-            save_config_callback=SaveRunConfig,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=42,
-            subclass_mode_model=True,
-            # The optimizer is the module's own affair: --optimizer would silently replace configure_optimizers.
-            auto_configure_optimizers=False,
-            parser_kwargs={"prog": "infoprune"},
-            args=args,
-        )
+        try:
+            super().__init__(
+                L.LightningModule,
+                # None, though any datamodule is taken: a class here would make --data required.
+                None,
+                save_config_callback=SaveRunConfig,
+                save_config_kwargs={"overwrite": True},
+                seed_everything_default=42,
+                subclass_mode_model=True,
+                # The optimizer is the module's own affair: --optimizer would silently replace configure_optimizers.
+                auto_configure_optimizers=False,
+                parser_kwargs={"prog": "infoprune"},
+                args=args,
+            )
+        except RuntimeError as error:
+            if "in loading state_dict" in str(error):
+                raise CheckpointError(
+                    f"the checkpoint belongs to another architecture: {_first_clash(error)}"
+                ) from error
+            raise
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -89,8 +97,8 @@ class TrainingCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint; its hyperparameters do not override the configuration, as LightningCLI's own would."""
         path = self.config[self.config["subcommand"]].get("ckpt_path")
-        if path and Path(path).is_file() and not zipfile.is_zipfile(path):
-            raise CheckpointError(f"{path} is no checkpoint, or was cut short while it was written: give another one")
+        if path and Path(path).is_file():
+            check_checkpoint(path)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -108,6 +116,13 @@ class TrainingCLI(LightningCLI):
             self.report.tests_follow = self.subcommand == "fit"
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
+    def before_fit(self) -> None:
+        """Find out first, and in words of ours, whether the loggers can write."""
+        folders = [logger.save_dir for logger in self.trainer.loggers if self.trainer.is_global_zero]
+        for folder in filter(None, folders):
+            if "://" not in folder:
+                check_writable(Path(folder))
+
     def after_fit(self) -> None:
         """Test the unpruned and the pruned model, finish the report, print the closing table."""
         if self.report is None or self.trainer.interrupted:
@@ -117,3 +132,30 @@ class TrainingCLI(LightningCLI):
             assert self.report.folder is not None
             print_tables(record)
             print(f"Report: {self.report.folder / 'report.html'}")
+
+
+def check_checkpoint(path: str) -> None:
+    """Refuse a file that the Trainer cannot resume from, before anything is built.
+
+    Raises:
+        CheckpointError: it is damaged, or was not written by a Trainer.
+    """
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is no checkpoint, or was cut short while it was written: give another one")
+    try:
+        content = torch.load(path, map_location="meta", weights_only=True)
+    except pickle.UnpicklingError:
+        return  # it holds more than plain data: whether that may be read is for the Trainer to say
+    except Exception as error:  # a damaged file makes the reader fail in any way
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__}): give another one") from error
+    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+        raise CheckpointError(
+            f"{path} was not written by a Trainer. --ckpt_path takes its checkpoints; weights alone are for the module "
+            "to load, as ImageClassifier does with --model.init_from"
+        )
+
+
+def _first_clash(error: RuntimeError) -> str:
+    """The first of the tensors that PyTorch names when weights do not fit."""
+    first = str(error).splitlines()[1].strip()
+    return first if first.startswith("size mismatch") else first.split(", ")[0]
