@@ -80,8 +80,13 @@ def _of_layer(module: nn.Module, cut: dict[str, str], plan: PruningPlan) -> Iter
         yield "embedding_dim", after("weight")[1]
     elif isinstance(module, nn.PReLU) and "weight" in cut:
         yield "num_parameters", after("weight")[0]
-    elif isinstance(module, nn.MultiheadAttention) and "out_proj.weight" in cut:
-        yield "embed_dim", after("out_proj.weight")[0]
+    elif isinstance(module, nn.MultiheadAttention):
+        if "in_proj_weight" in cut:
+            for key in ("embed_dim", "kdim", "vdim"):
+                yield key, after("in_proj_weight")[1]
+        for key, weight, dim in (("embed_dim", "q", 0), ("kdim", "k", 1), ("vdim", "v", 1)):
+            if f"{weight}_proj_weight" in cut:
+                yield key, after(f"{weight}_proj_weight")[dim]
 
 
 def _groups_left(plan: PruningPlan, weight: str, groups: int) -> int:

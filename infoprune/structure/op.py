@@ -30,6 +30,7 @@ class OpRecord:
     numbers: tuple[float, ...] = ()
     outputs: list[Output] = field(default_factory=list)
     choices: list[int] = field(default_factory=list)
+    splits: list[tuple[int, ...]] = field(default_factory=list)  # how many parts of how many parts of ... of an axis
     by_place: bool = False  # takes some channels of a dimension by their places, so that a cut elsewhere tells nothing
 
     def __str__(self) -> str:
@@ -150,6 +151,16 @@ class Op:
         """A decision that a rehearsal of this operator has to repeat."""
         self.record.choices.append(value)
         return value
+
+    @property
+    def head_count(self) -> int | None:
+        """How many whole parts this operator's module splits a dimension into, where it may lose such parts alone."""
+        return self._space.head_counts.get(self.record.module)
+
+    def note_heads(self, labels: Labels, width: int) -> None:
+        """Note the labels of the parts (attention heads) of the operator's module, and how wide each is."""
+        self._space.head_labels.setdefault(self.record.module, labels)
+        self._space.head_widths.setdefault(self.record.module, width)
 
     def takes_by_place(self) -> None:
         """Note that this operator takes channels by fixed places: trial cuts must hit each of them."""

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from infoprune.errors import TraceError
 from infoprune.structure import attributes
 from infoprune.structure.flow import Axis, Flow, get_flow, set_flow
 from infoprune.structure.labels import Labels, LabelSpace
+from infoprune.structure.numbers import same_code
 from infoprune.structure.op import Op, OpRecord, Output
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.rules import Rule, tensors_in
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Blame:
-    """Labels that the model's code does not let go, and the operator that showed it (-1: none in particular)."""
+    """Labels that the model's code does not let go, the operator that showed it (-1: none in particular), its module."""
 
     labels: Labels
     reason: str
     op: int
+    module: str
 
 
 class _Diverged(Exception):
@@ -49,11 +51,8 @@ MANY = 8
 """Where more groups than these are blamed at once, it pays to find out which of them are at fault."""
 
 
-def rehearse(session: TraceSession, structure: Structure, plan: PruningPlan, narrow: bool = True) -> list[Blame]:
-    """Run ``plan`` on shapes; return what stands in its way, nothing if the model's code follows it.
-
-    With ``narrow``, where many groups are blamed at once, parts of the plan are rehearsed to find those at fault.
-    """
+def rehearse(session: TraceSession, structure: Structure, plan: PruningPlan) -> list[Blame]:
+    """Run ``plan`` on shapes; return what stands in its way, nothing if the model's code follows it."""
     if plan.is_empty:
         return []
     alive = structure.alive(plan)
@@ -78,11 +77,11 @@ def rehearse(session: TraceSession, structure: Structure, plan: PruningPlan, nar
             else:
                 rehearsal.blamed = _blame_code(session, alive, plan, rehearsal.module, error)
         blamed += rehearsal.blamed
-    return _narrowed(session, structure, plan, blamed) if narrow else blamed
+    return blamed
 
 
-def _narrowed(session: TraceSession, structure: Structure, plan: PruningPlan, blamed: list[Blame]) -> list[Blame]:
-    """Where many groups are blamed at once, blame the few among them that are at fault; others may be none."""
+def narrowed(session: TraceSession, structure: Structure, plan: PruningPlan, blamed: list[Blame]) -> list[Blame]:
+    """Where many groups are blamed at once, rehearse parts of the plan and blame those that are at fault."""
     for blame in blamed:
         groups = structure.groups_cut(blame.labels)
         if len(groups) > MANY:
@@ -95,7 +94,7 @@ def _culprits(session: TraceSession, structure: Structure, plan: PruningPlan, gr
     """Groups that the model's code cannot do without, found by halving: the part of the plan that still fails."""
     while len(groups) > 1:
         halves = np.array_split(groups, 2)
-        fails = (half for half in halves if rehearse(session, structure, structure.part_of(plan, half), narrow=False))
+        fails = (half for half in halves if rehearse(session, structure, structure.part_of(plan, half)))
         failing = next(fails, None)
         if failing is None:  # only together
             break
@@ -120,12 +119,6 @@ def _cut_inside(session: TraceSession, alive: np.ndarray, plan: PruningPlan, mod
         module = module.rpartition(".")[0]
 
 
-def _likes(model: nn.Module, name: str) -> list[str]:
-    """The modules that run the same code as the one called ``name``."""
-    kind = type(model.get_submodule(name))
-    return [other for other, module in model.named_modules() if type(module) is kind and other != name]
-
-
 def _blame_likes(session: TraceSession, structure: Structure, alive: np.ndarray, blamed: list[Blame]) -> list[Blame]:
     """Blame in a module's likes what its code does not let go: a rehearsal that broke off there is not repeated."""
     found = []
@@ -133,12 +126,12 @@ def _blame_likes(session: TraceSession, structure: Structure, alive: np.ndarray,
         module = structure.records[blame.op].module
         slots = [slot for slot, where in session.space.slot_ranges() if _meets(blame.labels, where)]
         own = [slot for slot in slots if module and slot.tensor.startswith(f"{module}.")]
-        for like in _likes(session.model, module) if own else ():
+        for like in same_code(session.model, module) if own else ():
             names = [(like + slot.tensor.removeprefix(module), slot.dim) for slot in own]
             axes = [session.labels[name][dim] for name, dim in names if name in session.labels]
             labels = [axis[~alive[axis]] for axis in axes]
             if any(len(part) for part in labels):
-                found.append(Blame(np.concatenate(labels), blame.reason, blame.op))
+                found.append(Blame(np.concatenate(labels), blame.reason, blame.op, like))
     return found
 
 
@@ -152,11 +145,11 @@ def _blame_code(
     """The model's code itself failed in a module: what is cut there, and in its likes, stays."""
     first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
     blamed = []
-    for name in [module, *_likes(session.model, module)]:
+    for name in [module, *same_code(session.model, module)]:
         if name == module or any(tensor.startswith(f"{name}.") for tensor in plan.shapes):
             where = f" in {name}" if name else ""
             reason = f"cannot go without breaking the model's code{where}: {first_line}"
-            blamed.append(Blame(_cut_inside(session, alive, plan, name), reason, -1))
+            blamed.append(Blame(_cut_inside(session, alive, plan, name), reason, -1, name))
     return blamed
 
 
@@ -297,7 +290,7 @@ class _Rehearsal(Tracer):
         if not any(len(labels) for labels in cut):
             # The code mixed in a size of something else, most likely a width of the module that is running.
             cut = [_cut_inside(self._session, self._alive, self._plan, record.module)]
-        self.blamed.append(Blame(np.concatenate(cut), reason, number))
+        self.blamed.append(Blame(np.concatenate(cut), reason, number, record.module))
 
     def _cut_around(self, axis: Labels) -> Labels:
         """What was removed beside the labels of a narrowed axis: the dead labels of the same slots."""

@@ -15,8 +15,9 @@ from infoprune.errors import ConfigurationError, PlanError, TraceError, nearest
 from infoprune.structure.flow import Flow, get_flow
 from infoprune.structure.groups import Passes, Structure
 from infoprune.structure.labels import LabelSpace
+from infoprune.structure.numbers import Numbers
 from infoprune.structure.plan import PruningPlan, check_belongs
-from infoprune.structure.rehearse import rehearse
+from infoprune.structure.rehearse import narrowed, rehearse
 from infoprune.structure.tensors import OwnedTensor, attributes_restored, on_meta, owned_tensors, swapped
 from infoprune.structure.tracer import Inputs, Tracer, first_tensor, inputs_on_meta, run_labelled
 
@@ -60,13 +61,17 @@ def trace(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = ()) 
     session.freeze_modules()
     session.run()
     structure = session.structure()
+    if session.numbers.find_frozen_heads(structure):
+        structure = session.structure()
     for _ in range(MAX_REHEARSALS):
         # The first trial cut that something stands in the way of; the second is not run before the first is clean.
-        blamed = next(filter(None, (rehearse(session, structure, trial) for trial in structure.trials())), None)
-        if not blamed:
+        tried = ((trial, rehearse(session, structure, trial)) for trial in structure.trials())
+        trial, blamed = next(((trial, blamed) for trial, blamed in tried if blamed), (None, []))
+        if trial is None:
             return structure
-        for blame in blamed:
-            session.space.freeze(structure.whole_groups(blame.labels), blame.reason, blame.op)
+        if not session.numbers.find(structure, blamed):
+            for blame in narrowed(session, structure, trial, blamed):
+                session.space.freeze(structure.whole_groups(blame.labels), blame.reason, blame.op)
         structure = session.structure()
     for group in structure.prunable:
         for slot in group.slots:
@@ -120,6 +125,7 @@ class TraceSession:
         }
         self.passes: list[tuple[bool, Tracer]] = []
         self._zero_pass: Tracer | None = None
+        self.numbers = Numbers(self)
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -181,6 +187,13 @@ class TraceSession:
             for module in self.model.modules():
                 module.training = train and not isinstance(module, (_NormBase, nn.modules.dropout._DropoutNd))
             return run_labelled(tracer, self.model, inputs, flows)
+
+    def run_again(self) -> None:
+        """Forget what the operators said and run again, with what has been found out since."""
+        self._forget_operators()
+        self.space.head_labels.clear()
+        self.passes, self._zero_pass = [], None
+        self.run()
 
     def _forget_operators(self) -> None:
         self.space.truncate(unions=0, freezes=len(self.space.freezes))
@@ -281,7 +294,8 @@ class TraceSession:
         # Only the eval pass is counted; train mode's own layers (auxiliary heads) still make channels.
         counted, *others = (tracer.contractions for _, tracer in self.passes)
         uncounted = [contraction for other in others for contraction in other]
-        structure = Structure(self.space, shapes, parameters, records, counted, uncounted, max(batch, 1))
+        structure = Structure(self.space, shapes, parameters, records, counted, uncounted, max(batch, 1),
+            attributes=list(self.numbers.slots()))
         structure.passes = Passes(self.on_shapes, self.passes, self._zero_pass)
         return structure
 

@@ -13,6 +13,9 @@ from infoprune.structure.op import Op
 from infoprune.structure.rules.elementwise import broadcast_axes
 from infoprune.structure.rules.registry import rule, tensors_in
 
+HEAD_WIDTH = "the head width sets the scale of attention"
+"""Why the width of a head stays; whole heads may go."""
+
 
 @rule("aten.convolution", "aten.convolution_overrideable", "aten._convolution", "aten.mkldnn_convolution")
 def convolution(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
@@ -127,7 +130,7 @@ def attention(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequenc
     """Whole heads may go; the head width sets the softmax's scale, so it stays."""
     q, k, v = (get_flow(t) for t in args[:3])
     for flow in (q, k):
-        op.freeze(flow.axes[-1], "the head width sets the scale of attention")
+        op.freeze(flow.axes[-1], HEAD_WIDTH)
     for flow in (k, v):
         op.freeze(flow.axes[-2], "attention sums over it")
     for extra in tensors_in(args[3:], kwargs):

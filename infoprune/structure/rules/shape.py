@@ -79,20 +79,26 @@ def _segments(before: tuple[int, ...], after: tuple[int, ...]) -> Iterable[tuple
 
 
 def _rectangle(op: Op, axis: Labels, moved: np.ndarray) -> tuple[int | None, Labels]:
-    """Where the indices ``moved`` of one axis vary, and their labels there.
+    """Where the labels of the indices ``moved`` of one axis vary, and these labels.
 
     If they vary along several dimensions, removing single indices would leave holes: the labels are tied so that they
-    vary along one alone, the longest (equal positions of all parts go together: "balanced").
+    vary along one alone, the longest (equal positions of all parts go together: "balanced"), or that of whole heads.
     """
-    varying = [d for d in range(moved.ndim) if moved.shape[d] > 1 and (moved != moved.take([0], axis=d)).any()]
+    spread = axis[moved]
+    varying = [d for d in range(spread.ndim) if spread.shape[d] > 1 and (spread != spread.take([0], axis=d)).any()]
     if not varying:
         return None, axis  # one index only: it can never be removed
-    keep = op.choose(max(varying, key=lambda d: (moved.shape[d], d)))
-    if keep >= moved.ndim:  # a rehearsal in which the code reshapes otherwise than it did
+    counts = [len(np.unique(np.moveaxis(spread, d, -1).reshape(-1, spread.shape[d])[0])) for d in varying]
+    heads = [d for d, count in zip(varying[:-1], counts, strict=False) if count == op.head_count]
+    keep = op.choose(heads[-1] if heads else max(varying, key=lambda d: (spread.shape[d], d)))
+    if keep >= spread.ndim:  # a rehearsal in which the code reshapes otherwise than it did
         return None, axis
-    labels = axis[np.moveaxis(moved, keep, -1).reshape(-1, moved.shape[keep])]
+    labels = np.moveaxis(spread, keep, -1).reshape(-1, spread.shape[keep])
     if len(varying) > 1:
+        op.record.splits.append(tuple(counts))
         op.tie(labels)
+    if heads:
+        op.note_heads(labels[0][np.sort(np.unique(labels[0], return_index=True)[1])], counts[-1])
     return keep, labels[0]
 
 

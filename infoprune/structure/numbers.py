@@ -1,0 +1,158 @@
+"""Numbers that a model's code keeps in attributes and that have to follow a cut: head counts, written-out widths.
+
+Where a rehearsal fails, the module that is running may hold the number that its code asks for: ``self.num_heads`` in
+``view(b, n, 3, self.num_heads, -1)``, ``self.hidden_dim`` in ``reshape(n, self.hidden_dim, -1)``. Such a number is
+rewritten with the cut. Nothing is taken for granted: the next rehearsal shows whether it was the right one, and what
+is still in the way then stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import nn
+
+from infoprune.structure.groups import AttributeSlot, Structure
+from infoprune.structure.labels import Labels
+from infoprune.structure.rules.contraction import HEAD_WIDTH
+
+if TYPE_CHECKING:
+    from infoprune.structure.rehearse import Blame
+    from infoprune.structure.trace import TraceSession
+
+
+@dataclass
+class Heads:
+    """Parts of a dimension of one module (attention heads) that go as wholes, their number an attribute of it."""
+
+    attribute: str
+    count: int
+    tied: bool = False
+
+
+class Numbers:
+    """The attributes of a model that follow its widths, as far as they have been found."""
+
+    def __init__(self, session: TraceSession) -> None:
+        self._session = session
+        self._heads: dict[str, Heads] = {}
+        self._written: dict[str, AttributeSlot] = {}
+        self._tried: set[str] = set()
+        self._seen: set[str] = set()
+
+    def slots(self) -> Iterator[AttributeSlot]:
+        """Every attribute found, with the labels whose number it is."""
+        for module, heads in self._heads.items():
+            labels = self._session.space.head_labels.get(module)
+            if labels is not None:
+                yield AttributeSlot(_join(module, heads.attribute), heads.count, labels)
+        yield from self._written.values()
+
+    def find(self, structure: Structure, blamed: Iterable[Blame]) -> bool:
+        """Look for numbers that explain what is in a cut's way; False if there is none that has not been tried."""
+        modules = list(dict.fromkeys(blame.module for blame in blamed))
+        return (
+            self._split_into_heads(structure, modules)
+            or any([self._tie_inputs(structure, module) for module in modules])
+            or any([self._take_written(structure, blame) for blame in blamed])
+        )
+
+    def find_frozen_heads(self, structure: Structure) -> bool:
+        """Let modules lose whole heads where the width of a head has to stay."""
+        frozen = [f.op for f in self._session.space.freezes if f.reason == HEAD_WIDTH]
+        return self._split_into_heads(structure, [structure.records[op].module for op in frozen])
+
+    # -- heads --------------------------------------------------------------------------------------------------------
+
+    def _split_into_heads(self, structure: Structure, modules: Iterable[str]) -> bool:
+        """Let modules, and all of their classes, lose whole heads; the model runs again for that."""
+        before = len(self._heads)
+        for module in modules:
+            attribute = None if module in self._seen else self._head_count(structure, module)
+            for like in self._likes(module) if attribute else ():
+                count = self._integers(like).get(str(attribute), 0)
+                if like not in self._seen and count in self._splits(structure, like):
+                    self._heads[like] = Heads(str(attribute), count)
+                    self._session.space.head_counts[like] = count
+                self._seen.add(like)
+            self._seen.add(module)
+        if len(self._heads) == before:
+            return False
+        self._session.run_again()
+        return True
+
+    def _head_count(self, structure: Structure, module: str) -> str | None:
+        """The attribute that says into how many parts the module splits a dimension, if there is one alone."""
+        splits = self._splits(structure, module)
+        names = [name for name, value in self._integers(module).items() if value in splits]
+        return names[0] if len(names) == 1 else None
+
+    def _splits(self, structure: Structure, module: str) -> set[int]:
+        """Into how many parts, of more than one index each, the module's code splits dimensions."""
+        counts = (record.splits for record in structure.records if record.module == module)
+        return {count for splits in counts for parts in splits for count in parts[:-1]}
+
+    def _tie_inputs(self, structure: Structure, module: str) -> bool:
+        """Where head width times number of heads has to be the width that comes in: tie blocks of that to heads."""
+        if module not in self._heads or self._heads[module].tied:
+            return False
+        for like in self._likes(module):
+            heads, labels = self._heads.get(like), self._session.space.head_labels.get(like)
+            if heads is None or heads.tied or labels is None:
+                continue
+            heads.tied = True
+            for axis, op in self._axes_inside(structure, like, self._session.space.head_widths[like] * heads.count):
+                self._session.space.unite(np.repeat(labels, len(axis) // heads.count), axis, op)
+        return self._heads[module].tied
+
+    def _axes_inside(self, structure: Structure, module: str, size: int) -> Iterator[tuple[Labels, int]]:
+        """The removable dimensions of a size that operators of a module and its children make."""
+        seen: set[bytes] = set()
+        for number, record in enumerate(structure.records):
+            if record.module == module or record.module.startswith(f"{module}."):
+                for axis in (axis for output in record.outputs for axis in output.axes):
+                    if axis is not None and len(axis) == size and (axis >= 0).all() and axis.tobytes() not in seen:
+                        seen.add(axis.tobytes())
+                        yield axis, number
+
+    # -- written-out widths -------------------------------------------------------------------------------------------
+
+    def _take_written(self, structure: Structure, blame: Blame) -> bool:
+        """A width that the module holds as a number, if only one of its numbers is that width."""
+        if blame.op < 0:
+            return False
+        sides = [axis for output in structure.records[blame.op].outputs for axis in output.axes if axis is not None]
+        found = False
+        for axis in sides:
+            cut = np.isin(axis, blame.labels).any()
+            names = [name for name, value in self._integers(blame.module).items() if value == len(axis)]
+            path = _join(blame.module, names[0]) if len(names) == 1 else ""
+            if path in self._written:  # it did not help
+                del self._written[path]
+            elif cut and path and path not in self._tried:
+                self._tried.add(path)
+                self._written[path] = AttributeSlot(path, len(axis), axis)
+                found = True
+        return found
+
+    # -- modules ------------------------------------------------------------------------------------------------------
+
+    def _integers(self, module: str) -> dict[str, int]:
+        numbers = vars(self._session.model.get_submodule(module))
+        return {name: value for name, value in numbers.items() if type(value) is int and value > 1}
+
+    def _likes(self, name: str) -> list[str]:
+        return [name, *same_code(self._session.model, name)]
+
+
+def same_code(model: nn.Module, name: str) -> list[str]:
+    """The other modules that run the same code as the one called ``name``."""
+    kind = type(model.get_submodule(name))
+    return [other for other, module in model.named_modules() if type(module) is kind and other != name]
+
+
+def _join(module: str, attribute: str) -> str:
+    return f"{module}.{attribute}" if module else attribute
