@@ -69,9 +69,10 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int | None = Non
         tally.over_processes()
     measured = {name: tally.statistics(name) for name, tally in tallies.items() if tally.count}
     for name, statistics in measured.items():
-        _write(norms[name], *statistics)
-        if norms[name].num_batches_tracked is not None:
-            norms[name].num_batches_tracked.fill_(seen)
+        norm = norms[name]
+        _write(norm, *statistics)
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.fill_(seen)
 
 
 def check_norms(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -114,7 +115,7 @@ def _statistics_of_the_batch(norms: dict[str, _BatchNorm], tallies: dict[str, _P
     They are written where eval mode reads them. So each layer runs its own forward, whatever its class, without
     momentum, without the synchronisation that SyncBatchNorm does in train mode, and without a count of batches.
     """
-    stored = {name: (norm.running_mean.clone(), norm.running_var.clone()) for name, norm in norms.items()}
+    stored = {name: [buffer.clone() for buffer in _running(norm)] for name, norm in norms.items()}
 
     def measure(name: str, norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
         _write(norm, *tallies[name].add(inputs[0]))
@@ -132,11 +133,15 @@ def _statistics_of_the_batch(norms: dict[str, _BatchNorm], tallies: dict[str, _P
             _write(norm, *stored[name])
 
 
-def _write(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+def _running(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance)
+    return norm.running_mean, norm.running_var
+
+
+def _write(norm: _BatchNorm, *statistics: Tensor) -> None:
+    for buffer, values in zip(_running(norm), statistics, strict=True):
+        buffer.copy_(values)
 
 
 class _Pooled:

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, DistributedSampler
 
+from infoprune.callbacks import Distillation
 from infoprune.criteria import L1
 from tests.tiny import Sound, TinyModule, images, pruning, sgd, trainer
 
@@ -83,6 +84,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "unused": {"strategy": {"find_unused_parameters": True}, "module": PartlyUnused, "options": DOUBLE},
     "static": {"strategy": {"static_graph": True, "gradient_as_bucket_view": True}, "options": DOUBLE},
     "noisy": {"criterion": Noisy, "optimizer": adamw},
+    "distilled": {"callbacks": (Distillation,), "options": DOUBLE},
     **({"ema": {"ema": True}} if hasattr(pl.callbacks, "EMAWeightAveraging") else {}),  # since Lightning 2.6
     "fails": {"criterion": FailsOnOne},
 }

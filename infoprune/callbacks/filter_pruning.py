@@ -18,7 +18,7 @@ from infoprune.callbacks import shape_first
 from infoprune.callbacks.calibration import calibration_batches, training_batches
 from infoprune.callbacks.either_name import EitherName
 from infoprune.callbacks.example_inputs import example_inputs, none_yet, of_batch, undisturbed
-from infoprune.callbacks.network import find_network
+from infoprune.callbacks.network import COMPILED, find_network
 from infoprune.callbacks.original import Original, as_primitives, event_from_dict
 from infoprune.callbacks.resets import reset_best, reset_early_stopping
 from infoprune.callbacks.support import check_callbacks, check_started, check_strategy
@@ -169,6 +169,10 @@ class FilterPruning(EitherName):
         """The part of a LightningModule (of the one that is trained, or a copy) that is pruned."""
         return module.get_submodule(self._path or "")
 
+    def entrance(self, module: nn.Module) -> nn.Module:
+        """What the LightningModule calls to run the network: the same, or ``torch.compile``'s wrapper around it."""
+        return module.get_submodule((self._path or "").removesuffix(COMPILED).removesuffix("."))
+
     def is_due(self, epoch: int) -> bool:
         """Whether an event is to happen at the start of an epoch."""
         return self._fraction(epoch) is not None
@@ -227,6 +231,7 @@ class FilterPruning(EitherName):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_started(trainer, pl_module)
         self._check_shape(pl_module)
+        self.inputs = None  # another fit may come with another module
         self._fitted = weakref.ref(pl_module)
         self._plan = plan_of(pl_module)
 
@@ -235,10 +240,16 @@ class FilterPruning(EitherName):
         if trainer.is_global_zero:
             self._log = RunLog(trainer.loggers)
             self._log.start(self.options)
-        with undisturbed(trainer.strategy.root_device):
-            together(trainer, lambda: self._find_inputs(trainer, pl_module))
-            if self.inputs is not None and self.original is None:
+        self.prepare(trainer, pl_module)
+        if self.inputs is not None and self.original is None:
+            with undisturbed(trainer.strategy.root_device):
                 together(trainer, lambda: self._rehearse(trainer, pl_module))
+
+    def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Settle which network is pruned, if that can be known before the first batch; once, on all processes."""
+        if self.inputs is None:
+            with undisturbed(trainer.strategy.root_device):
+                together(trainer, lambda: self._find_inputs(trainer, pl_module))
 
     def _find_inputs(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Settle which network is pruned and what it is traced with, if that can be known yet."""
@@ -292,8 +303,7 @@ class FilterPruning(EitherName):
                 self._event(trainer, pl_module, fraction)
 
     def _event(self, trainer: pl.Trainer, pl_module: pl.LightningModule, fraction: float) -> None:
-        if self.inputs is None:
-            together(trainer, lambda: self._find_inputs(trainer, pl_module))
+        self.prepare(trainer, pl_module)
         if self.inputs is None:
             raise none_yet()
         structure, decision = self._decide(trainer, pl_module, fraction)

@@ -1,0 +1,405 @@
+"""`Distillation`: the unpruned model teaches the pruned one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from infoprune.callbacks.either_name import EitherName
+from infoprune.callbacks.filter_pruning import FilterPruning
+from infoprune.callbacks.find_pruning import find_pruning
+from infoprune.callbacks.snapshot import snapshot
+from infoprune.checkpoint import adapt
+from infoprune.errors import CheckpointError, ConfigurationError, PlanError, nearest
+from infoprune.registry import check_choice, check_number
+from infoprune.structure import PruningPlan, plan_of
+
+STEP = "training_step"
+
+
+def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² x the Kullback-Leibler divergence between class probabilities at a temperature T, averaged over examples.
+
+    Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
+
+    Args:
+        student: (N, classes, ...) logits; further dimensions (pixels, say) count as examples.
+        teacher: logits of the same shape.
+        temperature: by which both are divided.
+
+    >>> logits = torch.tensor([[1.0, 2.0]])
+    >>> soft_targets(logits, logits, 4.0).item()
+    0.0
+    """
+    ours, theirs = (F.log_softmax(_at_least_single(logits) / temperature, dim=1) for logits in (student, teacher))
+    return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1).mean()
+
+
+def attention(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance between normalised maps of where a layer is active, averaged over examples.
+
+    A map is the mean over channels of the squared activation, so the two may differ in width.
+
+    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017.
+
+    Args:
+        student: (N, C, ...) activations with at least one dimension of space.
+        teacher: (N, D, ...).
+
+    >>> maps = torch.rand(2, 3, 4, 4)
+    >>> attention(maps[:, :1].expand(2, 5, 4, 4), maps[:, :1]).item() < 1e-12
+    True
+    """
+    ours, theirs = (F.normalize(_at_least_single(maps).square().mean(dim=1).flatten(1)) for maps in (student, teacher))
+    return (ours - theirs).square().sum(dim=1).mean()
+
+
+def squared_error(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Mean squared difference, for outputs that are not logits."""
+    return F.mse_loss(_at_least_single(student), _at_least_single(teacher))
+
+
+def _at_least_single(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"kl": soft_targets, "mse": squared_error}
+
+
+class Distillation(EitherName):
+    """Lets the model as it was before the first cut teach what is left of it.
+
+    Right before the first event of `FilterPruning` the network is copied. From then on, whenever the training step
+    runs the network, the teacher sees the same inputs, and the step's loss becomes
+    ``(1 - weight) x loss + weight x distance`` to the teacher's outputs. Until then, and in validation and test,
+    nothing happens.
+
+    The LightningModule stays as it is: for the length of a batch the callback stands before its ``training_step`` and
+    watches its network. So the loss goes through precision, accumulation, clipping and DDP like any other. The teacher
+    is in eval mode, without gradients, outside of the LightningModule: optimizers, averaged copies and the saved
+    weights know nothing of it. It travels in the checkpoint, as part of this callback's state, so that a run that is
+    resumed goes on with the same teacher; that makes a checkpoint larger by the unpruned model.
+
+    Where among the callbacks it stands makes no difference. Logged: ``distillation/loss`` of each step.
+
+    Args:
+        temperature: that softens the class probabilities of ``kl``.
+        weight: share of the distance in the loss, in [0, 1].
+        loss: ``"kl"``: T² x the Kullback-Leibler divergence of the class probabilities at temperature T (dimension 1 of
+            the outputs); ``"mse"``: mean squared difference of the outputs, for other than classifiers.
+        output: where the network returns a tuple or a dict: index or key of the tensor to compare.
+        hints: names of layers of the network whose activations, (N, C, ...), are compared too, by where they are
+            active; pruned layers are welcome.
+        hint_weight: factor of the mean distance of the hints, which is added.
+        module: where several `FilterPruning` callbacks prune parts of the model: the ``module`` of the one meant.
+
+    Attributes:
+        teacher: the copy, None before the first event.
+
+    Raises:
+        ConfigurationError: when a fit starts: no `FilterPruning`, or manual optimization; in the first step: outputs
+            that are no tensors of equal shape, or a training step that does not run the network.
+        CheckpointError: a checkpoint's teacher belongs to another architecture.
+
+    Example:
+        >>> callbacks = [FilterPruning("l1", macs=0.5, schedule=[2, 4]), Distillation(temperature=4.0, weight=0.5)]
+    """
+
+    def __init__(
+        self,
+        temperature: float = 4.0,
+        weight: float = 0.5,
+        *,
+        loss: str = "kl",
+        output: int | str | None = None,
+        hints: Sequence[str] = (),
+        hint_weight: float = 1.0,
+        module: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_number("Distillation", "temperature", temperature, 1e-6)
+        check_number("Distillation", "weight", weight, 0, 1)
+        check_number("Distillation", "hint_weight", hint_weight, 0)
+        check_choice("Distillation", "loss", loss, LOSSES)
+        self.temperature = temperature
+        self.weight = weight
+        self.loss = loss
+        self.output = output
+        self.hints = (hints,) if isinstance(hints, str) else tuple(hints)
+        self.hint_weight = hint_weight
+        self.module = module
+        self.teacher: nn.Module | None = None
+        self._stored: dict[str, Any] | None = None
+        self._watch: _Watch | None = None
+
+    def _pruning(self, trainer: pl.Trainer) -> FilterPruning:
+        return find_pruning(trainer, self.module, "Distillation")
+
+    # -- the teacher --------------------------------------------------------------------------------------------------
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(module=self.module)
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self._pruning(trainer)
+        if not pl_module.automatic_optimization:
+            raise ConfigurationError(
+                f"Distillation adds to the loss that training_step returns, but {type(pl_module).__name__} optimizes "
+                "by hand: add infoprune.callbacks.distillation.soft_targets(outputs, teacher_outputs, temperature) to "
+                "the loss there, and leave Distillation out"
+            )
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pruning = self._pruning(trainer)
+        pruning.prepare(trainer, pl_module)
+        if self._stored is None and not pruning.history:
+            self.teacher = None  # of an earlier run
+        # A fit that resumes behind the last batch of an epoch enters the next one without any epoch start.
+        due = any(map(pruning.is_due, (trainer.current_epoch, trainer.current_epoch + 1)))
+        self._copy_if(due or bool(trainer.fast_dev_run), pruning, pl_module)  # type: ignore[attr-defined]
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pruning = self._pruning(trainer)
+        self._copy_if(pruning.is_due(trainer.current_epoch + 1), pruning, pl_module)
+
+    def _copy_if(self, due: bool, pruning: FilterPruning, pl_module: pl.LightningModule) -> None:
+        """Copy the network while nothing of it has gone, whenever an event may be next."""
+        if due and not pruning.history and pruning.inputs is not None:
+            self._check_hints(pruning.network(pl_module))
+            self.teacher = snapshot(pruning.network(pl_module))
+            if dist.is_available() and dist.is_initialized():
+                for buffer in self.teacher.buffers():  # each process has had its own statistics
+                    dist.broadcast(buffer, 0)
+
+    def _check_hints(self, network: nn.Module) -> None:
+        known = [name for name, _ in network.named_modules()]
+        for name in self.hints:
+            if name not in known:
+                raise ConfigurationError(
+                    f"Distillation: hints name {name!r}, which {type(network).__name__} does not have"
+                    f"{nearest(name, known)}"
+                )
+
+    # -- teaching -----------------------------------------------------------------------------------------------------
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._leave()
+        pruning = self._pruning(trainer)
+        if self._stored is not None and pruning.inputs is not None:
+            self.teacher, self._stored = _rebuilt(pruning.network(pl_module), self._stored), None
+        if self.teacher is not None and pruning.history:
+            self._watch = _Watch(pl_module, pruning.entrance(pl_module), pruning.network(pl_module), self)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._leave()
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._leave()
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._watch is not None:
+            self._watch.end()
+            self._watch = None
+
+    def distance(self, calls: Sequence[_Call]) -> Tensor:
+        """How far the student was from the teacher in some calls of the network: the weighted outputs and hints."""
+        assert self.teacher is not None
+        parts = []
+        for call in calls:
+            with torch.no_grad(), _kept(self.teacher, self.hints) as theirs:
+                output = self.teacher(*call.args, **call.kwargs)
+            pairs = self._picked(call.output), self._picked(output)
+            parts.append(self.weight * LOSSES[self.loss](*_alike(*pairs), self.temperature))
+            for name in self.hints:
+                ours = call.activations.get(name)
+                parts[-1] = parts[-1] + self.hint_weight / len(self.hints) * _hint(name, ours, theirs.get(name))
+        return torch.stack(parts).mean()
+
+    def _picked(self, output: Any) -> Tensor:
+        """The tensor to compare in what the network returned."""
+        found = output
+        if self.output is not None:
+            try:
+                found = output[self.output]
+            except (KeyError, IndexError, TypeError) as error:
+                raise ConfigurationError(
+                    f"Distillation: output={self.output!r} is not in the {type(output).__name__} that the network "
+                    "returns"
+                ) from error
+        if not isinstance(found, Tensor):
+            raise ConfigurationError(
+                f"Distillation: the network returns a {type(found).__name__}; say with output=... which index or key "
+                "of it holds the tensor to compare"
+            )
+        return found
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self.teacher is None:
+            return self._stored or {"teacher": None}
+        return {"teacher": _tensors(self.teacher), "plan": plan_of(self.teacher).to_dict()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.teacher = None
+        self._stored = None if state_dict["teacher"] is None else state_dict
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One run of the student within a training step."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    activations: dict[str, Any]
+
+
+class _Watch:
+    """Stands before a LightningModule's training step, and sees each run of its network, until `end`."""
+
+    def __init__(
+        self, pl_module: pl.LightningModule, entrance: nn.Module, network: nn.Module, how: Distillation
+    ) -> None:
+        self._module = pl_module
+        self._how = how
+        self._calls: list[_Call] | None = None  # None outside of a step
+        self._activations: dict[str, Any] = {}
+        self._before = vars(pl_module).get(STEP)
+        self._step = getattr(pl_module, STEP)
+        vars(pl_module)[STEP] = self
+        self._handles = [entrance.register_forward_hook(self._see, with_kwargs=True)]
+        for name in how.hints:
+            layer = network.get_submodule(name)
+            self._handles.append(layer.register_forward_hook(_keep_in(lambda: self._activations, name)))
+
+    def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._calls is not None:
+            self._calls.append(_Call(args, kwargs, output, self._activations))
+            self._activations = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The training step, its loss mixed with the distance to the teacher."""
+        calls: list[_Call] = []
+        self._calls = calls
+        try:
+            result = self._step(*args, **kwargs)
+        finally:
+            self._calls = None
+        loss = result.get("loss") if isinstance(result, Mapping) else result
+        if not isinstance(loss, Tensor):
+            return result  # a step that is skipped, or Lightning's to complain about
+        if not calls:
+            raise ConfigurationError(
+                f"Distillation: the training_step of {type(self._module).__name__} does not call the network that is "
+                "pruned, so there is nothing to compare with the teacher: give FilterPruning its module=..., or leave "
+                "Distillation out"
+            )
+        distance = self._how.distance(calls)
+        self._module.log("distillation/loss", distance.detach(), on_step=True, on_epoch=False, batch_size=1)
+        mixed = (1 - self._how.weight) * loss + distance
+        return {**result, "loss": mixed} if isinstance(result, Mapping) else mixed
+
+    def end(self) -> None:
+        """Leave the LightningModule as it was."""
+        for handle in self._handles:
+            handle.remove()
+        vars(self._module).pop(STEP, None)
+        if self._before is not None:  # an attribute of the instance, as of a compiled module
+            vars(self._module)[STEP] = self._before
+
+
+def _keep_in(where: Callable[[], dict[str, Any]], name: str) -> Callable[..., None]:
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        where()[name] = output
+
+    return keep
+
+
+@contextmanager
+def _kept(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What some layers of a network put out inside."""
+    found: dict[str, Any] = {}
+    handles = [network.get_submodule(name).register_forward_hook(_keep_in(lambda: found, name)) for name in names]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    if student.shape != teacher.shape:
+        raise ConfigurationError(
+            f"Distillation: the network's output has shape {tuple(student.shape)} and the teacher's "
+            f"{tuple(teacher.shape)}: freeze the layer that makes it, or compare another output=..."
+        )
+    return student, teacher
+
+
+def _hint(name: str, student: Any, teacher: Any) -> Tensor:
+    for maps in (student, teacher):
+        if not isinstance(maps, Tensor) or maps.dim() < 3:
+            found = f"has shape {tuple(maps.shape)}" if isinstance(maps, Tensor) else f"is a {type(maps).__name__}"
+            raise ConfigurationError(
+                f"Distillation: the hint {name!r} {found}; hints compare activations (N, C, ...) with at least one "
+                "dimension of space, of layers that every call of the network runs"
+            )
+    return attention(student, teacher)
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers, also those that a state dict leaves out."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+def _rebuilt(network: nn.Module, stored: Mapping[str, Any]) -> nn.Module:
+    """The teacher of a checkpoint, from a network of the same architecture, whatever that has lost by now."""
+    teacher = snapshot(network)
+    try:
+        adapt(teacher, PruningPlan.from_dict(stored["plan"]))
+    except PlanError as error:
+        raise CheckpointError(f"the teacher in the checkpoint cannot be read: {error}") from error
+    own = _tensors(teacher)
+    difference = own.keys() ^ stored["teacher"].keys()
+    if difference:
+        raise CheckpointError(
+            f"the teacher in the checkpoint belongs to another architecture: only one of them has {min(difference)}"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != stored["teacher"][name].shape:
+            raise CheckpointError(
+                f"the teacher in the checkpoint belongs to another architecture: {name} has shape "
+                f"{tuple(stored['teacher'][name].shape)} there, {tuple(tensor.shape)} here"
+            )
+        tensor.detach().copy_(stored["teacher"][name])
+    return teacher
