@@ -164,22 +164,6 @@ class TestAfterwards:
 
 
 class TestMistakes:
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            (["--trainer.callbacks.criterion=capacity_independance"], "did you mean 'capacity_independence'"),
-            (["--trainer.callbacks.amount=1.5"], "amount"),
-            (["--trainer.callbacks.schedule=[1,7]"], "max_epochs"),
-            (["--trainer.callbacks.frozen=[nothing_like_it]"], "nothing_like_it"),
-        ],
-    )
-    def test_one_line_on_stderr_and_exit_code_2(self, options: list[str], message: str, capsys, folder: Path) -> None:
-        assert fit(*logger(), *PRUNING, "--trainer.callbacks.schedule=1", *options) == 2
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("infoprune: error: ")]
-        assert len(lines) == 1
-        assert message in lines[0]
-        assert not list(folder.rglob("*.ckpt"))
-
     def test_the_traceback_is_there_for_who_asks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("INFOPRUNE_DEBUG", "1")
         with pytest.raises(ValueError, match="did you mean 'l1'"):
@@ -194,19 +178,6 @@ class TestMistakes:
         options = [*PRUNING, "--trainer.callbacks.schedule=1", "--trainer.callbacks+=RunReport"]
         assert fit(*options) == 2
         assert "put it before" in capsys.readouterr().err
-
-    @pytest.mark.parametrize(("content", "message"), [(None, "absent.ckpt"), (b"PK\x03\x04 cut", "cut short")])
-    def test_bad_checkpoints(self, content: bytes | None, message: str, folder: Path, capsys) -> None:
-        path = folder / "absent.ckpt"
-        if content is not None:
-            path.write_bytes(content)
-        assert fit(f"--ckpt_path={path}") == 2
-        assert message in capsys.readouterr().err
-
-    def test_an_unwritable_folder_is_told_before_training(self, folder: Path, capsys) -> None:
-        (folder / "logs").write_text("a file where the folder should be")
-        assert fit(*logger(), *PRUNING, "--trainer.callbacks.schedule=1") == 2
-        assert "infoprune: error: [Errno" in capsys.readouterr().err
 
 
 class TestTheCommandItself:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 import infoprune
 from infoprune import FilterPruning
 from infoprune.criteria import L1
-from infoprune.errors import BudgetError, ConfigurationError, SurgeryError, TraceError
+from infoprune.errors import ConfigurationError, SurgeryError, TraceError
 from tests.tiny import Sound, TinyModule, TinyNet, images, loader, pruning, same, trainer, widths
 
 
@@ -569,41 +568,6 @@ def test_compiled_module_through_ten_events(way: str) -> None:
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
-
-
-def fit_error(callback: FilterPruning, module: Any = None, epochs: int = 3, **options: Any) -> str:
-    module = TinyModule() if module is None else module
-    before = copy.deepcopy(module)
-    with pytest.raises((ConfigurationError, BudgetError, SurgeryError)) as caught:
-        trainer(callback, epochs=epochs, **options).fit(module, loader())
-    assert same(before, module)
-    return str(caught.value)
-
-
-def test_refusals_before_training_name_the_way_out() -> None:
-    """Nothing is trained for hours and then lost: all of it is told when the fit starts."""
-    assert "epoch 5, but max_epochs is 3" in fit_error(pruning((1, 5)))
-    assert "floor of" in fit_error(FilterPruning("l1", macs=0.001, schedule=2))
-    assert "needs a budget" in fit_error(FilterPruning("l1", schedule=2))
-    assert "matches no module" in fit_error(pruning(2, frozen=["steem"]))
-    assert "nothing to prune" in fit_error(pruning(2, frozen=["stem", "conv1"]))
-    broken = TinyModule()
-    broken.net.conv1.weight.data[0] = float("nan")
-    assert "conv1: its weights hold" in fit_error(pruning(0), broken)
-
-
-def test_nonsense_options() -> None:
-    for options, message in [
-        ({"schedule": 1, "macs": 0.5, "amount": 0.5}, "clash"),
-        ({"schedule": 1, "amount": 1.0}, r"in \[0, 1\)"),
-        ({"schedule": [], "macs": 0.5}, "no event"),
-        ({"schedule": {"start": 1, "end": 3, "kind": "cubik"}, "macs": 0.5}, "did you mean 'cubic'"),
-        ({"schedule": 1, "macs": 0.5, "allocation": "unifrm"}, "did you mean 'uniform'"),
-    ]:
-        with pytest.raises(ConfigurationError, match=message):
-            FilterPruning("l1", **options)
-    with pytest.raises(ConfigurationError, match="did you mean 'l1'"):
-        FilterPruning("l11", schedule=1, macs=0.5)
 
 
 def test_averaging_and_pruning_that_cannot_follow_are_refused() -> None:

@@ -169,14 +169,6 @@ class TestRefusals:
         with pytest.raises(ConfigurationError, match="put it before"):
             trainer_of(tmp_path, pruning(), RunReport()).fit(UserModule(), UserData())
 
-    def test_a_folder_that_cannot_be_written_is_told_before_training(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("")
-        module = UserModule()
-        weights = copy.deepcopy(module.state_dict())
-        with pytest.raises(ConfigurationError, match=r"run folder .*file.here cannot be written.*save_dir"):
-            trainer_of(tmp_path, RunReport(folder=str(tmp_path / "file/here")), pruning()).fit(module, UserData())
-        assert all(torch.equal(weights[name], tensor) for name, tensor in module.state_dict().items())
-
     def test_a_negative_number_of_repeats(self) -> None:
         with pytest.raises(ConfigurationError, match="latency_repeats=-1"):
             RunReport(latency_repeats=-1)

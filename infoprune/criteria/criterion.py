@@ -37,6 +37,9 @@ class Criterion(ABC):
     name: ClassVar[str] = ""
     needs_data: ClassVar[bool] = False
 
+    def __init_subclass__(cls) -> None:
+        cls.name = vars(cls).get("name", "")  # what derives from a registered criterion is not that criterion
+
     @property
     def label(self) -> str:
         """How messages call this criterion."""
