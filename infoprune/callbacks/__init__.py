@@ -3,5 +3,6 @@
 from infoprune.callbacks.distillation import Distillation
 from infoprune.callbacks.filter_pruning import FilterPruning
 from infoprune.callbacks.report import RunReport
+from infoprune.callbacks.sparsity import SparsityWarmup
 
-__all__ = ["Distillation", "FilterPruning", "RunReport"]
+__all__ = ["Distillation", "FilterPruning", "RunReport", "SparsityWarmup"]

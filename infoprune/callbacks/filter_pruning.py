@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from infoprune.allocation import Allocation, get_allocation
 from infoprune.callbacks import shape_first
+from infoprune.callbacks.announced import Announced
 from infoprune.callbacks.calibration import calibration_batches, training_batches
 from infoprune.callbacks.either_name import EitherName
 from infoprune.callbacks.example_inputs import example_inputs, none_yet, of_batch, undisturbed
@@ -145,6 +146,7 @@ class FilterPruning(EitherName):
         self._seen: Tensor | None = None
         self._plan = PruningPlan()
         self._validated = Validated()
+        self._announced: Announced | None = None
         self._log: RunLog | None = None
         self._run: weakref.ref[pl.Trainer] | None = None
         self._fitted: weakref.ref[pl.LightningModule] | None = None
@@ -216,6 +218,7 @@ class FilterPruning(EitherName):
         self._path = self.module
         self.history, self.original, self.inputs, self._seen = [], None, None, None
         self._fitted, self._plan, self._validated = None, PruningPlan(), Validated()
+        self._announced = None
 
     def _check_others(self, trainer: pl.Trainer) -> None:
         for other in trainer.callbacks:  # type: ignore[attr-defined]
@@ -322,8 +325,11 @@ class FilterPruning(EitherName):
     def _decide(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, fraction: float
     ) -> tuple[Structure, Decision]:
-        """Score on every process, average, and take the first process's decision on all."""
+        """Score on every process, average, and take the first process's decision on all; once for each event."""
         network = self.network(pl_module)
+        announced, self._announced = self._announced, None
+        if announced is not None and announced.fraction == fraction:
+            return self._trace(pl_module), Decision(announced.plan, announced.scores)
 
         def score() -> tuple[Structure, Scores, Allocation]:
             structure = self._trace(pl_module)
@@ -357,6 +363,23 @@ class FilterPruning(EitherName):
         decision = together(trainer, choose)
         plan = PruningPlan.from_dict(trainer.strategy.broadcast(decision.plan.to_dict()))
         return structure, replace(decision, plan=plan)
+
+    def announce(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Structure, PruningPlan] | None:
+        """Decide now what the next event removes, for somebody who prepares the model for it.
+
+        The event will remove exactly that, whatever the scores are by then.
+
+        Returns:
+            The network's structure and the plan, None if there is no event to come.
+        """
+        upcoming = [fraction for epoch, fraction in self.schedule.events if epoch > trainer.current_epoch]
+        self.prepare(trainer, pl_module)
+        if not upcoming or self.inputs is None:
+            return None
+        with undisturbed(trainer.strategy.root_device):
+            structure, decision = self._decide(trainer, pl_module, upcoming[0])
+        self._announced = Announced(upcoming[0], decision.plan, decision.scores)
+        return structure, decision.plan
 
     def _recalibrate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure batch norm anew in the model and in averaged copies of it, at the precision of training."""
@@ -436,6 +459,7 @@ class FilterPruning(EitherName):
             "original": None if self.original is None else as_primitives(self.original),
             "validated": dict(self._validated.metrics),
             "seen": self._seen,
+            "announced": None if self._announced is None else self._announced.to_dict(),
         }
 
     @override
@@ -445,6 +469,8 @@ class FilterPruning(EitherName):
         self.original = None if original is None else Original.from_dict(original)
         self._validated.metrics = dict(state_dict["validated"])
         self._seen = state_dict["seen"]
+        announced = state_dict.get("announced")
+        self._announced = None if announced is None else Announced.from_dict(announced)
 
     @override
     def on_save_checkpoint(
