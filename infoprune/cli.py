@@ -13,7 +13,7 @@ from infoprune.version import __version__
 TRAINING = ("fit", "validate", "test", "predict")
 """Subcommands that run a Lightning Trainer."""
 
-TOOLS = ("inspect", "prune")
+TOOLS = ("inspect", "prune", "export", "benchmark", "compare", "plot", "completion")
 """Subcommands that work on a model without training it: each a module of `infoprune.commands` with a ``run``."""
 
 DEBUG = "INFOPRUNE_DEBUG"
@@ -31,6 +31,11 @@ commands:
   predict      run on the prediction data
   inspect      what is coupled, what is frozen and why, what each layer costs
   prune        cut a model in one go, without training
+  export       ONNX with its outputs compared, torch.export program, plain weights
+  benchmark    latency, throughput and memory, against the unpruned and a uniformly narrowed model
+  compare      criteria by budgets: a table and a picture
+  plot         pictures of a run from its folder
+  completion   completion of all this for bash, zsh or tcsh
 
 any LightningModule and LightningDataModule work, by class_path, in a config or on the command line:
   infoprune fit --config configs/quickstart.yaml
@@ -42,7 +47,8 @@ any LightningModule and LightningDataModule work, by class_path, in a config or 
 
 any module works too, by class_path, or the folder of a run:
   infoprune inspect --model torchvision.models.resnet18 --input_shape 1,3,224,224
-  infoprune prune --model CifarResNet --weights resnet20.pt --input_shape 1,3,32,32 --macs 0.5 --out pruned
+  infoprune prune --model CifarResNet --weights resnet56.pt --input_shape 1,3,32,32 --macs 0.5 --out pruned
+  infoprune export --model pruned --out exported
 
 finding out more:
   infoprune fit --help                                   every option of the command

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
-from torch.profiler import ProfilerActivity, profile
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from infoprune.allocation import Budget, get_allocation, select
 from infoprune.cost import latency
@@ -100,9 +103,13 @@ def side_by_side(
 
 
 def peak_memory(model: nn.Module, inputs: Inputs) -> int:
-    """Most bytes that a forward pass holds at once, beyond weights and inputs: activations and scratch space.
+    """Most bytes that a forward pass holds at once, beyond weights and inputs.
 
-    On the CPU what PyTorch's allocator hands out is counted; what libraries allocate past it is not seen.
+    On CUDA what its allocator hands out: activations and scratch space. On the CPU activations alone: the outputs of
+    operators, for as long as somebody holds them.
+
+    >>> peak_memory(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1)), torch.zeros(2, 8))
+    256
     """
     with evaluating(model), torch.no_grad():
         if next((parameter.is_cuda for parameter in model.parameters()), False):
@@ -112,15 +119,29 @@ def peak_memory(model: nn.Module, inputs: Inputs) -> int:
             call(model, inputs)
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated() - before
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        own = [*model.parameters(), *model.buffers(), *tree_flatten(inputs)[0]]
+        with _Held(tensor for tensor in own if isinstance(tensor, Tensor)) as held:
             call(model, inputs)
-    held = peak = 0
-    assert profiler.profiler is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    return held.peak
+
+
+class _Held(TorchDispatchMode):
+    """Follows the memory behind the outputs of operators."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.peak = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}
+        for tensor in tree_flatten(outputs)[0]:
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self._known:
+                self._live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return outputs
 
 
 def uniformly_narrowed(model: nn.Module, inputs: Inputs, macs: float) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
 import shlex
@@ -159,3 +160,22 @@ def _first_clash(error: RuntimeError) -> str:
     """The first of the tensors that PyTorch names when weights do not fit."""
     first = str(error).splitlines()[1].strip()
     return first if first.startswith("size mismatch") else first.split(", ")[0]
+
+
+class _Parsers(TrainingCLI):
+    """Only the parsers: made, and nothing parsed."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        raise _Made
+
+
+class _Made(Exception):
+    """The parsers are there."""
+
+
+def parsers() -> dict[str, LightningArgumentParser]:
+    """Return the parser of each training command."""
+    cli = _Parsers.__new__(_Parsers)
+    with contextlib.suppress(_Made):
+        _Parsers.__init__(cli, ["fit"], [])
+    return dict(cli._subcommand_parsers)

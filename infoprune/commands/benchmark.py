@@ -1,0 +1,177 @@
+"""``infoprune benchmark``: how fast a pruned model is, against the unpruned and a uniformly narrowed one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+import infoprune
+from infoprune.commands.cutting import add_criterion_argument, add_cut_arguments, asks_for_a_cut, cut
+from infoprune.commands.named_data import add_data_arguments, open_data
+from infoprune.commands.named_model import NamedModel, add_model_arguments, open_model
+from infoprune.commands.parser import add_json_argument, make_parser, parse, show
+from infoprune.cost import Cost
+from infoprune.errors import ConfigurationError
+from infoprune.report.environment import device_name
+from infoprune.report.text import count, percent, seconds
+from infoprune.shapes import with_batch
+from infoprune.speed import Speed, side_by_side, uniformly_narrowed
+
+WHAT = """\
+Measure latency, throughput and memory of a model as it was built (original), pruned, and narrowed alike in every layer
+to the same MACs (uniform), which tells what the choice of widths does to speed. The three take turns, so that all see
+the same weather; medians, with the distance between the quartiles.
+
+A pruned model comes from the folder of a run, or is made by --macs, --params or --amount."""
+
+EXAMPLES = """\
+  infoprune benchmark --model runs/quickstart/version_0 --batch 1 32
+  infoprune benchmark --model torchvision.models.resnet50 --input_shape 1,3,224,224 --macs 0.5 --round_to 8
+  infoprune benchmark --model pruned --device cuda --batch 64 --json"""
+
+
+def make(words: Sequence[str] = ()) -> ArgumentParser:
+    """Return the command's parser."""
+    parser = make_parser("benchmark", WHAT, EXAMPLES)
+    add_model_arguments(parser, words)
+    add_criterion_argument(parser)
+    add_cut_arguments(parser)
+    add_data_arguments(parser, words)
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="batch sizes")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda or cuda:1")
+    parser.add_argument("--threads", type=int | None, help="CPU threads; PyTorch's own choice if not given")
+    parser.add_argument("--warmup", type=int, default=3, help="passes of each model that are not counted")
+    parser.add_argument("--repeats", type=int, default=20, help="rounds in which each model is timed once")
+    add_json_argument(parser)
+    return parser
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the command."""
+    parser = make(words)
+    options = parse(parser, words)
+    device = _device(options.device)
+    for option in ("batch", "repeats"):
+        values = options[option] if isinstance(options[option], list) else [options[option]]
+        if min(values) < 1:
+            raise ConfigurationError(f"--{option} {min(values)} must be at least 1")
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ConfigurationError(f"--threads {options.threads} must be at least 1")
+        torch.set_num_threads(options.threads)
+    named = open_model(parser, options)
+    models = _models(named, parser, options)
+    costs = {name: infoprune.trace(model, named.inputs).cost() for name, model in models.items()}
+    rows = [row for size in options.batch for row in _rows(models, costs, named, size, device, options)]
+    data = {"model": named.describes, "device": device_name(device), "threads": torch.get_num_threads(), "rows": rows}
+    show("benchmark", data, options.json, lambda console: _print(console, data))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(f"--device {name}: no such device; give cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigurationError(f"--device {name}: only cpu and cuda are measured")
+    return device
+
+
+def _models(named: NamedModel, parser: ArgumentParser, options: Namespace) -> dict[str, nn.Module]:
+    """The models to measure. What their weights are makes no difference to their speed."""
+    original = named.architecture()
+    if asks_for_a_cut(options):
+        cut(named, options, open_data(parser, options))
+    if infoprune.plan_of(named.network).is_empty:
+        return {"original": original}
+    whole, left = (infoprune.trace(model, named.inputs).cost().macs for model in (original, named.network))
+    models = {"original": original, "pruned": named.network}
+    return {**models, "uniform": uniformly_narrowed(original, named.inputs, left / whole)} if left < whole else models
+
+
+def _rows(
+    models: dict[str, nn.Module],
+    costs: dict[str, Cost],
+    named: NamedModel,
+    size: int,
+    device: torch.device,
+    options: Namespace,
+) -> list[dict[str, Any]]:
+    inputs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), with_batch(named.inputs, size))
+    for model in models.values():
+        model.to(device)
+    speeds = side_by_side(models, inputs, options.repeats, options.warmup)
+    return [_row(name, costs, speeds) for name in models]
+
+
+def _row(name: str, costs: dict[str, Cost], speeds: dict[str, Speed]) -> dict[str, Any]:
+    speed, first = speeds[name], speeds["original"]
+    return {
+        "model": name,
+        "batch": speed.batch,
+        "macs": costs[name].macs,
+        "params": costs[name].params,
+        "median_s": speed.median,
+        "spread_s": speed.spread,
+        "throughput": speed.throughput,
+        "speedup": speed.times_as_fast_as(first),
+        "ideal_speedup": costs["original"].macs / max(costs[name].macs, 1),
+        "weight_bytes": speed.weight_bytes,
+        "peak_bytes": speed.peak_bytes,
+    }
+
+
+def _print(console: Console, data: dict[str, Any]) -> None:
+    table = Table(
+        title=f"{data['model']['class']} on {data['device']}, {data['threads']} threads",
+        title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False,
+    )  # fmt: skip
+    table.add_column("model")
+    for column in (
+        "batch",
+        "MACs",
+        "latency",
+        "± quartiles",
+        "a second",
+        "speed-up",
+        "ideal",
+        "weights",
+        "activations",
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in data["rows"]:
+        table.add_row(
+            row["model"],
+            str(row["batch"]),
+            count(row["macs"]),
+            seconds(row["median_s"]),
+            percent(row["spread_s"] / row["median_s"], 0),
+            count(row["throughput"]),
+            f"{row['speedup']:.2f} ×",
+            f"{row['ideal_speedup']:.2f} ×",
+            f"{count(row['weight_bytes'])}B",
+            f"{count(row['peak_bytes'])}B",
+        )
+    console.print(table)
+    for line in _verdicts(data["rows"]):
+        console.print(Text(line, style="yellow"), soft_wrap=True)
+
+
+def _verdicts(rows: list[dict[str, Any]]) -> list[str]:
+    """Say where a cut does not pay."""
+    return [
+        f"Batch {row['batch']}: this cut does not pay here, {row['speedup']:.2f} times the speed for "
+        f"{row['ideal_speedup']:.1f} times fewer MACs; try --round_to 8, larger batches or another device."
+        for row in rows
+        if row["model"] == "pruned" and row["ideal_speedup"] > 1.1 and row["speedup"] <= 1.02
+    ]

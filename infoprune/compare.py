@@ -1,0 +1,127 @@
+"""Criteria side by side: the same model, the same budgets, the same images; only who chooses the filters differs."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from infoprune.allocation import Allocation
+from infoprune.criteria import Criterion, get_criterion
+from infoprune.decide import Target, decide
+from infoprune.errors import ConfigurationError
+from infoprune.evaluate import Evaluate
+from infoprune.recalibration import recalibrate
+from infoprune.structure import check_plan, shrink, trace
+from infoprune.structure.tracer import Inputs
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One criterion at one budget.
+
+    Attributes:
+        criterion: as it was given, in words; ``"none"`` is the model before any cut.
+        keep: the budget: the share that was to stay.
+        macs: share of the MACs that stayed.
+        params: share of the parameters that stayed.
+        figures: what was measured of the pruned model; the first entry is the one that counts.
+        scoring_s: seconds that the criterion took to score the whole model, the same at every budget.
+    """
+
+    criterion: str
+    keep: float
+    macs: float
+    params: float
+    figures: Mapping[str, float]
+    scoring_s: float
+
+
+def compare(
+    model: nn.Module,
+    example_inputs: Inputs,
+    criteria: Sequence[str | Mapping[str, Any] | Criterion],
+    budgets: Sequence[float],
+    evaluate: Evaluate,
+    *,
+    kind: str = "macs",
+    allocation: str | Mapping[str, Any] | Allocation = "uniform",
+    round_to: int = 1,
+    min_width: int = 1,
+    frozen: Sequence[str] = (),
+    data: Iterable[Any] | None = None,
+    recalibration: Iterable[Any] | None = None,
+) -> list[Compared]:
+    """Prune a copy of a model by each criterion to each budget, and measure it.
+
+    Args:
+        model: a trained model; it is not changed.
+        example_inputs: what its forward takes.
+        criteria: names, ``{"name": ..., options}`` or criteria. Each scores the model once.
+        budgets: shares to keep, in (0, 1].
+        evaluate: measures a model.
+        kind: what the budgets are of: ``"macs"`` or ``"params"``.
+        allocation: how the groups share the cut. One that does not look at scores gives all criteria the same widths,
+            and only then is a difference due to the criterion.
+        round_to: widths are multiples of this.
+        min_width: the fewest units a group keeps.
+        frozen: patterns of layers whose filters all stay.
+        data: batches for criteria that look at data.
+        recalibration: batches of training images, augmented as in training, to measure batch norm's statistics anew
+            after each cut; None leaves them.
+
+    Returns:
+        The model before, then criteria by budgets in the order given.
+
+    Raises:
+        ConfigurationError, BudgetError: as `infoprune.prune`.
+
+    Example:
+        >>> import torch
+        >>> from infoprune.evaluate import output_change
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+        >>> images = torch.randn(2, 3, 8, 8)
+        >>> rows = compare(net, images, ["l1", "random"], [0.5], output_change(net, images))
+        >>> [(row.criterion, row.macs) for row in rows]
+        [('none', 1.0), ('l1', 0.5), ('random', 0.5)]
+    """
+    if kind not in ("macs", "params"):
+        raise ConfigurationError(f"kind={kind!r}: budgets are shares of 'macs' or 'params'")
+    if not criteria or not budgets:
+        raise ConfigurationError("nothing to compare: give at least one criterion and one budget")
+    found = [get_criterion(criterion) for criterion in criteria]
+    targets = [Target(**{kind: keep}, round_to=round_to, min_width=min_width) for keep in budgets]
+    structure = trace(model, example_inputs, frozen)
+    rows = [Compared("none", 1.0, 1.0, 1.0, dict(evaluate(model)), 0.0)]
+    for spec, criterion in zip(criteria, found, strict=True):
+        start = time.perf_counter()
+        scores = criterion(model, structure, data)
+        seconds = time.perf_counter() - start
+        for keep, target in zip(budgets, targets, strict=True):
+            plan = decide(model, structure, target, criterion, allocation, data, scores=scores).plan
+            check_plan(model, example_inputs, structure, plan)
+            pruned = copy.deepcopy(model)
+            shrink(pruned, plan)
+            if recalibration is not None:
+                recalibrate(pruned, recalibration)
+            macs, params = structure.cost_of(plan).ratio(structure.cost())
+            rows.append(Compared(in_words(spec), keep, macs, params, dict(evaluate(pruned)), seconds))
+    return rows
+
+
+def in_words(spec: str | Mapping[str, Any] | Criterion) -> str:
+    """A criterion as it was given, short enough for a legend.
+
+    >>> in_words("l1"), in_words({"name": "capacity_independence", "balance": 0.3})
+    ('l1', 'capacity_independence (balance=0.3)')
+    """
+    if isinstance(spec, Criterion):
+        return spec.name or type(spec).__name__
+    if isinstance(spec, str):
+        return spec
+    options = ", ".join(f"{name}={value}" for name, value in spec.items() if name != "name")
+    return f"{spec.get('name')}" + (f" ({options})" if options else "")
