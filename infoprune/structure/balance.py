@@ -53,8 +53,8 @@ def balanced_pairs(
     for same_kind in (True, False):
         pairs += _take_pairs(surplus, more, less, kind if same_kind else np.zeros_like(kind))
     pairs += _merge_rest(surplus, more, less)
-    first, second = (roots[np.array(side, dtype=np.int64)] for side in (zip(*pairs, strict=True) if pairs else ([], [])))
-    return first, second
+    chosen = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return roots[chosen[:, 0]], roots[chosen[:, 1]]
 
 
 def _is_matching(a: Labels, b: Labels) -> bool:

@@ -52,13 +52,15 @@ class Numbers:
         yield from self._written.values()
 
     def find(self, structure: Structure, blamed: Iterable[Blame]) -> bool:
-        """Look for numbers that explain what is in a cut's way; False if there is none that has not been tried."""
+        """Look for numbers that explain what is in a cut's way; False if there is none that was not tried before."""
         modules = list(dict.fromkeys(blame.module for blame in blamed))
-        return (
-            self._split_into_heads(structure, modules)
-            or any([self._tie_inputs(structure, module) for module in modules])
-            or any([self._take_written(structure, blame) for blame in blamed])
-        )
+        if self._split_into_heads(structure, modules):
+            return True
+        tied = [self._tie_inputs(structure, module) for module in modules]
+        if any(tied):
+            return True
+        taken = [self._take_written(structure, blame) for blame in blamed]
+        return any(taken)
 
     def find_frozen_heads(self, structure: Structure) -> bool:
         """Let modules lose whole heads where the width of a head has to stay."""
@@ -130,6 +132,8 @@ class Numbers:
             cut = np.isin(axis, blame.labels).any()
             names = [name for name, value in self._integers(blame.module).items() if value == len(axis)]
             path = _join(blame.module, names[0]) if len(names) == 1 else ""
+            if blame.module in self._heads and self._heads[blame.module].attribute in names:
+                continue
             if path in self._written:  # it did not help
                 del self._written[path]
             elif cut and path and path not in self._tried:

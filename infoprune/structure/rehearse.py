@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Blame:
-    """Labels that the model's code does not let go, the operator that showed it (-1: none in particular), its module."""
+    """Labels that the model's code does not let go; the operator (-1: none in particular) and module that showed it."""
 
     labels: Labels
     reason: str
@@ -243,7 +243,8 @@ class _Rehearsal(Tracer):
 
     def finish(self) -> None:
         """Where the shrunk model ran other operators than the original, at least their factors must be the same."""
-        if self._lost_in is not None and self._numbers != Counter(n for record in self._expected for n in record.numbers):
+        expected = Counter(number for record in self._expected for number in record.numbers)
+        if self._lost_in is not None and self._numbers != expected:
             raise _Diverged("it runs other operators with other factors")
 
     # -- comparing ----------------------------------------------------------------------------------------------------

@@ -294,8 +294,16 @@ class TraceSession:
         # Only the eval pass is counted; train mode's own layers (auxiliary heads) still make channels.
         counted, *others = (tracer.contractions for _, tracer in self.passes)
         uncounted = [contraction for other in others for contraction in other]
-        structure = Structure(self.space, shapes, parameters, records, counted, uncounted, max(batch, 1),
-            attributes=list(self.numbers.slots()))
+        structure = Structure(
+            self.space,
+            shapes,
+            parameters,
+            records,
+            counted,
+            uncounted,
+            max(batch, 1),
+            attributes=list(self.numbers.slots()),
+        )
         structure.passes = Passes(self.on_shapes, self.passes, self._zero_pass)
         return structure
 

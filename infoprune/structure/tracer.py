@@ -17,6 +17,7 @@ from infoprune.structure.flow import Flow, clear_flow, get_flow, set_flow
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.op import Contraction, Op, OpRecord, Output
 from infoprune.structure.rules import Rule, find_rule, tensors_in
+from infoprune.structure.shapes import on_shapes
 
 Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
 """Example inputs: one tensor, a tuple of positional arguments, or a dict of keyword arguments."""
@@ -105,15 +106,8 @@ def execute(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     mixed = any(t.is_meta for t in tensors) and not all(t.is_meta for t in tensors)
     if mixed and kwargs.get("device") is None and "_to_copy" not in str(func):
         args, kwargs = _carried_to_meta(args), _carried_to_meta(kwargs)
-    if func is torch.ops.aten.native_batch_norm.default and args[0].is_meta:
-        return _batch_norm_shapes(*args)
-    return func(*args, **kwargs)
-
-
-def _batch_norm_shapes(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The results of a batch norm on meta, where PyTorch goes through its arithmetic one operator at a time."""
-    statistics = x.new_empty(x.shape[1] if args[4] else 0)
-    return torch.empty_like(x), statistics, statistics.clone()
+    result = on_shapes(func, args, kwargs)
+    return func(*args, **kwargs) if result is NotImplemented else result
 
 
 def _carried_to_meta(tree: Any) -> Any:

@@ -1,0 +1,60 @@
+"""The short cuts on shapes give what PyTorch's meta kernels give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from infoprune.structure.shapes import on_shapes
+
+aten = torch.ops.aten
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(*shape, device="meta", dtype=dtype)
+
+
+X, Y, LAST = meta(2, 4, 6), meta(2, 4, 6), meta(2, 4, 6, 6).to(memory_format=torch.channels_last)
+CASES: list[tuple[Any, tuple[Any, ...]]] = [
+    (aten.add.Tensor, (X, Y)),
+    (aten.sub.Tensor, (LAST, LAST)),
+    (aten.mul.Tensor, (X.transpose(1, 2), meta(2, 6, 4))),
+    (aten.mul.Scalar, (X, 0.5)),
+    (aten.div.Tensor, (X, Y)),
+    (aten.gelu.default, (X,)),
+    (aten.silu.default, (LAST,)),
+    (aten._softmax.default, (X, -1, False)),
+    (aten._safe_softmax.default, (X, -1)),
+    (aten.masked_fill.Scalar, (X, meta(2, 4, 6, dtype=torch.bool), 0.0)),
+    (aten.native_layer_norm.default, (X, [6], meta(6), meta(6), 1e-5)),
+    (aten.native_layer_norm.default, (X, [4, 6], None, None, 1e-5)),
+    (aten.native_batch_norm.default, (LAST, meta(4), meta(4), meta(4), meta(4), False, 0.1, 1e-5)),
+    (aten.addmm.default, (meta(5), meta(2, 6), meta(6, 5))),
+]
+
+
+@pytest.mark.parametrize(("func", "args"), CASES, ids=[str(func) for func, _ in CASES])
+def test_a_short_cut_gives_what_pytorch_gives(func: Any, args: tuple[Any, ...]) -> None:
+    quick, usual = on_shapes(func, args, {}), func(*args)
+    pairs = [(quick, usual)] if isinstance(usual, torch.Tensor) else list(zip(quick, usual, strict=True))
+    for ours, theirs in pairs[:1] if func is aten.native_batch_norm.default else pairs:  # eval mode saves nothing
+        assert (ours.shape, ours.dtype, ours.is_meta) == (theirs.shape, theirs.dtype, True)
+    assert pairs[0][0].stride() == pairs[0][1].stride()
+
+
+@pytest.mark.parametrize(
+    ("func", "args"),
+    [
+        (aten.add.Tensor, (X, meta(6))),  # broadcasting
+        (aten.add.Tensor, (X, meta(2, 4, 6, dtype=torch.float64))),  # promotion
+        (aten.add.Tensor, (X, torch.tensor(1.0))),  # a number of the model's code
+        (aten._softmax.default, (meta(2, 3, dtype=torch.float16), -1, True)),  # another dtype
+        (aten.addmm.default, (meta(5), meta(2, 6), meta(7, 5))),  # an error that is PyTorch's to raise
+        (aten.native_layer_norm.default, (X, [5], meta(5), meta(5), 1e-5)),
+        (aten.add.Tensor, (torch.ones(2), torch.ones(2))),  # real tensors
+    ],
+)
+def test_what_is_not_plain_is_left_to_pytorch(func: Any, args: tuple[Any, ...]) -> None:
+    assert on_shapes(func, args, {}) is NotImplemented
