@@ -1,0 +1,115 @@
+"""Copies of a network within a LightningModule: momentum encoders and averages, which follow it, and teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from infoprune.errors import ConfigurationError, nearest
+from infoprune.structure import PruningPlan
+from infoprune.structure.tensors import owned_tensors
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from infoprune.structure import Structure
+
+
+def with_copies(plan: PruningPlan, copies: Mapping[str, str]) -> PruningPlan:
+    """Let copies lose what their originals lose.
+
+    Args:
+        plan: what goes, by the LightningModule's names.
+        copies: path of the copy -> path of the original.
+
+    Example:
+        >>> plan = PruningPlan({"net.weight": {0: (1,)}}, {"net.weight": (4, 3)})
+        >>> sorted(with_copies(plan, {"momentum": "net"}).removed)
+        ['momentum.weight', 'net.weight']
+    """
+    removed, shapes, attributes = dict(plan.removed), dict(plan.shapes), dict(plan.attributes)
+    for copy, original in copies.items():
+        for entries, source in ((removed, plan.removed), (shapes, plan.shapes), (attributes, plan.attributes)):
+            for name, value in source.items():
+                if name.startswith(f"{original}."):
+                    entries[copy + name.removeprefix(original)] = value  # type: ignore[index]
+    return PruningPlan(removed, shapes, attributes)
+
+
+def within(copies: Mapping[str, str], path: str) -> list[str]:
+    """The copies that lie within the network at a path, by its names: no part of it that is pruned on its own."""
+    prefix = f"{path}." if path else ""
+    return [copy.removeprefix(prefix) for copy in copies if copy.startswith(prefix)]
+
+
+def check_copies(module: pl.LightningModule, copies: Mapping[str, str]) -> None:
+    """Refuse copies that are none.
+
+    Raises:
+        ConfigurationError: a path does not exist, or the two have other tensors; names the first that differs.
+    """
+    for copy, original in copies.items():
+        first, second = (_shapes(_submodule(module, path)) for path in (copy, original))
+        for name in first | second:
+            if first.get(name) != second.get(name):
+                raise ConfigurationError(
+                    f"copies: {copy!r} is no copy of {original!r}: {name} has shape {first.get(name)} in the one and "
+                    f"{second.get(name)} in the other"
+                )
+
+
+def check_no_copies(trainer: pl.Trainer, module: pl.LightningModule, network: nn.Module, structure: Structure) -> None:
+    """Refuse what looks like a copy where the user has not spoken of any.
+
+    Args:
+        trainer: the Trainer, with its optimizers.
+        module: its LightningModule.
+        network: the part of it that is pruned.
+        structure: the network's structure.
+
+    Raises:
+        ConfigurationError: names both and what to say.
+    """
+    twins = _twins(trainer, module, network, structure)
+    if twins is not None:
+        copy, original = twins
+        raise ConfigurationError(
+            f"{copy!r} has the tensors of {original!r}, which is to be pruned, and is not trained. If it follows "
+            f"{original!r} (a momentum encoder, an average), give FilterPruning copies={{{copy!r}: {original!r}}}, so "
+            "that it shrinks alike; if it is to stay as it is (a teacher), give copies={}"
+        )
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module:
+    try:
+        return module.get_submodule(path)
+    except AttributeError as error:
+        known = [name for name, _ in module.named_modules() if name]
+        raise ConfigurationError(
+            f"copies: {type(module).__name__} has no submodule {path!r}{nearest(path, known)}"
+        ) from error
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def _twins(trainer: pl.Trainer, module: nn.Module, network: nn.Module, structure: Structure) -> tuple[str, str] | None:
+    """A module that is neither trained nor run, and one of the same class and shapes that is to be pruned."""
+    tensors = {name: id(entry.tensor) for name, entry in owned_tensors(network).items()}
+    run = {tensors[layer.weight] for layer in structure.layers}
+    pruned = {tensors[slot.tensor] for group in structure.prunable for slot in group.slots}
+    optimized = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+    trained = {id(p) for p in module.parameters() if p.requires_grad} & optimized
+    originals: dict[Any, str] = {}
+    others: dict[Any, str] = {}
+    for path, part in module.named_modules():
+        own = {id(parameter) for parameter in part.parameters()}
+        kind = (type(part), tuple(_shapes(part).items()))
+        if path and own & pruned:
+            originals.setdefault(kind, path)
+        elif own and not own & (run | trained):
+            others.setdefault(kind, path)
+    return next(((path, originals[kind]) for kind, path in others.items() if kind in originals), None)

@@ -1,0 +1,151 @@
+"""Copies of the network within the LightningModule: momentum encoders shrink alike, teachers stay, others are asked."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+import infoprune
+from infoprune.errors import ConfigurationError
+from tests.tiny import Sound, TinyModule, TinyNet, loader, pruning, same, sgd, trainer, widths
+
+
+class Momentum(TinyModule):
+    """As in MoCo and BYOL: a second encoder, updated by hand, that is the average of the first over time."""
+
+    def __init__(self, everything: bool = True) -> None:
+        super().__init__()
+        self.momentum_net = copy.deepcopy(self.net).requires_grad_(False)
+        self.everything = everything
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        with torch.no_grad():
+            for p, average in zip(self.net.parameters(), self.momentum_net.parameters(), strict=True):
+                average.data = average.data * 0.9 + p.data * 0.1
+            target = self.momentum_net(batch[0]).softmax(1)
+        return nn.functional.cross_entropy(self.net(batch[0]), target) + self.loss(batch)
+
+    def configure_optimizers(self) -> Any:
+        return sgd(self.parameters() if self.everything else self.net.parameters())
+
+
+FOLLOWS = {"momentum_net": "net"}
+
+
+@pytest.mark.parametrize("everything", [True, False], ids=["all-in-the-optimizer", "only-the-trained"])
+def test_a_momentum_encoder_shrinks_alike(everything: bool) -> None:
+    """The same channels, with their values; and the update by hand goes on."""
+    before: dict[str, Tensor] = {}
+
+    class Before(pl.Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.current_epoch == 1:
+                before.update(copy.deepcopy(pl_module.momentum_net.state_dict()))
+
+    class After(pl.Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.current_epoch == 1:
+                kept = callback.history[0].kept["net.stem"]
+                assert torch.equal(pl_module.momentum_net.stem.weight, before["stem.weight"][kept])
+                assert torch.equal(pl_module.momentum_net.norm.running_var, before["norm.running_var"][kept])
+
+    module, callback, sound = Momentum(everything), pruning((1, 2), copies=FOLLOWS), Sound()
+    trainer(Before(), callback, After(), sound).fit(module, loader(), loader())
+    assert before
+    assert sound.events == 2
+    assert widths(module.momentum_net) == widths(module.net) != widths(TinyNet())
+    assert not any(p.requires_grad for p in module.momentum_net.parameters())
+    assert repr(module.momentum_net) == repr(module.net)
+    assert not torch.equal(module.momentum_net.head.bias, module.net.head.bias)
+
+
+def test_a_run_with_a_copy_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    whole = Momentum()
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    trainer(pruning((1, 2), copies=FOLLOWS), keep, epochs=4, enable_checkpointing=True).fit(whole, loader())
+    for epoch in (0, 1, 2):
+        module = Momentum()
+        ckpt_path = tmp_path / f"epoch={epoch}.ckpt"
+        trainer(pruning((1, 2), copies=FOLLOWS), epochs=4).fit(module, loader(), ckpt_path=ckpt_path)
+        assert same(module, whole)
+    assert same(infoprune.load_from_checkpoint(Momentum, tmp_path / "epoch=3.ckpt"), whole)
+
+
+def test_nested_and_named_networks() -> None:
+    """A copy within the network that is pruned is no part to be pruned by itself, even where the forward runs it."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query = TinyNet()
+            self.key = copy.deepcopy(self.query).requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.query(x) + self.key(x)
+
+    module, sound = TinyModule(net=Both()), Sound()
+    trainer(pruning((1,), amount=0.5, copies={"net.key": "net.query"}), sound, epochs=2).fit(module, loader())
+    assert sound.events == 1
+    assert widths(module.net.key) == widths(module.net.query) == [6, 6, 6, 3]
+
+
+def fit_is_refused(module: TinyModule, message: str, **options: Any) -> None:
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(ConfigurationError, match=message):
+        trainer(pruning((1,), **options), epochs=2).fit(module, loader())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def test_what_looks_like_a_copy_has_to_be_spoken_of() -> None:
+    """An average and a teacher look the same; a wrong guess would break the first or spoil the second."""
+    message = (
+        r"'momentum_net' has the tensors of 'net'.*copies=\{'momentum_net': 'net'\}.*\(a teacher\), give copies=\{\}"
+    )
+    fit_is_refused(Momentum(), message)
+    averaged = TinyModule()
+    averaged.average = AveragedModel(averaged.net)
+    averaged.make_optimizer = lambda _: sgd(averaged.net.parameters())
+    fit_is_refused(averaged, r"'average\.module' has the tensors of 'net'")
+
+
+def test_a_teacher_stays_as_it_is() -> None:
+    class Taught(TinyModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher = copy.deepcopy(self.net).requires_grad_(False).eval()
+
+        def loss(self, batch: Any) -> Tensor:
+            return nn.functional.mse_loss(self.net(batch[0]), self.teacher(batch[0])) + super().loss(batch)
+
+    module, sound = Taught(), Sound()
+    teacher = copy.deepcopy(module.teacher)
+    trainer(pruning((1, 2), copies={}), sound).fit(module, loader())
+    assert sound.events == 2
+    assert repr(module.teacher) == repr(teacher)
+    assert torch.equal(module.teacher.stem.weight, teacher.stem.weight)
+
+
+def test_copies_that_are_none_are_refused() -> None:
+    fit_is_refused(Momentum(), "has no submodule 'momentum', did you mean 'momentum_net'", copies={"momentum": "net"})
+    fit_is_refused(
+        Momentum(),
+        r"'momentum_net' is no copy of 'net\.stem': stem.weight has shape \(12, 3, 3, 3\) in the one and None",
+        copies={"momentum_net": "net.stem"},
+    )
+
+
+def test_networks_trained_for_themselves_are_no_copies() -> None:
+    """Two generators of one class, as in CycleGAN: one is pruned, the other is not, and nobody asks."""
+    module = TinyModule()
+    module.other = TinyNet()
+    trainer(pruning((1,), module="net"), epochs=2).fit(module, loader())
+    assert widths(module.net) != widths(module.other) == widths(TinyNet())
