@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from infoprune import recalibration
-from infoprune.allocation import Allocation
+from infoprune.allocation import Allocation, latency_share
 from infoprune.cost import Cost
 from infoprune.criteria import Criterion, Scores
 from infoprune.decide import Target, decide
@@ -21,6 +20,7 @@ from infoprune.errors import CheckpointError, ConfigurationError, PlanError
 from infoprune.files import written_whole
 from infoprune.recalibration import check_norms
 from infoprune.registry import check_count
+from infoprune.snapshot import snapshot
 from infoprune.structure import PruningPlan, Structure, check_plan, plan_of, shrink, trace
 from infoprune.structure.plan import check_belongs
 from infoprune.structure.tensors import owned_tensors
@@ -41,6 +41,7 @@ class PruneResult:
         after: cost after.
         structure: the channel groups of the model before.
         scores: group name -> (units,) scores that decided.
+        latency: with a latency budget, the share of the time before that was measured at the widths chosen.
     """
 
     plan: PruningPlan
@@ -48,6 +49,7 @@ class PruneResult:
     after: Cost
     structure: Structure
     scores: Scores
+    latency: float | None = None
 
     def __str__(self) -> str:
         macs, params = self.after.ratio(self.before)
@@ -65,6 +67,7 @@ def prune(
     amount: float | None = None,
     macs: float | None = None,
     params: float | None = None,
+    latency: float | None = None,
     allocation: str | Mapping[str, Any] | Allocation = "uniform",
     round_to: int = 1,
     min_width: int = 1,
@@ -82,6 +85,8 @@ def prune(
         amount: share of the filters to remove from every group, in [0, 1).
         macs: share of the multiply-accumulates to keep, in (0, 1].
         params: share of the parameters to keep, in (0, 1].
+        latency: share of the time of a forward pass on ``example_inputs`` to keep, in (0, 1], measured on the device
+            where the model is; what is reached is measured too, see ``PruneResult.latency``.
         allocation: how the groups share the cut.
         round_to: widths are multiples of this.
         min_width: the fewest units a group keeps.
@@ -107,18 +112,19 @@ def prune(
         >>> net[0].out_channels, result.plan.shape_after("2.weight")
         (4, (4, 4, 3, 3))
     """
-    target = Target(macs, params, amount, round_to, min_width)
+    target = Target(macs, params, amount, round_to, min_width, latency)
     if recalibrate:
         _check_recalibration(model, data, recalibrate)
     structure = trace(model, example_inputs, frozen)
-    decision = decide(model, structure, target, criterion, allocation, data)
+    measure = None if latency is None else latency_share(model, structure, example_inputs)
+    decision = decide(model, structure, target, criterion, allocation, data, measure=measure)
     check_plan(model, example_inputs, structure, decision.plan)
     before, after = structure.cost(), structure.cost_of(decision.plan)
     statistics = _statistics_after(model, decision.plan, data, recalibrate) if recalibrate else {}
     shrink(model, decision.plan, optimizers)
     for name, norm in statistics.items():
         model.get_submodule(name).load_state_dict(norm.state_dict())
-    return PruneResult(decision.plan, before, after, structure, decision.scores)
+    return PruneResult(decision.plan, before, after, structure, decision.scores, decision.latency)
 
 
 def _check_recalibration(model: nn.Module, data: Iterable[Any] | None, batches: int) -> None:
@@ -136,7 +142,7 @@ def _statistics_after(
     model: nn.Module, plan: PruningPlan, data: Iterable[Any] | None, batches: int
 ) -> dict[str, nn.Module]:
     """The recalibrated batch norms of a copy that is cut, so that the model is as it was if anything fails."""
-    trial = copy.deepcopy(model)
+    trial = snapshot(model)
     shrink(trial, plan)
     recalibration.recalibrate(trial, data or (), batches)
     return dict(check_norms(trial))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from infoprune.allocation import Allocation, Budget, get_allocation, select
-from infoprune.allocation.budget import check_amount
+from infoprune.allocation.budget import KINDS, check_amount
 from infoprune.allocation.grid import Grid
 from infoprune.criteria import Criterion, Scores, get_criterion
 from infoprune.errors import ConfigurationError
@@ -15,15 +15,16 @@ from infoprune.errors import ConfigurationError
 if TYPE_CHECKING:
     from torch import nn
 
+    from infoprune.allocation.solve import Measure
     from infoprune.cost import Cost
     from infoprune.structure import PruningPlan, Structure
 
 
 @dataclass(frozen=True)
 class Target:
-    """How far to prune: exactly one of ``macs``, ``params`` (what is left of them) or ``amount`` (units to remove).
+    """How far to prune: one of ``macs``, ``params``, ``latency`` (what is left) or ``amount`` (units to remove).
 
-    Allocations that carry their own ratios (per layer, per stage) need none of the three.
+    Allocations that carry their own ratios (per layer, per stage) need none of the four.
 
     Raises:
         ConfigurationError: more than one is given, or one is out of range.
@@ -34,9 +35,10 @@ class Target:
     amount: float | None = None
     round_to: int = 1
     min_width: int = 1
+    latency: float | None = None
 
     def __post_init__(self) -> None:
-        given = {k: v for k in ("macs", "params", "amount") if (v := getattr(self, k)) is not None}
+        given = {k: v for k in (*KINDS, "amount") if (v := getattr(self, k)) is not None}
         if len(given) > 1:
             raise ConfigurationError(f"{' and '.join(f'{k}={v}' for k, v in given.items())} clash: give one of them")
         if self.amount is not None:
@@ -46,18 +48,24 @@ class Target:
     @property
     def budget(self) -> Budget | None:
         """The budget, if there is one."""
-        if self.macs is not None:
-            return Budget("macs", self.macs)
-        return None if self.params is None else Budget("params", self.params)
+        return next((Budget(kind, keep) for kind in KINDS if (keep := getattr(self, kind)) is not None), None)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a criterion and an allocation made of a model."""
+    """What a criterion and an allocation made of a model.
+
+    Attributes:
+        plan: what goes.
+        scores: group name -> (units,) scores.
+        widths: group name -> units that stay.
+        latency: with a latency budget, the share of the original's time that was measured at these widths.
+    """
 
     plan: PruningPlan
     scores: Scores
     widths: Mapping[str, int] = field(default_factory=dict)
+    latency: float | None = None
 
 
 def decide(
@@ -72,6 +80,7 @@ def decide(
     reference: Cost | None = None,
     sizes: Mapping[str, int] | None = None,
     scores: Scores | None = None,
+    measure: Measure | None = None,
 ) -> Decision:
     """Score the filters, share out the budget, name what goes.
 
@@ -86,6 +95,7 @@ def decide(
         reference: the cost before the first event, of which a budget is a fraction.
         sizes: group name -> units before the first event.
         scores: scores that were made before (averaged over processes), instead of asking the criterion.
+        measure: share of the original latency that widths take, for latency budgets.
 
     Raises:
         ConfigurationError, BudgetError: see :class:`Criterion` and :class:`Allocation`.
@@ -105,6 +115,9 @@ def decide(
             fraction=fraction,
             reference=reference,
             sizes=sizes,
+            measure=measure,
         )
     )
-    return Decision(select(structure, scores, widths), scores, widths)
+    return Decision(
+        select(structure, scores, widths), scores, widths, latency=None if measure is None else measure(widths)
+    )

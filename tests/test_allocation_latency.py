@@ -6,15 +6,21 @@ import copy
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import infoprune
+from infoprune import FilterPruning
 from infoprune.allocation import Budget, Uniform, latency_share
 from infoprune.allocation.latency import paired_ratio
 from infoprune.errors import BudgetError, ConfigurationError
+from tests.tiny import TinyModule, same, trainer
 
 
 class Sleepy(nn.Module):
@@ -87,3 +93,64 @@ def test_wrong_use_is_said(structure):
         latency_share(Sleepy(), structure, IMAGES, repeats=0)
     with pytest.raises(ConfigurationError, match="pass measure=latency_share"):
         Uniform().widths(structure, budget=Budget("latency", 0.5))
+
+
+def test_prune_takes_a_latency_budget_and_says_what_is_reached() -> None:
+    net = Sleepy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = infoprune.prune(net, IMAGES, "l1", latency=0.6)
+    assert result.latency is not None
+    assert 0.5 < result.latency <= 0.6
+    assert 12 <= net.conv.out_channels <= 22
+    assert paired_ratio(net, Sleepy(), IMAGES, repeats=5) == pytest.approx(result.latency, rel=0.15)
+    assert infoprune.prune(Sleepy(), IMAGES, "l1", macs=0.5).latency is None
+
+
+def test_prune_below_the_floor_leaves_the_model() -> None:
+    net = Sleepy()
+    before = copy.deepcopy(net)
+    with pytest.raises(BudgetError, match=r"a latency budget of 0.05 is below the floor"):
+        infoprune.prune(net, IMAGES, "l1", latency=0.05)
+    with pytest.raises(ConfigurationError, match=r"macs=0.5 and latency=0.6 clash: give one"):
+        infoprune.prune(net, IMAGES, "l1", latency=0.6, macs=0.5)
+    assert same(net, before)
+
+
+class Classifier(Sleepy):
+    """Logits, so that it can be trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, :1]).mean(dim=(2, 3))
+
+
+def test_a_fit_reaches_its_latency_in_two_events_also_when_it_is_resumed(tmp_path: Path) -> None:
+    def fit(**options: Any) -> tuple[FilterPruning, TinyModule]:
+        module = TinyModule(net=Classifier())
+        callback = FilterPruning("l1", latency=0.5, schedule=[1, 2], example_inputs=[1, 3, 2, 2])
+        saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+        data = DataLoader(TensorDataset(torch.randn(4, 3, 2, 2), torch.randint(2, (4,))), 4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer(callback, saver, epochs=3, enable_checkpointing=True).fit(module, data, **options)
+        return callback, module
+
+    callback, module = fit()
+    assert len(callback.history) == 2
+    resumed, other = fit(ckpt_path=tmp_path / "epoch=1.ckpt")
+    for pruning, pruned in ((callback, module), (resumed, other)):
+        assert pruned.trainer.callback_metrics["prune/latency_ratio"].item() <= 0.5
+        share = paired_ratio(pruned.net, Classifier(), torch.zeros(1, 3, 2, 2), repeats=5)
+        assert share == pytest.approx(0.5, abs=0.1)
+        assert pruning.options["latency"] == 0.5
+    assert "below the floor" in _refused()
+
+
+def _refused() -> str:
+    module = TinyModule(net=Classifier())
+    with pytest.raises(BudgetError) as caught:
+        trainer(FilterPruning("l1", latency=0.05, schedule=1, example_inputs=[1, 3, 2, 2]), epochs=2).fit(
+            module, DataLoader(TensorDataset(torch.randn(4, 3, 2, 2), torch.randint(2, (4,))), 4)
+        )
+    assert module.net.conv.out_channels == 40
+    return str(caught.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from infoprune.allocation.select import select
 from infoprune.allocation.solve import Measure
 from infoprune.cost import latency
 from infoprune.registry import check_count
+from infoprune.snapshot import snapshot
 from infoprune.structure import shrink
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def latency_share(
             if cut.is_empty and unpruned is model:
                 known[key] = 1.0
             else:
-                copied = copy.deepcopy(model)
+                copied = snapshot(model)
                 shrink(copied, cut)
                 known[key] = paired_ratio(copied, unpruned, example_inputs, repeats)
         return known[key]

@@ -17,10 +17,10 @@ from typing_extensions import override
 from infoprune.callbacks.either_name import EitherName
 from infoprune.callbacks.filter_pruning import FilterPruning
 from infoprune.callbacks.find_pruning import find_pruning
-from infoprune.callbacks.snapshot import snapshot
 from infoprune.checkpoint import adapt
 from infoprune.errors import CheckpointError, ConfigurationError, PlanError, nearest
 from infoprune.registry import check_choice, check_number
+from infoprune.snapshot import snapshot
 from infoprune.structure import PruningPlan, plan_of
 
 STEP = "training_step"

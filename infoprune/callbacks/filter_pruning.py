@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from infoprune.allocation import Allocation, get_allocation
+from infoprune.allocation import Allocation, get_allocation, latency_share
+from infoprune.allocation.solve import Measure
 from infoprune.callbacks import shape_first
 from infoprune.callbacks.announced import Announced
 from infoprune.callbacks.calibration import calibration_batches, training_batches
-from infoprune.callbacks.copies import check_copies, check_no_copies, with_copies, within
 from infoprune.callbacks.either_name import EitherName
 from infoprune.callbacks.example_inputs import example_inputs, none_yet, of_batch, undisturbed
 from infoprune.callbacks.network import COMPILED, find_network
@@ -63,8 +63,8 @@ class FilterPruning(EitherName):
     ``Trainer(fast_dev_run=True)`` prunes all at once in its only epoch, so that the surgery is tried too.
 
     Logged at every event: ``prune/event`` (1, 2, ...), ``prune/macs``, ``prune/params``, what is left of them as
-    ``prune/macs_ratio`` and ``prune/params_ratio``, and ``prune/width/<layer>``. All but the widths are also among the
-    Trainer's ``callback_metrics``.
+    ``prune/macs_ratio`` and ``prune/params_ratio`` (and ``prune/latency_ratio``, if that is the budget), and
+    ``prune/width/<layer>``. All but the widths are also among the Trainer's ``callback_metrics``.
 
     Args:
         criterion: how much each filter matters: a name, ``{"name": ..., options}`` or a `Criterion`.
@@ -72,8 +72,10 @@ class FilterPruning(EitherName):
             ``start``, ``end``, ``every`` and ``kind``; see `infoprune.schedule.Schedule`.
         macs: share of the multiply-accumulates to keep in the end, in (0, 1].
         params: share of the parameters to keep in the end, in (0, 1].
-        amount: share of the filters to remove from every group in the end, in [0, 1). One of the three is needed,
-            unless the allocation brings its own ratios.
+        amount: share of the filters to remove from every group in the end, in [0, 1).
+        latency: share of the time of a forward pass on the example inputs to keep in the end, in (0, 1], measured where
+            the fit runs; give ``example_inputs`` with the batch size that counts. One of the four is needed, unless
+            the allocation brings its own ratios.
         allocation: how the groups share the cut: a name, ``{"name": ..., options}`` or an `Allocation`.
         round_to: widths are multiples of this.
         min_width: the fewest units a group keeps.
@@ -82,9 +84,6 @@ class FilterPruning(EitherName):
             or shapes (``[1, 3, 32, 32]``, a list or dict of such). Default: ``example_input_array``, else the first
             element of a training batch.
         module: attribute path of the network within the LightningModule; ``example_inputs``, if given, are then its.
-        copies: parts of the LightningModule that follow another part by hand and have to keep its shape, such as a
-            momentum encoder: ``{"momentum_net": "net"}``. Copies that nobody trains are refused unless they are named
-            here; ``{}`` says that all of them (a teacher) stay as they are.
         calibration_images: training images that a criterion or allocation which looks at data is shown.
         recalibrate: training batches, transformed as in training, with which batch norm's statistics are measured anew
             right after each event; see `infoprune.recalibrate`. 0: not, so that the training that follows adapts them.
@@ -118,13 +117,13 @@ class FilterPruning(EitherName):
         macs: float | None = None,
         params: float | None = None,
         amount: float | None = None,
+        latency: float | None = None,
         allocation: str | dict[str, Any] | Allocation = "uniform",
         round_to: int = 1,
         min_width: int = 1,
         frozen: Sequence[str] = (),
         example_inputs: Any = None,
         module: str | None = None,
-        copies: dict[str, str] | None = None,
         calibration_images: int = 640,
         recalibrate: int = 0,
         reset_best: bool = False,
@@ -133,13 +132,12 @@ class FilterPruning(EitherName):
         super().__init__()
         self.criterion = get_criterion(criterion)
         self.schedule = Schedule.parse(schedule)
-        self.target = Target(macs, params, amount, round_to, min_width)
+        self.target = Target(macs, params, amount, round_to, min_width, latency)
         self.allocation = get_allocation(allocation)
         self.frozen = (frozen,) if isinstance(frozen, str) else tuple(frozen)
         check_count("FilterPruning", "calibration_images", calibration_images, 1)
         check_count("FilterPruning", "recalibrate", recalibrate, 0)
         self.module = module
-        self.copies = copies
         self.calibration_images = calibration_images
         self.recalibrate = recalibrate
         self.reset_best = reset_best
@@ -153,6 +151,7 @@ class FilterPruning(EitherName):
         self._plan = PruningPlan()
         self._validated = Validated()
         self._announced: Announced | None = None
+        self._latency = 1.0  # what is left of the original's, as measured at the last event
         self._log: RunLog | None = None
         self._run: weakref.ref[pl.Trainer] | None = None
         self._fitted: weakref.ref[pl.LightningModule] | None = None
@@ -224,7 +223,7 @@ class FilterPruning(EitherName):
         self._path = self.module
         self.history, self.original, self.inputs, self._seen = [], None, None, None
         self._fitted, self._plan, self._validated = None, PruningPlan(), Validated()
-        self._announced = None
+        self._announced, self._latency = None, 1.0
 
     def _check_others(self, trainer: pl.Trainer) -> None:
         for other in trainer.callbacks:  # type: ignore[attr-defined]
@@ -271,8 +270,7 @@ class FilterPruning(EitherName):
     def _trace(self, pl_module: pl.LightningModule) -> Structure:
         assert self.inputs is not None
         with torch.compiler.set_stance("force_eager"):
-            copies = within(self.copies or {}, self._path or "")
-            return trace(self.network(pl_module), self.inputs, [*self.frozen, *copies])
+            return trace(self.network(pl_module), self.inputs, self.frozen)
 
     def _rehearse(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the model as it is, and find out now whether it can be cut so far, not after hours of training."""
@@ -280,15 +278,13 @@ class FilterPruning(EitherName):
             check_norms(self.network(pl_module))
             training_batches(trainer, self.recalibrate)
         check_weights(self.network(pl_module))
-        check_copies(pl_module, self.copies or {})
         structure = self._trace(pl_module)
-        if self.copies is None:
-            check_no_copies(trainer, pl_module, self.network(pl_module), structure)
         allocation = get_allocation("uniform") if self.allocation.needs_data else self.allocation
         all_alike = {group.name: torch.ones(group.size, dtype=torch.float64) for group in structure.prunable}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            decide(pl_module, structure, self.target, self.criterion, allocation, scores=all_alike)
+            measure = self._measure(self.network(pl_module), structure, repeats=3)
+            decide(pl_module, structure, self.target, self.criterion, allocation, scores=all_alike, measure=measure)
         self.original = Original.of(structure)
 
     # -- events -------------------------------------------------------------------------------------------------------
@@ -322,9 +318,9 @@ class FilterPruning(EitherName):
         structure, decision = self._decide(trainer, pl_module, fraction)
         assert self._path is not None
         plan = in_names_of(pl_module, self.network(pl_module), self._path, decision.plan)
-        plan = with_copies(plan, self.copies or {})
         shrink_in_fit(trainer, pl_module, plan)
         self._plan = plan_of(pl_module)
+        self._latency = decision.latency or self._latency
         if self.recalibrate:
             together(trainer, lambda: self._recalibrate(trainer, pl_module))
         self._note(trainer, pl_module, structure, decision)
@@ -340,7 +336,8 @@ class FilterPruning(EitherName):
         network = self.network(pl_module)
         announced, self._announced = self._announced, None
         if announced is not None and announced.fraction == fraction:
-            return self._trace(pl_module), Decision(announced.plan, announced.scores)
+            decision = Decision(announced.plan, announced.scores, latency=announced.latency)
+            return self._trace(pl_module), decision
 
         def score() -> tuple[Structure, Scores, Allocation]:
             structure = self._trace(pl_module)
@@ -357,6 +354,8 @@ class FilterPruning(EitherName):
         original, scores = self.original, averaged(trainer, own_scores)
 
         def choose() -> Decision:
+            if self.target.latency is not None and not trainer.is_global_zero:
+                return Decision(PruningPlan(), scores)  # one process measures, the others keep still
             decision = decide(
                 network,
                 structure,
@@ -367,6 +366,7 @@ class FilterPruning(EitherName):
                 reference=original.cost,
                 sizes=original.sizes,
                 scores=scores,
+                measure=self._measure(network, structure),
             )
             assert self.inputs is not None
             with torch.compiler.set_stance("force_eager"):
@@ -374,8 +374,19 @@ class FilterPruning(EitherName):
             return decision
 
         decision = together(trainer, choose)
-        plan = PruningPlan.from_dict(trainer.strategy.broadcast(decision.plan.to_dict()))
-        return structure, replace(decision, plan=plan)
+        plan, latency = trainer.strategy.broadcast((decision.plan.to_dict(), decision.latency))
+        return structure, replace(decision, plan=PruningPlan.from_dict(plan), latency=latency)
+
+    def _measure(self, network: nn.Module, structure: Structure, repeats: int = 15) -> Measure | None:
+        """The share of the original's time that widths take, with a latency budget.
+
+        The model of now is timed against the narrower one, and the shares of all events multiply, since the original
+        is gone after the first.
+        """
+        if self.target.latency is None:
+            return None
+        share, left = latency_share(network, structure, self.inputs, repeats), self._latency
+        return lambda widths: left * share(widths)
 
     def announce(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Structure, PruningPlan] | None:
         """Decide now what the next event removes, for somebody who prepares the model for it.
@@ -391,7 +402,7 @@ class FilterPruning(EitherName):
             return None
         with undisturbed(trainer.strategy.root_device):
             structure, decision = self._decide(trainer, pl_module, upcoming[0])
-        self._announced = Announced(upcoming[0], decision.plan, decision.scores)
+        self._announced = Announced(upcoming[0], decision.plan, decision.scores, decision.latency)
         return structure, decision.plan
 
     def _recalibrate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -419,6 +430,8 @@ class FilterPruning(EitherName):
         assert self.original is not None
         macs, params = Cost(event.macs, event.params).ratio(self.original.cost)
         ratios = {"prune/macs_ratio": macs, "prune/params_ratio": params}
+        if self.target.latency is not None:
+            ratios["prune/latency_ratio"] = self._latency
         if self._log is not None:
             self._log.event(event, ratios)
         totals = {
@@ -474,6 +487,7 @@ class FilterPruning(EitherName):
             "original": None if self.original is None else as_primitives(self.original),
             "validated": dict(self._validated.metrics),
             "seen": self._seen,
+            "latency": self._latency,
             "announced": None if self._announced is None else self._announced.to_dict(),
         }
 
@@ -484,6 +498,7 @@ class FilterPruning(EitherName):
         self.original = None if original is None else Original.from_dict(original)
         self._validated.metrics = dict(state_dict["validated"])
         self._seen = state_dict["seen"]
+        self._latency = state_dict.get("latency", 1.0)
         announced = state_dict.get("announced")
         self._announced = None if announced is None else Announced.from_dict(announced)
 
