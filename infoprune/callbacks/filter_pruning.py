@@ -18,6 +18,7 @@ from infoprune.allocation.solve import Measure
 from infoprune.callbacks import shape_first
 from infoprune.callbacks.announced import Announced
 from infoprune.callbacks.calibration import calibration_batches, training_batches
+from infoprune.callbacks.copies import check_copies, check_no_copies, with_copies, within
 from infoprune.callbacks.either_name import EitherName
 from infoprune.callbacks.example_inputs import example_inputs, none_yet, of_batch, undisturbed
 from infoprune.callbacks.network import COMPILED, find_network
@@ -84,6 +85,9 @@ class FilterPruning(EitherName):
             or shapes (``[1, 3, 32, 32]``, a list or dict of such). Default: ``example_input_array``, else the first
             element of a training batch.
         module: attribute path of the network within the LightningModule; ``example_inputs``, if given, are then its.
+        copies: parts of the LightningModule that follow another part by hand and have to keep its shape, such as a
+            momentum encoder: ``{"momentum_net": "net"}``. Copies that nobody trains are refused unless they are named
+            here; ``{}`` says that all of them (a teacher) stay as they are.
         calibration_images: training images that a criterion or allocation which looks at data is shown.
         recalibrate: training batches, transformed as in training, with which batch norm's statistics are measured anew
             right after each event; see `infoprune.recalibrate`. 0: not, so that the training that follows adapts them.
@@ -124,6 +128,7 @@ class FilterPruning(EitherName):
         frozen: Sequence[str] = (),
         example_inputs: Any = None,
         module: str | None = None,
+        copies: dict[str, str] | None = None,
         calibration_images: int = 640,
         recalibrate: int = 0,
         reset_best: bool = False,
@@ -138,6 +143,7 @@ class FilterPruning(EitherName):
         check_count("FilterPruning", "calibration_images", calibration_images, 1)
         check_count("FilterPruning", "recalibrate", recalibrate, 0)
         self.module = module
+        self.copies = copies
         self.calibration_images = calibration_images
         self.recalibrate = recalibrate
         self.reset_best = reset_best
@@ -270,7 +276,8 @@ class FilterPruning(EitherName):
     def _trace(self, pl_module: pl.LightningModule) -> Structure:
         assert self.inputs is not None
         with torch.compiler.set_stance("force_eager"):
-            return trace(self.network(pl_module), self.inputs, self.frozen)
+            copies = within(self.copies or {}, self._path or "")
+            return trace(self.network(pl_module), self.inputs, [*self.frozen, *copies])
 
     def _rehearse(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the model as it is, and find out now whether it can be cut so far, not after hours of training."""
@@ -278,7 +285,10 @@ class FilterPruning(EitherName):
             check_norms(self.network(pl_module))
             training_batches(trainer, self.recalibrate)
         check_weights(self.network(pl_module))
+        check_copies(pl_module, self.copies or {})
         structure = self._trace(pl_module)
+        if self.copies is None:
+            check_no_copies(trainer, pl_module, self.network(pl_module), structure)
         allocation = get_allocation("uniform") if self.allocation.needs_data else self.allocation
         all_alike = {group.name: torch.ones(group.size, dtype=torch.float64) for group in structure.prunable}
         with warnings.catch_warnings():
@@ -318,6 +328,7 @@ class FilterPruning(EitherName):
         structure, decision = self._decide(trainer, pl_module, fraction)
         assert self._path is not None
         plan = in_names_of(pl_module, self.network(pl_module), self._path, decision.plan)
+        plan = with_copies(plan, self.copies or {})
         shrink_in_fit(trainer, pl_module, plan)
         self._plan = plan_of(pl_module)
         self._latency = decision.latency or self._latency
