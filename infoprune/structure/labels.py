@@ -112,8 +112,11 @@ class LabelSpace:
             return
         component = self.components()
         for balance in self._balances:
+            first = balance.parts[0]
             for part in balance.parts[1:]:
-                a, b = balanced_pairs(balance.parts[0], part, component, partial(self.signatures, component))
+                if np.array_equal(component[first], component[part]):
+                    continue
+                a, b = balanced_pairs(first, part, component, partial(self.signatures, component))
                 self.unite(a, b, balance.op)
                 component = connected(component[a], component[b], self.size)[component]
         self._balances.clear()

@@ -26,10 +26,12 @@ class Memory:
     Attributes:
         plan: all cuts of its own tensors, by their short names, and of its own numbers.
         attributes: every number that was rewritten, as it was at first.
+        children: the memories of its children, should one be replaced by a module with the same tensors.
     """
 
     plan: PruningPlan = field(default_factory=PruningPlan)
     attributes: dict[str, Any] = field(default_factory=dict)
+    children: dict[str, Memory] = field(default_factory=dict)
 
 
 def remember(
@@ -46,6 +48,7 @@ def remember(
         owned: the model's tensors before the cut.
         old_values: the rewritten attributes with the values that they had.
     """
+    _inherit(model)
     for name, dims in plan.removed.items():
         for module, key in owned[name].owners:
             memory = _memory(module)
@@ -58,6 +61,10 @@ def remember(
         owner, _, key = path.rpartition(".")
         memory = _memory(model.get_submodule(owner))
         memory.plan = memory.plan.then(PruningPlan(attributes={key: values}))
+    for module in reversed(list(model.modules())):  # children before their parents
+        known = {name: child.__dict__[_KEY] for name, child in module.named_children() if _KEY in child.__dict__}
+        if known:
+            _memory(module).children = known
 
 
 def plan_of(model: nn.Module) -> PruningPlan:
@@ -68,6 +75,7 @@ def plan_of(model: nn.Module) -> PruningPlan:
         >>> plan_of(net).is_empty
         True
     """
+    _inherit(model)
     removed, shapes, attributes = {}, {}, {}
     for name, entry in owned_tensors(model).items():
         plan = _loss(entry)
@@ -84,6 +92,7 @@ def plan_of(model: nn.Module) -> PruningPlan:
 
 def first_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter and buffer before the first cut."""
+    _inherit(model)
     shapes = {}
     for name, entry in owned_tensors(model).items():
         plan = _loss(entry)
@@ -96,6 +105,7 @@ def regrow(model: nn.Module) -> None:
 
     The tensors that had lost something become new ones full of zeros.
     """
+    _inherit(model)
     for entry in owned_tensors(model).values():
         plan = _loss(entry)
         if plan is not None:
@@ -110,6 +120,16 @@ def _memory(module: nn.Module) -> Memory:
     # Past nn.Module.__setattr__: a note is neither a parameter nor a submodule.
     memory: Memory = module.__dict__.setdefault(_KEY, Memory())
     return memory
+
+
+def _inherit(model: nn.Module) -> None:
+    """Give modules that took the place of others (SyncBatchNorm that of BatchNorm, and back) their memory."""
+    for module in model.modules():
+        memory = module.__dict__.get(_KEY)
+        for name, lost in memory.children.items() if memory else ():
+            child = module._modules.get(name)
+            if child is not None:
+                child.__dict__.setdefault(_KEY, lost)
 
 
 def _loss(entry: OwnedTensor) -> PruningPlan | None:

@@ -162,9 +162,9 @@ class Op:
         self._space.head_labels.setdefault(self.record.module, labels)
         self._space.head_widths.setdefault(self.record.module, width)
 
-    def takes_by_place(self) -> None:
-        """Note that this operator takes channels by fixed places: trial cuts must hit each of them."""
-        self.record.by_place = True
+    def takes_by_place(self, axis: Labels) -> None:
+        """Note that this operator takes some of these channels by their places: trial cuts must hit each of them."""
+        self.record.by_place |= bool(((axis >= 0) & (axis < self._space.slots_end())).any())
 
     def cost(
         self, parameter: str | None, filters: Axis, count: int, sides: Sequence[tuple[Axis, int]], kind: str

@@ -1,12 +1,12 @@
 """What some operators return on shapes alone, where PyTorch's own meta kernels take their arithmetic apart in Python.
 
 These few make up most of the time that a model needs on the meta device. Shapes, dtypes and memory layout are those
-of PyTorch; where that would take more than a glance (mixed dtypes, broadcasting) it is left to PyTorch.
+of PyTorch; where that would take more than a glance (mixed dtypes, say) it is left to PyTorch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 _aten = torch.ops.aten
 
-_SAME_SHAPE = frozenset(
+_ELEMENTWISE = frozenset(
     {
         _aten.add.Tensor,
         _aten.sub.Tensor,
@@ -32,7 +32,20 @@ _SAME_SHAPE = frozenset(
         _aten.masked_fill.Scalar,
     }
 )
-"""Operators whose result is like their first operand, if the other tensors have its shape and dtype."""
+"""Operators whose result has the shape and layout of their widest operand."""
+
+_IN_PLACE = frozenset(
+    {
+        _aten.add_.Tensor,
+        _aten.mul_.Tensor,
+        _aten.relu_.default,
+        _aten.silu_.default,
+        _aten.hardswish_.default,
+        _aten.hardtanh_.default,
+        _aten.leaky_relu_.default,
+    }
+)
+"""Operators that return their first operand."""
 
 
 def on_shapes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -40,40 +53,68 @@ def on_shapes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     x = args[0] if args else None
     if not isinstance(x, Tensor) or not x.is_meta or not x.is_floating_point():
         return NotImplemented
-    if func in _SAME_SHAPE:
-        return _like_first(x, args[1:], kwargs)
+    if func in _ELEMENTWISE or func in _IN_PLACE:
+        widest = _widest(x, args[1:], kwargs)
+        if widest is None or (func in _IN_PLACE and widest is not x):
+            return NotImplemented
+        return x if func in _IN_PLACE else widest.clone()  # by far the quickest way to an equal shape and layout
     if func is _aten.native_batch_norm.default:
         return _batch_norm(*args)
     if func is _aten.native_layer_norm.default:
         return _layer_norm(*args)
-    if func is _aten.addmm.default and not kwargs:
-        return x.new_empty(args[1].shape[0], args[2].shape[1]) if _agree(*args) else NotImplemented
+    if func is _aten.mean.dim and not kwargs and len(args) > 1 and args[1]:
+        return _mean(*args)
+    if func is _aten.addmm.default and not kwargs and _is_linear(*args):
+        return _empty(x, (args[1].shape[0], args[2].shape[1]))
     return NotImplemented
 
 
-def _like_first(x: Tensor, others: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _widest(x: Tensor, others: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
+    """The operand that has the shape of the result; None where that is not plain to see."""
     for other in (*others, *kwargs.values()):
-        plain = not isinstance(other, (torch.dtype, complex)) and other is not True
+        if isinstance(other, (torch.dtype, complex)) or other is True:
+            return None
         if isinstance(other, Tensor):
-            plain = other.is_meta and other.shape == x.shape and other.dtype in (x.dtype, torch.bool)
-        if not plain:
-            return NotImplemented
-    return torch.empty_like(x)
+            if not other.is_meta or other.dtype not in (x.dtype, torch.bool):
+                return None
+            if not _fits(other, x):
+                if other.dtype != x.dtype or not _fits(x, other):
+                    return None
+                x = other
+    return x
+
+
+def _fits(small: Tensor, wide: Tensor) -> bool:
+    """Whether broadcasting ``small`` and ``wide`` gives the shape of ``wide``."""
+    if small.shape == wide.shape:
+        return True
+    missing = wide.dim() - small.dim()
+    return missing >= 0 and all(a in (1, b) for a, b in zip(small.shape, wide.shape[missing:], strict=True))
+
+
+def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, dtype=x.dtype, device="meta")
 
 
 def _batch_norm(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = x.new_empty(x.shape[1] if args[4] else 0)
-    return torch.empty_like(x), statistics, statistics.clone()
+    statistics = _empty(x, [x.shape[1] if args[4] else 0])
+    return x.clone(), statistics, statistics.clone()
 
 
 def _layer_norm(x: Tensor, shape: list[int], weight: Tensor | None, *_: Any) -> Any:
     if tuple(x.shape[-len(shape) :]) != tuple(shape) or (weight is not None and weight.dtype != x.dtype):
         return NotImplemented
-    statistics = x.new_empty([*x.shape[: -len(shape)], *[1] * len(shape)])
-    return x.new_empty(x.shape), statistics, statistics.clone()
+    statistics = _empty(x, [*x.shape[: -len(shape)], *[1] * len(shape)])
+    return _empty(x, x.shape), statistics, statistics.clone()
 
 
-def _agree(bias: Tensor, a: Tensor, b: Tensor) -> bool:
+def _mean(x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
+    gone = {dim % x.dim() for dim in dims}
+    sizes = [1 if d in gone else size for d, size in enumerate(x.shape) if keepdim or d not in gone]
+    return _empty(x, sizes)
+
+
+def _is_linear(bias: Tensor, a: Tensor, b: Tensor) -> bool:
     """Whether ``bias + a @ b`` is a plain linear layer that will not raise."""
     sizes = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and bias.shape == (b.shape[1],)
     return bool(sizes and a.dtype == b.dtype == bias.dtype)

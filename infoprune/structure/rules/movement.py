@@ -39,7 +39,7 @@ def _sliced(op: Op, axis: Labels, start: int, stop: int, step: int) -> Labels:
     elif step == 1 and length and size % length == 0 and start % length == 0:
         op.balance(axis.reshape(-1, length))
     else:
-        op.takes_by_place()
+        op.takes_by_place(axis)
     return axis[start:stop:step]
 
 
@@ -54,7 +54,7 @@ def split(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Te
         if len(set(sizes)) == 1:
             op.balance(axis.reshape(len(sizes), -1))
         else:
-            op.takes_by_place()
+            op.takes_by_place(axis)
     ends = np.cumsum(sizes)
     for out, end, size in zip(outs, ends, sizes, strict=True):
         axes = list(flow.axes)
