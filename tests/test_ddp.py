@@ -92,6 +92,15 @@ def test_two_processes_equal_one_on_the_joined_batch(name: str, folder: Path, tm
     assert difference(alone["state"], both["state"]) < tolerance
 
 
+def test_nothing_of_ours_is_logged_without_being_synchronised(
+    launched: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    """Lightning warns of metrics that are averaged over an epoch and not over the processes."""
+    _, done = launched
+    assert "sync_dist=True" in done.stderr  # of the project's own val/loss, so the warning would be seen
+    assert "self.log('prune/" not in done.stderr
+
+
 @pytest.mark.parametrize("name", RESUMED)
 def test_resumed_processes_end_with_the_same_bits(name: str, folder: Path) -> None:
     """Trap 7, with two processes: from before the events, and from after the first with an averaged copy."""

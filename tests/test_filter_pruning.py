@@ -379,12 +379,24 @@ def test_odd_layers_ties_marks_and_hooks() -> None:
     assert net.narrow.out_channels == 1
 
 
-def test_synchronised_norms_follow() -> None:
-    """Trainer(sync_batchnorm=True) makes norms of another class; they train on a GPU only, but shrink anywhere."""
-    net = nn.SyncBatchNorm.convert_sync_batchnorm(TinyNet())
-    infoprune.prune(net, torch.zeros(2, 3, 8, 8), "l1", amount=0.5)
+def test_synchronised_norms_follow(tmp_path: Any) -> None:
+    """Trainer(sync_batchnorm=True) makes norms of another class, when a fit starts, and gives the old ones back in the
+    end. They train on a GPU only, but shrink anywhere, and nobody forgets what they have lost."""
+    from lightning.pytorch.plugins import TorchSyncBatchNorm
+
+    net = TinyNet()
+    infoprune.prune(net, torch.zeros(2, 3, 8, 8), "l1", amount=0.25)
+    first = infoprune.plan_of(net)
+    net = TorchSyncBatchNorm().apply(net)
+    assert isinstance(net.norm, nn.SyncBatchNorm)
+    assert infoprune.plan_of(net) == first
+    infoprune.prune(net, torch.zeros(2, 3, 8, 8), "l1", amount=0.25)
     assert net.norm.num_features == net.norm.running_mean.shape[0] == 6
     assert net.eval()(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
+    net = TorchSyncBatchNorm().revert(net)
+    assert not isinstance(net.norm, nn.SyncBatchNorm)
+    infoprune.save(net, tmp_path / "net.pt")
+    assert same(infoprune.load(tmp_path / "net.pt", TinyNet()), net)
 
 
 def test_parametrized_layer_stays_with_a_reason() -> None:
