@@ -130,10 +130,7 @@ class Numbers:
         found = False
         for axis in sides:
             cut = np.isin(axis, blame.labels).any()
-            names = [name for name, value in self._integers(blame.module).items() if value == len(axis)]
-            path = _join(blame.module, names[0]) if len(names) == 1 else ""
-            if blame.module in self._heads and self._heads[blame.module].attribute in names:
-                continue
+            path = self._only_number(blame.module, len(axis))
             if path in self._written:  # it did not help
                 del self._written[path]
             elif cut and path and path not in self._tried:
@@ -141,6 +138,17 @@ class Numbers:
                 self._written[path] = AttributeSlot(path, len(axis), axis)
                 found = True
         return found
+
+    def _only_number(self, module: str, value: int) -> str:
+        """The number of a module, else of one of its children that are not PyTorch's own, that alone has a value."""
+        children = self._session.model.get_submodule(module).named_children()
+        own = [_join(module, name) for name, child in children if not type(child).__module__.startswith("torch.nn.")]
+        for places in ([module], own):
+            found = [_join(place, name) for place in places for name, n in self._integers(place).items() if n == value]
+            if found:
+                taken = {slot.path for slot in self.slots()} - set(self._written)  # head counts
+                return found[0] if len(found) == 1 and found[0] not in taken else ""
+        return ""
 
     # -- modules ------------------------------------------------------------------------------------------------------
 
