@@ -13,7 +13,7 @@ from infoprune.version import __version__
 TRAINING = ("fit", "validate", "test", "predict")
 """Subcommands that run a Lightning Trainer."""
 
-TOOLS = ("inspect", "prune", "export", "benchmark", "compare", "plot", "completion")
+TOOLS = ("inspect", "prune", "export", "benchmark", "compare", "plot", "dashboard", "completion")
 """Subcommands that work on a model without training it: each a module of `infoprune.commands` with a ``run``."""
 
 DEBUG = "INFOPRUNE_DEBUG"
@@ -35,6 +35,7 @@ commands:
   benchmark    latency, throughput and memory, against the unpruned and a uniformly narrowed model
   compare      criteria by budgets: a table and a picture
   plot         pictures of a run from its folder
+  dashboard    one W&B dashboard for the whole team
   completion   completion of all this for bash, zsh or tcsh
 
 any LightningModule and LightningDataModule work, by class_path, in a config or on the command line:
@@ -54,6 +55,8 @@ finding out more:
   infoprune fit --help                                   every option of the command
   infoprune fit --trainer.callbacks.help=FilterPruning   options of one class
   infoprune fit --config my.yaml --print_config          the configuration with all defaults filled in
+  infoprune fit --print_config=comments > my.yaml        the same with every option explained: a file to start from
+  infoprune prune --help                                 options and examples of the other commands
   infoprune --version
 
 After an error, INFOPRUNE_DEBUG=1 shows the traceback. Exit codes: 0 done, 1 failed while running, 2 wrong input.

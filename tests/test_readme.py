@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from infoprune.cli import main
+from infoprune.cli import TOOLS, main
+from infoprune.commands.parser import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,7 +51,10 @@ def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, 
     elif program == "infoprune":
         monkeypatch.chdir(ROOT)
         monkeypatch.setattr(sys, "argv", ["infoprune"])
-        extra = [] if {"--help", "--print_config"} & set(words) else ["--print_config"]
+        if words[0] in TOOLS and "--help" not in words:
+            parse(importlib.import_module(f"infoprune.commands.{words[0]}").make(words[1:]), words[1:])
+            return
+        extra = [] if {"--help", "--print_config", "--print_config=comments"} & set(words) else ["--print_config"]
         try:
             code = main([*words, *extra])
         except SystemExit as end:

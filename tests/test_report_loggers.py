@@ -49,11 +49,11 @@ def offline(tmp_path: Path, run_folder: Path) -> OfflineRun:
 class TestWandb:
     def test_scalars_arrive_at_every_event(self, offline: OfflineRun) -> None:
         record = sample_record()
-        assert offline.column("prune/event") == [1, 2]
+        assert [row["prune/event"] for row in offline.history if "prune/macs" in row] == [1, 2]
         assert offline.column("prune/macs") == [event.macs for event in record.events]
         assert offline.column("prune/params") == [event.params for event in record.events]
         assert offline.column("prune/width/layer1.0.conv1") == [10, 6]
-        assert [row["trainer/global_step"] for row in offline.history] == [3, 240, 360]
+        assert [row["trainer/global_step"] for row in offline.history if "prune/events" not in row] == [3, 240, 360]
 
     def test_pruning_metrics_have_their_own_step(self, offline: OfflineRun) -> None:
         assert offline.metrics["prune/macs"] == "prune/event"
@@ -69,6 +69,28 @@ class TestWandb:
         assert kept["bins"] == removed["bins"]
         assert sum(kept["values"]) == sum(len(units) for units in record.events[0].kept.values())
         assert sum(removed["values"]) > 0
+
+    def test_a_heat_map_of_layers_by_events(self, offline: OfflineRun, tmp_path: Path) -> None:
+        first, second = offline.column("prune/heat_map")
+        assert first["_type"] == second["_type"] == "html-file"
+        (file,) = (tmp_path / "w").rglob(Path(second["path"]).name)
+        drawn = file.read_text()
+        record = sample_record()
+        assert all(f">{row.name}<" in drawn for row in record.layers)
+        shares = [100 * e.layers[1].channels_after / record.layers[1].channels_before for e in record.events]
+        assert all(f">{share:.0f} %<" in drawn for share in shares)
+        assert ">event 2<" in drawn
+        assert ">event 2<" not in next((tmp_path / "w").rglob(Path(first["path"]).name)).read_text()
+
+    def test_a_table_of_all_events_with_metrics_before_and_after(self, offline: OfflineRun, tmp_path: Path) -> None:
+        (table,) = offline.column("prune/events")
+        (file,) = (tmp_path / "w").rglob(Path(table["path"]).name)
+        content = json.loads(file.read_text())
+        rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+        for row, event in zip(rows, sample_record().events, strict=True):
+            assert (row["epoch"], row["macs"]) == (event.epoch, event.macs)
+            assert row["before val/top1"] == event.metrics_before["val/top1"]
+            assert row["after val/top1"] == event.metrics_after["val/top1"]
 
     def test_one_chart_of_all_widths(self, offline: OfflineRun) -> None:
         assert len(offline.column("prune/widths_table")) == 2

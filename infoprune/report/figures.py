@@ -148,7 +148,12 @@ def pareto(rows: Sequence[Compared], kind: str = "macs") -> Figure:
     ax = axes(made, title=f"{name} over what is left of the {'MACs' if kind == 'macs' else 'parameters'}")
     for number, criterion in enumerate(dict.fromkeys(row.criterion for row in measured)):
         points = sorted((getattr(row, kind), row.figures[name]) for row in measured if row.criterion == criterion)
-        style: dict[str, Any] = {"color": SERIES[number % len(SERIES)], "marker": "o", "markersize": 4.5, "linewidth": 1.4}
+        style: dict[str, Any] = {
+            "color": SERIES[number % len(SERIES)],
+            "marker": "o",
+            "markersize": 4.5,
+            "linewidth": 1.4,
+        }
         ax.plot(*zip(*points, strict=True), label=criterion, **style)
     ax.axhline(original.figures[name], color=SOFT, linewidth=0.8, linestyle=(0, (3, 2)))
     ax.text(1.0, original.figures[name], "unpruned ", ha="right", va="bottom", fontsize=7, color=SOFT,

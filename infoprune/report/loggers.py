@@ -60,6 +60,7 @@ class RunLog:
             if _is_wandb(logger):
                 from infoprune.report import wandb_panels
 
+                logger.experiment.log({"prune/events": wandb_panels.events_table(record.events)})
                 logger.experiment.summary.update(summary_values(record))
                 logger.experiment.log_artifact(wandb_panels.artifact(logger.experiment.id, record, folder))
             else:

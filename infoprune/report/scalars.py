@@ -35,6 +35,8 @@ def summary_values(record: RunRecord) -> dict[str, float]:
     }
     if before.latency_s and after.latency_s:
         values["prune/speedup"] = before.latency_s / after.latency_s
+        values["prune/before/latency_s"] = before.latency_s
+        values["prune/after/latency_s"] = after.latency_s
     values.update(_stages("before", before.metrics))
     values.update(_stages("after", after.metrics))
     return values

@@ -1,6 +1,6 @@
-"""The report's two charts as small pure functions that return SVG text.
+"""The report's charts as small pure functions that return SVG text.
 
-Colours come from CSS variables of the page, so that one drawing serves light, dark and print.
+Colours come from CSS variables of the page: one drawing serves light, dark and print. The heat map stands alone.
 """
 
 from __future__ import annotations
@@ -49,6 +49,43 @@ def score_curve(scores: Sequence[float], removed: int, width: int = 168, height:
     return (
         f'<svg class="scores" viewBox="0 0 {width} {height}" role="img" preserveAspectRatio="none">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+    )
+
+
+def heat_map(rows: Sequence[str], columns: Sequence[str], shares: Sequence[Sequence[float]]) -> str:
+    """Draw shares as a grid of shaded cells, with the figures in them; complete with its colours, for use on its own.
+
+    Args:
+        rows: names of the rows, top down.
+        columns: names of the columns.
+        shares: row by row, each in [0, 1].
+
+    Returns:
+        An ``<svg>`` element.
+
+    >>> "75" in heat_map(["conv1"], ["before", "event 1"], [[1.0, 0.75]])
+    True
+    """
+    left, top, cell, line = 16 + 7 * max(map(len, rows), default=0), 26, 64, 18
+    width, height = left + cell * len(columns) + 8, top + line * len(rows) + 8
+    parts = [
+        f'<text x="{left + cell * (i + 0.5)}" y="{top - 9}" text-anchor="middle">{escape(name)}</text>'
+        for i, name in enumerate(columns)
+    ]
+    for number, (name, values) in enumerate(zip(rows, shares, strict=True)):
+        y = top + line * number
+        parts.append(f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{escape(name)}</text>')
+        for i, share in enumerate(values):
+            x, ink = left + cell * i, "#fff" if share > 0.6 else "#1c1e20"
+            box = f'x="{x}" y="{y}" width="{cell - 1}" height="{line - 1}"'
+            parts.append(
+                f'<rect {box} fill="#0b6e69" fill-opacity="{share:.3f}"/>'
+                f'<text x="{x + cell / 2}" y="{y + 13}" text-anchor="middle" fill="{ink}">{100 * share:.0f} %</text>'
+            )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+        f'font-family="system-ui, sans-serif" font-size="11" fill="#5c636a"><rect width="100%" height="100%" '
+        f'fill="#fff"/>{"".join(parts)}</svg>'
     )
 
 

@@ -1,4 +1,4 @@
-"""What Weights & Biases shows of a pruning run: step metrics, tables, histograms, one widths chart, one artifact."""
+"""What Weights & Biases shows of a pruning run: step metrics, tables, histograms, widths, one artifact."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import wandb
 
 from infoprune.report.record import EventRecord, LayerRow, RunRecord
 from infoprune.report.scalars import summary_values
+from infoprune.report.svg import heat_map
 
 MAX_UNITS = 10_000
 """Most rows of a table of units; W&B itself stops showing a table at this many."""
@@ -33,13 +34,17 @@ def define(run: Any, names: Iterable[str] = ()) -> None:
 
 
 def event_panels(event: EventRecord, events: Sequence[EventRecord]) -> dict[str, Any]:
-    """Return the panels of one event: its layers and units as tables, histograms of scores, widths over all events.
+    """Return the panels of one event: its layers and units as tables, histograms of scores, all widths over all events.
 
     Args:
         event: the event.
         events: all events so far, this one included.
     """
-    panels: dict[str, Any] = {"prune/layers": _layers(event), "prune/widths": _widths(events)}
+    panels: dict[str, Any] = {
+        "prune/layers": _layers(event),
+        "prune/widths": _widths(events),
+        "prune/heat_map": _heat_map(events),
+    }
     if event.scores:
         panels["prune/units"] = _units(event)
         panels.update(_histograms(event))
@@ -53,6 +58,19 @@ def artifact(run_id: str, record: RunRecord, folder: Path) -> wandb.Artifact:
         if (folder / path).is_file():
             made.add_file(str(folder / path), name=path)
     return made
+
+
+def events_table(events: Sequence[EventRecord]) -> wandb.Table:
+    """Return all events of a run with the metrics before and after each: one row an event."""
+    names = list(dict.fromkeys(name for event in events for name in event.metrics_before))
+    columns = ["event", "epoch", "step", "criterion", "macs", "params"]
+    columns += [f"{moment} {name}" for name in names for moment in ("before", "after")]
+    rows = [
+        [event.index + 1, event.epoch, event.global_step, event.criterion, event.macs, event.params]
+        + [metrics.get(name) for name in names for metrics in (event.metrics_before, event.metrics_after)]
+        for event in events
+    ]
+    return wandb.Table(columns=columns, data=rows)
 
 
 def _layers(event: EventRecord) -> wandb.Table:
@@ -83,6 +101,15 @@ def _histograms(event: EventRecord) -> dict[str, Any]:
         f"prune/scores/{name}": wandb.Histogram(np_histogram=np.histogram(values, bins=edges))
         for name, values in (("kept", kept), ("removed", removed))
     }
+
+
+def _heat_map(events: Sequence[EventRecord]) -> wandb.Html:
+    """Return what is left of every layer after each event, layers down and events across."""
+    first = {row.name: row.channels_before for row in events[0].layers}
+    after = [{row.name: row.channels_after for row in event.layers} for event in events]
+    shares = [[1.0, *(event.get(name, size) / size for event in after)] for name, size in first.items()]
+    columns = ["before", *(f"event {event.index + 1}" for event in events)]
+    return wandb.Html(heat_map(list(first), columns, shares), inject=False)
 
 
 def _widths(events: Sequence[EventRecord]) -> Any:
