@@ -73,10 +73,9 @@ class LabelSpace:
         self.unions: list[Union] = []
         self.freezes: list[Freeze] = []
         self._balances: list[Balance] = []
-        self.head_counts: dict[str, int] = {}
-        """Modules that lose whole parts (attention heads) of the dimensions that they split, and how many there are."""
+        self.head_splits: dict[str, tuple[int, int]] = {}
+        """Modules that lose whole parts (attention heads) of the dimensions that they split: how many, and how wide."""
         self.head_labels: dict[str, Labels] = {}
-        self.head_widths: dict[str, int] = {}
 
     def add_slot(self, tensor: str, dim: int, size: int) -> Labels:
         """Give every index of a slot its label."""

@@ -76,9 +76,11 @@ class Numbers:
             attribute = None if module in self._seen else self._head_count(structure, module)
             for like in self._likes(module) if attribute else ():
                 count = self._integers(like).get(str(attribute), 0)
-                if like not in self._seen and count in self._splits(structure, like):
+                widths = self._splits(structure, like).get(count)
+                if like not in self._seen and widths:
                     self._heads[like] = Heads(str(attribute), count)
-                    self._session.space.head_counts[like] = count
+                    # Where q, k and v are as many as the heads, the finest split is the one into heads.
+                    self._session.space.head_splits[like] = (count, min(widths))
                 self._seen.add(like)
             self._seen.add(module)
         if len(self._heads) == before:
@@ -92,10 +94,14 @@ class Numbers:
         names = [name for name, value in self._integers(module).items() if value in splits]
         return names[0] if len(names) == 1 else None
 
-    def _splits(self, structure: Structure, module: str) -> set[int]:
-        """Into how many parts, of more than one index each, the module's code splits dimensions."""
-        counts = (record.splits for record in structure.records if record.module == module)
-        return {count for splits in counts for parts in splits for count in parts[:-1]}
+    def _splits(self, structure: Structure, module: str) -> dict[int, set[int]]:
+        """Into how many parts, of more than one index each, the module's code splits dimensions, and their widths."""
+        found: dict[int, set[int]] = {}
+        for splits in (record.splits for record in structure.records if record.module == module):
+            for *counts, width in splits:
+                for count in counts:
+                    found.setdefault(count, set()).add(width)
+        return found
 
     def _tie_inputs(self, structure: Structure, module: str) -> bool:
         """Where head width times number of heads has to be the width that comes in: tie blocks of that to heads."""
@@ -106,7 +112,7 @@ class Numbers:
             if heads is None or heads.tied or labels is None:
                 continue
             heads.tied = True
-            for axis, op in self._axes_inside(structure, like, self._session.space.head_widths[like] * heads.count):
+            for axis, op in self._axes_inside(structure, like, self._session.space.head_splits[like][1] * heads.count):
                 self._session.space.unite(np.repeat(labels, len(axis) // heads.count), axis, op)
         return self._heads[module].tied
 

@@ -153,14 +153,13 @@ class Op:
         return value
 
     @property
-    def head_count(self) -> int | None:
-        """How many whole parts this operator's module splits a dimension into, where it may lose such parts alone."""
-        return self._space.head_counts.get(self.record.module)
+    def head_split(self) -> tuple[int, int] | None:
+        """How many whole parts of what width this operator's module splits a dimension into, if it may lose those."""
+        return self._space.head_splits.get(self.record.module)
 
-    def note_heads(self, labels: Labels, width: int) -> None:
-        """Note the labels of the parts (attention heads) of the operator's module, and how wide each is."""
+    def note_heads(self, labels: Labels) -> None:
+        """Note the labels of the parts (attention heads) of the operator's module."""
         self._space.head_labels.setdefault(self.record.module, labels)
-        self._space.head_widths.setdefault(self.record.module, width)
 
     def takes_by_place(self, axis: Labels) -> None:
         """Note that this operator takes some of these channels by their places: trial cuts must hit each of them."""

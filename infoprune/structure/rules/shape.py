@@ -89,7 +89,7 @@ def _rectangle(op: Op, axis: Labels, moved: np.ndarray) -> tuple[int | None, Lab
     if not varying:
         return None, axis  # one index only: it can never be removed
     counts = [len(np.unique(np.moveaxis(spread, d, -1).reshape(-1, spread.shape[d])[0])) for d in varying]
-    heads = [d for d, count in zip(varying[:-1], counts, strict=False) if count == op.head_count]
+    heads = [d for d, count in zip(varying[:-1], counts, strict=False) if (count, counts[-1]) == op.head_split]
     keep = op.choose(heads[-1] if heads else max(varying, key=lambda d: (spread.shape[d], d)))
     if keep >= spread.ndim:  # a rehearsal in which the code reshapes otherwise than it did
         return None, axis
@@ -98,7 +98,7 @@ def _rectangle(op: Op, axis: Labels, moved: np.ndarray) -> tuple[int | None, Lab
         op.record.splits.append(tuple(counts))
         op.tie(labels)
     if heads:
-        op.note_heads(labels[0][np.sort(np.unique(labels[0], return_index=True)[1])], counts[-1])
+        op.note_heads(labels[0][np.sort(np.unique(labels[0], return_index=True)[1])])
     return keep, labels[0]
 
 

@@ -1,0 +1,146 @@
+"""Attention: whole heads go, with the width that comes in where the code ties the two; numbers in modules follow."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import infoprune
+from tests.networks import randomise
+from tests.oracle import relative_error
+
+X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class PatchNet(nn.Module):
+    """Patches, a class token, a position table, one attention block and a head, with sizes written down as in ViT."""
+
+    def __init__(self, attention: nn.Module, width: int = 24) -> None:
+        super().__init__()
+        self.hidden_dim = width
+        self.patches = nn.Conv2d(3, width, 4, stride=4)
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+        self.positions = nn.Parameter(torch.randn(1, 17, width))
+        self.norm = nn.LayerNorm(width)
+        self.attention = attention
+        self.mlp = nn.Sequential(nn.Linear(width, 40), nn.GELU(), nn.Linear(40, width))
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).reshape(len(x), self.hidden_dim, -1).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], 1) + self.positions
+        tokens = tokens + self.attention(self.norm(tokens))
+        return self.head((tokens + self.mlp(tokens))[:, 0])
+
+
+class PyTorchs(nn.Module):
+    """PyTorch's own multi-head attention."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x, x, x, need_weights=False)[0]
+        return out
+
+
+class TiedToInput(nn.Module):
+    """The head width is what the width that comes in leaves for each head, and sets the scale (Swin)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.bias = nn.Parameter(torch.randn(heads, 17, 17))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
+        attention = (q * (c // self.num_heads) ** -0.5) @ k.transpose(-2, -1) + self.bias
+        return self.proj((attention.softmax(-1) @ v).transpose(1, 2).reshape(b, n, c))
+
+
+class Free(nn.Module):
+    """Heads of a written-out width that nothing ties to the width that comes in (timm)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_width = heads, 7
+        self.qkv, self.proj = nn.Linear(width, 3 * 7 * heads), nn.Linear(7 * heads, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_width).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def prune_one(net: nn.Module, name: str, units: list[int]) -> tuple[nn.Module, infoprune.PruningPlan]:
+    original = copy.deepcopy(net)
+    plan = infoprune.trace(net, X).plan({name: units})
+    infoprune.shrink(net, plan)
+    return original, plan
+
+
+@pytest.mark.parametrize(("kind", "heads"), [(PyTorchs, 3), (PyTorchs, 4), (TiedToInput, 3), (TiedToInput, 6)])
+def test_whole_heads_go_with_the_width_that_comes_in(kind: type[nn.Module], heads: int) -> None:
+    net = randomise(PatchNet(kind(24, heads)))  # type: ignore[call-arg]
+    structure = infoprune.trace(net, X)
+    assert {group.name: group.size for group in structure.prunable} == {"patches": heads, "mlp.0": 40}
+    original, plan = prune_one(net, "patches", [0, heads - 1])
+    width = 24 - 2 * 24 // heads
+    assert net.hidden_dim == net.head.in_features == net.positions.shape[2] == width  # type: ignore[union-attr]
+    assert next(m.num_heads for m in net.modules() if hasattr(m, "num_heads")) == heads - 2
+    assert relative_error(original, net, plan, X) < 1e-12
+
+
+def test_heads_that_nothing_ties_go_alone() -> None:
+    net = randomise(PatchNet(Free(24, 4)))
+    structure = infoprune.trace(net, X)
+    assert {group.name: group.size for group in structure.prunable} == {"patches": 24, "attention.qkv": 4, "mlp.0": 40}
+    original, plan = prune_one(net, "attention.qkv", [1])
+    assert net.attention.num_heads == 3  # type: ignore[union-attr]
+    assert net.attention.proj.in_features == 21  # type: ignore[union-attr]
+    assert relative_error(original, net, plan, X) < 1e-12
+
+
+def test_rewritten_numbers_are_saved_loaded_and_joined(tmp_path: Path) -> None:
+    net = randomise(PatchNet(TiedToInput(24, 6)))
+    fresh, again = copy.deepcopy(net), copy.deepcopy(net)
+    _, first = prune_one(net, "patches", [1])
+    _, second = prune_one(net, "patches", [0, 2])
+    infoprune.save(net, tmp_path / "net.pt")
+    infoprune.load(tmp_path / "net.pt", fresh)
+    assert fresh.hidden_dim == 12  # type: ignore[comparison-overlap]
+    assert torch.equal(fresh(X), net(X))
+    joined = infoprune.PruningPlan.from_json(first.then(second).to_json())
+    infoprune.shrink(again, joined)
+    assert torch.equal(again(X), net(X))
+
+
+def test_a_number_that_does_not_explain_the_size_is_left_alone() -> None:
+    class Written(PatchNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).reshape(len(x), 5) + self.patches(x).reshape(len(x), 24, -1).mean()
+
+    net = randomise(Written(Free(24, 4)))
+    structure = infoprune.trace(net, X)
+    assert structure.group("patches").frozen
+    original, plan = prune_one(net, "attention.qkv", [1])
+    assert net.hidden_dim == 24
+    assert relative_error(original, net, plan, X) < 1e-12
+
+
+def test_bound_numbers_of_another_model_are_refused() -> None:
+    net = randomise(PatchNet(TiedToInput(24, 6)))
+    plan = infoprune.trace(net, X).plan({"patches": [1]})
+    net.hidden_dim = 25
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(infoprune.errors.PlanError, match="hidden_dim is 25, the plan expects 24"):
+        infoprune.shrink(net, plan)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
