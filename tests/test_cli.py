@@ -155,6 +155,7 @@ class TestAfterwards:
         assert [entry["epoch"] for entry in record.history] == [0, 1, 2, 3, 4]
         assert record.before.latency_s is None
         assert record.layers[0].channels_before == 8
+        assert record.coupling["features.0"].startswith("features.0: 8 units can be pruned")
 
     def test_the_command_line_beats_the_checkpoints_hyperparameters(self, run: Path) -> None:
         """The checkpoint says width 8; a run of width 16 must not silently become one of width 8."""

@@ -175,6 +175,7 @@ class FilterPruning(EitherName):
             "allocation_options": dict(self.allocation.options),
             "frozen": list(self.frozen),
             **({"module": self.module} if self.module else {}),
+            **({"copies": dict(self.copies)} if self.copies else {}),
             **({"recalibrate": self.recalibrate} if self.recalibrate else {}),
         }
 
@@ -273,7 +274,8 @@ class FilterPruning(EitherName):
             own = self._example_inputs is not None and self.module is not None
             self._path, self.inputs = find_network(trainer, pl_module, self.module, inputs, own)
 
-    def _trace(self, pl_module: pl.LightningModule) -> Structure:
+    def structure(self, pl_module: pl.LightningModule) -> Structure:
+        """Trace the network as it is now, which `prepare` has settled."""
         assert self.inputs is not None
         with torch.compiler.set_stance("force_eager"):
             copies = within(self.copies or {}, self._path or "")
@@ -286,7 +288,7 @@ class FilterPruning(EitherName):
             training_batches(trainer, self.recalibrate)
         check_weights(self.network(pl_module))
         check_copies(pl_module, self.copies or {})
-        structure = self._trace(pl_module)
+        structure = self.structure(pl_module)
         if self.copies is None:
             check_no_copies(trainer, pl_module, self.network(pl_module), structure)
         allocation = get_allocation("uniform") if self.allocation.needs_data else self.allocation
@@ -348,10 +350,10 @@ class FilterPruning(EitherName):
         announced, self._announced = self._announced, None
         if announced is not None and announced.fraction == fraction:
             decision = Decision(announced.plan, announced.scores, latency=announced.latency)
-            return self._trace(pl_module), decision
+            return self.structure(pl_module), decision
 
         def score() -> tuple[Structure, Scores, Allocation]:
-            structure = self._trace(pl_module)
+            structure = self.structure(pl_module)
             looks = self.criterion.needs_data or self.allocation.needs_data
             data = calibration_batches(trainer, self.calibration_images) if looks else None
             with torch.compiler.set_stance("force_eager"):

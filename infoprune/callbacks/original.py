@@ -11,7 +11,6 @@ from infoprune.cost import Cost
 from infoprune.report.collect import layer_rows
 from infoprune.report.record import EventRecord, LayerRow
 from infoprune.structure import PruningPlan, Structure
-from infoprune.structure.explain import explain_group
 
 
 @dataclass
@@ -23,7 +22,6 @@ class Original:
         params: parameters.
         sizes: prunable channel group -> units.
         frozen: frozen channel group -> why.
-        coupling: prunable channel group -> what its units consist of, in words.
         layers: every layer; before and after are the same.
     """
 
@@ -31,7 +29,6 @@ class Original:
     params: int
     sizes: dict[str, int]
     frozen: dict[str, str]
-    coupling: dict[str, str] = field(default_factory=dict)
     layers: list[LayerRow] = field(default_factory=list)
 
     @property
@@ -48,7 +45,6 @@ class Original:
             cost.params,
             {group.name: group.size for group in structure.prunable},
             {group.name: group.reason for group in structure.groups if group.reason is not None},
-            {group.name: explain_group(structure, group) for group in structure.prunable},
             layer_rows(structure, PruningPlan()),
         )
 

@@ -35,6 +35,7 @@ from infoprune.report.record import RunRecord, Totals
 from infoprune.report.text import choose_metric, speed_remarks
 from infoprune.shapes import shapes_of
 from infoprune.structure import plan_of
+from infoprune.structure.explain import explain_group
 
 
 class RunReport(EitherName):
@@ -73,6 +74,7 @@ class RunReport(EitherName):
         self.history: list[Metrics] = []
         self._unpruned: Unpruned | None = None
         self._notes: list[str] = []
+        self._coupling: dict[str, str] = {}
         self._validated = Validated()
 
     # -- following the run --------------------------------------------------------------------------------------------
@@ -99,13 +101,19 @@ class RunReport(EitherName):
         pruning = pruning_of(trainer)
         due = pruning.is_due(trainer.current_epoch) or trainer.fast_dev_run  # type: ignore[attr-defined]
         if due and self._unpruned is None and not pruning.history:
-            try:
-                self._unpruned = Unpruned(pruning.network(pl_module))
-            except Exception as error:
-                # Copying runs the user's code; a module that cannot be copied can still be pruned.
-                self._notes.append(
-                    f"The unpruned model could not be copied ({error}), so it was not measured at the end."
-                )
+            self._look_at_unpruned(trainer, pl_module, pruning)
+
+    def _look_at_unpruned(self, trainer: L.Trainer, pl_module: L.LightningModule, pruning: FilterPruning) -> None:
+        """Keep a copy of the network, and note what is coupled in it."""
+        pruning.prepare(trainer, pl_module)
+        if pruning.inputs is not None and trainer.is_global_zero:
+            structure = pruning.structure(pl_module)
+            self._coupling = {group.name: explain_group(structure, group) for group in structure.prunable}
+        try:
+            self._unpruned = Unpruned(pruning.network(pl_module))
+        except Exception as error:
+            # Copying runs the user's code; a module that cannot be copied can still be pruned.
+            self._notes.append(f"The unpruned model could not be copied ({error}), so it was not measured at the end.")
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -120,11 +128,11 @@ class RunReport(EitherName):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history}
+        return {"history": self.history, "coupling": self._coupling}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history = list(state_dict["history"])
+        self.history, self._coupling = list(state_dict["history"]), dict(state_dict["coupling"])
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -187,7 +195,7 @@ class RunReport(EitherName):
             events=events,
             options=pruning.options,
             frozen=dict(original.frozen) if original else {},
-            coupling=dict(original.coupling) if original else {},
+            coupling=self._coupling,
             history=self.history,
             metric=choose_metric(both),
             warnings=[*self._notes, *speed_remarks(*totals)],
