@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
     from infoprune.structure import Structure
+
+
+T = TypeVar("T")
 
 
 def with_copies(plan: PruningPlan, copies: Mapping[str, str]) -> PruningPlan:
@@ -29,13 +32,18 @@ def with_copies(plan: PruningPlan, copies: Mapping[str, str]) -> PruningPlan:
         >>> sorted(with_copies(plan, {"momentum": "net"}).removed)
         ['momentum.weight', 'net.weight']
     """
-    removed, shapes, attributes = dict(plan.removed), dict(plan.shapes), dict(plan.attributes)
+    return PruningPlan(
+        _with_copies(plan.removed, copies), _with_copies(plan.shapes, copies), _with_copies(plan.attributes, copies)
+    )
+
+
+def _with_copies(entries: Mapping[str, T], copies: Mapping[str, str]) -> dict[str, T]:
+    result = dict(entries)
     for copy, original in copies.items():
-        for entries, source in ((removed, plan.removed), (shapes, plan.shapes), (attributes, plan.attributes)):
-            for name, value in source.items():
-                if name.startswith(f"{original}."):
-                    entries[copy + name.removeprefix(original)] = value  # type: ignore[index]
-    return PruningPlan(removed, shapes, attributes)
+        for name, value in entries.items():
+            if name.startswith(f"{original}."):
+                result[copy + name.removeprefix(original)] = value
+    return result
 
 
 def within(copies: Mapping[str, str], path: str) -> list[str]:

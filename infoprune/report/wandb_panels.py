@@ -65,12 +65,12 @@ def events_table(events: Sequence[EventRecord]) -> wandb.Table:
     names = list(dict.fromkeys(name for event in events for name in event.metrics_before))
     columns = ["event", "epoch", "step", "criterion", "macs", "params"]
     columns += [f"{moment} {name}" for name in names for moment in ("before", "after")]
-    rows = [
+    rows: list[list[Any]] = [
         [event.index + 1, event.epoch, event.global_step, event.criterion, event.macs, event.params]
         + [metrics.get(name) for name in names for metrics in (event.metrics_before, event.metrics_after)]
         for event in events
     ]
-    return wandb.Table(columns=columns, data=rows)
+    return wandb.Table(columns=[*columns], data=rows)
 
 
 def _layers(event: EventRecord) -> wandb.Table:
