@@ -20,6 +20,9 @@ TIMED_BISECTIONS = 12
 ROUNDS = 6
 # A bracket this narrow (as a share of the original cost) is not worth another round.
 CLOSE = 5e-4
+# How far single units may take a group from the path, as a share of its units (one step at least): the allocation
+# decides on the widths, and what it cannot meet exactly is left unspent.
+STRAY = 0.1
 
 
 def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float, timed: bool = False) -> Widths:
@@ -39,17 +42,28 @@ def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float
     if timed:
         return _bisect(path, measure, target, TIMED_BISECTIONS)[0]
     low, high = _bisect(path, measure, target, BISECTIONS)
+    near = {name: _near(grid, low[name], high[name]) for name, grid in grids.items()}
     low, high = _walk(low, high, grids, measure, target)
     for _ in range(ROUNDS):
         if measure(high) - measure(low) <= CLOSE:
             break
-        closer = _narrow(low, high, _steps(low, high, grids), measure, target)
+        closer = _narrow(low, high, _inside(near, _steps(low, high, grids)), measure, target)
         if closer == (low, high):
-            closer = _narrow(low, high, _swaps(low, high, grids), measure, target)
+            closer = _narrow(low, high, _inside(near, _swaps(low, high, grids)), measure, target)
         if closer == (low, high):
             break
         low, high = closer
     return low
+
+
+def _near(grid: Grid, low: int, high: int) -> range:
+    """The widths that a group may take when ``low`` and ``high`` are those of the path around the target."""
+    far = max(grid.step, int(STRAY * (grid.original or grid.size)))
+    return range(low - far, max(high, low + far) + 1)
+
+
+def _inside(near: Mapping[str, range], states: Iterable[Widths]) -> Iterator[Widths]:
+    return (state for state in states if all(width in near[name] for name, width in state.items()))
 
 
 def _bisect(path: Path, measure: Measure, target: float, steps: int) -> tuple[Widths, Widths]:
