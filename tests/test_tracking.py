@@ -26,9 +26,13 @@ WANDB = ["--trainer.logger=WandbLogger", "--trainer.logger.save_dir=logs", "--tr
 
 
 def fit(folder: Path, *options: str) -> None:
-    """Run the quickstart in a process of its own, offline."""
+    """Run the quickstart in a process of its own, offline.
+
+    Without the address of this process's W&B service: that one would take ``logs`` as a folder of this process.
+    """
     command = [sys.executable, "-m", "infoprune", "fit", "--config", str(ROOT / "configs/quickstart.yaml")]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    environment.pop("WANDB_SERVICE", None)
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     done = subprocess.run([*command, *SHORT, *options], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -30,13 +30,19 @@ class OfflineRun:
 
 
 def read_offline_run(folder: Path) -> OfflineRun:
-    """Read the one offline run below ``folder``, when it is complete: ``wandb.finish`` does not wait for the file."""
-    (path,) = folder.rglob("*.wandb")
-    for _ in range(300):
-        records = _records(path.read_bytes())
+    """Read the one offline run below ``folder``, when it is complete.
+
+    The client's service writes the file on its own time: neither ``wandb.finish`` nor the end of the process waits.
+    """
+    for _ in range(600):
+        files = list(folder.rglob("*.wandb"))
+        records = _records(files[0].read_bytes()) if files else []
         if any(record.WhichOneof("record_type") == "exit" for record in records):
             break
         time.sleep(0.1)
+    else:
+        raise AssertionError(f"no complete run after a minute, {len(records)} records in {files}")
+    assert len(files) == 1, files
     run = OfflineRun()
     for record in records:
         kind = record.WhichOneof("record_type")

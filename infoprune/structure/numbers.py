@@ -47,7 +47,7 @@ class Numbers:
         """Every attribute found, with the labels whose number it is."""
         for module, heads in self._heads.items():
             labels = self._session.space.head_labels.get(module)
-            if labels is not None:
+            if labels is not None and len(labels) == heads.count:  # else it is another dimension that was found
                 yield AttributeSlot(_join(module, heads.attribute), heads.count, labels)
         yield from self._written.values()
 

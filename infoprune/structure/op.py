@@ -152,6 +152,10 @@ class Op:
         self.record.choices.append(value)
         return value
 
+    def note_split(self, counts: Sequence[int]) -> None:
+        """Note into how many parts of how many parts of ... the operator splits a dimension."""
+        self.record.splits.append(tuple(counts))
+
     @property
     def head_split(self) -> tuple[int, int] | None:
         """How many whole parts of what width this operator's module splits a dimension into, if it may lose those."""

@@ -355,6 +355,15 @@ class _RehearsalOp(Op):
     def choose(self, value: int) -> int:
         return next(self._choices, value)
 
+    def note_split(self, counts: Sequence[int]) -> None:
+        pass
+
+    def note_heads(self, labels: Labels) -> None:
+        pass
+
+    def takes_by_place(self, axis: Labels) -> None:
+        pass
+
     def cost(self, *args: Any, **kwargs: Any) -> None:
         pass
 

@@ -95,7 +95,7 @@ def _rectangle(op: Op, axis: Labels, moved: np.ndarray) -> tuple[int | None, Lab
         return None, axis
     labels = np.moveaxis(spread, keep, -1).reshape(-1, spread.shape[keep])
     if len(varying) > 1:
-        op.record.splits.append(tuple(counts))
+        op.note_split(counts)
         op.tie(labels)
     if heads:
         op.note_heads(labels[0][np.sort(np.unique(labels[0], return_index=True)[1])])
