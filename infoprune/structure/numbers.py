@@ -133,17 +133,19 @@ class Numbers:
         if blame.op < 0:
             return False
         sides = [axis for output in structure.records[blame.op].outputs for axis in output.axes if axis is not None]
-        found = False
+        found: set[str] = set()
         for axis in sides:
             cut = np.isin(axis, blame.labels).any()
             path = self._only_number(blame.module, len(axis))
+            if path in found:
+                continue
             if path in self._written:  # it did not help
                 del self._written[path]
             elif cut and path and path not in self._tried:
                 self._tried.add(path)
                 self._written[path] = AttributeSlot(path, len(axis), axis)
-                found = True
-        return found
+                found.add(path)
+        return bool(found)
 
     def _only_number(self, module: str, value: int) -> str:
         """The number of a module, else of one of its children that are not PyTorch's own, that alone has a value."""
