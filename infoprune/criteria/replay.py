@@ -36,7 +36,9 @@ class _Result:
     kept: int | None = None
 
     def stand_in(self) -> Tensor:
-        return torch.empty((), dtype=self.dtype, device=self.device).expand(self.shape)
+        """Not a number wherever that can be said, so that a replay that does need the result is found out."""
+        number = float("nan") if self.dtype.is_floating_point or self.dtype.is_complex else 0
+        return torch.full((), number, dtype=self.dtype, device=self.device).expand(self.shape)
 
 
 @dataclass
