@@ -81,9 +81,9 @@ class Subject:
         infoprune.shrink(pruned, plan)
         return pruned.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def recalibrate(self, model: nn.Module, images: int = RECALIBRATION_IMAGES) -> nn.Module:
+    def recalibrate(self, model: nn.Module, images: int = RECALIBRATION_IMAGES, augment: bool = True) -> nn.Module:
         """Batch norm from training images, cropped and flipped as in training; in place."""
-        infoprune.recalibrate(model, self.data.calibration_batches(images, batch_size=200, augment=True))
+        infoprune.recalibrate(model, self.data.calibration_batches(images, batch_size=200, augment=augment))
         return model
 
     def tune(self, model: nn.Module) -> nn.Module:
