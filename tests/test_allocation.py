@@ -80,7 +80,7 @@ def test_the_budget_holds_in_the_shrunk_model(kind: str):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    allocation=st.sampled_from(ALLOCATIONS[:3]),
+    allocation=st.sampled_from([*ALLOCATIONS[:3], PerLayer(ratios={"*": 0.4})]),
     kind=st.sampled_from(["macs", "params"]),
     keeps=st.tuples(st.floats(0.05, 1.0), st.floats(0.05, 1.0)).map(sorted),
     round_to=st.sampled_from([1, 2, 3, 8]),
