@@ -25,8 +25,8 @@ SHORT = ["--trainer.max_epochs=3", "--trainer.callbacks.schedule=[1,2]", "--trai
 WANDB = ["--trainer.logger=WandbLogger", "--trainer.logger.save_dir=logs", "--trainer.logger.project=pruning"]
 
 
-def fit(folder: Path, *options: str) -> None:
-    """Run the quickstart in a process of its own, offline.
+def fit(folder: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the quickstart in a process of its own, offline unless the variables say otherwise.
 
     Without the address of this process's W&B service: that one would take ``logs`` as a folder of this process.
     """
@@ -34,8 +34,10 @@ def fit(folder: Path, *options: str) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     environment.pop("WANDB_SERVICE", None)
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    environment |= variables
     done = subprocess.run([*command, *SHORT, *options], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done
 
 
 def the_record(folder: Path) -> RunRecord:
@@ -53,6 +55,20 @@ def check_events(run: OfflineRun, record: RunRecord) -> None:
     assert len(run.column("val/acc")) == 3
     for name, value in summary_values(record).items():
         assert run.summary[name] == pytest.approx(value), name
+
+
+@pytest.mark.parametrize("reason", ["no login", "no network"])
+def test_a_run_that_wandb_does_not_take_is_kept_and_found(reason: str, tmp_path: Path) -> None:
+    address = "http://127.0.0.1:9"  # nobody listens there
+    key = {"WANDB_API_KEY": "0" * 40} if reason == "no network" else {"WANDB_API_KEY": ""}
+    nobody = {"HOME": str(tmp_path / "home"), "WANDB_INIT_TIMEOUT": "1", "WANDB_BASE_URL": address, **key}
+    done = fit(tmp_path, *WANDB, WANDB_MODE="online", **nobody)
+    (folder,) = (tmp_path / "logs" / "wandb").glob("offline-run-*")
+    printed = " ".join((done.stdout + done.stderr).split())
+    assert printed.count("W&B does not take this run (") == 1
+    assert f"it is kept offline in {folder.relative_to(tmp_path)}" in printed
+    assert f"wandb sync {folder.relative_to(tmp_path)}" in done.stdout
+    check_events(read_offline_run(folder), the_record(tmp_path))
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ import infoprune.data
 import infoprune.models  # noqa: F401
 from infoprune.callbacks import FilterPruning, RunReport
 from infoprune.callbacks.run_folder import check_writable, run_folder
+from infoprune.commands.offline import offline_runs, reach_wandb
 from infoprune.errors import CheckpointError
 from infoprune.report import print_tables
 
@@ -123,6 +124,13 @@ class TrainingCLI(LightningCLI):
         for folder in filter(None, folders):
             if "://" not in folder:
                 check_writable(Path(folder))
+        reach_wandb(self.trainer)
+
+    def before_validate(self) -> None:
+        """Go on without W&B where it cannot be reached."""
+        reach_wandb(self.trainer)
+
+    before_test = before_predict = before_validate
 
     def after_fit(self) -> None:
         """Test the unpruned and the pruned model, finish the report, print the closing table."""
@@ -133,6 +141,8 @@ class TrainingCLI(LightningCLI):
             assert self.report.folder is not None
             print_tables(record)
             print(f"Report: {self.report.folder / 'report.html'}")
+            for folder in offline_runs(self.trainer):
+                print(f"W&B run, not sent: wandb sync {folder}")
 
 
 def check_checkpoint(path: str) -> None:

@@ -1,0 +1,45 @@
+"""W&B without a network or a login: the run is kept on the disk, and the user is told where."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+
+
+def reach_wandb(trainer: L.Trainer) -> None:
+    """Start the runs of the Trainer's WandbLoggers; one that W&B does not take goes on offline, with one warning.
+
+    Processes that are spawned or forked start their own runs, so there nothing is done.
+    """
+    if not trainer.is_global_zero or isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        return
+    for logger in _wandb_loggers(trainer):
+        from wandb.errors import Error
+
+        try:
+            _ = logger.experiment
+        except Error as error:
+            logger._wandb_init["mode"] = "offline"  # what its constructor hands to wandb.init
+            where = Path(logger.experiment.dir).parent
+            warnings.warn(
+                f"W&B does not take this run ({_first_line(error)}): it is kept offline in {where}", stacklevel=2
+            )
+
+
+def offline_runs(trainer: L.Trainer) -> list[Path]:
+    """The folders of the Trainer's W&B runs that nobody has sent yet."""
+    runs = [logger.experiment for logger in _wandb_loggers(trainer)]
+    return [Path(run.dir).parent for run in runs if getattr(run, "offline", False)]
+
+
+def _wandb_loggers(trainer: L.Trainer) -> Iterator[WandbLogger]:
+    return (logger for logger in trainer.loggers if isinstance(logger, WandbLogger))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(". ")
