@@ -16,6 +16,7 @@ from infoprune.errors import CheckpointError
 from infoprune.report import RunRecord, Totals, print_tables, render_html, summary
 from infoprune.report.record import finite
 from infoprune.report.svg import Panel, run_chart, score_curve
+from infoprune.report.text import speed_remarks
 from tests.sample_record import sample_record
 
 
@@ -85,6 +86,10 @@ class TestSummary:
         record = sample_record()
         record.after.latency_s = record.before.latency_s
         assert "no faster on this device" in summary(record)[1]
+        record.warnings = speed_remarks(record.before, record.after)
+        assert "This cut does not pay on this device: the MACs would allow" in render_html(record)
+        record.after.latency_s *= record.after.macs / record.before.macs
+        assert speed_remarks(record.before, record.after) == []
 
     def test_runs_that_measured_less_say_less(self) -> None:
         record = sample_record()

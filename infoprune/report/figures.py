@@ -134,6 +134,7 @@ def along(record: RunRecord) -> Figure:
     lower.set_xlabel("epochs trained", color=SOFT, fontsize=8)
     for ax in (upper, lower):
         ax.set_xlim(0, end * 1.01)
+        ax.locator_params(axis="x", integer=True)
         ax.grid(axis="y", color=LINE, linewidth=0.6)
         for event in record.events:
             ax.axvline(event.epoch, color=CUT, linewidth=1, linestyle=(0, (3, 2)))
@@ -155,6 +156,7 @@ def pareto(rows: Sequence[Compared], kind: str = "macs") -> Figure:
             "linewidth": 1.4,
         }
         ax.plot(*zip(*points, strict=True), label=criterion, **style)
+    ax.margins(y=0.08)
     ax.axhline(original.figures[name], color=SOFT, linewidth=0.8, linestyle=(0, (3, 2)))
     ax.text(1.0, original.figures[name], "unpruned ", ha="right", va="bottom", fontsize=7, color=SOFT,
             transform=ax.get_yaxis_transform())  # fmt: skip

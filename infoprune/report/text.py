@@ -181,7 +181,7 @@ def speed_remarks(before: Totals, after: Totals) -> list[str]:
     verdict = "does not pay" if real <= 1.02 else "pays little"
     return [
         f"This cut {verdict} on this device: the MACs would allow {ideal:.1f} times the speed, measured with this "
-        f"example input are {real:.2f} times. Narrow layers often cost more than their MACs say: try round_to=8, "
+        f"example input are {real:.2f} times. Narrow layers often cost more than their MACs say: try round_to=16, "
         "larger batches, or measure where the model will run (infoprune benchmark)."
     ]
 
