@@ -52,6 +52,18 @@ def test_import_alone_brings_neither_torch_nor_lightning() -> None:
     assert float(spent) < 0.3
 
 
+def test_where_lightning_is_loaded_the_callbacks_bring_nothing_more() -> None:
+    """Not matplotlib, W&B, jsonargparse, rich, sklearn, onnx: each costs about as much as all of infoprune."""
+    script = (
+        "import sys, torch, lightning; there = set(sys.modules); import infoprune; infoprune.FilterPruning;"
+        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - there}))"
+    )
+    done = python("-c", script)
+    brought = set(done.stdout.split())
+    assert "infoprune" in brought, done.stderr
+    assert brought <= {"infoprune", "numpy"}
+
+
 def test_plain_pytorch_use_needs_no_lightning() -> None:
     script = (
         "import sys, torch, infoprune; net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 4, 3));"
