@@ -2,23 +2,24 @@
 
 Widths are cut alike in every layer and rounded to multiples of 1, 8 and 16, side by side. The original and all its
 pruned copies take turns, so that all see the same weather; a speed-up is the median over the rounds of the original's
-time over the pruned one's. Run from the repository root, on a machine that does nothing else (under 8 minutes on two
-cores):
+time over the pruned one's. Run from the repository root, on a machine that does nothing else (a quarter of an hour):
 
-    python -m benchmarks.speedup                 # writes benchmarks/results/speedup.md
-    python -m benchmarks.speedup --device cuda   # ... and speedup_cuda.md there
+    python -m benchmarks.speedup                         # writes benchmarks/results/speedup.json and speedup.md
+    python -m benchmarks.speedup --models VGG-16 --batches 1   # measures these anew and keeps the other rows
+    python -m benchmarks.speedup --device cuda           # speedup_cuda.json and speedup_cuda.md
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import os
+import itertools
+import json
 import statistics
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from torch import nn
 
 import infoprune
 from benchmarks.machine import describe
-from infoprune.speed import Speed, side_by_side
+from infoprune.speed import side_by_side
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = {"ResNet-50": "resnet50", "MobileNetV2": "mobilenet_v2", "VGG-16": "vgg16"}
@@ -39,19 +40,23 @@ MOST_ROUNDS = 30
 
 @dataclass(frozen=True)
 class Row:
-    """One pruned model at one batch size."""
+    """One pruned model at one batch size; seconds of each round."""
 
     model: str
     keep: float
     round_to: int
     batch: int
     macs: float
-    original: Speed
-    pruned: Speed
+    original: list[float]
+    pruned: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        return [a / b for a, b in zip(self.original, self.pruned, strict=True)]
 
     @property
     def speedup(self) -> float:
-        return self.pruned.times_as_fast_as(self.original)
+        return statistics.median(self.ratios)
 
     @property
     def gain(self) -> float:
@@ -59,19 +64,18 @@ class Row:
         return (self.speedup - 1) / (1 / self.macs - 1)
 
     def __str__(self) -> str:
-        ratios = [a / b for a, b in zip(self.original.seconds, self.pruned.seconds, strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
+        low, _, high = statistics.quantiles(self.ratios, n=4, method="inclusive")
+        before, after = (1e3 * statistics.median(seconds) for seconds in (self.original, self.pruned))
         return (
-            f"| {self.model} | {self.batch} | {100 * self.keep:.0f} % | {self.round_to} | {100 * self.macs:.1f} % | "
-            f"{1e3 * self.original.median:.1f} ms | {1e3 * self.pruned.median:.1f} ms | {1 / self.macs:.2f} × | "
-            f"**{self.speedup:.2f} ×** ({low:.2f}–{high:.2f}) | {100 * self.gain:.0f} % |"
+            f"| {self.model} | {self.batch} | {100 * self.keep:.0f} % | {self.round_to} | {before:.1f} ms | "
+            f"{after:.1f} ms | {1 / self.macs:.2f} × | **{self.speedup:.2f} ×** ({low:.2f}–{high:.2f}) | "
+            f"{100 * self.gain:.0f} % |"
         )
 
 
 HEADER = (
-    "| model | batch | budget | round_to | MACs left | original | pruned | ideal | measured (quartiles) | "
-    "of the ideal gain |\n"
-    "|---|---|---|---|---|---|---|---|---|---|"
+    "| model | batch | MACs left | round_to | original | pruned | ideal | measured (quartiles) | of the ideal gain |\n"
+    "|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -85,23 +89,21 @@ def pruned_copies(model: nn.Module, images: torch.Tensor) -> dict[tuple[float, i
     return copies
 
 
-def rows_of(name: str, device: torch.device, seconds: float) -> Iterator[Row]:
-    """Measure one model."""
+def rows_of(name: str, batch: int, device: torch.device, seconds: float) -> Iterator[Row]:
+    """Measure one model at one batch size."""
     model = torchvision.models.get_model(MODELS[name], weights=None).eval().to(device)
-    images = torch.randn(max(BATCHES), 3, 224, 224, device=device)
+    images = torch.randn(batch, 3, 224, 224, device=device)
     copies = pruned_copies(model, images[:1])
     left = {key: infoprune.trace(small, images[:1]).cost().macs for key, small in copies.items()}
     whole = infoprune.trace(model, images[:1]).cost().macs
     named = {"original": model, **{str(key): small for key, small in copies.items()}}
-    for batch in BATCHES:
-        start = time.perf_counter()
-        side_by_side(named, images[:batch], repeats=1, warmup=1, memory=False)
-        round_s = (time.perf_counter() - start) / 2
-        rounds = int(min(MOST_ROUNDS, max(3, seconds / round_s)))
-        speeds = side_by_side(named, images[:batch], rounds, warmup=0, memory=False)
-        for (keep, round_to), macs in left.items():
-            speed = speeds[str((keep, round_to))]
-            yield Row(name, keep, round_to, batch, macs / whole, speeds["original"], speed)
+    start = time.perf_counter()
+    side_by_side(named, images, repeats=1, warmup=0, memory=False)
+    rounds = int(min(MOST_ROUNDS, max(3, seconds / (time.perf_counter() - start))))
+    speeds = side_by_side(named, images, rounds, warmup=0, memory=False)
+    for (keep, round_to), macs in left.items():
+        before, after = ([round(s, 6) for s in speeds[key].seconds] for key in ("original", str((keep, round_to))))
+        yield Row(name, keep, round_to, batch, macs / whole, before, after)
 
 
 def what_it_says(rows: list[Row]) -> list[str]:
@@ -114,7 +116,7 @@ def what_it_says(rows: list[Row]) -> list[str]:
         }
         listed = ", ".join(f"{100 * gain:.0f} % with round_to={round_to}" for round_to, gain in gains.items())
         lines.append(f"- Batch {batch}: the median share of the ideal gain that is realised is {listed}.")
-    for name in MODELS:
+    for name in dict.fromkeys(row.model for row in rows):
         mine = [row for row in rows if row.model == name]
         worst, best = min(mine, key=lambda row: row.gain), max(mine, key=lambda row: row.gain)
         lines.append(
@@ -127,36 +129,38 @@ def what_it_says(rows: list[Row]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), choices=BATCHES)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--seconds", type=float, default=15, help="how long to measure a model at one batch size")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--out", type=Path, help="file to write instead of that in benchmarks/results")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
-    load = os.getloadavg()[0]
-    rows: list[Row] = []
+    results = RESULTS / f"speedup{'' if options.device == 'cpu' else '_' + torch.device(options.device).type}.json"
+    earlier = [Row(**row) for row in json.loads(results.read_text())] if results.exists() else []
     print(HEADER, flush=True)
-    for name in options.models:
-        for row in rows_of(name, torch.device(options.device), options.seconds):
-            rows.append(row)
-            print(row, flush=True)
-    command = f"python -m benchmarks.speedup{'' if options.device == 'cpu' else f' --device {options.device}'}"
-    rounds = sorted({len(row.pruned.seconds) for row in rows})
+    for name, batch in itertools.product(options.models, options.batches):
+        measured = list(rows_of(name, batch, torch.device(options.device), options.seconds))
+        print(*measured, sep="\n", flush=True)
+        earlier = [row for row in earlier if (row.model, row.batch) != (name, batch)] + measured
+    rows = sorted(earlier, key=lambda row: (list(MODELS).index(row.model), row.batch))
+    results.write_text("[\n" + ",\n".join(json.dumps(asdict(row)) for row in rows) + "\n]\n", encoding="utf-8")
+    rounds = sorted({len(row.pruned) for row in rows})
+    command = "python -m benchmarks.speedup " + (
+        f"--threads {options.threads}" if options.device == "cpu" else f"--device {options.device}"
+    )
     text = [
-        f"`{command}` on {describe()};",
-        f"load average when it began: {load:.1f}. Images of 224 × 224, widths cut alike in every layer,",
-        f"{rounds[0]} to {rounds[-1]} rounds. *Ideal* is what the MACs alone would give.",
+        f"`{command}` on {describe()}.",
+        f"Images of 224 × 224, widths cut alike in every layer, {rounds[0]} to {rounds[-1]} rounds in which the",
+        "original and its copies take turns. *Ideal* is what the MACs alone would give.",
         "",
         HEADER,
         *map(str, rows),
         "",
-        *(what_it_says(rows) if set(options.models) == set(MODELS) else []),
+        *what_it_says(rows),
     ]
-    suffix = "" if options.device == "cpu" else f"_{torch.device(options.device).type}"
-    out = options.out or RESULTS / f"speedup{suffix}.md"
-    out.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
+    results.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
