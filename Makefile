@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
 
-.PHONY: help venv demo test test-all lint format types docs bench-structure clean
+.PHONY: help venv demo test test-all lint format types docs notebooks bench-structure clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -39,9 +39,10 @@ test: $(VENV)/.dev  ## the fast test suite, doctests included
 test-all: $(VENV)/.dev  ## every test, the slow ones too
 	$(PYTEST) -m ''
 
-lint: $(VENV)/.dev  ## ruff: rules and format
+lint: $(VENV)/.dev  ## ruff: rules and format; hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint docker/Dockerfile
 
 format: $(VENV)/.dev  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
@@ -52,6 +53,9 @@ types: $(VENV)/.dev  ## mypy on the package
 
 docs: $(VENV)/.docs  ## build the documentation into build/site; open build/site/index.html
 	$(BIN)/mkdocs build --strict
+
+notebooks: $(VENV)/.dev  ## execute the notebooks in place; those about ResNet-56 say which data they need
+	cd notebooks && $(CURDIR)/$(BIN)/jupyter-execute --inplace *.ipynb
 
 bench-structure: $(VENV)/.dev  ## a whole pruning call against Torch-Pruning, on every torchvision classifier
 	$(BIN)/python -m pip install -q -e '.[bench]'
