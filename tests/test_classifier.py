@@ -152,6 +152,18 @@ def test_precision(precision: Any) -> None:
     assert module.model.conv1.weight.dtype == kind
 
 
+def test_channels_last_changes_the_layout_and_not_the_results() -> None:
+    torch.manual_seed(0)
+    network, images = CifarResNet(depth=8, width=4).eval(), torch.randn(2, 3, 8, 8)
+    layouts = []
+    network.layer3.register_forward_hook(
+        lambda _, __, out: layouts.append(out.is_contiguous(memory_format=torch.channels_last))
+    )
+    plain, turned = (ImageClassifier(network, 10, channels_last=last)(images) for last in (False, True))
+    assert layouts == [False, True]
+    torch.testing.assert_close(plain, turned)
+
+
 def test_compiled() -> None:
     # the cheap backend: what is tested is that the graph is caught, not what a compiler makes of it
     L.seed_everything(0)

@@ -235,6 +235,15 @@ class TestUnpruned:
             assert net.width == 4
         assert net.width == 2
 
+    def test_a_copy_on_disk_brings_the_unpruned_network_back(self, tmp_path: Path) -> None:
+        module, built_anew = (nn.ModuleDict({"net": nn.Sequential(nn.Linear(2, 4))}) for _ in range(2))
+        Unpruned(module["net"]).save(tmp_path / "kept.pt", module)
+        again = Unpruned.load(tmp_path / "kept.pt", built_anew)
+        built_anew["net"][0] = nn.Linear(2, 3)
+        with again.inside():
+            assert torch.equal(built_anew["net"][0].weight, module["net"][0].weight)
+        assert built_anew["net"][0].out_features == 3
+
     def test_after_an_error_inside_the_pruned_network_is_back(self) -> None:
         net = nn.Sequential(nn.Linear(2, 4))
         kept = Unpruned(net)

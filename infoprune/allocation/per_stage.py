@@ -31,7 +31,9 @@ class PerStage(RatioAllocation):
 
     In the lineage's code every layer of a stage keeps indices of its own; here the layers whose outputs are added
     share theirs, and so the widths are equal to the lineage's, but not the choice. Where the stem is added to the
-    first stage (CIFAR ResNets), it is part of that stage and its own entry has to be 0.
+    first stage (CIFAR ResNets), it is part of that stage and its own entry has to be 0. There the shortcuts without
+    weights hand a stage's channels on to the next ones, which lose them too: with ratios for stage outputs more is cut
+    than in the lineage.
 
     Args:
         ratios: Shares of filters to remove, in [0, 1), or the expression as a string.

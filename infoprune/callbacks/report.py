@@ -37,6 +37,9 @@ from infoprune.shapes import shapes_of
 from infoprune.structure import plan_of
 from infoprune.structure.explain import explain_group
 
+UNPRUNED = "unpruned.pt"
+"""Where the unpruned network is kept in the run folder, for a run that is resumed after an event."""
+
 
 class RunReport(EitherName):
     """Keeps the unpruned model aside, follows the run, and writes a report when the fit ends.
@@ -47,6 +50,8 @@ class RunReport(EitherName):
 
     - ``report.html``: the report, one self-contained page; ``record.json``: the same as data (`infoprune.report`);
     - ``plan.json``: what was removed; ``pruned.pt``: the pruned network, for `infoprune.load`.
+
+    Until then ``unpruned.pt`` keeps the copy there, so that a run which is resumed with the same folder still has it.
 
     The run folder is the one of the logger; without a logger ``pruning_run`` in the Trainer's ``default_root_dir``.
     ``infoprune fit`` adds this callback by itself, and has both models run over the test data; from Python, call
@@ -87,6 +92,20 @@ class RunReport(EitherName):
         self.folder = self.folder or run_folder(trainer)
         if trainer.is_global_zero:
             check_writable(self.folder)
+        if self._unpruned is None:
+            self._remember_unpruned(trainer, pl_module, self.folder / UNPRUNED)
+
+    def _remember_unpruned(self, trainer: L.Trainer, pl_module: L.LightningModule, kept: Path) -> None:
+        """Take up the copy that a run has left which this one may resume, if every process sees it.
+
+        Only here is the network whole; whether a run is resumed is not known yet. If not, the first event makes a new
+        one.
+        """
+        if trainer.strategy.reduce_boolean_decision(kept.is_file()):
+            try:
+                self._unpruned = Unpruned.load(kept, pl_module)
+            except (RuntimeError, AttributeError) as error:  # of another run in the same folder
+                self._notes.append(f"{kept} does not fit this model ({error}), so the unpruned one was not measured.")
 
     def _check_order(self, trainer: L.Trainer) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -100,7 +119,7 @@ class RunReport(EitherName):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         pruning = pruning_of(trainer)
         due = pruning.is_due(trainer.current_epoch) or trainer.fast_dev_run  # type: ignore[attr-defined]
-        if due and self._unpruned is None and not pruning.history:
+        if due and not pruning.history:
             self._look_at_unpruned(trainer, pl_module, pruning)
 
     def _look_at_unpruned(self, trainer: L.Trainer, pl_module: L.LightningModule, pruning: FilterPruning) -> None:
@@ -114,6 +133,10 @@ class RunReport(EitherName):
         except Exception as error:
             # Copying runs the user's code; a module that cannot be copied can still be pruned.
             self._notes.append(f"The unpruned model could not be copied ({error}), so it was not measured at the end.")
+            return
+        if trainer.is_global_zero:
+            assert self.folder is not None
+            self._unpruned.save(self.folder / UNPRUNED, pl_module)
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -173,6 +196,7 @@ class RunReport(EitherName):
             network = pruning_of(trainer).network(module)
             plan_of(network).save(self.folder / "plan.json")
             save(network, self.folder / "pruned.pt")
+            (self.folder / UNPRUNED).unlink(missing_ok=True)
             record.files = self._files(trainer)
             record.save(self.folder / "record.json")
             (self.folder / "report.html").write_text(render_html(record), encoding="utf-8")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from infoprune.files import written_whole
 
 _INSIDE = ("_modules", "_parameters", "_buffers")
 
@@ -44,6 +48,31 @@ class Unpruned:
         self._shell.cpu()
         # Shrinking may rewrite such numbers (a width that forward divides by).
         self._numbers = {name: value for name, value in vars(network).items() if isinstance(value, (int, tuple))}
+
+    def save(self, path: Path, module: nn.Module) -> None:
+        """Write the copy to a file.
+
+        Args:
+            path: the file.
+            module: the LightningModule that the network is part of.
+        """
+        name = next(name for name, part in module.named_modules() if part is self.network)
+        state = {key: value for key, value in self._shell.state_dict().items() if isinstance(value, Tensor)}
+        with written_whole(path) as scratch:
+            torch.save({"network": name, "state_dict": state}, scratch)
+
+    @classmethod
+    def load(cls, path: Path, module: nn.Module) -> Unpruned:
+        """Read what `save` wrote, for a LightningModule that is built anew and not yet pruned.
+
+        Raises:
+            RuntimeError: the file was written for another network.
+            AttributeError: the module has no such part.
+        """
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        kept = cls(module.get_submodule(content["network"]))
+        kept._shell.load_state_dict(content["state_dict"], strict=False)  # extra state is not kept
+        return kept
 
     @contextmanager
     def inside(self) -> Iterator[None]:

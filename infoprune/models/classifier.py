@@ -79,6 +79,8 @@ class ImageClassifier(L.LightningModule):
             any checkpoint that the Trainer resumes from.
         input_shape: ``(C, H, W)`` of an image; sets ``example_input_array``, which the model summary and
             ``infoprune.FilterPruning`` use.
+        channels_last: Keep images and features in memory pixel by pixel instead of channel by channel. Changes no
+            result beyond rounding; convolutions are often faster that way, on CPUs as well as on GPUs.
 
     Raises:
         ConfigurationError: ``num_classes`` or ``label_smoothing`` out of range.
@@ -102,6 +104,7 @@ class ImageClassifier(L.LightningModule):
         scheduler_interval: Literal["epoch", "step"] = "epoch",
         init_from: str | Path | None = None,
         input_shape: tuple[int, int, int] | None = None,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -112,6 +115,7 @@ class ImageClassifier(L.LightningModule):
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.scheduler_interval = scheduler_interval
+        self.channels_last = channels_last
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         if init_from is not None:
@@ -140,7 +144,8 @@ class ImageClassifier(L.LightningModule):
     @override
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
-        return self.model(x)
+        # The layout of the images decides: every layer hands on the one that it is given.
+        return self.model(x.contiguous(memory_format=torch.channels_last) if self.channels_last else x)
 
     def _logits(self, images: Tensor) -> Tensor:
         logits = self(images)
