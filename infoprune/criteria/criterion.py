@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from infoprune.registry import Registry, check_choice
 
 if TYPE_CHECKING:
     from infoprune.structure import ChannelGroup, GroupSlot, Layer, Structure
+
+SLICE = 1 << 16
+"""So many weights are scored at once where filters can be scored one by one."""
 
 Scores = dict[str, Tensor]
 """Group name -> float64 CPU tensor (units,), higher = keep. Only prunable groups."""
@@ -121,6 +125,9 @@ class LayerCriterion(Criterion):
 class WeightCriterion(LayerCriterion):
     """A criterion that looks at the filters of one layer at a time, and at nothing else."""
 
+    filterwise: ClassVar[bool] = False
+    """Whether the score of a filter depends on that filter alone. Filters then come in slices that fit the cache."""
+
     @abstractmethod
     def filter_scores(self, filters: Tensor) -> Tensor:
         """Score the filters of one layer.
@@ -135,7 +142,11 @@ class WeightCriterion(LayerCriterion):
 
     def layer_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> dict[str, Tensor]:
         """Score every layer that feeds a prunable group; ``data`` is not used."""
-        return {layer.name: self.filter_scores(filters_of(model, layer)) for layer in scored_layers(structure)}
+        return {layer.name: self._score(weight_of(model, layer)) for layer in scored_layers(structure)}
+
+    def _score(self, weight: Tensor) -> Tensor:
+        size = max(SLICE * len(weight) // max(weight.numel(), 1), 1) if self.filterwise else len(weight)
+        return torch.cat([self.filter_scores(as_filters(part)) for part in weight.split(size)])
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion", Criterion)  # type: ignore[type-abstract]
@@ -163,14 +174,23 @@ def scored_layers(structure: Structure) -> list[Layer]:
     return [layer for layer in structure.layers if layer.name in wanted]
 
 
-def filters_of(model: nn.Module, layer: Layer) -> Tensor:
-    """The filters of a layer as (filters, kernels, weights per kernel), float64 on the CPU.
+def weight_of(model: nn.Module, layer: Layer) -> Tensor:
+    """The weight of a layer, its filters along the first dimension."""
+    return model.get_parameter(layer.weight).detach().movedim(layer.dim, 0)
+
+
+def as_filters(weight: Tensor) -> Tensor:
+    """A weight, filters first, as (filters, kernels, weights per kernel), float64 on the CPU.
 
     Always the CPU and always float64, so that a plan does not depend on the device or the precision of a run.
     """
-    weight = model.get_parameter(layer.weight).detach().to("cpu", torch.float64)
-    weight = weight.movedim(layer.dim, 0)
+    weight = weight.to("cpu", torch.float64)
     return weight.reshape(weight.shape[0], weight.shape[1], -1)
+
+
+def filters_of(model: nn.Module, layer: Layer) -> Tensor:
+    """All filters of a layer, see :func:`as_filters`."""
+    return as_filters(weight_of(model, layer))
 
 
 def check_weights(model: nn.Module) -> None:
@@ -189,8 +209,9 @@ def check_weights(model: nn.Module) -> None:
 
 def check_finite(values: Tensor, layer: str, what: str) -> None:
     """Raise a ConfigurationError that names the layer if ``values`` hold a NaN or an infinity."""
-    if not torch.isfinite(values.sum(dtype=torch.float64)):
-        bad = int((~torch.isfinite(values)).sum())
+    # One NaN or infinity shows in the sum. So may an overflow, which is no fault.
+    bad = 0 if math.isfinite(values.sum()) else int((~torch.isfinite(values)).sum())
+    if bad:
         raise ConfigurationError(
             f"{layer}: {what} hold {bad} NaN or infinite values of {values.numel()}; restore a sound checkpoint "
             f"before pruning"

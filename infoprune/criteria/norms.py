@@ -17,6 +17,8 @@ from infoprune.criteria.criterion import CRITERIA, WeightCriterion
 class L1(WeightCriterion):
     """Sum of a filter's absolute weights. Data-free."""
 
+    filterwise = True
+
     def filter_scores(self, filters: Tensor) -> Tensor:
         """(N, C, K) filters -> (N,) L1 norms."""
         return filters.abs().sum(dim=(1, 2))
@@ -26,6 +28,8 @@ class L1(WeightCriterion):
 @dataclass(kw_only=True)
 class L2(WeightCriterion):
     """Euclidean norm of a filter. Data-free."""
+
+    filterwise = True
 
     def filter_scores(self, filters: Tensor) -> Tensor:
         """(N, C, K) filters -> (N,) L2 norms."""

@@ -49,12 +49,17 @@ def remember(
         old_values: the rewritten attributes with the values that they had.
     """
     _inherit(model)
-    for name, dims in plan.removed.items():
+    lost: dict[nn.Module, dict[str, str]] = {}
+    for name in plan.removed:
         for module, key in owned[name].owners:
             memory = _memory(module)
             if key in memory.plan.shapes and memory.plan.shape_after(key) != plan.shapes[name]:
                 memory.plan = _without(memory.plan, key)  # the tensor was replaced by somebody else in between
-            memory.plan = memory.plan.then(PruningPlan({key: dims}, {key: plan.shapes[name]}))
+            lost.setdefault(module, {})[key] = name
+    for module, keys in lost.items():
+        memory = _memory(module)
+        part = PruningPlan({k: plan.removed[n] for k, n in keys.items()}, {k: plan.shapes[n] for k, n in keys.items()})
+        memory.plan = memory.plan.then(part)
     for module, key, value in old_values:
         _memory(module).attributes.setdefault(key, value)
     for path, values in plan.attributes.items():

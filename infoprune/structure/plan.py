@@ -69,6 +69,8 @@ class PruningPlan:
         Raises:
             PlanError: ``later`` was made for other shapes than this plan leaves.
         """
+        if not self.shapes and not self.attributes:
+            return later
         removed = {tensor: dict(dims) for tensor, dims in self.removed.items()}
         shapes = dict(self.shapes)
         for tensor, dims in later.removed.items():
@@ -173,6 +175,9 @@ def _check_indices(tensor: str, shape: tuple[int, ...], dim: int, indices: Seque
     if not 0 <= dim < len(shape):
         raise PlanError(f"the plan cuts dimension {dim} of {tensor}, which has shape {shape}")
     listed = np.asarray(indices, dtype=np.int64)
+    inside = 0 < len(listed) < shape[dim] and listed[0] >= 0 and listed[-1] < shape[dim]
+    if inside and (listed[1:] > listed[:-1]).all():
+        return
     outside = listed[(listed < 0) | (listed >= shape[dim])]
     if len(outside):
         raise PlanError(f"the plan removes index {outside[0]} of dimension {dim} of {tensor}, which has {shape[dim]}")

@@ -170,13 +170,14 @@ class _Rehearsal(Tracer):
         self._numbers: Counter[float] = Counter()
         self._component = np.append(structure.component, -1)
         self._alive = alive
+        self._kept: dict[int, Labels] = {}
         self._exact_sizes = session.on_shapes
 
     def observe(self, func: Any, rule: Rule, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = tensors_in(args, kwargs)
         record = self._expected[self._next] if self._next < len(self._expected) else None
         try:
-            result = execute(func, args, kwargs)
+            result = execute(func, args, kwargs, tensors)
         except Exception:
             # Go on with what should have come out, so that one rehearsal finds all that is in the way.
             if not self._aligned or record is None or record.name != name or not record.outputs:
@@ -184,17 +185,28 @@ class _Rehearsal(Tracer):
             self._next += 1
             self._blame(record, tensors, "its size is fixed in the model's code")
             return self._as_expected(record, tensors)
-        outs = tensors_in([result])
+        outs = tensors_in((result,))
         if not outs and not tensors:
             return result
-        self._numbers.update(numbers_in(args, kwargs))
+        numbers = numbers_in(args, kwargs, tensors)
+        self._numbers.update(numbers)
         record = self._align(name, outs)
         if record is None:
-            op = OpRecord(name, self.module)
-            rule(_UnalignedOp(self.space, op, self._component), args, kwargs, outs)  # may say _Diverged
+            unaligned = _UnalignedOp(self.space, OpRecord(name, self.module), self._component)
+            rule(unaligned, args, kwargs, outs)  # may say _Diverged
             return result
         self._next += 1
-        return self._compare(record, func, rule, args, kwargs, result)
+        op = _RehearsalOp(self.space, record)
+        if rule is not created:
+            apply(rule, op, args, kwargs, outs)
+        reason = self._difference(op, rule, outs, numbers)
+        if reason is None:
+            self._take_labels(record, outs)
+            return result
+        self._blame(record, tensors, reason)
+        if record.name.endswith("_") or "size" not in reason:
+            return result
+        return self._as_expected(record, tensors)
 
     def _align(self, name: str, outs: Sequence[Tensor]) -> OpRecord | None:
         """The original's operator that this one repeats, if it does.
@@ -210,36 +222,15 @@ class _Rehearsal(Tracer):
             self._aligned, self._lost_in = False, self.module
         return record if self._aligned else None
 
-    def _compare(self, record: OpRecord, func: Any, rule: Rule, args: Any, kwargs: Any, result: Any) -> Any:
-        """Compare a result with the original's; go on with it, or with what it should have been."""
-        outs, tensors = tensors_in([result]), tensors_in(args, kwargs)
-        if rule is created:
-            kept = [self._kept_axes(expected) for expected in record.outputs]
-            if self._sizes_match(outs[0], record.outputs[0], kept[0]):
-                set_flow(outs[0], Flow(kept[0], zero="zeros" in record.name))
-                return result
-            reason: str | None = "its size is fixed in the model's code"
-        else:
-            op = _RehearsalOp(self.space, record)
-            apply(rule, op, args, kwargs, outs)
-            reason = self._difference(record, outs, numbers_in(args, kwargs))
-            if op.met_unequal and reason is None:  # PyTorch does not check all sizes when it runs on shapes
-                reason = "which channels it takes does not follow a cut"
-        if reason is None:
-            self._restore_labels(record, outs)
-            return result
-        self._blame(record, tensors, reason)
-        if record.name.endswith("_") or "size" not in reason:
-            return result
-        return self._as_expected(record, tensors)
+    def _take_labels(self, record: OpRecord, outs: Sequence[Tensor]) -> None:
+        """Go on with the original's labels: dimensions of one lose theirs in reshapes, and the same array is the same.
 
-    def _restore_labels(self, record: OpRecord, outs: Sequence[Tensor]) -> None:
-        """Give dimensions of one, whose labels get lost in reshapes, their labels back."""
+        What was compared once is recognised at a glance from then on.
+        """
         for out, expected in zip(outs, record.outputs, strict=True):
             flow, kept = get_flow(out), self._kept_axes(expected)
-            if any(axis is None and wanted is not None for axis, wanted in zip(flow.axes, kept, strict=True)):
-                axes = [wanted if axis is None else axis for axis, wanted in zip(flow.axes, kept, strict=True)]
-                set_flow(out, Flow(axes, flow.zero, flow.origin))
+            axes = [axis if wanted is None else wanted for axis, wanted in zip(flow.axes, kept, strict=True)]
+            set_flow(out, Flow(axes, flow.zero, flow.origin))
 
     def finish(self) -> None:
         """Where the shrunk model ran other operators than the original, at least their factors must be the same."""
@@ -250,7 +241,14 @@ class _Rehearsal(Tracer):
     # -- comparing ----------------------------------------------------------------------------------------------------
 
     def _kept_axes(self, output: Output) -> list[Axis]:
-        return [None if axis is None else axis[self._alive[axis]] for axis in output.axes]
+        return [None if axis is None else self._kept_of(axis) for axis in output.axes]
+
+    def _kept_of(self, axis: Labels) -> Labels:
+        """What the plan leaves of an axis of the original; operators share their axes, so each is looked at once."""
+        kept = self._kept.get(id(axis))
+        if kept is None:
+            kept = self._kept[id(axis)] = axis[self._alive[axis]]
+        return kept
 
     def _sizes_match(self, out: Tensor, expected: Output, kept: Sequence[Axis]) -> bool:
         if out.dim() != len(expected.shape):
@@ -262,19 +260,28 @@ class _Rehearsal(Tracer):
                 return False
         return True
 
-    def _difference(self, record: OpRecord, outs: Sequence[Tensor], numbers: tuple[float, ...]) -> str | None:
-        if numbers != record.numbers:
+    def _difference(
+        self, op: _RehearsalOp, rule: Rule, outs: Sequence[Tensor], numbers: tuple[float, ...]
+    ) -> str | None:
+        """In what an operator's result is not the original's without the removed labels."""
+        if rule is not created and numbers != op.record.numbers:
             return "a factor is computed from its width"
-        for out, expected in zip(outs, record.outputs, strict=True):
+        for out, expected in zip(outs, op.record.outputs, strict=True):
             kept = self._kept_axes(expected)
             if not self._sizes_match(out, expected, kept):
                 return "its size is fixed in the model's code"
+            if rule is created:  # what the code makes anew has the original's labels if it has their number
+                set_flow(out, Flow(kept, zero="zeros" in op.name))
             for axis, wanted in zip(get_flow(out).axes, kept, strict=True):
                 if wanted is not None and not self._same_channels(axis, wanted):
                     return "which channels it takes does not follow a cut"
+        if op.met_unequal:  # PyTorch does not check all sizes when it runs on shapes
+            return "which channels it takes does not follow a cut"
         return None
 
     def _same_channels(self, axis: Axis, wanted: Labels) -> bool:
+        if axis is wanted:
+            return True
         wanted = self._component[wanted]
         if axis is None:  # labels of a dimension of one get lost in reshapes, where there is nothing to mix up
             inside = wanted[wanted >= 0]

@@ -60,6 +60,8 @@ def on_shapes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
         return x if func in _IN_PLACE else widest.clone()  # by far the quickest way to an equal shape and layout
     if func is _aten.native_batch_norm.default:
         return _batch_norm(*args)
+    if func is _aten.convolution.default:
+        return _convolution(*args)
     if func is _aten.native_layer_norm.default:
         return _layer_norm(*args)
     if func is _aten.mean.dim and not kwargs and len(args) > 1 and args[1]:
@@ -94,6 +96,29 @@ def _fits(small: Tensor, wide: Tensor) -> bool:
 
 def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device="meta")
+
+
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+) -> Any:
+    plain = x.dim() == weight.dim() and x.dtype == weight.dtype and x.is_contiguous() and weight.is_contiguous()
+    channels = plain and x.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0
+    biased = bias is None or (bias.shape == weight.shape[:1] and bias.dtype == x.dtype)
+    if transposed or not channels or not biased or not len(stride) == len(padding) == len(dilation) == x.dim() - 2:
+        return NotImplemented
+    sizes = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    ]
+    return _empty(x, (x.shape[0], weight.shape[0], *sizes)) if min(sizes) > 0 else NotImplemented
 
 
 def _batch_norm(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,6 +18,9 @@ from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.tensors import OwnedTensor, owned_tensors
 
 State = dict[str, Any]
+
+SLICE = 1 << 18
+"""So many entries of a tensor that loses along several dimensions are looked at at once."""
 
 
 def shrink(
@@ -74,15 +79,38 @@ def cut(tensor: Tensor, plan: PruningPlan, name: str) -> Tensor:
     """What the plan leaves of a tensor (a parameter, or anything of its shape), as a new contiguous tensor."""
     result = tensor.detach()
     layout = _memory_format(result)
-    # The dimension that loses most goes first, so that the others move less.
-    dims = sorted(plan.removed[name].items(), key=lambda item: -len(item[1]) / plan.shapes[name][item[0]])
-    for dim, indices in dims:
-        if indices:
-            stay = torch.ones(result.shape[dim], dtype=torch.bool)
-            stay[list(indices)] = False
-            result = result.index_select(dim, stay.nonzero().squeeze(1).to(result.device))
+    removed = sorted((dim, indices) for dim, indices in plan.removed[name].items() if indices)
+    kept = [(dim, _kept(indices, result.shape[dim]).to(result.device)) for dim, indices in removed]
+    if kept:
+        result = _take(result, kept)
     if layout is not None:
         result = result.contiguous(memory_format=layout)
+    return result
+
+
+@lru_cache(maxsize=256)  # a layer, its norm and its optimizer state all keep the same
+def _kept(removed: tuple[int, ...], size: int) -> Tensor:
+    """The indices of a dimension that stay."""
+    stay = np.ones(size, dtype=bool)
+    stay[np.asarray(removed)] = False
+    return torch.from_numpy(np.flatnonzero(stay))
+
+
+def _take(tensor: Tensor, kept: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """The entries at the kept indices of some dimensions; in slices, so that what is between two of them stays small."""
+    (dim, indices), *others = kept
+    if not others:
+        return tensor.index_select(dim, indices)
+    shape = list(tensor.shape)
+    for d, index in kept:
+        shape[d] = len(index)
+    result = tensor.new_empty(shape)
+    slice_size = max(SLICE * tensor.shape[dim] // max(tensor.numel(), 1), 1) if tensor.is_cpu else len(indices)
+    for target, part in zip(result.split(slice_size, dim), indices.split(slice_size), strict=True):
+        piece = tensor.index_select(dim, part)
+        for d, index in others:
+            piece = piece.index_select(d, index)
+        target.copy_(piece)
     return result
 
 

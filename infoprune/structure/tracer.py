@@ -57,11 +57,11 @@ class Tracer(TorchDispatchMode):
 
     def observe(self, func: Any, rule: Rule, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operator, label its results and record it."""
-        result = execute(func, args, kwargs)
-        outs = tensors_in([result])
         tensors = tensors_in(args, kwargs)
+        result = execute(func, args, kwargs, tensors)
+        outs = tensors_in((result,))
         if outs or tensors:
-            record = OpRecord(name, self.module, numbers_in(args, kwargs))
+            record = OpRecord(name, self.module, numbers_in(args, kwargs, tensors))
             op = Op(self.space, record, self.first + len(self.records), self.contractions)
             for tensor in tensors:
                 origin = get_flow(tensor).origin
@@ -100,10 +100,9 @@ def apply(rule: Rule, op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs:
         raise TraceError(f"the rule of {op.record} failed: {type(error).__name__}: {error}") from error
 
 
-def execute(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run an operator; if any of its tensors is on meta, all are taken there."""
-    tensors = tensors_in(args, kwargs)
-    mixed = any(t.is_meta for t in tensors) and not all(t.is_meta for t in tensors)
+def execute(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
+    """Run an operator; if any of its ``tensors`` is on meta, all are taken there."""
+    mixed = len({t.is_meta for t in tensors}) == 2
     if mixed and kwargs.get("device") is None and "_to_copy" not in str(func):
         args, kwargs = _carried_to_meta(args), _carried_to_meta(kwargs)
     result = on_shapes(func, args, kwargs)
@@ -120,21 +119,24 @@ def _carried_to_meta(tree: Any) -> Any:
     return tree_map_only(Tensor, carry, tree)
 
 
-def numbers_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, ...]:
+def numbers_in(args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]) -> tuple[float, ...]:
     """The factors among an operator's arguments; one that changes when a model is shrunk was computed from a size.
 
     Factors are Python floats, and on shapes also real tensors of one element (``torch.tensor(c).sqrt()``) unless they
     carry labels: those are uniform tensors that have shrunk to one channel.
     """
-    on_shapes = any(t.is_meta for t in tensors_in(args, kwargs))
-    return tuple(float(v) for v in (*args, *kwargs.values()) if _is_factor(v, on_shapes))
+    on_shapes = any(t.is_meta for t in tensors)
+    found = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, float) or (on_shapes and isinstance(value, Tensor) and _is_factor(value)):
+            found.append(float(value))
+    return tuple(found)
 
 
-def _is_factor(value: Any, on_shapes: bool) -> bool:
-    if isinstance(value, Tensor):
-        single = value.numel() == 1 and value.is_floating_point() and not get_flow(value).labelled
-        return on_shapes and not value.is_meta and single
-    return isinstance(value, float)
+def _is_factor(tensor: Tensor) -> bool:
+    if tensor.is_meta or tensor.numel() != 1 or not tensor.is_floating_point():
+        return False
+    return not get_flow(tensor).labelled
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:

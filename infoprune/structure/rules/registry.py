@@ -51,9 +51,9 @@ def unknown(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[
 def tensors_in(args: Iterable[Any], kwargs: Mapping[str, Any] | None = None) -> list[Tensor]:
     """All tensors among an operator's arguments, one level of lists deep."""
     found = []
-    for value in [*args, *(kwargs or {}).values()]:
+    for value in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, (list, tuple)):
-            found.extend(item for item in value if isinstance(item, Tensor))
+            found += [item for item in value if isinstance(item, Tensor)]
     return found
