@@ -97,7 +97,7 @@ def _kept(removed: tuple[int, ...], size: int) -> Tensor:
 
 
 def _take(tensor: Tensor, kept: Sequence[tuple[int, Tensor]]) -> Tensor:
-    """The entries at the kept indices of some dimensions; in slices, so that what is between two of them stays small."""
+    """The entries at the kept indices of some dimensions; in slices, so that what is in between stays small."""
     (dim, indices), *others = kept
     if not others:
         return tensor.index_select(dim, indices)
