@@ -32,7 +32,11 @@ SCREENS = {
     "inspect": ["inspect", *NET, "--sensitivity"],
     "prune": ["prune", *NET, "--macs", "0.5", "--latency_repeats", "0", "--out", "pruned"],
     "export": ["export", "--model", "pruned", "--out", "exported"],
-}
+    "benchmark": ["benchmark", *NET, "--macs", "0.5", "--batch", "1", "32", "--threads", "1", "--repeats", "60"],
+    "compare": ["compare", "--model", "runs/quickstart/version_0", "--data", "DigitsDataModule", "--recalibrate",
+                "--criteria", "random", "l1", "capacity_independence", "--budgets", "0.7", "0.5",
+                "--plot", str(IMAGES / "pareto.png")],
+}  # fmt: skip
 
 
 def screen(name: str, words: list[str]) -> None:
@@ -40,7 +44,8 @@ def screen(name: str, words: list[str]) -> None:
     console = Console(record=True, width=112, file=io.StringIO())
     parser.Console = lambda **_: console  # type: ignore[assignment, misc]
     assert infoprune(words) == 0
-    svg = console.export_svg(title=shlex.join(["$ infoprune", *words]).replace("'", ""))
+    title = shlex.join(["$ infoprune", *words]).replace("'", "").replace(f"{IMAGES}/", "")
+    svg = console.export_svg(title=title if len(title) < 120 else f"{title[:110]} ...").replace(f"{IMAGES}/", "")
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
     (IMAGES / f"{name}.svg").write_text(svg.replace("Fira Code", "DejaVu Sans Mono"), encoding="utf-8")
 

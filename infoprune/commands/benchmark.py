@@ -133,7 +133,7 @@ def _row(name: str, costs: dict[str, Cost], speeds: dict[str, Speed]) -> dict[st
 
 def _print(console: Console, data: dict[str, Any]) -> None:
     table = Table(
-        title=f"{data['model']['class']} on {data['device']}, {data['threads']} threads",
+        title=f"{data['model']['class']} on {data['device']}, {data['threads']} thread{'s' * (data['threads'] > 1)}",
         title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False,
     )  # fmt: skip
     table.add_column("model")

@@ -160,6 +160,7 @@ def pareto(rows: Sequence[Compared], kind: str = "macs") -> Figure:
     ax.axhline(original.figures[name], color=SOFT, linewidth=0.8, linestyle=(0, (3, 2)))
     ax.text(1.0, original.figures[name], "unpruned ", ha="right", va="bottom", fontsize=7, color=SOFT,
             transform=ax.get_yaxis_transform())  # fmt: skip
+    ax.locator_params(steps=[1, 2, 5, 10])
     ax.xaxis.set_major_formatter(lambda value, _: percent(value, 0))
     if is_share(name):
         ax.yaxis.set_major_formatter(lambda value, _: percent(value, 0))
