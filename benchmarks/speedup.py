@@ -66,7 +66,7 @@ class Row:
 
     def __str__(self) -> str:
         low, _, high = statistics.quantiles(self.ratios, n=4, method="inclusive")
-        return f"**{self.speedup:.2f} ×** ({low:.2f}–{high:.2f})"
+        return f"**{self.speedup:.2f}\u00a0×** ({low:.2f}–{high:.2f})"
 
 
 def table(rows: list[Row]) -> Iterator[str]:
@@ -78,7 +78,7 @@ def table(rows: list[Row]) -> Iterator[str]:
         cells = [measured[model, batch, keep, round_to] for round_to in ROUND_TO]
         seconds = statistics.median(cells[0].original)
         yield (
-            f"| {model} | {batch} | {100 * keep:.0f} % | {1 / cells[0].macs:.2f} × | {1e3 * seconds:,.0f} ms | "
+            f"| {model} | {batch} | {100 * keep:.0f} % | {1 / cells[0].macs:.2f}\u00a0× | {1e3 * seconds:,.0f}\u00a0ms | "
             f"{' | '.join(map(str, cells))} |"
         )
 
