@@ -78,8 +78,8 @@ def table(rows: list[Row]) -> Iterator[str]:
         cells = [measured[model, batch, keep, round_to] for round_to in ROUND_TO]
         seconds = statistics.median(cells[0].original)
         yield (
-            f"| {model} | {batch} | {100 * keep:.0f} % | {1 / cells[0].macs:.2f}\u00a0× | {1e3 * seconds:,.0f}\u00a0ms | "
-            f"{' | '.join(map(str, cells))} |"
+            f"| {model} | {batch} | {100 * keep:.0f} % | {1 / cells[0].macs:.2f}\u00a0× | "
+            f"{1e3 * seconds:,.0f}\u00a0ms | {' | '.join(map(str, cells))} |"
         )
 
 
