@@ -1,0 +1,289 @@
+"""The papers' rows: their configs, their widths to the digit, the runner with its slices, and RESULTS.md."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import reproduce, reproduced
+from benchmarks.data_loading import write_random_cifar
+from infoprune.callbacks import FilterPruning, time_slice
+from infoprune.commands.training import parsers
+from infoprune.errors import ConfigurationError
+from infoprune.models import ImageClassifier
+from infoprune.report.collect import layer_rows
+from infoprune.report.record import LayerRow, RunRecord, Totals
+from infoprune.structure import trace
+
+ROOT = Path(__file__).resolve().parents[1]
+# row -> percent that goes of the FLOPs by our count, of the FLOPs as the papers' lineage counts, and of the parameters
+CUTS = {
+    "cifar10/resnet56/method_b_46": (45.71, 45.06, 40.35),
+    "cifar10/resnet56/method_b_47": (48.05, 47.4, 42.8),
+    "cifar10/resnet110/method_a_72": (72.38, 71.9, 69.4),
+    "cifar10/vgg16/method_a_58": (58.35, 58.19, 81.55),
+    "cifar10/vgg16/method_a_67": (66.74, 66.60, 83.29),
+    "cifar10/vgg16/method_a_79": (78.78, 78.66, 87.31),
+    "imagenet/resnet50/method_a_v1": (76.93, 76.65, 68.63),
+    "imagenet/resnet50/method_a_v2": (77.71, 77.42, 69.30),
+    "imagenet/resnet50/method_b": (41.66, 41.18, 35.02),
+}
+# MACs in millions as the papers' code prints them, unpruned and pruned, and parameters in millions
+PRINTED = {
+    "cifar10/vgg16/method_a_58": (313.74, 131.17, 2.767),
+    "cifar10/vgg16/method_a_67": (313.74, 104.78, 2.506),
+    "cifar10/vgg16/method_a_79": (313.74, 66.95, 1.902),
+    "imagenet/resnet50/method_a_v1": (4089.18, 954.86, 8.018),
+    "imagenet/resnet50/method_a_v2": (4089.18, 923.18, 7.846),
+}
+SAME_WIDTHS = [row for row in reproduce.rows() if "method_a" in row and row.startswith("cifar10")]
+
+
+@pytest.fixture(scope="module")
+def parser() -> Any:
+    return parsers()["fit"]
+
+
+def parsed(parser: Any, row: str, control: str | None = None) -> Any:
+    """The configuration of a row, as the command reads it."""
+    words = reproduce.command(row, reproduce.run_folder(row, 1, control), 1, control)[1:]
+    config = parser.parse_args([*words, "--trainer.accelerator=cpu"])
+    if row.startswith("imagenet"):
+        config.model.init_args.model.init_args.weights = None  # they would be downloaded
+    return config
+
+
+def parts(parser: Any, config: Any) -> tuple[ImageClassifier, FilterPruning]:
+    """The module and the pruning callback that a configuration makes."""
+    made = parser.instantiate_classes(config)
+    (pruning,) = [callback for callback in made.trainer.callbacks if isinstance(callback, FilterPruning)]
+    return made.model, pruning
+
+
+def after(module: ImageClassifier, pruning: FilterPruning) -> tuple[list[LayerRow], float]:
+    """Every layer before and after the cut, and the share of the parameters that goes."""
+    structure = trace(module.model.eval(), module.example_input_array, frozen=pruning.frozen)
+    widths = pruning.allocation.widths(structure, None, pruning.target.budget)
+    plan = structure.plan({name: range(kept, structure.group(name).size) for name, kept in widths.items()})
+    return layer_rows(structure, plan), 1 - structure.cost_of(plan).params / structure.cost().params
+
+
+@pytest.mark.parametrize("row", CUTS)
+def test_the_widths_are_those_that_the_papers_figures_ask_for(parser: Any, row: str) -> None:
+    layers, params = after(*parts(parser, parsed(parser, row)))
+    record = RunRecord("net", "l1", Totals(0, 0), Totals(0, 0), layers=layers)
+    ours = 1 - sum(layer.macs_after for layer in layers) / sum(layer.macs_before for layer in layers)
+    for share, percent in zip((ours, reproduced.lineage_cut(record), params), CUTS[row], strict=True):
+        digits = len(str(percent).partition(".")[2])
+        assert round(100 * share, digits) == percent
+    if row in PRINTED:
+        before, pruned, _ = PRINTED[row]
+        counted = [round(reproduced.lineage_macs(layers, when) / 1e6, 2) for when in ("before", "after")]
+        assert counted == [before, pruned]
+
+
+@pytest.mark.parametrize("row", PRINTED)
+def test_the_parameters_are_those_that_the_papers_code_prints(parser: Any, row: str) -> None:
+    module, pruning = parts(parser, parsed(parser, row))
+    _, share = after(module, pruning)
+    whole = sum(parameter.numel() for parameter in module.model.parameters())
+    assert round((1 - share) * whole / 1e6, 3) == PRINTED[row][2]
+
+
+def test_every_row_is_read_and_prunes_before_the_first_epoch(parser: Any) -> None:
+    for row in reproduce.rows():
+        config = parsed(parser, row)
+        (pruning,) = [entry for entry in config.trainer.callbacks if entry.class_path.endswith("FilterPruning")]
+        assert pruning.init_args.schedule == [0]
+        assert config.trainer.callbacks[-1] is pruning, "options for the last callback have to mean this one"
+        if not row.endswith(reproduce.DENSE):
+            assert config.model.init_args.optimizer.init_args.nesterov is False, "the lineage's recipe has none"
+
+
+@pytest.mark.parametrize("row", SAME_WIDTHS)
+def test_both_methods_have_a_row_at_the_same_widths(parser: Any, row: str) -> None:
+    other = row.replace("method_a", "method_b")
+    first, second = (parsed(parser, name).trainer.callbacks[-1].init_args for name in (row, other))
+    assert first.allocation == second.allocation
+    assert (first.criterion, second.criterion["name"]) == ("capacity_independence", "shapley")
+
+
+@pytest.mark.parametrize("control", reproduce.CONTROLS)
+def test_a_control_differs_in_nothing_but_what_is_cut(parser: Any, control: str) -> None:
+    row = "cifar10/resnet56/method_b_46"
+    ours, theirs = parsed(parser, row), parsed(parser, row, control)
+    cut, other = (config.trainer.callbacks.pop().init_args.as_dict() for config in (ours, theirs))
+    for config in (ours, theirs):
+        del config["config"], config["trainer"]["logger"]
+    assert ours == theirs
+    differs = {name for name in cut if cut[name] != other[name]}
+    assert differs == ({"criterion", "allocation", "macs"} if control == "dense" else {"criterion"})
+
+
+def test_the_dense_control_loses_nothing(parser: Any) -> None:
+    layers, params = after(*parts(parser, parsed(parser, "cifar10/resnet56/method_b_46", "dense")))
+    assert params == 0
+    assert all(layer.channels_before == layer.channels_after for layer in layers)
+
+
+def test_an_unknown_row_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no row 'cifar10/resnet56/method_c_46', did you mean"):
+        reproduce.configs("cifar10/resnet56/method_c_46")
+
+
+def test_make_hands_its_variables_on() -> None:
+    words = [
+        "ROW=cifar10/vgg16/dense",
+        "CONTROL=l1",
+        "SEED=7",
+        "MINUTES=5",
+        "WEIGHTS=w.pt",
+        "ARGS=--trainer.max_epochs=1",
+    ]
+    done = subprocess.run(["make", "-n", "reproduce", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    options = "--control l1 --seed 7 --max-minutes 5 --weights w.pt --trainer.max_epochs=1"
+    assert f"-m benchmarks.reproduce cifar10/vgg16/dense {options}" in " ".join(done.stdout.split())
+
+
+def test_results_are_what_the_kept_records_say() -> None:
+    text = reproduced.RESULTS.read_text(encoding="utf-8")
+    assert text == reproduced.page(reproduced.read()), "run python -m benchmarks.reproduced"
+    for row in reproduce.rows():
+        assert f"- `make reproduce ROW={row}`\n" in text
+
+
+def test_a_row_without_records_says_so() -> None:
+    assert reproduced.section(["cifar10/vgg16/dense"], []).endswith("Not run yet.")
+
+
+def test_what_is_kept_of_a_run_is_small(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "net" / "row" / "seed_1"
+    folder.mkdir(parents=True)
+    record = RunRecord("net", "l1", Totals(100, 10), Totals(54, 6), coupling={"conv": "many words"})
+    record.save(folder / "record.json")
+    for name in ("config.yaml", "metrics.csv", "metrics_1.csv", "pruned.pt"):
+        (folder / name).write_text(name)
+    reproduced.collect(tmp_path / "runs", tmp_path / "kept")
+    (run,) = reproduced.read(tmp_path / "kept")
+    assert (run.row, run.variant, run.record.coupling, run.record.before) == ("net", "row", {}, record.before)
+    names = {path.name for path in (tmp_path / "kept" / "net" / "row" / "seed_1").iterdir()}
+    assert names == {"record.json", "config.yaml", "metrics.csv", "metrics_1.csv"}
+
+
+def test_rows_at_the_same_widths_stand_in_one_table_with_their_controls() -> None:
+    records = {name: RunRecord("net", name, Totals(100, 10), Totals(54, 6), seed=1) for name in ("l1", "shapley")}
+    for seed, record in enumerate(records.values(), 42):
+        record.seed = seed
+        record.before.metrics, record.after.metrics = {"test/acc": 0.9}, {"test/acc": 0.8 + seed / 100}
+        record.layers = [LayerRow("conv", "conv", "conv", 4, 2, 36, 18, 3600, 1800)]
+        record.config = "{trainer: {max_epochs: 3}, data: {init_args: {batch_size: 8}}, model: {init_args: {}}}"
+    row = "cifar10/resnet56/method_b_46"
+    runs = [reproduced.Run(row, "row", records["shapley"]), reproduced.Run(row, "l1", records["l1"])]
+    assert {reproduced.setting(run.row) for run in runs} == {reproduced.setting(row.replace("_b_", "_a_"))}
+    text = reproduced.section([row], [*runs, reproduced.Run(row, "l1", records["shapley"])])
+    assert "| **method_b_46** (shapley) | 43 | 3, batch 8 | scratch | 90.00 | 123.00 | +33.00 |" in text
+    assert "| l1 | 42, 43 | 3, batch 8 | scratch | 90.00 ± 0.00 | 122.50 ± 0.71 | +32.50 ± 0.71 | −46.00 % |" in text
+    assert "Not run yet: random, dense." in text
+
+
+SMALL = {
+    "model.init_args.model.init_args.depth": 8,
+    "model.init_args.scheduler.init_args.warmup_epochs": 0,
+    "data.init_args.batch_size": 64,
+    "data.init_args.download": "false",
+    "trainer.accelerator": "cpu",
+    "trainer.max_epochs": 2,
+    "trainer.enable_progress_bar": "false",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*differ from the official")
+def test_a_run_in_slices_ends_as_one_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Baseline and row, cut off after every third step or so; the record agrees, the unpruned net's test too."""
+    write_random_cifar(tmp_path, per_file=50)
+    extra = [f"--{name}={value}" for name, value in {**SMALL, "data.init_args.root": tmp_path}.items()]
+    row = "cifar10/resnet56/beyond_60"
+    assert reproduce.reproduce(row, runs=tmp_path / "whole", extra=extra)
+
+    clock = itertools.count(step=0.02)  # the shortest slice, 0.06 s, is over when the clock is read for the fourth time
+    monkeypatch.setattr(time_slice, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    calls = 1
+    while not reproduce.reproduce(row, runs=tmp_path / "sliced", deadline=0.0, extra=extra):
+        calls += 1
+        assert calls < 20
+    assert calls > 3
+
+    for name in ("cifar10/resnet56/dense", row):
+        whole, sliced = (reproduce.run_folder(name, 42, runs=tmp_path / runs) for runs in ("whole", "sliced"))
+        first, second = (RunRecord.load(folder / "record.json") for folder in (whole, sliced))
+        assert first.before.metrics == second.before.metrics != {}
+        assert first.after.metrics == second.after.metrics
+        assert first.history == second.history
+        states = [torch.load(folder / "pruned.pt", weights_only=True)["state_dict"] for folder in (whole, sliced)]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+        assert list(sliced.glob("metrics_*.csv"))
+        assert not (sliced / "unpruned.pt").exists()
+
+
+def write_folders(root: Path, images: int) -> None:
+    """Two classes of random pictures in ImageNet's layout."""
+    draw = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for number in range(images):
+                pixels = draw.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.jpg")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("row", "left"), [("method_a_v1", 8_017_755), ("method_a_v2", 7_846_121)])
+def test_imagenet_runs_on_two_processes_and_resumes(row: str, left: int, tmp_path: Path) -> None:
+    """The row's own command, but for the size of the pictures: DDP over gloo, cut off after an epoch, gone on with."""
+    write_folders(tmp_path / "data", images=4)
+    (tmp_path / "no_download.yaml").write_text("model: {init_args: {model: {init_args: {weights: null}}}}")
+    small = {
+        "config": tmp_path / "no_download.yaml",
+        "model.init_args.scheduler.init_args.warmup_epochs": 1,
+        "data.init_args.root": tmp_path / "data",
+        "data.init_args.batch_size": 2,
+        "data.init_args.image_size": 32,
+        "data.init_args.resize_size": 36,
+        "data.init_args.num_workers": 0,
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 2,
+        "trainer.strategy": "ddp",
+        "trainer.max_epochs": 2,
+        "trainer.enable_progress_bar": "false",
+    }
+    words = [f"imagenet/resnet50/{row}", f"--runs={tmp_path / 'runs'}", *(f"--{k}={v}" for k, v in small.items())]
+    folder = reproduce.run_folder(f"imagenet/resnet50/{row}", 42, runs=tmp_path / "runs")
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")},
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    for slices in (["--max-minutes=0.001"], []):
+        command = [sys.executable, "-m", "benchmarks.reproduce", *words, *slices]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=450, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (folder / "checkpoints" / "slice.ckpt").is_file()
+        assert reproduce.is_done(folder) == (not slices)
+    record = RunRecord.load(folder / "record.json")
+    assert record.after.params == left
+    assert [entry["epoch"] for entry in record.history] == [0, 1]
+    assert set(record.before.metrics) >= {"test/acc"}
