@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
 
-.PHONY: help venv demo test test-all lint format types docs notebooks bench-structure clean
+.PHONY: help venv demo test test-all lint format types docs notebooks bench-structure reproduce results clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -60,6 +60,12 @@ notebooks: $(VENV)/.dev  ## execute the notebooks in place; those about ResNet-5
 bench-structure: $(VENV)/.dev  ## a whole pruning call against Torch-Pruning, on every torchvision classifier
 	$(BIN)/python -m pip install -q -e '.[bench]'
 	$(BIN)/python -m benchmarks.structure
+
+reproduce: $(VENV)/.dev  ## run a row of RESULTS.md: ROW=cifar10/resnet56/method_b_46 [CONTROL=random] [SEED=42] [MINUTES=30] [WEIGHTS=file] [ARGS=...]
+	$(BIN)/python -m benchmarks.reproduce $(ROW) $(if $(CONTROL),--control $(CONTROL)) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--max-minutes $(MINUTES)) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(ARGS)
+
+results: $(VENV)/.dev  ## write RESULTS.md from the runs that are done
+	$(BIN)/python -m benchmarks.reproduced
 
 clean:  ## remove caches and build output; keeps .venv and runs
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
