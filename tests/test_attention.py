@@ -144,3 +144,27 @@ def test_bound_numbers_of_another_model_are_refused() -> None:
     with pytest.raises(infoprune.errors.PlanError, match="hidden_dim is 25, the plan expects 24"):
         infoprune.shrink(net, plan)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+class Halves(nn.Module):
+    """Splits after a number of its own; both halves are of that size, and a layer is used in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 4
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.left, self.right = nn.Conv2d(4, 5, 1), nn.Conv2d(4, 5, 1)
+        self.auxiliary = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        left, right = y.split([self.width, y.shape[1] - self.width], dim=1)
+        out = self.left(left) + self.right(right)
+        return out + self.auxiliary(y) if self.training else out
+
+
+def test_a_number_that_explains_several_results_of_several_passes_is_rewritten() -> None:
+    net = randomise(Halves())
+    original, plan = prune_one(net, "stem", [1])
+    assert net.width == plan.shape_after("left.weight")[1] < 4
+    assert relative_error(original, net, plan, X) < 1e-12

@@ -8,7 +8,7 @@ is still in the way then stays.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ class Numbers:
                 yield AttributeSlot(_join(module, heads.attribute), heads.count, labels)
         yield from self._written.values()
 
-    def find(self, structure: Structure, blamed: Iterable[Blame]) -> bool:
+    def find(self, structure: Structure, blamed: Sequence[Blame]) -> bool:
         """Look for numbers that explain what is in a cut's way; False if there is none that was not tried before."""
         modules = list(dict.fromkeys(blame.module for blame in blamed))
         if self._split_into_heads(structure, modules):
@@ -59,8 +59,7 @@ class Numbers:
         tied = [self._tie_inputs(structure, module) for module in modules]
         if any(tied):
             return True
-        taken = [self._take_written(structure, blame) for blame in blamed]
-        return any(taken)
+        return self._take_written(structure, blamed)
 
     def find_frozen_heads(self, structure: Structure) -> bool:
         """Let modules lose whole heads where the width of a head has to stay."""
@@ -128,23 +127,19 @@ class Numbers:
 
     # -- written-out widths -------------------------------------------------------------------------------------------
 
-    def _take_written(self, structure: Structure, blame: Blame) -> bool:
-        """A width that the module holds as a number, if only one of its numbers is that width."""
-        if blame.op < 0:
-            return False
-        sides = [axis for output in structure.records[blame.op].outputs for axis in output.axes if axis is not None]
+    def _take_written(self, structure: Structure, blamed: Sequence[Blame]) -> bool:
+        """Widths that modules hold as numbers, each where only one number of the module is that width."""
         found: set[str] = set()
-        for axis in sides:
-            cut = np.isin(axis, blame.labels).any()
-            path = self._only_number(blame.module, len(axis))
-            if path in found:
-                continue
-            if path in self._written:  # it did not help
-                del self._written[path]
-            elif cut and path and path not in self._tried:
-                self._tried.add(path)
-                self._written[path] = AttributeSlot(path, len(axis), axis)
-                found.add(path)
+        for blame in blamed:
+            outputs = structure.records[blame.op].outputs if blame.op >= 0 else []
+            for axis in (axis for output in outputs for axis in output.axes if axis is not None):
+                path = self._only_number(blame.module, len(axis))
+                if path in self._written and path not in found:  # it did not help
+                    del self._written[path]
+                elif path and path not in self._tried and np.isin(axis, blame.labels).any():
+                    self._tried.add(path)
+                    self._written[path] = AttributeSlot(path, len(axis), axis)
+                    found.add(path)
         return bool(found)
 
     def _only_number(self, module: str, value: int) -> str:
