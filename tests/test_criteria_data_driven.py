@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infoprune
-from infoprune.criteria import CHIP, HRank, Taylor, get_criterion
+from infoprune.criteria import CHIP, CRITERIA, HRank, Taylor, get_criterion
 from infoprune.criteria.activations import as_maps, stream_activations
 from infoprune.criteria.chip import channel_independence
 from infoprune.criteria.criterion import scored_layers
@@ -280,3 +280,18 @@ def test_a_calibration_pass_that_is_interrupted_changes_nothing(net, structure, 
         HRank()(net, structure, stops())
     assert net.training
     assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("name", CRITERIA.names)
+def test_a_layer_of_one_channel_keeps_it_and_the_others_are_scored(name: str):
+    net = nn.Sequential(
+        nn.Conv2d(3, 1, 3), nn.BatchNorm2d(1), nn.ReLU(), nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5),
+    )  # fmt: skip
+    nn.init.uniform_(net[4].weight)
+    labelled = [(torch.randn(7, 3, 8, 8), torch.arange(7) % 5)]
+    result = infoprune.prune(net, labelled[0][0], criterion=name, amount=0.5, data=labelled)
+    assert "there is only one" in result.structure.group("0").reason
+    assert {group: scores.shape for group, scores in result.scores.items()} == {"3": (6,)}
+    assert torch.isfinite(result.scores["3"]).all()
+    assert (net[0].out_channels, net[3].in_channels, net[3].out_channels) == (1, 1, 3)
