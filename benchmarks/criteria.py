@@ -116,7 +116,7 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    """All cells, the most informative first; those of Shapley values, by far the slowest to score, after the others."""
+    """All cells, the most informative first (some are named twice), and Shapley values, slow to score, after others."""
     quick = [name for name in (*FIRST, *(name for name in CRITERIA if name not in FIRST)) if name not in LATER]
     first = [name for name in FIRST if name != "shapley"]
 
@@ -136,10 +136,12 @@ def cells() -> Iterator[Cell]:
         yield from both(["capacity_independence", "shapley"], amount, allocation="information_concentration")
     for amount in (0.7, 0.5, 0.3):
         yield from (Cell(name, amount, tune=True) for name in quick if name not in FIRST)
+    yield from (Cell(name, 0.7, seed=1, tune=True) for name in first[:3])
+    for amount in (0.7, 0.3, 0.5):
+        yield from (Cell(name, amount, seed) for seed in (1, 2) for name in DRAWN)
     for seed in (1, 2):
         for amount in (0.5, 0.7, 0.3):
             yield from (Cell(name, amount, seed, tune=True) for name in first)
-            yield from (Cell(name, amount, seed) for name in DRAWN)
     for seed in (1, 2):
         yield from both(["shapley"], 0.5, seed=seed)
 
@@ -339,7 +341,7 @@ def main() -> None:
         for row in read(options.out):
             found = {name: row[name] for name in ("cut", "recalibrated", "tuned") if name in row}
             bench.known.setdefault((row["plan"], row["seed"]), {}).update(found)
-        for cell in cells():
+        for cell in dict.fromkeys(cells()):
             if tuple(asdict(cell).values()) in done:
                 continue
             row = bench.measure(cell)
