@@ -17,7 +17,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 import infoprune
 from infoprune.errors import CheckpointError, ConfigurationError
-from tests.tiny import TinyModule, TinyNet, images, loader, pruning, same, sgd, trainer, widths
+from tests.tiny import TinyModule, TinyNet, averaging, images, loader, pruning, same, sgd, trainer, widths
 
 
 @pytest.fixture(autouse=True)
@@ -37,17 +37,10 @@ def alike() -> DataLoader[Any]:
     return DataLoader(ConcatDataset([images(8)] * 3), 8)
 
 
-def average() -> pl.Callback:
-    callbacks = pl.callbacks
-    if not hasattr(callbacks, "EMAWeightAveraging"):
-        pytest.skip("WeightAveraging came with Lightning 2.6")
-    return callbacks.EMAWeightAveraging(decay=0.5)
-
-
 def callbacks(kind: str) -> list[pl.Callback]:
     if kind == "ema-first":
-        return [average(), pruning((1, 2))]
-    return [pruning((1, 2)), average()] if kind == "ema-last" else [pruning((1, 2))]
+        return [averaging(), pruning((1, 2))]
+    return [pruning((1, 2)), averaging()] if kind == "ema-last" else [pruning((1, 2))]
 
 
 def fitted(folder: Path, kind: str) -> tuple[TinyModule, list[str]]:
@@ -96,21 +89,30 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TinyModule]:
     return folder, module
 
 
+class Downhill(TinyModule):
+    """Gets worse with every epoch."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/score", -float(self.current_epoch))
+
+
 def test_best_from_before_the_event_grows_and_tests_right(tmp_path: Path) -> None:
     """Trap 8: "best" may be a file from before an event; the model grows back to it, and a fit can go on from there."""
     run = trainer(pruning((1,)), epochs=2)
-    best = ModelCheckpoint(tmp_path, filename="{epoch}", monitor="val/loss", save_top_k=-1)
+    best = ModelCheckpoint(tmp_path, filename="{epoch}", monitor="val/score", mode="max", save_top_k=-1)
     run.callbacks.append(best)  # type: ignore[attr-defined]
-    module = TinyModule()
+    module = Downhill()
     run.fit(module, loader(), loader())
     (now,) = run.test(module, loader(), verbose=False)
-    (was,) = run.test(module, loader(), ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+    (was,) = run.test(module, loader(), ckpt_path="best", verbose=False)
+    assert best.best_model_path == str(tmp_path / "epoch=0.ckpt")
     assert widths(module) == widths(TinyModule())
     unpruned = TinyModule()
     unpruned.load_state_dict(torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)["state_dict"])
     (expected,) = trainer().test(unpruned, loader(), verbose=False)
     assert was == expected != now
-    run.test(module, loader(), ckpt_path=tmp_path / "epoch=1.ckpt", verbose=False)
+    (again,) = run.test(module, loader(), ckpt_path=tmp_path / "epoch=1.ckpt", verbose=False)
+    assert again == now
     assert module.net.stem.out_channels < 12
     trainer(pruning((0,)), epochs=1).fit(module, loader())
 

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+import infoprune
 from infoprune.cli import main
 from infoprune.report import RunRecord
+from tests.tiny import same
+from tests.user_project import UserModule
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -156,6 +159,30 @@ class TestAfterwards:
         assert record.before.latency_s is None
         assert record.layers[0].channels_before == 8
         assert record.coupling["features.0"].startswith("features.0: 8 units can be pruned")
+
+    @pytest.mark.parametrize("epoch", [0, 1, 2], ids=["before", "between", "after"])
+    def test_a_run_that_resumes_ends_with_the_same_bits(self, epoch: int, kept: Path, folder: Path) -> None:
+        config = [f"--config={kept / 'logs/whole/version_0/config.yaml'}", "--trainer.logger.name=resumed"]
+        assert main(["fit", *config, f"--ckpt_path={kept / f'kept/epoch={epoch}.ckpt'}"]) == 0
+        whole, resumed = (
+            infoprune.load(run / "version_0/pruned.pt", UserModule())
+            for run in (kept / "logs/whole", folder / "logs/resumed")
+        )
+        assert len(RunRecord.load("logs/resumed/version_0/record.json").events) == 2
+        assert same(whole, resumed)
+
+    @pytest.fixture(scope="class")
+    def kept(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """A folder in which a run has been made that kept a checkpoint of every epoch."""
+        folder = tmp_path_factory.mktemp("kept")
+        options = ["+=ModelCheckpoint", ".dirpath=kept", ".filename={epoch}", ".save_top_k=-1"]
+        keep = [f"--trainer.callbacks{option}" for option in options]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.syspath_prepend(ROOT)
+            patch.setattr(sys, "argv", ["infoprune"])
+            assert fit(*logger("whole"), *PRUNING, "--trainer.callbacks.schedule=[1,2]", *keep, epochs=4) == 0
+        return folder
 
     def test_the_command_line_beats_the_checkpoints_hyperparameters(self, run: Path) -> None:
         """The checkpoint says width 8; a run of width 16 must not silently become one of width 8."""

