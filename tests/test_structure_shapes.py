@@ -33,6 +33,15 @@ CASES: list[tuple[Any, tuple[Any, ...]]] = [
     (aten.native_batch_norm.default, (LAST, meta(4), meta(4), meta(4), meta(4), False, 0.1, 1e-5)),
     (aten.convolution.default, (meta(2, 4, 7, 6), meta(6, 2, 3, 3), meta(6), [2, 1], [1, 0], [1, 2], False, [0, 0], 2)),
     (aten.convolution.default, (meta(2, 4, 9), meta(6, 4, 3), None, [1], [1], [1], False, [0], 1)),
+    (aten.relu.default, (LAST,)),
+    (aten.clamp.default, (X, None, 4.6)),
+    (aten.clamp_min.default, (X, 1e-12)),
+    (aten.cat.default, ([X, meta(2, 3, 6)], 1)),
+    (aten.cat.default, ([meta(2), meta(3)],)),
+    (aten.roll.default, (meta(2, 4, 6, 6), [1, 2], [2, 3])),
+    (aten.linalg_vector_norm.default, (X, 2, [-1], True)),
+    (aten.linalg_vector_norm.default, (X, 1, [0, 2])),
+    (aten.cat.default, ([X, Y], -1)),
     (aten.add.Tensor, (X, meta(6))),
     (aten.mul.Tensor, (meta(2, 4, 1, 1), meta(2, 4, 6, 6))),
     (aten.mul.Tensor, (LAST, meta(2, 4, 1, 1))),
@@ -64,6 +73,10 @@ def test_a_short_cut_gives_what_pytorch_gives(func: Any, args: tuple[Any, ...]) 
         (aten._softmax.default, (meta(2, 3, dtype=torch.float16), -1, True)),  # another dtype
         (aten.addmm.default, (meta(5), meta(2, 6), meta(7, 5))),  # an error that is PyTorch's to raise
         (aten.native_layer_norm.default, (X, [5], meta(5), meta(5), 1e-5)),
+        (aten.cat.default, ([X, meta(2, 3, 5)], 1)),  # an error
+        (aten.cat.default, ([X, meta(0)], 1)),  # an old way to begin a list
+        (aten.cat.default, ([LAST, LAST], 1)),  # another layout
+        (aten.cat.default, ([X, Y.double()], 1)),
         (aten.convolution.default, (X, meta(6, 5, 3), None, [1], [1], [1], False, [0], 1)),  # too many channels
         (aten.convolution.default, (X, meta(6, 4, 9), None, [1], [1], [1], False, [0], 1)),  # wider than its input
         (aten.convolution.default, (LAST, meta(6, 4, 3, 3), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)),

@@ -21,6 +21,11 @@ _ELEMENTWISE = frozenset(
         _aten.mul.Tensor,
         _aten.mul.Scalar,
         _aten.div.Tensor,
+        _aten.relu.default,
+        _aten.exp.default,
+        _aten.tanh.default,
+        _aten.clamp.default,
+        _aten.clamp_min.default,
         _aten.gelu.default,
         _aten.silu.default,
         _aten.sigmoid.default,
@@ -51,6 +56,8 @@ _IN_PLACE = frozenset(
 def on_shapes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of an operator on meta tensors, or NotImplemented where PyTorch is to say."""
     x = args[0] if args else None
+    if func is _aten.cat.default and not kwargs:
+        return _cat(*args)
     if not isinstance(x, Tensor) or not x.is_meta or not x.is_floating_point():
         return NotImplemented
     if func in _ELEMENTWISE or func in _IN_PLACE:
@@ -64,6 +71,10 @@ def on_shapes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
         return _convolution(*args)
     if func is _aten.native_layer_norm.default:
         return _layer_norm(*args)
+    if func is _aten.roll.default and x.is_contiguous():
+        return x.clone()
+    if func is _aten.linalg_vector_norm.default and not kwargs and len(args) in (3, 4) and args[2]:
+        return _mean(x, *args[2:])
     if func is _aten.mean.dim and not kwargs and len(args) > 1 and args[1]:
         return _mean(*args)
     if func is _aten.addmm.default and not kwargs and _is_linear(*args):
@@ -131,6 +142,17 @@ def _layer_norm(x: Tensor, shape: list[int], weight: Tensor | None, *_: Any) -> 
         return NotImplemented
     statistics = _empty(x, [*x.shape[: -len(shape)], *[1] * len(shape)])
     return _empty(x, x.shape), statistics, statistics.clone()
+
+
+def _cat(parts: Sequence[Tensor], dim: int = 0) -> Any:
+    first = parts[0]
+    dim %= max(first.dim(), 1)
+    sizes = [list(part.shape) for part in parts]
+    lengths = [size.pop(dim) if dim < len(size) else 0 for size in sizes]
+    plain = all(p.is_meta and p.dtype == first.dtype and p.is_contiguous() for p in parts)
+    if not plain or min(lengths) == 0 or any(size != sizes[0] for size in sizes):
+        return NotImplemented
+    return _empty(first, [*first.shape[:dim], sum(lengths), *first.shape[dim + 1 :]])
 
 
 def _mean(x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
