@@ -182,7 +182,7 @@ def game(subject: Subject, layer: str) -> Iterator[str]:
     structure = infoprune.trace(model, torch.zeros(1, 3, 32, 32), frozen=FROZEN)
     n, how = structure.group(name).size, Shapley()
     rounds = torch.stack(
-        [how.sample(batch_game(model, structure, name, data), r << 40, 0) for r in range(2 if few else 6)]
+        [how.sample(batch_game(model, structure, name, data), r << 16, 0) for r in range(2 if few else 5)]
     )
     exact = (
         Shapley(estimator="exact").sample(batch_game(model, structure, name, data), 0, 0)[None] if few else rounds[2:]
@@ -195,7 +195,7 @@ def game(subject: Subject, layer: str) -> Iterator[str]:
     single = _error(torch.stack(runs), reference)
     own = _error(rounds[:2].mean(dim=1), reference)
     needed = (single / own) ** 2
-    ours = seconds(lambda: how.sample(batch_game(model, structure, name, data), 7 << 40, 0))
+    ours = seconds(lambda: how.sample(batch_game(model, structure, name, data), 7 << 16, 0))
     front = seconds(lambda: Suffix(model, name, *data))
     behind = front + needed * seconds(lambda: plain_permutation(suffix, n, generator))
     whole = needed * n * seconds(lambda: model(data[0]), runs=3)
@@ -244,7 +244,7 @@ Layers of the same network, {games} images, probability of the true class. *Plai
 with the whole network run for each coalition (its time is that of as many forward passes), or only what lies behind
 the layer. *Ours*: an antithetic pair of permutations for each image; at most one batch is in memory, as many coalitions
 at a time as it has images. Error: root mean square over the standard deviation of the values; against the exact values
-where the layer was cut to {small} channels first, else against four further rounds of ours. The plain sampler's is
+where the layer was cut to {small} channels first, else against three further rounds of ours. The plain sampler's is
 measured on {permutations} permutations and falls with the square root of their number; *needed* are those that bring it
 to our error, and the times are theirs, the pass through what lies in front of the layer included.
 
@@ -257,7 +257,7 @@ to our error, and the times are theirs, the pass through what lies in front of t
 
 def text(found: dict[str, list[str]]) -> str:
     """The tables of what was measured."""
-    lines = {name: "\n".join(found.get(name, ["| not measured |"])) for name in SECTIONS}
+    lines = {name: "\n".join(found.get(name, [f"| `{name}`: not measured |"])) for name in SECTIONS}
     return TEXT.format(
         machine=describe(),
         weights=lines["weights"],
