@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -11,9 +10,9 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import nn
 
 from infoprune import FilterPruning
+from tests.alive import alive, resident
 from tests.tiny import TinyModule, TinyNet, loader, pruning, trainer
 
 
@@ -23,32 +22,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def alive() -> Counter[str]:
-    """How many tensors, modules, hooks and optimizers there are."""
-    gc.collect()
-    found: Counter[str] = Counter()
-    for thing in gc.get_objects():
-        kind = type(thing)
-        if issubclass(kind, torch.Tensor):
-            found["tensors"] += 1
-        elif issubclass(kind, nn.Module):
-            found["modules"] += 1
-            for name in ("_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks"):
-                found["hooks"] += len(getattr(thing, name, ()))
-        elif issubclass(kind, torch.optim.Optimizer):
-            found["optimizers"] += 1
-    return found
-
-
-def resident() -> float:
-    """Resident memory in MiB, 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * 4096 / 2**20
-    except OSError:
-        return 0.0
 
 
 def test_fifty_events() -> None:

@@ -54,8 +54,11 @@ def shrink(
     check_belongs(plan, {name: tuple(entry.tensor.shape) for name, entry in owned.items()})
     names = {id(entry.tensor): name for name, entry in owned.items()}
     changed = attributes.changes(model, plan, names)
-    replaced = {name: _cut_owned(owned[name], plan) for name in plan.shapes if _is_cut(plan, name)}
-    states = [_cut_state(optimizer, owned, plan, replaced) for optimizer in optimizers]
+    try:
+        replaced = {name: _cut_owned(owned[name], plan) for name in plan.shapes if _is_cut(plan, name)}
+        states = [_cut_state(optimizer, owned, plan, replaced) for optimizer in optimizers]
+    finally:
+        _kept.cache_clear()  # nothing stays behind when the cut is made
     old_values = [(module, key, getattr(module, key)) for module, key, _ in changed]
     mapping = _commit(owned, replaced, changed, optimizers, states)
     remember(model, plan, owned, old_values)
