@@ -181,6 +181,19 @@ def test_trainer_options(options: dict[str, Any], validate: bool) -> None:
     assert all(torch.isfinite(p).all() for p in module.parameters())
 
 
+def test_scaled_gradients_of_sixteen_bit_mixed() -> None:
+    """A GradScaler keeps no parameter between steps: it goes on scaling those that an event has put in place."""
+    from lightning.pytorch.plugins import MixedPrecision
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=2)  # overflows at first
+    module, sound = TinyModule(), Sound()
+    half = MixedPrecision("16-mixed", "cpu", scaler)
+    trainer(pruning((2, 4)), sound, epochs=6, plugins=half, gradient_clip_val=0.5).fit(module, loader())
+    assert sound.events == 2
+    assert 1 < scaler.get_scale() < 2.0**40
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
 def test_sixteen_bit_true_double_and_channels_last() -> None:
     """Memory format and dtype survive (index_select would lose channels_last)."""
     module = TinyModule().to(memory_format=torch.channels_last)
