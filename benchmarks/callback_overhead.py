@@ -90,10 +90,17 @@ class Alternate(pl.Callback):
     _last: float | None = None
 
 
-def fit(module: Plain, epochs: int, *callbacks: pl.Callback, batch: int = 32, device: str = "cpu") -> pl.Trainer:
+def fit(
+    module: Plain,
+    epochs: int,
+    *callbacks: pl.Callback,
+    batch: int = 32,
+    batches: int = BATCHES,
+    device: str = "cpu",
+) -> pl.Trainer:
     """Train on random images of the module's size."""
     shape = module.example_input_array.shape[1:]  # type: ignore[union-attr]
-    data = TensorDataset(torch.randn(BATCHES * batch, *shape), torch.randint(10, (BATCHES * batch,)))
+    data = TensorDataset(torch.randn(batches * batch, *shape), torch.randint(10, (batches * batch,)))
     trainer = pl.Trainer(
         max_epochs=epochs,
         callbacks=list(callbacks),
