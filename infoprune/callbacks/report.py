@@ -78,6 +78,7 @@ class RunReport(EitherName):
         """Whether somebody calls `finish` after the fit, so that the end of the fit itself writes nothing."""
         self.history: list[Metrics] = []
         self._unpruned: Unpruned | None = None
+        self._to_save = False
         self._notes: list[str] = []
         self._coupling: dict[str, str] = {}
         self._validated = Validated()
@@ -134,9 +135,17 @@ class RunReport(EitherName):
             # Copying runs the user's code; a module that cannot be copied can still be pruned.
             self._notes.append(f"The unpruned model could not be copied ({error}), so it was not measured at the end.")
             return
-        if trainer.is_global_zero:
+        self._to_save = trainer.is_global_zero
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._to_save:  # the first event is over; one that fails leaves no file
             assert self.folder is not None
+            assert self._unpruned is not None
             self._unpruned.save(self.folder / UNPRUNED, pl_module)
+            self._to_save = False
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
