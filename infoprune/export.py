@@ -183,7 +183,7 @@ def check_onnx() -> None:
 
 def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> ExportedProgram:
     size = batch_size(inputs)
-    batch = Dim("batch")
+    batch = Dim("batch", max=2**20)  # torch 2.6 does not take one without a bound
 
     def free(tensor: Any) -> Any:
         return {0: batch} if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape[0] == size else None
