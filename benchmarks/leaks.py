@@ -1,6 +1,7 @@
 """What many events, and many fits, leave behind in one process: live tensors, modules, hooks, resident memory.
 
-The same with `FilterPruning`, without it, and with Lightning's own `ModelPruning`, each in a process of its own. Run
+The same with `FilterPruning`, without it, and with Lightning's own `ModelPruning`, each in a process of its own. oneDNN
+is off: it keeps a compiled kernel for every shape that it meets (1,024 at most), and every event makes new shapes. Run
 from the repository root (a few minutes):
 
     python -m benchmarks.leaks                # writes benchmarks/results/leaks.md
@@ -88,6 +89,7 @@ def measured(job: tuple[Callable[[str, int], list[Held]], str, int]) -> list[Hel
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    torch.backends.mkldnn.set_flags(False)
     torch.manual_seed(0)
     what, kind, count = job
     return what(kind, count)
@@ -123,6 +125,7 @@ def main() -> None:
             *table("events", options.count, results[: len(KINDS)]),
             *table("fits", options.count, results[len(KINDS) :]),
             "The network shrinks with every event of `FilterPruning`, and so does the memory of its tensors.",
+            "oneDNN is off: it keeps a kernel for every shape it meets (1,024 at most), and events make new shapes.",
             "`nothing`: the same fit without pruning. `ModelPruning` is Lightning's own, which masks weights.",
             "",
         ]
