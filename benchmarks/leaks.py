@@ -1,8 +1,8 @@
 """What many events, and many fits, leave behind in one process: live tensors, modules, hooks, resident memory.
 
-The same with `FilterPruning`, without it, and with Lightning's own `ModelPruning`, each in a process of its own. oneDNN
-is off: it keeps a compiled kernel for every shape that it meets (1,024 at most), and every event makes new shapes. Run
-from the repository root (a few minutes):
+The same with `FilterPruning`, without it, and with Lightning's own `ModelPruning`, each in a process of its own. Once
+more without oneDNN, which keeps a compiled kernel for every shape that it meets (1,024 at most): every event makes new
+shapes. Run from the repository root (a few minutes):
 
     python -m benchmarks.leaks                # writes benchmarks/results/leaks.md
 """
@@ -29,7 +29,8 @@ from tests.alive import alive, resident, tensor_bytes
 
 RESULTS = Path(__file__).parent / "results" / "leaks.md"
 EARLY = 5
-KINDS = ("nothing", "FilterPruning", "ModelPruning")
+WITHOUT_ONEDNN = "FilterPruning, oneDNN off"
+KINDS = ("nothing", "FilterPruning", WITHOUT_ONEDNN, "ModelPruning")
 
 Held = dict[str, float]
 
@@ -47,7 +48,7 @@ def held() -> Held:
 
 def pruning(kind: str, events: int) -> list[pl.Callback]:
     """A callback of a kind that prunes so many times, at the start (or the end) of every epoch but the first."""
-    if kind == "FilterPruning":
+    if kind in ("FilterPruning", WITHOUT_ONEDNN):
         return [FilterPruning("l1", macs=0.3, schedule=list(range(1, events + 1)))]
     if kind == "ModelPruning":
         once_an_epoch = lambda epoch: 0.02 if epoch < events else 0.0  # noqa: E731
@@ -89,9 +90,9 @@ def measured(job: tuple[Callable[[str, int], list[Held]], str, int]) -> list[Hel
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    torch.backends.mkldnn.set_flags(False)
     torch.manual_seed(0)
     what, kind, count = job
+    torch.backends.mkldnn.set_flags(kind != WITHOUT_ONEDNN)
     return what(kind, count)
 
 
@@ -125,7 +126,7 @@ def main() -> None:
             *table("events", options.count, results[: len(KINDS)]),
             *table("fits", options.count, results[len(KINDS) :]),
             "The network shrinks with every event of `FilterPruning`, and so does the memory of its tensors.",
-            "oneDNN is off: it keeps a kernel for every shape it meets (1,024 at most), and events make new shapes.",
+            "oneDNN keeps a kernel for every shape it meets (1,024 at most), and events make new shapes.",
             "`nothing`: the same fit without pruning. `ModelPruning` is Lightning's own, which masks weights.",
             "",
         ]
