@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CUTS = {
     "cifar10/resnet56/method_b_46": (45.71, 45.06, 40.35),
     "cifar10/resnet56/method_b_47": (48.05, 47.4, 42.8),
+    "cifar10/resnet20/method_a_45": (45.45, 44.73, 40.25),  # no paper's
     "cifar10/resnet110/method_a_72": (72.38, 71.9, 69.4),
     "cifar10/vgg16/method_a_58": (58.35, 58.19, 81.55),
     "cifar10/vgg16/method_a_67": (66.74, 66.60, 83.29),
@@ -54,9 +56,9 @@ def parser() -> Any:
     return parsers()["fit"]
 
 
-def parsed(parser: Any, row: str, control: str | None = None) -> Any:
+def parsed(parser: Any, row: str, control: str | None = None, extra: Sequence[str] = ()) -> Any:
     """The configuration of a row, as the command reads it."""
-    words = reproduce.command(row, reproduce.run_folder(row, 1, control), 1, control)[1:]
+    words = reproduce.command(row, reproduce.run_folder(row, 1, control), 1, control, extra)[1:]
     config = parser.parse_args([*words, "--trainer.accelerator=cpu"])
     if row.startswith("imagenet"):
         config.model.init_args.model.init_args.weights = None  # they would be downloaded
@@ -128,6 +130,18 @@ def test_a_control_differs_in_nothing_but_what_is_cut(parser: Any, control: str)
     assert ours == theirs
     differs = {name for name in cut if cut[name] != other[name]}
     assert differs == ({"criterion", "allocation", "macs"} if control == "dense" else {"criterion"})
+
+
+@pytest.mark.parametrize("row", [row for row in reproduce.rows() if row.startswith("cifar10")])
+def test_the_short_schedule_changes_nothing_but_lengths(parser: Any, row: str) -> None:
+    whole = parsed(parser, row)
+    short = parsed(parser, row, extra=[f"--config={reproduce.CONFIGS / 'short.yaml'}"])
+    assert (short.trainer.max_epochs, short.data.init_args.batch_size) == (5, 128)
+    assert short.model.init_args.scheduler.init_args.warmup_epochs == 0.5
+    for config in (whole, short):
+        del config["config"], config["trainer"]["max_epochs"], config["data"]["init_args"]["batch_size"]
+        del config["model"]["init_args"]["scheduler"]["init_args"]["warmup_epochs"]
+    assert short == whole
 
 
 def test_the_dense_control_loses_nothing(parser: Any) -> None:
