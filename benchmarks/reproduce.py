@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from infoprune.errors import ConfigurationError, nearest
 CONFIGS = Path(os.path.relpath(Path(__file__).parents[1])) / "configs" / "reproduce"
 RUNS = Path("runs/reproduce")
 BASE = "base.yaml"
+MADE_BY = "command.txt"
+"""File in a run folder: the command that makes it, but for the seed."""
 DENSE = "dense"
 CONTROLS = {
     "random": ["--trainer.callbacks.criterion=random"],
@@ -71,6 +74,14 @@ def command(row: str, folder: Path, seed: int, control: str | None = None, extra
 def run_folder(row: str, seed: int, control: str | None = None, runs: Path = RUNS) -> Path:
     """Where a run of a row is kept."""
     return runs / row / (control or "row") / f"seed_{seed}"
+
+
+def made_by(row: str, control: str | None, weights: Path | None, extra: Sequence[str]) -> str:
+    """The command that makes a run, but for the seed."""
+    words = ["python", "-m", "benchmarks.reproduce", row]
+    words += ["--control", control] if control else []
+    words += ["--weights", str(weights)] if weights else []
+    return shlex.join([*words, *extra])
 
 
 def is_done(folder: Path) -> bool:
@@ -134,6 +145,7 @@ def reproduce(
     words += [f"--model.init_args.init_from={start}"] if start else []
     words += [*slice_of(deadline), *resumption(folder)]
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / MADE_BY).write_text(made_by(row, control, weights, extra) + "\n", encoding="utf-8")
     if infoprune(words):
         raise SystemExit(2)
     return is_done(folder)

@@ -18,10 +18,12 @@ from typing import Any
 
 import yaml
 
-from benchmarks.reproduce import CONTROLS, DENSE, RUNS, rows
+from benchmarks.reproduce import CONTROLS, DENSE, MADE_BY, RUNS, rows
 from infoprune.report.record import LayerRow, RunRecord
 
 KEPT = Path(__file__).parent / "results" / "reproduce"
+EVIDENCE = KEPT / "evidence.md"
+"""What the runs support and what not, written by hand."""
 RESULTS = Path(__file__).parents[1] / "RESULTS.md"
 ACCURACY = "test/acc"
 TABLE_HEAD = """\
@@ -56,11 +58,13 @@ class Run:
         row: its row.
         variant: ``"row"`` or the control.
         record: what it left.
+        made_by: the command, but for the seed.
     """
 
     row: str
     variant: str
     record: RunRecord
+    made_by: str = ""
 
     @property
     def name(self) -> str:
@@ -126,7 +130,8 @@ def read(folder: Path = KEPT) -> list[Run]:
     runs = []
     for path in sorted(folder.rglob("record.json")):
         *row, variant, _seed = path.parent.relative_to(folder).parts
-        runs.append(Run("/".join(row), variant, RunRecord.load(path)))
+        command = path.with_name(MADE_BY).read_text(encoding="utf-8").strip()
+        runs.append(Run("/".join(row), variant, RunRecord.load(path), command))
     return runs
 
 
@@ -138,7 +143,7 @@ def collect(source: Path, target: Path = KEPT) -> None:
         record = RunRecord.load(path)
         record.coupling = {}
         record.save(folder / path.name)
-        for small in (path.parent / "config.yaml", *path.parent.glob("metrics*.csv")):
+        for small in (path.parent / MADE_BY, path.parent / "config.yaml", *path.parent.glob("metrics*.csv")):
             shutil.copyfile(small, folder / small.name)
 
 
@@ -189,6 +194,7 @@ def section(members: Sequence[str], runs: Sequence[Run]) -> str:
     wanted = members if DENSE in (Path(row).name for row in members) else order
     missing = [name for name in wanted if name not in {run.name for run in runs}]
     text += [f"Not run yet: {', '.join(missing)}."] if missing else []
+    text += ["", "Made by (`--seed` apart):", "", "```bash", *(group[0].made_by for group in alike.values()), "```"]
     return "\n".join(text)
 
 
@@ -199,7 +205,8 @@ def page(runs: Sequence[Run]) -> str:
         settings.setdefault(setting(row), []).append(row)
     found = {key: [run for run in runs if run.row in members] for key, members in settings.items()}
     order = sorted(settings, key=lambda key: not found[key])
-    return HEAD + "\n" + "\n\n".join(section(settings[key], found[key]) for key in order) + "\n"
+    evidence = EVIDENCE.read_text(encoding="utf-8")
+    return HEAD + "\n" + evidence + "\n" + "\n\n".join(section(settings[key], found[key]) for key in order) + "\n"
 
 
 def main(args: Sequence[str] | None = None) -> None:

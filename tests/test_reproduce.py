@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -185,13 +186,23 @@ def test_what_is_kept_of_a_run_is_small(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     record = RunRecord("net", "l1", Totals(100, 10), Totals(54, 6), coupling={"conv": "many words"})
     record.save(folder / "record.json")
-    for name in ("config.yaml", "metrics.csv", "metrics_1.csv", "pruned.pt"):
+    for name in ("command.txt", "config.yaml", "metrics.csv", "metrics_1.csv", "pruned.pt"):
         (folder / name).write_text(name)
     reproduced.collect(tmp_path / "runs", tmp_path / "kept")
     (run,) = reproduced.read(tmp_path / "kept")
     assert (run.row, run.variant, run.record.coupling, run.record.before) == ("net", "row", {}, record.before)
+    assert run.made_by == "command.txt"
     names = {path.name for path in (tmp_path / "kept" / "net" / "row" / "seed_1").iterdir()}
-    assert names == {"record.json", "config.yaml", "metrics.csv", "metrics_1.csv"}
+    assert names == {"record.json", "command.txt", "config.yaml", "metrics.csv", "metrics_1.csv"}
+
+
+def test_the_command_of_a_run_is_noted_without_seed_and_slices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(reproduce, "infoprune", lambda words: 0)
+    options = ["--control=l1", "--seed=7", "--max-minutes=5", "--weights=w.pt", f"--runs={tmp_path}"]
+    reproduce.main([(row := "cifar10/resnet56/method_b_46"), *options, "--data.init_args.mean=[0.5, 0.4, 0.4]"])
+    noted = (reproduce.run_folder(row, 7, "l1", tmp_path) / reproduce.MADE_BY).read_text(encoding="utf-8")
+    words = ["python", "-m", "benchmarks.reproduce", row, "--control", "l1", "--weights", "w.pt"]
+    assert shlex.split(noted) == [*words, "--data.init_args.mean=[0.5, 0.4, 0.4]"]
 
 
 def test_rows_at_the_same_widths_stand_in_one_table_with_their_controls() -> None:
@@ -202,12 +213,16 @@ def test_rows_at_the_same_widths_stand_in_one_table_with_their_controls() -> Non
         record.layers = [LayerRow("conv", "conv", "conv", 4, 2, 36, 18, 3600, 1800)]
         record.config = "{trainer: {max_epochs: 3}, data: {init_args: {batch_size: 8}}, model: {init_args: {}}}"
     row = "cifar10/resnet56/method_b_46"
-    runs = [reproduced.Run(row, "row", records["shapley"]), reproduced.Run(row, "l1", records["l1"])]
+    runs = [
+        reproduced.Run(row, "row", records["shapley"], "make the row"),
+        reproduced.Run(row, "l1", records["l1"], "make a control"),
+    ]
     assert {reproduced.setting(run.row) for run in runs} == {reproduced.setting(row.replace("_b_", "_a_"))}
     text = reproduced.section([row], [*runs, reproduced.Run(row, "l1", records["shapley"])])
     assert "| **method_b_46** (shapley) | 43 | 3, batch 8 | scratch | 90.00 | 123.00 | +33.00 |" in text
     assert "| l1 | 42, 43 | 3, batch 8 | scratch | 90.00 ± 0.00 | 122.50 ± 0.71 | +32.50 ± 0.71 | −46.00 % |" in text
     assert "Not run yet: random, dense." in text
+    assert text.endswith("```bash\nmake the row\nmake a control\n```")
 
 
 SMALL = {
