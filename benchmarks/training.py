@@ -1,19 +1,21 @@
 """Images per second of training: the Trainer with our data module, against a bare PyTorch loop and a plain DataLoader.
 
 ResNet-56 on CIFAR-sized random images, dense and at the widths of configs/reproduce/cifar10/resnet56/method_b_46. All
-three take the same steps with the same network, batch size and memory layout:
+take the same steps with the same network, batch size and memory layout:
 
 - Trainer: `ImageClassifier` and `CIFAR10DataModule`, as ``infoprune fit`` runs them, metrics logged;
 - bare loop: forward, loss, backward and step on the same data module's batches, and nothing else;
-- plain loader: the bare loop on torchvision's CIFAR10 in a DataLoader, with transforms image by image.
+- plain loader: the bare loop on torchvision's CIFAR10 in a DataLoader, with transforms image by image;
+- with ``--compile``, Trainer, compiled: `ImageClassifier` with ``compile_mode="default"``. Compiling is not timed.
 
-    python -m benchmarks.training                # writes benchmarks/results/training.md
+    python -m benchmarks.training --compile      # writes benchmarks/results/training.md
     python -m benchmarks.training --device cuda --batch-size 256 --steps 100 --images 50000
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import statistics
 import tempfile
@@ -34,6 +36,7 @@ from benchmarks.data_loading import plain, write_random_cifar
 from benchmarks.machine import describe
 from infoprune.data import CIFAR10DataModule
 from infoprune.models import CifarResNet, ImageClassifier
+from infoprune.models.classifier import CompileMode
 
 RESULTS = Path(__file__).parent / "results" / "training.md"
 WIDTHS = "[0.]*3+[0.5]*18+[0.375]*9"
@@ -69,18 +72,17 @@ class Benchmark:
 
     def __init__(self, root: Path, options: argparse.Namespace) -> None:
         self.root, self.device = root, options.device
-        self.batch_size, self.steps = options.batch_size, options.steps
-
-    def module(self, network: nn.Module) -> ImageClassifier:
-        """The network as all three train it."""
-        return ImageClassifier(network, num_classes=10, input_shape=(3, 32, 32), channels_last=True)
+        self.batch_size, self.steps, self.compile = options.batch_size, options.steps, options.compile
 
     def data(self) -> CIFAR10DataModule:
         """The images, in memory."""
         return CIFAR10DataModule(self.root, batch_size=self.batch_size, val_fraction=0.0)
 
-    def trainer(self, network: nn.Module) -> float:
+    def trainer(self, network: nn.Module, compile_mode: CompileMode | None = None) -> float:
         """Seconds of the steps in a fit."""
+        module = ImageClassifier(
+            network, num_classes=10, input_shape=(3, 32, 32), channels_last=True, compile_mode=compile_mode
+        )
         watch = Stopwatch(self.steps)
         trainer = pl.Trainer(
             accelerator=self.device.type,
@@ -94,8 +96,12 @@ class Benchmark:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(self.module(network), datamodule=self.data())
+        trainer.fit(module, datamodule=self.data())
         return watch.seconds
+
+    def compiled_trainer(self, network: nn.Module) -> float:
+        """The same with a compiled copy of the network."""
+        return self.trainer(copy.deepcopy(network), "default")
 
     def bare_loop(self, network: nn.Module) -> float:
         """Seconds of the steps, written by hand."""
@@ -132,6 +138,8 @@ class Benchmark:
     def round(self, network: nn.Module) -> Speeds:
         """Images per second of each, one after another."""
         ways = {"Trainer": self.trainer, "bare loop": self.bare_loop, "plain loader": self.plain_loader}
+        if self.compile:
+            ways["Trainer, compiled"] = self.compiled_trainer
         images = self.batch_size * (self.steps + 1)
         return {name: images / way(network) for name, way in ways.items()}
 
@@ -159,6 +167,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="timed in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=2_000, help="in the training set")
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -176,7 +185,7 @@ def main() -> None:
         [
             "# Training speed",
             "",
-            f"`python -m benchmarks.training` on {describe()}.",
+            f"`python -m benchmarks.training{' --compile' * options.compile}` on {describe()}.",
             "",
             f"ResNet-56, batches of {options.batch_size}, channels_last; {options.steps + 1} steps of each in turn;",
             f"median of {options.rounds} rounds (slowest–fastest), ratios within a round. On the CPU: processor time",

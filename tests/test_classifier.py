@@ -5,19 +5,20 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
+from infoprune.callbacks import FilterPruning
 from infoprune.data import DigitsDataModule
 from infoprune.errors import CheckpointError, ConfigurationError
 from infoprune.models import CifarResNet, ImageClassifier, WarmupCosineLR
@@ -178,6 +179,36 @@ def test_compiled() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_compile_mode() -> None:
+    compiled, plain = (ImageClassifier(small_net(), 10, compile_mode=mode) for mode in ("default", None))
+    assert compiled.model._compiled_call_impl is not None
+    assert plain.model._compiled_call_impl is None
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    network = small_net()
+    with pytest.raises(ConfigurationError, match=r"compile_mode.*'fast'.*reduce-overhead"):
+        ImageClassifier(network, 10, compile_mode="fast")  # type: ignore[arg-type]
+    assert network._compiled_call_impl is None
+
+
+@pytest.mark.slow
+def test_compiled_through_a_pruning_event() -> None:
+    """With the real compiler: the losses are those of the network as it is, before the event and behind it."""
+
+    def fit(mode: Literal["default"] | None) -> tuple[list[float], int]:
+        L.seed_everything(0)
+        module = ImageClassifier(small_net(), 10, input_shape=(1, 8, 8), compile_mode=mode)
+        losses: list[float] = []
+        watch = LambdaCallback(on_train_batch_end=lambda trainer, module, out, *_: losses.append(out["loss"].item()))
+        pruning = FilterPruning("l1", amount=0.5, schedule=[1])
+        trainer(max_epochs=2, limit_train_batches=3, callbacks=[pruning, watch]).fit(module, digits(seed=0))
+        return losses, sum(parameter.numel() for parameter in module.parameters())
+
+    (eager, left), (compiled, left_compiled) = fit(None), fit("default")
+    assert len(eager) == 6
+    assert compiled == pytest.approx(eager, rel=1e-3)
+    assert left == left_compiled < sum(parameter.numel() for parameter in small_net().parameters())
+
+
 def test_stopped_in_mid_epoch_and_resumed_it_ends_as_if_never_stopped(tmp_path: Path) -> None:
     def fit(path: Path | None = None, **options: Any) -> dict[str, Tensor]:
         L.seed_everything(1)
@@ -258,6 +289,7 @@ SCRIPT = """
 import sys
 import lightning as L
 import torch
+from infoprune.callbacks import FilterPruning
 from infoprune.data import DigitsDataModule
 from infoprune.models import CifarResNet, ImageClassifier
 

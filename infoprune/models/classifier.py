@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -20,8 +20,10 @@ from typing_extensions import override
 from infoprune.errors import ConfigurationError
 from infoprune.models.lr import WarmupCosineLR
 from infoprune.models.weights import load_weights
+from infoprune.registry import check_choice
 
 Batch = tuple[Tensor, Tensor]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
 class MeanLoss(Metric):
@@ -81,9 +83,12 @@ class ImageClassifier(L.LightningModule):
             ``infoprune.FilterPruning`` use.
         channels_last: Keep images and features in memory pixel by pixel instead of channel by channel. Changes no
             result beyond rounding; convolutions are often faster that way, on CPUs as well as on GPUs.
+        compile_mode: Compile the network with this mode of ``torch.compile``: ``"default"``, ``"reduce-overhead"``
+            (CUDA graphs), ``"max-autotune"`` or ``"max-autotune-no-cudagraphs"``. Every pruning event and every size of
+            batch is compiled for, which takes a minute or so for a ResNet-56: it has to pay.
 
     Raises:
-        ConfigurationError: ``num_classes`` or ``label_smoothing`` out of range.
+        ConfigurationError: ``num_classes`` or ``label_smoothing`` out of range, or no such ``compile_mode``.
         CheckpointError: ``init_from`` cannot be read or does not fit.
 
     >>> from infoprune.models import CifarResNet
@@ -105,12 +110,15 @@ class ImageClassifier(L.LightningModule):
         init_from: str | Path | None = None,
         input_shape: tuple[int, int, int] | None = None,
         channels_last: bool = False,
+        compile_mode: CompileMode | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 2:
             raise ConfigurationError(f"num_classes={num_classes}: a classifier needs at least 2")
         if not 0.0 <= label_smoothing < 1.0:
             raise ConfigurationError(f"label_smoothing={label_smoothing} is outside [0, 1)")
+        if compile_mode is not None:
+            check_choice("ImageClassifier", "compile_mode", compile_mode, get_args(CompileMode))
         self.model = model
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
@@ -120,6 +128,8 @@ class ImageClassifier(L.LightningModule):
         self._make_scheduler = scheduler
         if init_from is not None:
             load_weights(model, init_from)
+        if compile_mode is not None:
+            model.compile(mode=compile_mode)  # in place: no name of a parameter changes
         if input_shape is not None:
             self.example_input_array = torch.zeros(1, *input_shape)
         self.train_loss = MeanLoss()
