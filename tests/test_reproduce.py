@@ -137,7 +137,7 @@ def test_a_control_differs_in_nothing_but_what_is_cut(parser: Any, control: str)
 def test_the_short_schedule_changes_nothing_but_lengths(parser: Any, row: str) -> None:
     whole = parsed(parser, row)
     short = parsed(parser, row, extra=[f"--config={reproduce.CONFIGS / 'short.yaml'}"])
-    assert (short.trainer.max_epochs, short.data.init_args.batch_size) == (5, 128)
+    assert (short.trainer.max_epochs, short.data.init_args.batch_size) == (4, 128)
     assert short.model.init_args.scheduler.init_args.warmup_epochs == 0.5
     for config in (whole, short):
         del config["config"], config["trainer"]["max_epochs"], config["data"]["init_args"]["batch_size"]
@@ -278,7 +278,9 @@ def write_folders(root: Path, images: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("row", "left"), [("method_a_v1", 8_017_755), ("method_a_v2", 7_846_121)])
+@pytest.mark.parametrize(
+    ("row", "left"), [("method_a_v1", 8_017_755), ("method_a_v2", 7_846_121), ("method_b", 16_607_190)]
+)
 def test_imagenet_runs_on_two_processes_and_resumes(row: str, left: int, tmp_path: Path) -> None:
     """The row's own command, but for the size of the pictures: DDP over gloo, cut off after an epoch, gone on with."""
     write_folders(tmp_path / "data", images=4)
@@ -297,6 +299,11 @@ def test_imagenet_runs_on_two_processes_and_resumes(row: str, left: int, tmp_pat
         "trainer.max_epochs": 2,
         "trainer.enable_progress_bar": "false",
     }
+    if row == "method_b":  # one image a process, for each of which the network is run 11,000 times
+        small |= {
+            "trainer.callbacks.criterion": "{name: shapley, images: 2, estimator: permutation}",
+            "trainer.callbacks.calibration_images": 2,
+        }
     words = [f"imagenet/resnet50/{row}", f"--runs={tmp_path / 'runs'}", *(f"--{k}={v}" for k, v in small.items())]
     folder = reproduce.run_folder(f"imagenet/resnet50/{row}", 42, runs=tmp_path / "runs")
     environment = {
