@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -15,15 +16,17 @@ from infoprune import recalibration
 from infoprune.allocation import Allocation, latency_share
 from infoprune.cost import Cost
 from infoprune.criteria import Criterion, Scores
-from infoprune.decide import Target, decide
-from infoprune.errors import CheckpointError, ConfigurationError, PlanError
+from infoprune.decide import Decision, Target, decide
+from infoprune.errors import BudgetError, CheckpointError, ConfigurationError, PlanError
 from infoprune.files import written_whole
 from infoprune.recalibration import check_norms
 from infoprune.registry import check_count
 from infoprune.snapshot import snapshot
-from infoprune.structure import PruningPlan, Structure, check_plan, plan_of, shrink, trace
+from infoprune.structure import PruningPlan, Structure, plan_of, shrink
 from infoprune.structure.plan import check_belongs
+from infoprune.structure.rehearse import rehearse
 from infoprune.structure.tensors import owned_tensors
+from infoprune.structure.trace import TraceSession, check_rehearsed, labelled, rehearsed
 from infoprune.structure.tracer import Inputs
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -39,7 +42,8 @@ class PruneResult:
         plan: what was removed, in coordinates of the model before.
         before: cost before.
         after: cost after.
-        structure: the channel groups of the model before.
+        structure: the channel groups of the model before. Where ``plan`` alone was rehearsed, groups that `trace` would
+            freeze after a trial cut may show as prunable.
         scores: group name -> (units,) scores that decided.
         latency: with a latency budget, the share of the time before that was measured at the widths chosen.
     """
@@ -115,16 +119,31 @@ def prune(
     target = Target(macs, params, amount, round_to, min_width, latency)
     if recalibrate:
         _check_recalibration(model, data, recalibrate)
-    structure = trace(model, example_inputs, frozen)
-    measure = None if latency is None else latency_share(model, structure, example_inputs)
-    decision = decide(model, structure, target, criterion, allocation, data, measure=measure)
-    check_plan(model, example_inputs, structure, decision.plan)
+    session, structure = labelled(model, example_inputs, frozen)
+    decision = None
+    if data is None and latency is None and structure.cuts_alike:  # deciding is cheap, and one cut speaks for others
+        decision = _first_decision(session, structure, partial(decide, model, structure, target, criterion, allocation))
+    if decision is None:
+        structure = rehearsed(session, structure)
+        measure = None if latency is None else latency_share(model, structure, example_inputs)
+        decision = decide(model, structure, target, criterion, allocation, data, measure=measure)
+        check_rehearsed(session, structure, decision.plan)
     before, after = structure.cost(), structure.cost_of(decision.plan)
     statistics = _statistics_after(model, decision.plan, data, recalibrate) if recalibrate else {}
     shrink(model, decision.plan, optimizers)
     for name, norm in statistics.items():
         model.get_submodule(name).load_state_dict(norm.state_dict())
     return PruneResult(decision.plan, before, after, structure, decision.scores, decision.latency)
+
+
+def _first_decision(session: TraceSession, structure: Structure, decide_now: Callable[[], Decision]) -> Decision | None:
+    """Decide before any trial cut, so that the plan's own rehearsal is the only one; None if that does not do."""
+    try:
+        decision = decide_now()
+    except BudgetError:  # what is possible shows when all that must stay is known
+        return None
+    plan = decision.plan
+    return None if plan.is_empty or rehearse(session, structure, plan) else decision
 
 
 def _check_recalibration(model: nn.Module, data: Iterable[Any] | None, batches: int) -> None:

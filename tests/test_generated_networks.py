@@ -37,15 +37,41 @@ def check_exact(net: Net, seed: int) -> None:
     check_plan(net, X, structure, plan)
     infoprune.shrink(net, plan)
     assert sum(p.numel() for p in net.parameters()) == structure.cost_of(plan).params
+    check_computes_the_same(original, net, plan)
+
+
+def check_computes_the_same(original: Net, net: Net, plan: infoprune.PruningPlan) -> None:
     if not any(kind == "layer_norm" and number % 2 == 0 for kind, number in net.kinds):  # no weight to tell what stays
         assert relative_error(original, net, plan, X) < 1e-8
     assert infoprune.verify(original, net, plan, X).ok
+
+
+def check_call(net: Net, amount: float) -> None:
+    """A whole call, which rehearses its own plan alone where it can."""
+    original = copy.deepcopy(net)
+    plan = infoprune.prune(net, X, "l1", amount=amount).plan
+    check_computes_the_same(original, net, plan)
 
 
 @given(networks(), st.integers(0, 2**16))
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 def test_random_plans_are_exact(net: Net, seed: int) -> None:
     check_exact(net, seed)
+
+
+@given(networks(), st.floats(0.05, 0.95))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whole_calls_are_exact(net: Net, amount: float) -> None:
+    check_call(net, amount)
+
+
+@pytest.mark.slow
+@given(networks(most_blocks=10), st.floats(0.05, 0.95))
+@settings(
+    max_examples=MANY, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink]
+)
+def test_many_whole_calls_are_exact(net: Net, amount: float) -> None:
+    check_call(net, amount)
 
 
 @pytest.mark.slow

@@ -445,3 +445,26 @@ def test_parametrized_layer_is_frozen_by_name() -> None:
     structure = infoprune.trace(net, X)
     assert not structure.prunable
     assert any("remove_parametrizations" in (group.reason or "") for group in structure.groups)
+
+
+class _Chooses(nn.Module):
+    """Takes another way where a layer is narrow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(x) if x.shape[1] > 6 else torch.tanh(self.second(x))
+
+
+def test_a_whole_call_rehearses_its_own_plan_and_falls_back_on_trial_cuts() -> None:
+    """A mild cut goes the model's usual way and is made; a deep one does not, so its layer stays, as `trace` says."""
+    reason = infoprune.trace(_Chooses(), X).group("first").reason
+    assert reason is not None
+    assert "which operators it runs depends on its width (nothing, aten.tanh)" in reason
+    mild = infoprune.prune(_Chooses(), X, "l1", amount=0.125)
+    assert mild.plan.shape_after("first.weight")[0] == 7
+    with pytest.raises(ConfigurationError, match=r"depends on its width \(nothing, aten.tanh\)"):
+        infoprune.prune(_Chooses(), X, "l1", amount=0.5)

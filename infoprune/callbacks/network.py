@@ -90,7 +90,7 @@ def _inputs_of(trainer: pl.Trainer, module: nn.Module, path: str, inputs: Inputs
 
 
 def _run(trainer: pl.Trainer, module: nn.Module, path: str, inputs: Inputs) -> tuple[Inputs | None, int]:
-    with attributes_restored(module):
+    with attributes_restored(module.modules()):
         module.eval()
         try:
             with torch.compiler.set_stance("force_eager"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -20,11 +20,11 @@ Widths: TypeAlias = Callable[[str], tuple[int, ...]]
 """Shape after the cut of one of a module's own tensors, by its short name."""
 
 
-def changes(model: nn.Module, plan: PruningPlan, names: dict[int, str]) -> list[Change]:
+def changes(modules: Mapping[str, nn.Module], plan: PruningPlan, names: Mapping[int, str]) -> list[Change]:
     """Every attribute that has to change with a plan.
 
     Args:
-        model: the model before (or after) the cut; its tensors' shapes are not looked at.
+        modules: the modules of the model before (or after) the cut; their tensors' shapes are not looked at.
         plan: the plan.
         names: for each tensor of the model, by ``id``, the name that the plan knows it by.
 
@@ -32,7 +32,7 @@ def changes(model: nn.Module, plan: PruningPlan, names: dict[int, str]) -> list[
         PlanError: an attribute that the plan rewrites is missing or has another value than the plan expects.
     """
     found: list[Change] = []
-    for module in model.modules():
+    for module in modules.values():
         own = {key: names[id(t)] for key, t in [*module._parameters.items(), *module._buffers.items()] if t is not None}
         cut = {key: name for key, name in own.items() if name in plan.shapes}
         if cut:
@@ -42,9 +42,9 @@ def changes(model: nn.Module, plan: PruningPlan, names: dict[int, str]) -> list[
     for path, (before, after) in plan.attributes.items():
         owner, _, key = path.rpartition(".")
         try:
-            module = model.get_submodule(owner)
+            module = modules[owner]
             value = getattr(module, key)
-        except AttributeError as error:
+        except (KeyError, AttributeError) as error:
             raise PlanError(f"the plan rewrites {path}, which this model does not have") from error
         if value != before:
             raise PlanError(f"the plan was made for another model: {path} is {value!r}, the plan expects {before}")
@@ -59,7 +59,7 @@ def _of_layer(module: nn.Module, cut: dict[str, str], plan: PruningPlan) -> Iter
         return plan.shape_after(cut[key])
 
     if isinstance(module, _ConvNd) and "weight" in cut:
-        groups = _groups_left(plan, cut["weight"], module.groups)
+        groups = int(plan.stays(cut["weight"], 0).reshape(module.groups, -1).any(axis=1).sum())  # that have rows left
         first, second = after("weight")[:2]
         transposed = isinstance(module, _ConvTransposeNd)
         yield "groups", groups
@@ -89,31 +89,25 @@ def _of_layer(module: nn.Module, cut: dict[str, str], plan: PruningPlan) -> Iter
                 yield key, after(f"{weight}_proj_weight")[dim]
 
 
-def _groups_left(plan: PruningPlan, weight: str, groups: int) -> int:
-    """How many of a convolution's groups still have rows."""
-    if groups == 1:
-        return 1
-    width = plan.shapes[weight][0] // groups
-    return len({row // width for row in plan.kept(weight, 0)})
-
-
 @contextmanager
 def rewritten(changed: Sequence[Change]) -> Iterator[None]:
     """Let attributes have other values for a while."""
     before = [(module, key, getattr(module, key)) for module, key, _ in changed]
     try:
-        for module, key, value in changed:
-            setattr(module, key, _like(getattr(module, key), value))
+        rewrite(changed)
         yield
     finally:
-        for module, key, value in before:
-            setattr(module, key, value)
+        rewrite(before)
 
 
 def rewrite(changed: Sequence[Change]) -> None:
     """Give attributes their new values for good."""
     for module, key, value in changed:
-        setattr(module, key, _like(getattr(module, key), value))
+        own = vars(module)
+        if key in own:  # a plain number, for which nn.Module's own __setattr__ would be a detour
+            own[key] = _like(own[key], value)
+        else:
+            setattr(module, key, _like(getattr(module, key), value))
 
 
 def _like(old: Any, new: Any) -> Any:

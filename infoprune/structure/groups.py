@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -121,6 +123,7 @@ class Structure:
         self.attributes = tuple(attributes)
         self.component = space.components()
         self._slots = {(slot.tensor, slot.dim): slot for slot in space.slots}
+        self._starts = np.array([slot.start for slot in space.slots], dtype=np.int64)
         self._parameters = list(parameters)
         self._contractions = list(contractions)
         self._batch = batch
@@ -138,7 +141,7 @@ class Structure:
         signature = self.space.signatures(self.component)
         signature ^= _random_bits(len(reasons) + 2)[frozen]
 
-        unit_roots = np.unique(roots[frozen[roots] >= 0])
+        unit_roots = np.flatnonzero((roots == np.arange(ends)) & (frozen[:ends] >= 0))
         _, first, group_of_unit = np.unique(signature[unit_roots], return_index=True, return_inverse=True)
         group_of_root = np.full(self.space.size, -1, dtype=np.int64)
         unit_of_root = np.full(self.space.size, -1, dtype=np.int64)
@@ -149,17 +152,20 @@ class Structure:
         unit_of_root[unit_roots[by_group]] = np.arange(len(by_group)) - starts
 
         labels = np.flatnonzero(group_of_root[roots] >= 0)
-        order = np.lexsort((labels, slot_of[labels], group_of_root[roots[labels]]))
-        labels = labels[order]
-        keys = np.stack([group_of_root[roots[labels]], slot_of[labels]])
-        cuts = np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(axis=0)) + 1
+        labels = labels[np.argsort(group_of_root[roots[labels]], kind="stable")]
+        group, slot, unit = group_of_root[roots[labels]], slot_of[labels], unit_of_root[roots[labels]]
+        cuts = np.flatnonzero((group[1:] != group[:-1]) | (slot[1:] != slot[:-1])) + 1
+        index = labels - self._starts[slot]
         slots: dict[int, list[GroupSlot]] = {g: [] for g in range(len(first))}
-        for part in np.split(labels, cuts) if len(labels) else []:
-            slot = self.space.slots[slot_of[part[0]]]
-            group_slot = GroupSlot(slot.tensor, slot.dim, part - slot.start, unit_of_root[roots[part]])
-            slots[int(group_of_root[roots[part[0]]])].append(group_slot)
+        for a, b in pairwise([0, *cuts.tolist(), len(labels)] if len(labels) else ()):
+            where = self.space.slots[slot[a]]
+            slots[int(group[a])].append(GroupSlot(where.tensor, where.dim, index[a:b], unit[a:b]))
         reason_of = [frozen[unit_roots[f]] for f in first]
         self._finish_groups(slots, [None if r == 0 else reasons[r - 1] for r in reason_of], group_of_root)
+        # All units of all groups in one row; what is no channel stands behind the last.
+        self._first_unit = np.cumsum([0, *(group.size for group in self.groups)])
+        place = self._first_unit[self.group_of_root] + unit_of_root
+        self._unit_of_root = np.where(self.group_of_root >= 0, place, self._first_unit[-1])
 
     def _frozen_components(self) -> tuple[Labels, list[str]]:
         """For each component 0 if prunable, the number of its reason from 1, or -1 if it is no channel at all."""
@@ -214,8 +220,8 @@ class Structure:
         return tuple(group for group in self.groups if not group.frozen)
 
     @cached_property
-    def _by_name(self) -> dict[str, ChannelGroup]:
-        return {group.name: group for group in self.groups}
+    def _number(self) -> dict[str, int]:
+        return {group.name: number for number, group in enumerate(self.groups)}
 
     def group(self, name: str) -> ChannelGroup:
         """Look a group up.
@@ -223,9 +229,9 @@ class Structure:
         Raises:
             ConfigurationError: there is no group of that name.
         """
-        if name not in self._by_name:
-            raise ConfigurationError(f"no channel group is called {name!r}{nearest(name, self._by_name)}")
-        return self._by_name[name]
+        if name not in self._number:
+            raise ConfigurationError(f"no channel group is called {name!r}{nearest(name, self._number)}")
+        return self.groups[self._number[name]]
 
     def producers(self, group: ChannelGroup) -> list[tuple[Layer, GroupSlot]]:
         """The layers whose filters belong to a group, in forward order."""
@@ -249,30 +255,32 @@ class Structure:
             ConfigurationError: an unknown group.
             PlanError: a frozen group, a unit out of range or repeated, a group emptied.
         """
-        gone = np.zeros(self.space.size, dtype=bool)
+        goes = np.zeros(self._first_unit[-1] + 1, dtype=bool)  # the last stands for labels without a unit
         for name, units in removed.items():
             group = self.group(name)
             chosen = np.asarray(sorted(units), dtype=np.int64)
             _check_units(group, chosen)
-            goes = np.zeros(group.size, dtype=bool)
-            goes[chosen] = True
-            for slot in group.slots:
-                start = self._slots[slot.tensor, slot.dim].start
-                gone[start + slot.index[goes[slot.unit]]] = True
-        return self._plan_of(gone)
+            goes[self._first_unit[self._number[name]] + chosen] = True
+        return self._plan_of(goes[self._unit_of_root[self.component]])
 
     def _plan_of(self, gone: np.ndarray) -> PruningPlan:
         cuts: dict[str, dict[int, tuple[int, ...]]] = {}
-        for slot, where in self.space.slot_ranges():
-            indices = np.flatnonzero(gone[where])
-            if len(indices):
-                cuts.setdefault(slot.tensor, {})[slot.dim] = tuple(indices.tolist())
-        plan = PruningPlan(cuts, {tensor: self.shapes[tensor] for tensor in cuts})
-        if not self.attributes:
-            return plan
-        alive = self.alive(plan)
-        kept = {a.path: (a.value, int(alive[a.labels].sum())) for a in self.attributes}
-        return replace(plan, attributes={path: values for path, values in kept.items() if values[0] != values[1]})
+        once: dict[bytes, tuple[int, ...]] = {}  # what one channel takes of many slots is written down once
+        labels = np.flatnonzero(gone[: self.space.slots_end()])
+        bounds = np.searchsorted(labels, np.append(self._starts, self.space.slots_end()))
+        for number in np.flatnonzero(np.diff(bounds)).tolist():
+            slot = self.space.slots[number]
+            indices = labels[bounds[number] : bounds[number + 1]] - slot.start
+            key = indices.tobytes()
+            if key not in once:
+                once[key] = tuple(indices.tolist())
+            cuts.setdefault(slot.tensor, {})[slot.dim] = once[key]
+        kept: dict[str, tuple[int, int]] = {}
+        if self.attributes:
+            alive = self._alive(labels)
+            kept = {a.path: (a.value, int(alive[a.labels].sum())) for a in self.attributes}
+        attributes = {path: values for path, values in kept.items() if values[0] != values[1]}
+        return PruningPlan(cuts, {tensor: self.shapes[tensor] for tensor in cuts}, attributes)
 
     def groups_cut(self, labels: Labels) -> Labels:
         """The numbers of the groups that labels belong to."""
@@ -292,6 +300,11 @@ class Structure:
         gone = ~self.alive(plan)[:-1]
         gone[np.setdiff1d(np.arange(len(gone)), self.labels_of(groups), assume_unique=True)] = False
         return self._plan_of(gone)
+
+    @property
+    def cuts_alike(self) -> bool:
+        """Whether no operator splits a dimension or takes channels by their places: all cuts meet the same code."""
+        return not any(record.by_place or record.splits for record in self.records)
 
     def trials(self) -> Iterator[PruningPlan]:
         """Plans that cut something from every prunable group, irregularly: those that `trace` rehearses.
@@ -319,8 +332,10 @@ class Structure:
         Returns:
             Multiply-accumulates of convolutions and linear layers for one example, and parameters.
         """
+        if not widths:
+            return self.cost_of(PruningPlan())
         kept = self._prunable_sizes.copy()
-        for name, width in (widths or {}).items():
+        for name, width in widths.items():
             if name not in self._prunable_position:
                 raise ConfigurationError(f"group {self.group(name).name!r} is frozen; its width cannot be {width}")
             kept[self._prunable_position[name]] = width
@@ -333,7 +348,7 @@ class Structure:
 
     @cached_property
     def _arithmetic(self) -> tuple[_Products, _Products]:
-        macs = [(c.count / self._batch, [self._width(a, n) for a, n in c.sides]) for c in self._contractions]
+        macs = [(c.times / self._batch, [self._width(a, n) for a, n in c.sides]) for c in self._contractions]
         params = [
             (1.0, [self._width(self._slots[p, d].labels, n) for d, n in enumerate(self.shapes[p])])
             for p in self._parameters
@@ -358,7 +373,7 @@ class Structure:
 
     def cost_of(self, plan: PruningPlan) -> Cost:
         """What the model costs after a plan."""
-        params = sum(int(np.prod(self._shape_after(plan, name))) for name in self._parameters)
+        params = sum(math.prod(self._shape_after(plan, name)) for name in self._parameters)
         return Cost(round(sum(self._layer_macs(plan).values())), params)
 
     def layer_costs(self, plan: PruningPlan | None = None) -> dict[str, Cost]:
@@ -366,10 +381,10 @@ class Structure:
         plan = plan or PruningPlan()
         result = {}
         for parameter, macs in self._layer_macs(plan).items():
-            params = int(np.prod(self._shape_after(plan, parameter)))
+            params = math.prod(self._shape_after(plan, parameter))
             bias = parameter.removesuffix("weight") + "bias"
             if bias != parameter and bias in self.shapes:
-                params += int(np.prod(self._shape_after(plan, bias)))
+                params += math.prod(self._shape_after(plan, bias))
             result[layer_name(parameter)] = Cost(round(macs), params)
         return result
 
@@ -378,7 +393,7 @@ class Structure:
         alive = self.alive(plan)
         macs: dict[str, float] = {}
         for c in self._contractions:
-            count = c.count / self._batch
+            count = c.times / self._batch
             for axis, size in c.sides:
                 count *= size if axis is None else int(alive[axis].sum())
             macs[c.parameter] = macs.get(c.parameter, 0.0) + count
@@ -391,15 +406,18 @@ class Structure:
             PlanError: the plan was made for another model.
         """
         check_belongs(plan, self.shapes)
-        gone = np.zeros(self.space.size, dtype=bool)
-        for tensor, dims in plan.removed.items():
-            for dim, indices in dims.items():
-                gone[self._slots[tensor, dim].start + np.asarray(indices, dtype=np.int64)] = True
-        dead = np.zeros(self.space.size + 1, dtype=bool)
-        dead[self.component[np.flatnonzero(gone)]] = True
-        alive = ~dead
-        alive[:-1] = alive[self.component]
-        return alive
+        gone = [
+            self._slots[tensor, dim].start + plan.indices(tensor, dim)
+            for tensor, dims in plan.removed.items()
+            for dim in dims
+        ]
+        return self._alive(np.concatenate(gone) if gone else np.empty(0, dtype=np.int64))
+
+    def _alive(self, gone: Labels) -> np.ndarray:
+        """For every label whether it stays when these go with their units; a last one stands for ``OUTSIDE``."""
+        dead = np.zeros(self.space.size, dtype=bool)
+        dead[self.component[gone]] = True
+        return np.append(~dead[self.component], True)
 
     def _shape_after(self, plan: PruningPlan, tensor: str) -> tuple[int, ...]:
         return plan.shape_after(tensor) if tensor in plan.shapes else self.shapes[tensor]
@@ -466,7 +484,7 @@ def _check_units(group: ChannelGroup, units: np.ndarray) -> None:
     if len(units) and (units[0] < 0 or units[-1] >= group.size):
         bad = units[0] if units[0] < 0 else units[-1]
         raise PlanError(f"group {group.name!r} has units 0 to {group.size - 1}, the plan removes unit {bad}")
-    if len(np.unique(units)) < len(units):
+    if (units[1:] == units[:-1]).any():
         raise PlanError(f"the plan removes a unit of group {group.name!r} twice")
     if len(units) == group.size:
         raise PlanError(f"the plan removes all {group.size} units of group {group.name!r}; at least one must stay")

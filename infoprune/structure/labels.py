@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +38,7 @@ class Slot:
         return np.arange(self.start, self.start + self.size, dtype=np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class Union:
+class Union(NamedTuple):
     """The labels ``a[i]`` and ``b[i]`` go together, because of operator number ``op`` (-1: not an operator)."""
 
     a: Labels
@@ -47,8 +46,7 @@ class Union:
     op: int
 
 
-@dataclass(frozen=True, slots=True)
-class Freeze:
+class Freeze(NamedTuple):
     """The labels must stay. ``reason`` None marks what is never a channel (kernel positions) and not worth a word."""
 
     labels: Labels
@@ -70,6 +68,8 @@ class LabelSpace:
     def __init__(self) -> None:
         self.slots: list[Slot] = []
         self.size = 0
+        self.whole: dict[int, Labels] = {}
+        """By identity, the arrays known to hold labels of slots alone; nearly all that meet do."""
         self.unions: list[Union] = []
         self.freezes: list[Freeze] = []
         self._balances: list[Balance] = []
@@ -82,7 +82,9 @@ class LabelSpace:
         slot = Slot(tensor, dim, size, self.size)
         self.slots.append(slot)
         self.size += size
-        return slot.labels
+        labels = slot.labels
+        self.whole[id(labels)] = labels
+        return labels
 
     def fresh(self, size: int) -> Labels:
         """Labels without a slot, for tensors that the model's code makes itself (``x.new_zeros(...)``).

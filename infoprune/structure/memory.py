@@ -6,7 +6,7 @@ its architecture to its shape, and can be given its first shape back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +48,8 @@ def remember(
         owned: the model's tensors before the cut.
         old_values: the rewritten attributes with the values that they had.
     """
-    _inherit(model)
+    modules = list(model.modules())
+    _inherit(modules)
     lost: dict[nn.Module, dict[str, str]] = {}
     for name in plan.removed:
         for module, key in owned[name].owners:
@@ -66,7 +67,7 @@ def remember(
         owner, _, key = path.rpartition(".")
         memory = _memory(model.get_submodule(owner))
         memory.plan = memory.plan.then(PruningPlan(attributes={key: values}))
-    for module in reversed(list(model.modules())):  # children before their parents
+    for module in reversed(modules):  # children before their parents
         known = {name: child.__dict__[_KEY] for name, child in module.named_children() if _KEY in child.__dict__}
         if known:
             _memory(module).children = known
@@ -80,7 +81,7 @@ def plan_of(model: nn.Module) -> PruningPlan:
         >>> plan_of(net).is_empty
         True
     """
-    _inherit(model)
+    _inherit(model.modules())
     removed, shapes, attributes = {}, {}, {}
     for name, entry in owned_tensors(model).items():
         plan = _loss(entry)
@@ -97,7 +98,7 @@ def plan_of(model: nn.Module) -> PruningPlan:
 
 def first_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter and buffer before the first cut."""
-    _inherit(model)
+    _inherit(model.modules())
     shapes = {}
     for name, entry in owned_tensors(model).items():
         plan = _loss(entry)
@@ -110,7 +111,7 @@ def regrow(model: nn.Module) -> None:
 
     The tensors that had lost something become new ones full of zeros.
     """
-    _inherit(model)
+    _inherit(model.modules())
     for entry in owned_tensors(model).values():
         plan = _loss(entry)
         if plan is not None:
@@ -123,13 +124,15 @@ def regrow(model: nn.Module) -> None:
 
 def _memory(module: nn.Module) -> Memory:
     # Past nn.Module.__setattr__: a note is neither a parameter nor a submodule.
-    memory: Memory = module.__dict__.setdefault(_KEY, Memory())
+    if _KEY not in module.__dict__:
+        module.__dict__[_KEY] = Memory()
+    memory: Memory = module.__dict__[_KEY]
     return memory
 
 
-def _inherit(model: nn.Module) -> None:
+def _inherit(modules: Iterable[nn.Module]) -> None:
     """Give modules that took the place of others (SyncBatchNorm that of BatchNorm, and back) their memory."""
-    for module in model.modules():
+    for module in modules:
         memory = module.__dict__.get(_KEY)
         for name, lost in memory.children.items() if memory else ():
             child = module._modules.get(name)

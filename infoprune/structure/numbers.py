@@ -8,7 +8,7 @@ is still in the way then stays.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -160,13 +160,13 @@ class Numbers:
         return {name: value for name, value in numbers.items() if type(value) is int and value > 1}
 
     def _likes(self, name: str) -> list[str]:
-        return [name, *same_code(self._session.model, name)]
+        return [name, *same_code(self._session.modules, name)]
 
 
-def same_code(model: nn.Module, name: str) -> list[str]:
+def same_code(modules: Mapping[str, nn.Module], name: str) -> list[str]:
     """The other modules that run the same code as the one called ``name``."""
-    kind = type(model.get_submodule(name))
-    return [other for other, module in model.named_modules() if type(module) is kind and other != name]
+    kind = type(modules[name])
+    return [other for other, module in modules.items() if type(module) is kind and other != name]
 
 
 def _join(module: str, attribute: str) -> str:

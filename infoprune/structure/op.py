@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,16 +39,15 @@ class OpRecord:
         return f"{name} in {self.module}" if self.module else f"{name} in the model's forward"
 
 
-@dataclass(frozen=True, slots=True)
-class Contraction:
-    """Multiply-accumulates of one call: ``count`` times the kept sizes of the weight's two channel dimensions.
+class Contraction(NamedTuple):
+    """Multiply-accumulates of one call: ``times`` the product of the kept sizes of the weight's two channel dimensions.
 
     ``sides`` holds the labels (or the fixed size) of either dimension; ``filters`` the labels of the filters, if any.
     """
 
     parameter: str
     kind: str
-    count: int
+    times: int
     filters: Axis
     sides: tuple[tuple[Axis, int], ...]
 
@@ -57,6 +57,7 @@ class Op:
 
     def __init__(self, space: LabelSpace, record: OpRecord, number: int, contractions: list[Contraction]) -> None:
         self._space = space
+        self._whole = space.whole
         self._number = number
         self._contractions = contractions
         self.record = record
@@ -90,7 +91,12 @@ class Op:
         return first
 
     def _unite(self, a: Labels, b: Labels) -> Labels:
-        if a is b or np.array_equal(a, b):
+        if a is b:
+            return a
+        if id(a) in self._whole and id(b) in self._whole:
+            self._space.unite(a, b, self._number)
+            return a
+        if np.array_equal(a, b):
             return a
         inside_a, inside_b = a != OUTSIDE, b != OUTSIDE
         both = inside_a & inside_b
@@ -134,7 +140,7 @@ class Op:
         """The labels of an axis must stay; None says that they are no channels at all."""
         if axis is None:
             return
-        inside = axis[axis != OUTSIDE]
+        inside = axis if id(axis) in self._whole else axis[axis != OUTSIDE]
         if len(inside):
             self._space.freeze(inside, reason, self._number)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from infoprune.errors import PlanError, nearest
 from infoprune.files import written_whole
+from infoprune.structure.labels import Labels
 
 FORMAT = 1
 
@@ -39,14 +42,26 @@ class PruningPlan:
     removed: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     attributes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    _arrays: dict[tuple[str, int], Labels] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        arrays: dict[tuple[str, int], Labels] = {}
+        seen: dict[int, tuple[Labels, set[int]]] = {}  # what many tensors lose is often one and the same tuple
         for tensor, dims in self.removed.items():
             shape = self.shapes.get(tensor)
             if shape is None:
                 raise PlanError(f"the plan cuts {tensor} but does not give its shape")
             for dim, indices in dims.items():
-                _check_indices(tensor, shape, dim, indices)
+                if id(indices) not in seen:
+                    seen[id(indices)] = (np.asarray(indices, dtype=np.int64), set())
+                listed, sizes = seen[id(indices)]
+                if not 0 <= dim < len(shape):
+                    raise PlanError(f"the plan cuts dimension {dim} of {tensor}, which has shape {shape}")
+                if shape[dim] not in sizes:
+                    _check_indices(tensor, shape[dim], dim, listed)
+                    sizes.add(shape[dim])
+                arrays[tensor, dim] = listed
+        object.__setattr__(self, "_arrays", arrays)
 
     @property
     def is_empty(self) -> bool:
@@ -55,13 +70,31 @@ class PruningPlan:
 
     def kept(self, tensor: str, dim: int) -> list[int]:
         """The indices that stay in one dimension."""
-        gone = set(self.removed.get(tensor, {}).get(dim, ()))
-        return [i for i in range(self.shapes[tensor][dim]) if i not in gone]
+        kept: list[int] = np.flatnonzero(self.stays(tensor, dim)).tolist()
+        return kept
+
+    def stays(self, tensor: str, dim: int) -> npt.NDArray[np.bool_]:
+        """For every index of one dimension whether it stays."""
+        stays = np.ones(self.shapes[tensor][dim], dtype=bool)
+        if (tensor, dim) in self._arrays:
+            stays[self._arrays[tensor, dim]] = False
+        return stays
+
+    def indices(self, tensor: str, dim: int) -> Labels:
+        """The indices that go from one dimension, as an array; slots that lose the same share it."""
+        return self._arrays[tensor, dim]
 
     def shape_after(self, tensor: str) -> tuple[int, ...]:
         """The shape that the plan leaves of a tensor."""
-        cut = self.removed.get(tensor, {})
-        return tuple(size - len(cut.get(dim, ())) for dim, size in enumerate(self.shapes[tensor]))
+        return self._shapes_after[tensor]
+
+    @cached_property
+    def _shapes_after(self) -> dict[str, tuple[int, ...]]:
+        after = {}
+        for tensor, shape in self.shapes.items():
+            cut = self.removed.get(tensor, {})
+            after[tensor] = tuple(size - len(cut.get(dim, ())) for dim, size in enumerate(shape))
+        return after
 
     def then(self, later: PruningPlan) -> PruningPlan:
         """This plan and, on the shrunk model, ``later``: one plan in this plan's coordinates.
@@ -171,20 +204,17 @@ class PruningPlan:
             raise PlanError(f"{path}: {error}") from error
 
 
-def _check_indices(tensor: str, shape: tuple[int, ...], dim: int, indices: Sequence[int]) -> None:
-    if not 0 <= dim < len(shape):
-        raise PlanError(f"the plan cuts dimension {dim} of {tensor}, which has shape {shape}")
-    listed = np.asarray(indices, dtype=np.int64)
-    inside = 0 < len(listed) < shape[dim] and listed[0] >= 0 and listed[-1] < shape[dim]
+def _check_indices(tensor: str, size: int, dim: int, listed: Labels) -> None:
+    inside = 0 < len(listed) < size and listed[0] >= 0 and listed[-1] < size
     if inside and (listed[1:] > listed[:-1]).all():
         return
-    outside = listed[(listed < 0) | (listed >= shape[dim])]
+    outside = listed[(listed < 0) | (listed >= size)]
     if len(outside):
-        raise PlanError(f"the plan removes index {outside[0]} of dimension {dim} of {tensor}, which has {shape[dim]}")
+        raise PlanError(f"the plan removes index {outside[0]} of dimension {dim} of {tensor}, which has {size}")
     if (np.diff(listed) <= 0).any():
         raise PlanError(f"the plan's indices for dimension {dim} of {tensor} are repeated or not in order")
-    if len(listed) == shape[dim]:
-        raise PlanError(f"the plan removes all {shape[dim]} of dimension {dim} of {tensor}; at least one must stay")
+    if len(listed) == size:
+        raise PlanError(f"the plan removes all {size} of dimension {dim} of {tensor}; at least one must stay")
 
 
 def check_belongs(plan: PruningPlan, shapes: Mapping[str, tuple[int, ...]]) -> None:

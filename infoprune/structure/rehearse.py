@@ -9,8 +9,9 @@ order, same factors. Where it is not, those labels are to blame, and the caller 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from infoprune.structure.op import Op, OpRecord, Output
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.rules import Rule, tensors_in
 from infoprune.structure.rules.elementwise import created
-from infoprune.structure.tracer import Tracer, apply, execute, numbers_in
+from infoprune.structure.tracer import Operator, Tracer, apply, execute, holds_anything, numbers_in
 
 if TYPE_CHECKING:
     from infoprune.structure.groups import Structure
@@ -47,6 +48,19 @@ class _Diverged(Exception):
     """The shrunk model runs other operators than the original."""
 
 
+_WAYS = frozenset({
+    "aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.as_strided", "aten.permute",
+    "aten.transpose", "aten.t", "aten.squeeze", "aten.unsqueeze", "aten.expand", "aten.slice", "aten.clone",
+    "aten.alias", "aten.copy_",
+})  # fmt: skip
+"""Operators that only move numbers: PyTorch chooses among them by its sizes."""
+
+_PRODUCTS = frozenset({"aten.mm", "aten.bmm", "aten.addmm", "aten.baddbmm", "aten.mv", "aten.dot"})
+_OF_ONE = frozenset({"aten.mul", "aten.sum"})
+"""What takes the place of a product over a single channel."""
+
+_PASSED_OVER = _WAYS | _PRODUCTS | _OF_ONE
+
 MANY = 8
 """Where more groups than these are blamed at once, it pays to find out which of them are at fault."""
 
@@ -56,15 +70,18 @@ def rehearse(session: TraceSession, structure: Structure, plan: PruningPlan) -> 
     if plan.is_empty:
         return []
     alive = structure.alive(plan)
-    stand_ins, labels = {}, dict(session.labels)
-    for tensor in plan.shapes:
-        stand_ins[tensor] = _shrunk(session.stand_in(tensor), plan.shape_after(tensor))
-        labels[tensor] = [axis[alive[axis]] for axis in session.labels[tensor]]
+    stand_ins = {name: _shrunk(session, name, plan.shape_after(name)) for name in plan.shapes}
+    kept = {id(axis): axis for axes in session.labels.values() for axis in axes}
+    for tensor, dims in plan.removed.items():
+        for dim in dims:
+            axis = session.labels[tensor][dim]
+            kept[id(axis)] = axis[alive[axis]]
+    labels = {name: [kept[id(axis)] for axis in axes] for name, axes in session.labels.items()}
     names = {id(entry.tensor): name for name, entry in session.owned.items()}
-    changed = attributes.changes(session.model, plan, names)
+    changed = attributes.changes(session.modules, plan, names)
     blamed: list[Blame] = []
     for train, tracer in session.rehearsed_passes():
-        rehearsal = _Rehearsal(session, plan, tracer, structure, alive)
+        rehearsal = _Rehearsal(session, plan, tracer, structure, alive, kept)
         try:
             with attributes.rewritten(changed):
                 session.run_pass(rehearsal, train, session.background() | stand_ins, labels)
@@ -102,10 +119,13 @@ def _culprits(session: TraceSession, structure: Structure, plan: PruningPlan, gr
     return groups
 
 
-def _shrunk(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last and not tensor.is_contiguous() else torch.contiguous_format
-    return torch.zeros(shape, dtype=tensor.dtype, device=tensor.device).to(memory_format=layout)
+def _shrunk(session: TraceSession, name: str, shape: tuple[int, ...]) -> Tensor:
+    """What stands for a tensor of the model that has been cut."""
+    tensor = session.owned[name].tensor
+    on_shapes = session.on_shapes and tensor.is_floating_point()
+    cut = torch.zeros(shape, dtype=tensor.dtype, device="meta" if on_shapes else tensor.device)
+    last = not tensor.is_contiguous() and tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return cut.to(memory_format=torch.channels_last) if last else cut
 
 
 def _cut_inside(session: TraceSession, alive: np.ndarray, plan: PruningPlan, module: str) -> Labels:
@@ -126,7 +146,7 @@ def _blame_likes(session: TraceSession, structure: Structure, alive: np.ndarray,
         module = structure.records[blame.op].module
         slots = [slot for slot, where in session.space.slot_ranges() if _meets(blame.labels, where)]
         own = [slot for slot in slots if module and slot.tensor.startswith(f"{module}.")]
-        for like in same_code(session.model, module) if own else ():
+        for like in same_code(session.modules, module) if own else ():
             names = [(like + slot.tensor.removeprefix(module), slot.dim) for slot in own]
             axes = [session.labels[name][dim] for name, dim in names if name in session.labels]
             labels = [axis[~alive[axis]] for axis in axes]
@@ -145,7 +165,7 @@ def _blame_code(
     """The model's code itself failed in a module: what is cut there, and in its likes, stays."""
     first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
     blamed = []
-    for name in [module, *same_code(session.model, module)]:
+    for name in [module, *same_code(session.modules, module)]:
         if name == module or any(tensor.startswith(f"{name}.") for tensor in plan.shapes):
             where = f" in {name}" if name else ""
             reason = f"cannot go without breaking the model's code{where}: {first_line}"
@@ -157,7 +177,13 @@ class _Rehearsal(Tracer):
     """Replays a traced pass on the shrunk model and compares every operator's result."""
 
     def __init__(
-        self, session: TraceSession, plan: PruningPlan, traced: Tracer, structure: Structure, alive: np.ndarray
+        self,
+        session: TraceSession,
+        plan: PruningPlan,
+        traced: Tracer,
+        structure: Structure,
+        alive: np.ndarray,
+        kept: Mapping[int, Labels],
     ) -> None:
         super().__init__(traced.space, traced._names, traced.first)
         self.blamed: list[Blame] = []
@@ -168,16 +194,19 @@ class _Rehearsal(Tracer):
         self._aligned = True
         self._lost_in: str | None = None  # the module in which the alignment was last lost
         self._numbers: Counter[float] = Counter()
+        self._ran: list[str] = []
         self._component = np.append(structure.component, -1)
         self._alive = alive
-        self._kept: dict[int, Labels] = {}
+        self._kept = dict(kept)  # what the plan leaves of the original's axes, by their identity
+        self._whole = {id(axis): axis for axis in kept.values()}
         self._exact_sizes = session.on_shapes
 
-    def observe(self, func: Any, rule: Rule, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        rule, name = operator.rule, operator.name
         tensors = tensors_in(args, kwargs)
         record = self._expected[self._next] if self._next < len(self._expected) else None
         try:
-            result = execute(func, args, kwargs, tensors)
+            result = execute(operator, args, kwargs, tensors)
         except Exception:
             # Go on with what should have come out, so that one rehearsal finds all that is in the way.
             if not self._aligned or record is None or record.name != name or not record.outputs:
@@ -186,17 +215,19 @@ class _Rehearsal(Tracer):
             self._blame(record, tensors, "its size is fixed in the model's code")
             return self._as_expected(record, tensors)
         outs = tensors_in((result,))
-        if not outs and not tensors:
+        if not tensors and not holds_anything(outs):
             return result
         numbers = numbers_in(args, kwargs, tensors)
-        self._numbers.update(numbers)
+        if numbers:
+            self._numbers.update(numbers)
+        self._ran.append(name)
         record = self._align(name, outs)
         if record is None:
             unaligned = _UnalignedOp(self.space, OpRecord(name, self.module), self._component)
             rule(unaligned, args, kwargs, outs)  # may say _Diverged
             return result
         self._next += 1
-        op = _RehearsalOp(self.space, record)
+        op = _RehearsalOp(self.space, record, self._whole)
         if rule is not created:
             apply(rule, op, args, kwargs, outs)
         reason = self._difference(op, rule, outs, numbers)
@@ -230,13 +261,25 @@ class _Rehearsal(Tracer):
         for out, expected in zip(outs, record.outputs, strict=True):
             flow, kept = get_flow(out), self._kept_axes(expected)
             axes = [axis if wanted is None else wanted for axis, wanted in zip(flow.axes, kept, strict=True)]
-            set_flow(out, Flow(axes, flow.zero, flow.origin))
+            if any(axis is not own for axis, own in zip(axes, flow.axes, strict=True)):
+                set_flow(out, Flow(axes, flow.zero, flow.origin))
 
     def finish(self) -> None:
-        """Where the shrunk model ran other operators than the original, at least their factors must be the same."""
+        """Where the shrunk model took another way than the original, it must have computed with the same operators."""
+        if self._lost_in is None:
+            return
+        self._modules[:] = [self._lost_in]  # where to look for what stands in the way
         expected = Counter(number for record in self._expected for number in record.numbers)
-        if self._lost_in is not None and self._numbers != expected:
+        if self._numbers != expected:
             raise _Diverged("it runs other operators with other factors")
+        before, after = [record.name for record in self._expected], self._ran
+        spared = sum((name in _PRODUCTS) for name in before) - sum((name in _PRODUCTS) for name in after)
+        for name in _OF_ONE:
+            if not 0 <= after.count(name) - before.count(name) <= spared:
+                raise _Diverged(f"which operators it runs depends on its width ({name})")
+        pairs = zip_longest(*([name for name in way if name not in _PASSED_OVER] for way in (before, after)))
+        if other := next((f"{a or 'nothing'}, {b or 'nothing'}" for a, b in pairs if a != b), None):
+            raise _Diverged(f"which operators it runs depends on its width ({other})")
 
     # -- comparing ----------------------------------------------------------------------------------------------------
 
@@ -244,7 +287,7 @@ class _Rehearsal(Tracer):
         return [None if axis is None else self._kept_of(axis) for axis in output.axes]
 
     def _kept_of(self, axis: Labels) -> Labels:
-        """What the plan leaves of an axis of the original; operators share their axes, so each is looked at once."""
+        """What the plan leaves of an axis of the original; operators share axes, with each other and with weights."""
         kept = self._kept.get(id(axis))
         if kept is None:
             kept = self._kept[id(axis)] = axis[self._alive[axis]]
@@ -329,8 +372,9 @@ def _same_operator(record: OpRecord, name: str) -> bool:
 class _RehearsalOp(Op):
     """Carries labels as before and records nothing: what the labels mean has been settled."""
 
-    def __init__(self, space: LabelSpace, record: OpRecord) -> None:
+    def __init__(self, space: LabelSpace, record: OpRecord, whole: dict[int, Labels]) -> None:
         super().__init__(space, record, -1, [])
+        self._whole = whole
         self._choices = iter(record.choices)
         self.met_unequal = False
 
@@ -342,7 +386,7 @@ class _RehearsalOp(Op):
         for other in labelled[1:]:
             if len(other) != len(first):
                 self.met_unequal = True
-            else:
+            elif id(first) not in self._whole:
                 worse = (first < 0) | ((first >= self._space.slots_end()) & (other >= 0))
                 first = np.where(worse, other, first) if worse.any() else first
         return first
@@ -382,7 +426,7 @@ class _UnalignedOp(_RehearsalOp):
     """
 
     def __init__(self, space: LabelSpace, record: OpRecord, component: Labels) -> None:
-        super().__init__(space, record)
+        super().__init__(space, record, {})
         self._component = component
 
     def unite_all(self, axes: Sequence[Axis]) -> Axis:

@@ -7,79 +7,88 @@ of PyTorch; where that would take more than a glance (mixed dtypes, say) it is l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 _aten = torch.ops.aten
 
-_ELEMENTWISE = frozenset(
-    {
-        _aten.add.Tensor,
-        _aten.sub.Tensor,
-        _aten.mul.Tensor,
-        _aten.mul.Scalar,
-        _aten.div.Tensor,
-        _aten.relu.default,
-        _aten.exp.default,
-        _aten.tanh.default,
-        _aten.clamp.default,
-        _aten.clamp_min.default,
-        _aten.gelu.default,
-        _aten.silu.default,
-        _aten.sigmoid.default,
-        _aten.hardswish.default,
-        _aten.hardsigmoid.default,
-        _aten.leaky_relu.default,
-        _aten._softmax.default,
-        _aten._safe_softmax.default,
-        _aten.masked_fill.Scalar,
-    }
+Kernel: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+"""Takes an operator's arguments; NotImplemented where PyTorch is to say."""
+
+_ELEMENTWISE = (
+    _aten.add.Tensor,
+    _aten.sub.Tensor,
+    _aten.mul.Tensor,
+    _aten.mul.Scalar,
+    _aten.div.Tensor,
+    _aten.relu.default,
+    _aten.exp.default,
+    _aten.tanh.default,
+    _aten.clamp.default,
+    _aten.clamp_min.default,
+    _aten.gelu.default,
+    _aten.silu.default,
+    _aten.sigmoid.default,
+    _aten.hardswish.default,
+    _aten.hardsigmoid.default,
+    _aten.leaky_relu.default,
+    _aten._softmax.default,
+    _aten._safe_softmax.default,
+    _aten.masked_fill.Scalar,
 )
 """Operators whose result has the shape and layout of their widest operand."""
 
-_IN_PLACE = frozenset(
-    {
-        _aten.add_.Tensor,
-        _aten.mul_.Tensor,
-        _aten.relu_.default,
-        _aten.silu_.default,
-        _aten.hardswish_.default,
-        _aten.hardtanh_.default,
-        _aten.leaky_relu_.default,
-    }
+_IN_PLACE = (
+    _aten.add_.Tensor,
+    _aten.mul_.Tensor,
+    _aten.relu_.default,
+    _aten.silu_.default,
+    _aten.hardswish_.default,
+    _aten.hardtanh_.default,
+    _aten.leaky_relu_.default,
 )
 """Operators that return their first operand."""
 
 
 def on_shapes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of an operator on meta tensors, or NotImplemented where PyTorch is to say."""
-    x = args[0] if args else None
-    if func is _aten.cat.default and not kwargs:
-        return _cat(*args)
-    if not isinstance(x, Tensor) or not x.is_meta or not x.is_floating_point():
-        return NotImplemented
-    if func in _ELEMENTWISE or func in _IN_PLACE:
-        widest = _widest(x, args[1:], kwargs)
-        if widest is None or (func in _IN_PLACE and widest is not x):
+    kernel = kernel_of(func)
+    return NotImplemented if kernel is None else kernel(args, kwargs)
+
+
+def kernel_of(func: Callable[..., Any]) -> Kernel | None:
+    """What runs an operator on shapes alone, if that is not left to PyTorch anyway."""
+    if func is _aten.cat.default:
+        return lambda args, kwargs: NotImplemented if kwargs else _cat(*args)
+    if func in _ELEMENTWISE:
+        return _on_floats(_elementwise)
+    if func in _IN_PLACE:
+        return _on_floats(_in_place)
+    plain = _PLAIN.get(func)
+    return None if plain is None else _on_floats(lambda args, kwargs: NotImplemented if kwargs else plain(*args))
+
+
+def _on_floats(kernel: Kernel) -> Kernel:
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = args[0] if args else None
+        if not isinstance(x, Tensor) or not x.is_meta or not x.is_floating_point():
             return NotImplemented
-        return x if func in _IN_PLACE else widest.clone()  # by far the quickest way to an equal shape and layout
-    if func is _aten.native_batch_norm.default:
-        return _batch_norm(*args)
-    if func is _aten.convolution.default:
-        return _convolution(*args)
-    if func is _aten.native_layer_norm.default:
-        return _layer_norm(*args)
-    if func is _aten.roll.default and x.is_contiguous():
-        return x.clone()
-    if func is _aten.linalg_vector_norm.default and not kwargs and len(args) in (3, 4) and args[2]:
-        return _mean(x, *args[2:])
-    if func is _aten.mean.dim and not kwargs and len(args) > 1 and args[1]:
-        return _mean(*args)
-    if func is _aten.addmm.default and not kwargs and _is_linear(*args):
-        return _empty(x, (args[1].shape[0], args[2].shape[1]))
-    return NotImplemented
+        return kernel(args, kwargs)
+
+    return run
+
+
+def _elementwise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    widest = _widest(args[0], args[1:], kwargs)
+    return NotImplemented if widest is None else widest.clone()  # by far the quickest way to an equal shape and layout
+
+
+def _in_place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x = args[0]
+    return x if _widest(x, args[1:], kwargs) is x else NotImplemented
 
 
 def _widest(x: Tensor, others: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
@@ -106,7 +115,12 @@ def _fits(small: Tensor, wide: Tensor) -> bool:
 
 
 def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
-    return torch.empty(shape, dtype=x.dtype, device="meta")
+    return _prototype(x.dtype, tuple(shape)).clone()
+
+
+@lru_cache(maxsize=1024)  # a clone costs a sixth of a new tensor
+def _prototype(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _convolution(
@@ -155,13 +169,35 @@ def _cat(parts: Sequence[Tensor], dim: int = 0) -> Any:
     return _empty(first, [*first.shape[:dim], sum(lengths), *first.shape[dim + 1 :]])
 
 
-def _mean(x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
+def _mean(x: Tensor, dims: Sequence[int] | None = None, keepdim: bool = False) -> Any:
+    if not dims:
+        return NotImplemented
     gone = {dim % x.dim() for dim in dims}
     sizes = [1 if d in gone else size for d, size in enumerate(x.shape) if keepdim or d not in gone]
     return _empty(x, sizes)
 
 
-def _is_linear(bias: Tensor, a: Tensor, b: Tensor) -> bool:
-    """Whether ``bias + a @ b`` is a plain linear layer that will not raise."""
-    sizes = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and bias.shape == (b.shape[1],)
-    return bool(sizes and a.dtype == b.dtype == bias.dtype)
+def _norm(x: Tensor, order: float, *dims: Any) -> Any:
+    return _mean(x, *dims) if dims and len(dims) <= 2 else NotImplemented
+
+
+def _linear(bias: Tensor, a: Tensor, b: Tensor) -> Any:
+    """``bias + a @ b``, where that is a plain linear layer that will not raise."""
+    fits = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and bias.shape == (b.shape[1],)
+    return _empty(a, (a.shape[0], b.shape[1])) if fits and a.dtype == b.dtype == bias.dtype else NotImplemented
+
+
+def _roll(x: Tensor, *_: Any) -> Any:
+    return x.clone() if x.is_contiguous() else NotImplemented
+
+
+_PLAIN: dict[Callable[..., Any], Callable[..., Any]] = {
+    _aten.convolution.default: _convolution,
+    _aten.native_batch_norm.default: _batch_norm,
+    _aten.native_layer_norm.default: _layer_norm,
+    _aten.roll.default: _roll,
+    _aten.linalg_vector_norm.default: _norm,
+    _aten.mean.dim: _mean,
+    _aten.addmm.default: _linear,
+}
+"""Operators on floating-point numbers, left to PyTorch where they come with keywords."""

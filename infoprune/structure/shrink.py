@@ -53,10 +53,11 @@ def shrink(
     owned = owned_tensors(model)
     check_belongs(plan, {name: tuple(entry.tensor.shape) for name, entry in owned.items()})
     names = {id(entry.tensor): name for name, entry in owned.items()}
-    changed = attributes.changes(model, plan, names)
+    changed = attributes.changes(dict(model.named_modules()), plan, names)
     try:
-        replaced = {name: _cut_owned(owned[name], plan) for name in plan.shapes if _is_cut(plan, name)}
-        states = [_cut_state(optimizer, owned, plan, replaced) for optimizer in optimizers]
+        with torch.inference_mode(False), torch.no_grad():
+            replaced = {name: _cut_owned(owned[name], plan) for name in plan.shapes if _is_cut(plan, name)}
+            states = [_cut_state(optimizer, owned, plan, replaced) for optimizer in optimizers]
     finally:
         _kept.cache_clear()  # nothing stays behind when the cut is made
     old_values = [(module, key, getattr(module, key)) for module, key, _ in changed]
@@ -126,10 +127,9 @@ def _memory_format(tensor: Tensor) -> torch.memory_format | None:
 
 def _cut_owned(entry: OwnedTensor, plan: PruningPlan) -> Tensor:
     old = entry.tensor
-    with torch.inference_mode(False), torch.no_grad():
-        new = cut(old, plan, entry.name)
-        if new.is_inference():
-            new = new.clone()
+    new = cut(old, plan, entry.name)
+    if new.is_inference():
+        new = new.clone()
     if not entry.is_parameter:
         return new
     if type(old) is not nn.Parameter:

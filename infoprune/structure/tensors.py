@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -65,9 +65,9 @@ def swapped(owned: Mapping[str, OwnedTensor], stand_ins: Mapping[str, Tensor]) -
 
 
 @contextmanager
-def attributes_restored(model: nn.Module) -> Iterator[None]:
-    """Give every module back the attributes that it had: train/eval flags, and what a forward pass cached on it."""
-    before = [(module, dict(module.__dict__)) for module in model.modules()]
+def attributes_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Give modules back the attributes that they had: train/eval flags, and what a forward pass cached on them."""
+    before = [(module, dict(module.__dict__)) for module in modules]
     try:
         yield
     finally:

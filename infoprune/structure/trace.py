@@ -23,6 +23,9 @@ from infoprune.structure.tracer import Inputs, Tracer, first_tensor, inputs_on_m
 
 MAX_REHEARSALS = 50
 
+_EVAL_ALWAYS = (_NormBase, nn.modules.dropout._DropoutNd)
+"""Layers that are never traced in train mode: they would change statistics or draw random numbers."""
+
 
 def trace(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = ()) -> Structure:
     """Find the channel groups of a model and what each costs.
@@ -51,6 +54,11 @@ def trace(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = ()) 
         >>> [(group.name, group.size) for group in structure.prunable]
         [('0', 8)]
     """
+    return rehearsed(*labelled(model, example_inputs, frozen))
+
+
+def labelled(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = ()) -> tuple[TraceSession, Structure]:
+    """The first half of `trace`: what the operators say, before any cut has been rehearsed."""
     example_inputs = tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs
     owned = owned_tensors(model)
     _check_materialised(owned)
@@ -61,8 +69,11 @@ def trace(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = ()) 
     session.freeze_modules()
     session.run()
     structure = session.structure()
-    if session.numbers.find_frozen_heads(structure):
-        structure = session.structure()
+    return session, session.structure() if session.numbers.find_frozen_heads(structure) else structure
+
+
+def rehearsed(session: TraceSession, structure: Structure) -> Structure:
+    """The second half of `trace`: what remains once all that the model's code does not follow is frozen."""
     for _ in range(MAX_REHEARSALS):
         # The first trial cut that something stands in the way of; the second is not run before the first is clean.
         tried = ((trial, rehearse(session, structure, trial)) for trial in structure.trials())
@@ -87,7 +98,12 @@ def check_plan(model: nn.Module, example_inputs: Inputs, structure: Structure, p
     Raises:
         PlanError: the model's code does not follow the plan; names the operator.
     """
-    blamed = rehearse(TraceSession.resume(model, example_inputs, structure), structure, plan)
+    check_rehearsed(TraceSession.resume(model, example_inputs, structure), structure, plan)
+
+
+def check_rehearsed(session: TraceSession, structure: Structure, plan: PruningPlan) -> None:
+    """See `check_plan`."""
+    blamed = rehearse(session, structure, plan)
     if blamed:
         first = blamed[0]
         where = f" ({structure.records[first.op]})" if first.op >= 0 else ""
@@ -118,7 +134,8 @@ class TraceSession:
         self.owned = owned
         self.on_shapes = True
         self.space = LabelSpace()
-        self.module_names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+        self.modules = dict(model.named_modules())
+        self.module_names = {id(module): name for name, module in self.modules.items()}
         self.labels = {
             name: [self.space.add_slot(name, dim, size) for dim, size in enumerate(entry.tensor.shape)]
             for name, entry in owned.items()
@@ -183,9 +200,9 @@ class TraceSession:
             for name, entry in self.owned.items()
         ]
         inputs = inputs_on_meta(self.inputs) if self.on_shapes else self.inputs
-        with attributes_restored(self.model), swapped(self.owned, tensors):
-            for module in self.model.modules():
-                module.training = train and not isinstance(module, (_NormBase, nn.modules.dropout._DropoutNd))
+        with attributes_restored(self.modules.values()), swapped(self.owned, tensors):
+            for module in self.modules.values():  # past nn.Module.__setattr__: restored together with all the others
+                module.__dict__["training"] = train and not isinstance(module, _EVAL_ALWAYS)
             return run_labelled(tracer, self.model, inputs, flows)
 
     def run_again(self) -> None:
@@ -220,11 +237,6 @@ class TraceSession:
 
     # -- rehearsing ---------------------------------------------------------------------------------------------------
 
-    def stand_in(self, name: str) -> Tensor:
-        """What stands for a tensor of the model in a rehearsal, before it is cut."""
-        tensor = self.owned[name].tensor
-        return on_meta(tensor) if self.on_shapes else tensor
-
     def background(self) -> dict[str, Tensor]:
         """What replaces the tensors that a rehearsal does not cut.
 
@@ -246,11 +258,10 @@ class TraceSession:
 
     def freeze_patterns(self, patterns: Sequence[str]) -> None:
         """Freeze the filters (the first dimension of every tensor) of the modules that match."""
-        names = [name for name, _ in self.model.named_modules()]
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             if not isinstance(pattern, str):
                 raise ConfigurationError(f"frozen holds patterns of names such as 'layer1.*', got {pattern!r}")
-            matching = {name for name in names if name and fnmatch.fnmatchcase(name, pattern)}
+            matching = {name for name in self.modules if name and fnmatch.fnmatchcase(name, pattern)}
             hit = False
             for tensor, axes in self.labels.items():
                 parents = {tensor.rsplit(".", n)[0] for n in range(1, tensor.count(".") + 1)}
@@ -261,12 +272,12 @@ class TraceSession:
             if not hit:
                 raise ConfigurationError(
                     f"frozen pattern {pattern!r} matches no module or parameter of {type(self.model).__name__}"
-                    f"{nearest(pattern, names)}"
+                    f"{nearest(pattern, self.modules)}"
                 )
 
     def freeze_modules(self) -> None:
         """Layers that keep copies or views of their weights elsewhere cannot be cut behind their back."""
-        for prefix, module in self.model.named_modules():
+        for prefix, module in self.modules.items():
             reason = None
             if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
                 reason = f"belongs to the recurrent layer {prefix or type(module).__name__}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -17,10 +18,20 @@ from infoprune.structure.flow import Flow, clear_flow, get_flow, set_flow
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.op import Contraction, Op, OpRecord, Output
 from infoprune.structure.rules import Rule, find_rule, tensors_in
-from infoprune.structure.shapes import on_shapes
+from infoprune.structure.shapes import Kernel, kernel_of
 
 Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
 """Example inputs: one tensor, a tuple of positional arguments, or a dict of keyword arguments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """An ATen operator and what is known of it: its rule, its name without overload, its kernel on shapes if any."""
+
+    func: Callable[..., Any]
+    rule: Rule
+    name: str
+    kernel: Kernel | None
 
 
 class Tracer(TorchDispatchMode):
@@ -39,7 +50,7 @@ class Tracer(TorchDispatchMode):
         self.used: set[str] = set()
         self._names = names
         self._modules: list[str] = [""]
-        self._rules: dict[Any, tuple[Rule, str]] = {}
+        self._operators: dict[int, Operator] = {}
 
     @property
     def module(self) -> str:
@@ -49,25 +60,25 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if func not in self._rules:
-            self._rules[func] = (find_rule(func), str(func.overloadpacket))
-        rule, name = self._rules[func]
-        return self.observe(func, rule, name, args, kwargs)
+        operator = self._operators.get(id(func))
+        if operator is None:
+            operator = Operator(func, find_rule(func), str(func.overloadpacket), kernel_of(func))
+            self._operators[id(func)] = operator
+        return self.observe(operator, args, kwargs or {})
 
-    def observe(self, func: Any, rule: Rule, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operator, label its results and record it."""
         tensors = tensors_in(args, kwargs)
-        result = execute(func, args, kwargs, tensors)
+        result = execute(operator, args, kwargs, tensors)
         outs = tensors_in((result,))
-        if outs or tensors:
-            record = OpRecord(name, self.module, numbers_in(args, kwargs, tensors))
+        if tensors or holds_anything(outs):
+            record = OpRecord(operator.name, self.module, numbers_in(args, kwargs, tensors))
             op = Op(self.space, record, self.first + len(self.records), self.contractions)
             for tensor in tensors:
                 origin = get_flow(tensor).origin
                 if origin is not None:
                     self.used.add(origin)
-            apply(rule, op, args, kwargs, outs)
+            apply(operator.rule, op, args, kwargs, outs)
             record.outputs = [Output(tuple(out.shape), out.dtype, get_flow(out).axes) for out in outs]
             self.records.append(record)
         return result
@@ -100,13 +111,14 @@ def apply(rule: Rule, op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs:
         raise TraceError(f"the rule of {op.record} failed: {type(error).__name__}: {error}") from error
 
 
-def execute(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
+def execute(operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
     """Run an operator; if any of its ``tensors`` is on meta, all are taken there."""
-    mixed = len({t.is_meta for t in tensors}) == 2
-    if mixed and kwargs.get("device") is None and "_to_copy" not in str(func):
+    meta = [tensor.is_meta for tensor in tensors]
+    mixed = True in meta and False in meta
+    if mixed and kwargs.get("device") is None and operator.name != "aten._to_copy":
         args, kwargs = _carried_to_meta(args), _carried_to_meta(kwargs)
-    result = on_shapes(func, args, kwargs)
-    return func(*args, **kwargs) if result is NotImplemented else result
+    result = NotImplemented if operator.kernel is None else operator.kernel(args, kwargs)
+    return operator.func(*args, **kwargs) if result is NotImplemented else result
 
 
 def _carried_to_meta(tree: Any) -> Any:
@@ -119,24 +131,28 @@ def _carried_to_meta(tree: Any) -> Any:
     return tree_map_only(Tensor, carry, tree)
 
 
+def holds_anything(made: Sequence[Tensor]) -> bool:
+    """Whether tensors made of nothing are worth a record; batch norm makes one without any element for each call."""
+    return any(any(tensor.shape) or not tensor.dim() for tensor in made)
+
+
 def numbers_in(args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]) -> tuple[float, ...]:
     """The factors among an operator's arguments; one that changes when a model is shrunk was computed from a size.
 
     Factors are Python floats, and on shapes also real tensors of one element (``torch.tensor(c).sqrt()``) unless they
     carry labels: those are uniform tensors that have shrunk to one channel.
     """
-    on_shapes = any(t.is_meta for t in tensors)
     found = []
     for value in (*args, *kwargs.values()) if kwargs else args:
-        if isinstance(value, float) or (on_shapes and isinstance(value, Tensor) and _is_factor(value)):
+        if isinstance(value, float) or (isinstance(value, Tensor) and _is_factor(value, tensors)):
             found.append(float(value))
     return tuple(found)
 
 
-def _is_factor(tensor: Tensor) -> bool:
+def _is_factor(tensor: Tensor, others: Sequence[Tensor]) -> bool:
     if tensor.is_meta or tensor.numel() != 1 or not tensor.is_floating_point():
         return False
-    return not get_flow(tensor).labelled
+    return any(other.is_meta for other in others) and not get_flow(tensor).labelled
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:

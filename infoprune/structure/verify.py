@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from infoprune.structure.flow import Flow, get_flow, set_flow
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.plan import PruningPlan, check_belongs
-from infoprune.structure.rules import Rule, tensors_in
+from infoprune.structure.rules import tensors_in
 from infoprune.structure.tensors import attributes_restored, owned_tensors
-from infoprune.structure.tracer import Inputs, Tracer, run_labelled
+from infoprune.structure.tracer import Inputs, Operator, Tracer, run_labelled
 
 NORMALISATIONS = ("aten.native_layer_norm", "aten.native_group_norm", "aten._fused_rms_norm")
 
@@ -68,7 +68,7 @@ def verify(
     """
     masked, narrow = (copy.deepcopy(model).double() for model in (original, shrunk))
     inputs = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, example_inputs)
-    with attributes_restored(masked), attributes_restored(narrow), torch.no_grad():
+    with attributes_restored([*masked.modules(), *narrow.modules()]), torch.no_grad():
         masked.eval()
         narrow.eval()
         expected = _run_masked(masked, plan, inputs)
@@ -110,10 +110,10 @@ def _run_masked(model: nn.Module, plan: PruningPlan, inputs: Inputs) -> list[Ten
 class _Doubled(Tracer):
     """Keeps a model in float64 whose code asks for less (``x.float()``)."""
 
-    def observe(self, func: Any, rule: Rule, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kwargs.get("dtype") in (torch.float32, torch.float16, torch.bfloat16):
             kwargs = kwargs | {"dtype": torch.float64}
-        return super().observe(func, rule, name, args, kwargs)
+        return super().observe(operator, args, kwargs)
 
 
 class _Masked(_Doubled):
@@ -123,8 +123,9 @@ class _Masked(_Doubled):
         super().__init__(space, {})
         self._removed = removed
 
-    def observe(self, func: Any, rule: Rule, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = super().observe(func, rule, name, args, kwargs)
+    def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = super().observe(operator, args, kwargs)
+        name = operator.name
         if name in NORMALISATIONS:
             axes = get_flow(args[0]).axes
             dims = range(1, 2) if "group_norm" in name else range(len(axes) - len(args[1]), len(axes))
@@ -132,7 +133,7 @@ class _Masked(_Doubled):
                 axis = axes[dim]
                 stay = None if axis is None else ~np.isin(axis, self._removed)
                 if stay is not None and not stay.all():
-                    return self._over_kept(func, name, args, kwargs, result, dim, np.flatnonzero(stay))
+                    return self._over_kept(operator.func, name, args, kwargs, result, dim, np.flatnonzero(stay))
         return result
 
     def _over_kept(

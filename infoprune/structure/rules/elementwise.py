@@ -101,6 +101,8 @@ def elementwise(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Seque
 def broadcast_axes(op: Op, tensors: Sequence[Tensor], shape: tuple[int, ...]) -> list[Axis]:
     """Axes of an element-wise result; a dimension of one that is stretched over many says nothing about them."""
     flows = [get_flow(t) for t in tensors]
+    if len(flows) == 1 and tensors[0].shape == shape:
+        return list(flows[0].axes)
     axes: list[Axis] = []
     for dim, size in enumerate(shape):
         meeting = []
