@@ -92,15 +92,15 @@ class TrainingCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
+        path = self._get(self.config, "ckpt_path")
+        if path and Path(path).is_file():
+            check_checkpoint(path)
         threads = self._get(self.config, "num_threads")
         if threads is not None:
             torch.set_num_threads(threads)
 
     def _parse_ckpt_path(self) -> None:
-        """Check the checkpoint; its hyperparameters do not override the configuration, as LightningCLI's own would."""
-        path = self.config[self.config["subcommand"]].get("ckpt_path")
-        if path and Path(path).is_file():
-            check_checkpoint(path)
+        """Leave the configuration alone; newer LightningCLIs let the checkpoint's hyperparameters override it."""
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
