@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_flatten
 
 from infoprune.criteria.calibration import evaluating
@@ -35,6 +37,9 @@ TOLERANCE = 1e-3
 """Largest difference of outputs, relative to the largest output, that counts as rounding (float32, fused kernels)."""
 
 ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
+
+TOO_NEW_FOR_TORCH_2_6 = {"onnxscript": "0.5.4", "onnx_ir": "0.1.16"}
+"""From which versions on the ONNX exporter inside torch 2.6 fails on every model (batch norm; functions left over)."""
 
 
 @dataclass(frozen=True)
@@ -169,12 +174,19 @@ def structure_record(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
 
 
 def check_onnx() -> None:
-    """Raise a ConfigurationError that says how to get what an export to ONNX needs, where it is missing."""
+    """Raise a ConfigurationError that says how to get what an export to ONNX needs, where it is missing or too new."""
     missing = [name for name in ONNX_NEEDS if find_spec(name) is None]
     if missing:
         raise ConfigurationError(
             f"an export to ONNX needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
             "installed: pip install 'infoprune[export]'"
+        )
+    too_new = [name for name, first in TOO_NEW_FOR_TORCH_2_6.items() if TorchVersion(version(name)) >= first]
+    if torch.__version__ < "2.7" and too_new:  # compares versions, not letters
+        found = " and ".join(f"{name} {version(name)}" for name in too_new)
+        fitting = " ".join(f"'{name}<{first}'" for name, first in TOO_NEW_FOR_TORCH_2_6.items())
+        raise ConfigurationError(
+            f"torch {torch.__version__} cannot export to ONNX with {found}: pip install {fitting}, or a newer torch"
         )
 
 
@@ -188,12 +200,16 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> ExportedPr
     def free(tensor: Any) -> Any:
         return {0: batch} if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape[0] == size else None
 
+    args: tuple[Any, ...]
+    named: dict[str, Any] | None
     if isinstance(inputs, Mapping):
+        args, named = (), dict(inputs)
         shapes: Any = {name: free(tensor) for name, tensor in inputs.items()}
-        return torch.export.export(model, (), dict(inputs), dynamic_shapes=shapes if dynamic_batch else None)
-    args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    shapes = tuple(free(tensor) for tensor in args)
-    return torch.export.export(model, args, dynamic_shapes=shapes if dynamic_batch else None)
+    else:
+        args, named = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), None
+        shapes = tuple(free(tensor) for tensor in args)
+    # Not strict is the default from torch 2.8 on.
+    return torch.export.export(model, args, named, dynamic_shapes=shapes if dynamic_batch else None, strict=False)
 
 
 @contextmanager
@@ -259,7 +275,7 @@ def _runtime(path: Path) -> Any:
 def _why(model: nn.Module, error: Exception) -> str:
     """Why `torch.export` refused a model, with the line of the model's code."""
     text = " ".join(str(error).split())
-    fixed = re.search(r"specialized it to be a constant \((\d+)\)", text)
+    fixed = re.search(r"(?:specialized it|inferred) to be a constant \((\d+)\)", text)
     if fixed:
         return (
             f"{type(model).__name__} fixes its batch size at {fixed[1]} in its forward: export with a fixed batch "

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 import infoprune
 from infoprune import export
@@ -151,6 +152,16 @@ def test_outputs_that_differ_are_not_kept(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_missing_package_is_named_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else object())
     message = r"needs onnxruntime, which is not installed: pip install 'infoprune\[export\]'"
+    with pytest.raises(ConfigurationError, match=message):
+        to_onnx(pruned(), IMAGES, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_packages_too_new_for_an_old_torch_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the export extra")
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0+cu124"))
+    monkeypatch.setattr(export, "version", {"onnxscript": "0.5.3", "onnx_ir": "1.1.0"}.__getitem__)
+    message = r"torch 2\.6\.0.* with onnx_ir 1\.1\.0: pip install 'onnxscript<0\.5\.4' 'onnx_ir<0\.1\.16', or a newer"
     with pytest.raises(ConfigurationError, match=message):
         to_onnx(pruned(), IMAGES, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
