@@ -10,6 +10,8 @@ import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
+from infoprune.errors import InfopruneError
+
 
 def reach_wandb(trainer: L.Trainer) -> None:
     """Start the runs of the Trainer's WandbLoggers; one that W&B does not take goes on offline, with one warning.
@@ -25,10 +27,24 @@ def reach_wandb(trainer: L.Trainer) -> None:
             _ = logger.experiment
         except Error as error:
             logger._wandb_init["mode"] = "offline"  # what its constructor hands to wandb.init
-            where = Path(logger.experiment.dir).parent
+            where = _kept_offline(logger, _first_line(error))
             warnings.warn(
                 f"W&B does not take this run ({_first_line(error)}): it is kept offline in {where}", stacklevel=2
             )
+
+
+def _kept_offline(logger: WandbLogger, why: str) -> Path:
+    """The folder of the run; clients before 0.28 start none after one that the network failed."""
+    from wandb import __version__
+    from wandb.errors import Error
+
+    try:
+        return Path(logger.experiment.dir).parent
+    except Error as error:
+        raise InfopruneError(
+            f"W&B does not take this run ({why}), and wandb {__version__} cannot keep it offline after that: "
+            "set WANDB_MODE=offline, or pip install 'wandb>=0.28'"
+        ) from error
 
 
 def offline_runs(trainer: L.Trainer) -> list[Path]:
