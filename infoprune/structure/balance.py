@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def balanced_pairs(
-    a: Labels, b: Labels, component: Labels, signatures: Callable[[], npt.NDArray[np.uint64]]
+    a: Labels, b: Labels, roots_of: Callable[[Labels], Labels], signatures: Callable[[], npt.NDArray[np.uint64]]
 ) -> tuple[Labels, Labels]:
     """Labels to unite so that two parts of a dimension always lose equally many.
 
     Args:
         a: (n,) labels of one part.
         b: (n,) labels of the other.
-        component: (labels,) the smallest label of each label's component so far.
+        roots_of: gives the smallest label of each label's component so far.
         signatures: for each component's smallest label a number that tells which slots it lies in. Components of
             equal signatures make uniform units together.
 
@@ -33,16 +33,16 @@ def balanced_pairs(
         Two arrays of equal length: labels to unite with each other.
 
     >>> none = lambda: np.zeros(8, dtype=np.uint64)
-    >>> balanced_pairs(np.array([0, 1]), np.array([2, 3]), np.arange(4), none)
+    >>> balanced_pairs(np.array([0, 1]), np.array([2, 3]), np.copy, none)
     (array([0, 1]), array([2, 3]))
 
     Runs of four, cut in the middle of the second run: the outer runs go together and the inner one is balanced already.
 
     >>> runs = np.repeat([0, 1, 2], 4)
-    >>> balanced_pairs(runs[:6], runs[6:], np.arange(3), none)
+    >>> balanced_pairs(runs[:6], runs[6:], np.copy, none)
     (array([0]), array([2]))
     """
-    roots_a, roots_b = component[a], component[b]
+    roots_a, roots_b = roots_of(a), roots_of(b)
     if _is_matching(roots_a, roots_b):
         return a, b
     roots, flat = np.unique(np.concatenate([roots_a, roots_b]), return_inverse=True)
@@ -59,9 +59,9 @@ def balanced_pairs(
 
 def _is_matching(a: Labels, b: Labels) -> bool:
     """Whether equal positions pair every component with exactly one other, or with itself."""
-    pairs = np.unique(np.stack([a, b]), axis=1)
-    pairs = pairs[:, pairs[0] != pairs[1]]
-    return len(np.unique(pairs)) == pairs.size
+    base = max(int(a.max()), int(b.max())) + 1
+    pairs = np.unique((a * base + b)[a != b])
+    return len(np.unique([*divmod(pairs, base)])) == 2 * len(pairs)
 
 
 def _take_pairs(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -112,14 +111,27 @@ class LabelSpace:
         if not self._balances:
             return
         component = self.components()
+        parent = np.arange(self.size, dtype=np.int64)  # of the roots that have been united since
+
+        def roots_of(labels: Labels) -> Labels:
+            roots = component[labels]
+            while not np.array_equal(up := parent[roots], roots):
+                roots = up
+            return roots
+
+        def signatures() -> npt.NDArray[np.uint64]:
+            return self.signatures(roots_of(np.arange(self.size)))
+
         for balance in self._balances:
             first = balance.parts[0]
             for part in balance.parts[1:]:
-                if np.array_equal(component[first], component[part]):
+                if np.array_equal(roots_of(first), roots_of(part)):
                     continue
-                a, b = balanced_pairs(first, part, component, partial(self.signatures, component))
+                a, b = balanced_pairs(first, part, roots_of, signatures)
                 self.unite(a, b, balance.op)
-                component = connected(component[a], component[b], self.size)[component]
+                roots, places = np.unique(np.stack([roots_of(a), roots_of(b)]), return_inverse=True)
+                places = places.reshape(2, -1)
+                parent[roots] = roots[connected(places[0], places[1], len(roots))]
         self._balances.clear()
 
     def signatures(self, components: Labels) -> npt.NDArray[np.uint64]:

@@ -59,7 +59,8 @@ _PRODUCTS = frozenset({"aten.mm", "aten.bmm", "aten.addmm", "aten.baddbmm", "ate
 _OF_ONE = frozenset({"aten.mul", "aten.sum"})
 """What takes the place of a product over a single channel."""
 
-_PASSED_OVER = _WAYS | _PRODUCTS | _OF_ONE
+_WITH_BIAS = frozenset({"aten.addmm", "aten.baddbmm"})
+"""A product and a sum in one."""
 
 MANY = 8
 """Where more groups than these are blamed at once, it pays to find out which of them are at fault."""
@@ -277,7 +278,7 @@ class _Rehearsal(Tracer):
         for name in _OF_ONE:
             if not 0 <= after.count(name) - before.count(name) <= spared:
                 raise _Diverged(f"which operators it runs depends on its width ({name})")
-        pairs = zip_longest(*([name for name in way if name not in _PASSED_OVER] for way in (before, after)))
+        pairs = zip_longest(_computed(before), _computed(after))
         if other := next((f"{a or 'nothing'}, {b or 'nothing'}" for a, b in pairs if a != b), None):
             raise _Diverged(f"which operators it runs depends on its width ({other})")
 
@@ -367,6 +368,12 @@ class _Rehearsal(Tracer):
 def _same_operator(record: OpRecord, name: str) -> bool:
     """Whether an operator repeats one of the original's; a slice that takes all there is runs as an alias."""
     return name == record.name or (name, record.name) == ("aten.alias", "aten.slice")
+
+
+def _computed(names: Sequence[str]) -> list[str]:
+    """The operators that do not depend on PyTorch's choice of a way."""
+    plain = ("aten.add" if name in _WITH_BIAS else name for name in names)
+    return [name for name in plain if name not in _WAYS | _PRODUCTS | _OF_ONE]
 
 
 class _RehearsalOp(Op):
