@@ -57,6 +57,8 @@ def unit_scores(filter_scores: Tensor, slot: GroupSlot, size: int) -> Tensor:
         (size,) scores.
     """
     index, unit = torch.as_tensor(slot.index), torch.as_tensor(slot.unit)
+    if len(slot.unit) == size and (slot.unit[1:] > slot.unit[:-1]).all():  # one filter a unit, in order
+        return filter_scores[index]
     total = filter_scores.new_zeros(size).index_add_(0, unit, filter_scores[index])
     return total / torch.bincount(unit, minlength=size)
 

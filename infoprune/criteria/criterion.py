@@ -128,6 +128,9 @@ class WeightCriterion(LayerCriterion):
     filterwise: ClassVar[bool] = False
     """Whether the score of a filter depends on that filter alone. Filters then come in slices that fit the cache."""
 
+    sums_in_float64: ClassVar[bool] = False
+    """Whether the criterion itself sums in float64. Filters then come in the weights' own precision, unconverted."""
+
     @abstractmethod
     def filter_scores(self, filters: Tensor) -> Tensor:
         """Score the filters of one layer.
@@ -146,7 +149,8 @@ class WeightCriterion(LayerCriterion):
 
     def _score(self, weight: Tensor) -> Tensor:
         size = max(SLICE * len(weight) // max(weight.numel(), 1), 1) if self.filterwise else len(weight)
-        return torch.cat([self.filter_scores(as_filters(part)) for part in weight.split(size)])
+        dtype = weight.dtype if self.sums_in_float64 else torch.float64
+        return torch.cat([self.filter_scores(as_filters(part, dtype)) for part in weight.split(size)])
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion", Criterion)  # type: ignore[type-abstract]
@@ -179,12 +183,12 @@ def weight_of(model: nn.Module, layer: Layer) -> Tensor:
     return model.get_parameter(layer.weight).detach().movedim(layer.dim, 0)
 
 
-def as_filters(weight: Tensor) -> Tensor:
+def as_filters(weight: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """A weight, filters first, as (filters, kernels, weights per kernel), float64 on the CPU.
 
     Always the CPU and always float64, so that a plan does not depend on the device or the precision of a run.
     """
-    weight = weight.to("cpu", torch.float64)
+    weight = weight.to("cpu", dtype)
     return weight.reshape(weight.shape[0], weight.shape[1], -1)
 
 

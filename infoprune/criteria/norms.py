@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from infoprune.criteria.criterion import CRITERIA, WeightCriterion
@@ -18,10 +19,11 @@ class L1(WeightCriterion):
     """Sum of a filter's absolute weights. Data-free."""
 
     filterwise = True
+    sums_in_float64 = True
 
     def filter_scores(self, filters: Tensor) -> Tensor:
         """(N, C, K) filters -> (N,) L1 norms."""
-        return filters.abs().sum(dim=(1, 2))
+        return filters.abs().sum(dim=(1, 2), dtype=torch.float64)
 
 
 @CRITERIA.register("l2")

@@ -129,6 +129,7 @@ class Structure:
         self._batch = batch
         self.layers = tuple(_layers(space.slots, [*contractions, *other_contractions]))
         self.groups: tuple[ChannelGroup, ...] = ()
+        self._last_alive: tuple[PruningPlan, np.ndarray] | None = None
         self._group()
 
     # -- groups -------------------------------------------------------------------------------------------------------
@@ -405,13 +406,17 @@ class Structure:
         Raises:
             PlanError: the plan was made for another model.
         """
+        if self._last_alive is not None and self._last_alive[0] is plan:  # a call asks for its plan again and again
+            return self._last_alive[1]
         check_belongs(plan, self.shapes)
         gone = [
             self._slots[tensor, dim].start + plan.indices(tensor, dim)
             for tensor, dims in plan.removed.items()
             for dim in dims
         ]
-        return self._alive(np.concatenate(gone) if gone else np.empty(0, dtype=np.int64))
+        alive = self._alive(np.concatenate(gone) if gone else np.empty(0, dtype=np.int64))
+        self._last_alive = (plan, alive)
+        return alive
 
     def _alive(self, gone: Labels) -> np.ndarray:
         """For every label whether it stays when these go with their units; a last one stands for ``OUTSIDE``."""
