@@ -71,6 +71,11 @@ def kernel_of(func: Callable[..., Any]) -> Kernel | None:
     return None if plain is None else _on_floats(lambda args, kwargs: NotImplemented if kwargs else plain(*args))
 
 
+def forget() -> None:
+    """Let go of the tensors that a pass has made copies of."""
+    _prototype.cache_clear()
+
+
 def _on_floats(kernel: Kernel) -> Kernel:
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = args[0] if args else None
@@ -118,7 +123,7 @@ def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
     return _prototype(x.dtype, tuple(shape)).clone()
 
 
-@lru_cache(maxsize=1024)  # a clone costs a sixth of a new tensor
+@lru_cache(maxsize=1024)  # a clone costs a sixth of a new tensor, and models repeat their shapes
 def _prototype(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 

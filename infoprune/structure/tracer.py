@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from infoprune.errors import TraceError
+from infoprune.structure import shapes
 from infoprune.structure.flow import Flow, clear_flow, get_flow, set_flow
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.op import Contraction, Op, OpRecord, Output
@@ -179,6 +180,7 @@ def run_labelled(tracer: Tracer, model: nn.Module, inputs: Inputs, flows: Sequen
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(_clear_flows, [tensor for tensor, _ in flows])
+        stack.callback(shapes.forget)
         for tensor, flow in flows:
             set_flow(tensor, flow)
         stack.enter_context(tracer.watching_modules())
