@@ -31,8 +31,10 @@ BASE = "base.yaml"
 MADE_BY = "command.txt"
 """File in a run folder: the command that makes it, but for the seed."""
 DENSE = "dense"
+SEED = "SEED"
+"""Stands for the seed in the options below."""
 CONTROLS = {
-    "random": ["--trainer.callbacks.criterion=random"],
+    "random": [f"--trainer.callbacks.criterion={{name: random, seed: {SEED}}}"],  # every seed draws its own filters
     "l1": ["--trainer.callbacks.criterion=l1"],
     DENSE: [f"--trainer.callbacks.{option}" for option in ("criterion=random", "allocation=uniform", "macs=1.0")],
 }
@@ -68,7 +70,8 @@ def command(row: str, folder: Path, seed: int, control: str | None = None, extra
     words = ["fit", *(f"--config={path}" for path in configs(row)), f"--seed_everything={seed}"]
     words += ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={folder.parents[1]}"]
     words += [f"--trainer.logger.name={folder.parent.name}", f"--trainer.logger.version={folder.name}"]
-    return [*words, *(CONTROLS[control] if control else []), *extra]
+    options = [option.replace(SEED, str(seed)) for option in CONTROLS.get(control or "", ())]
+    return [*words, *options, *extra]
 
 
 def run_folder(row: str, seed: int, control: str | None = None, runs: Path = RUNS) -> Path:

@@ -133,6 +133,14 @@ def test_a_control_differs_in_nothing_but_what_is_cut(parser: Any, control: str)
     assert differs == ({"criterion", "allocation", "macs"} if control == "dense" else {"criterion"})
 
 
+def test_every_seed_of_the_random_control_draws_its_own_filters(parser: Any) -> None:
+    row, drawn = "cifar10/resnet56/method_b_46", []
+    for seed in (42, 43):
+        words = reproduce.command(row, reproduce.run_folder(row, seed, "random"), seed, "random")[1:]
+        drawn.append(parser.parse_args([*words, "--trainer.accelerator=cpu"]).trainer.callbacks[-1].init_args.criterion)
+    assert drawn == [{"name": "random", "seed": 42}, {"name": "random", "seed": 43}]
+
+
 @pytest.mark.parametrize("row", [row for row in reproduce.rows() if row.startswith("cifar10")])
 def test_the_short_schedule_changes_nothing_but_lengths(parser: Any, row: str) -> None:
     whole = parsed(parser, row)
