@@ -85,7 +85,7 @@ class ImageClassifier(L.LightningModule):
             result beyond rounding; convolutions are often faster that way, on CPUs as well as on GPUs.
         compile_mode: Compile the network with this mode of ``torch.compile``: ``"default"``, ``"reduce-overhead"``
             (CUDA graphs), ``"max-autotune"`` or ``"max-autotune-no-cudagraphs"``. Every pruning event and every size of
-            batch is compiled for, which takes a minute or so for a ResNet-56: it has to pay.
+            batch is compiled for, up to a minute for a ResNet-56: it has to pay.
 
     Raises:
         ConfigurationError: ``num_classes`` or ``label_smoothing`` out of range, or no such ``compile_mode``.
