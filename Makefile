@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
 
-.PHONY: help venv demo test test-all lint format types docs notebooks bench-structure reproduce results clean
+.PHONY: help venv demo test test-all clean-install lint format types docs notebooks bench-structure reproduce results clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ test: $(VENV)/.dev  ## the fast test suite, doctests included
 
 test-all: $(VENV)/.dev  ## every test, the slow ones too
 	$(PYTEST) -m ''
+
+clean-install:  ## the wheel in an environment of its own, every command and the tests: VERSIONS=lowest or newest [TESTS=...]
+	PYTHON=$(PYTHON) tests/clean_install.sh $(or $(VERSIONS),newest) $(TESTS)
 
 lint: $(VENV)/.dev  ## ruff: rules and format; hadolint
 	$(BIN)/ruff check .
