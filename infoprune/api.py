@@ -14,19 +14,20 @@ from torch.optim import Optimizer
 
 from infoprune import recalibration
 from infoprune.allocation import Allocation, latency_share
+from infoprune.allocation.solve import Measure
 from infoprune.cost import Cost
 from infoprune.criteria import Criterion, Scores
 from infoprune.decide import Decision, Target, decide
-from infoprune.errors import BudgetError, CheckpointError, ConfigurationError, PlanError
+from infoprune.errors import CheckpointError, ConfigurationError, PlanError
 from infoprune.files import written_whole
 from infoprune.recalibration import check_norms
 from infoprune.registry import check_count
 from infoprune.snapshot import snapshot
 from infoprune.structure import PruningPlan, Structure, plan_of, shrink
 from infoprune.structure.plan import check_belongs
-from infoprune.structure.rehearse import rehearse
+from infoprune.structure.rehearse import Blame, rehearse
 from infoprune.structure.tensors import owned_tensors
-from infoprune.structure.trace import TraceSession, check_rehearsed, labelled, rehearsed
+from infoprune.structure.trace import MAX_REHEARSALS, TraceSession, labelled, rehearsed, yielding
 from infoprune.structure.tracer import Inputs
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -120,14 +121,11 @@ def prune(
     if recalibrate:
         _check_recalibration(model, data, recalibrate)
     session, structure = labelled(model, example_inputs, frozen)
-    decision = None
-    if data is None and latency is None and structure.cuts_alike:  # deciding is cheap, and one cut speaks for others
-        decision = _first_decision(session, structure, partial(decide, model, structure, target, criterion, allocation))
-    if decision is None:
-        structure = rehearsed(session, structure)
-        measure = None if latency is None else latency_share(model, structure, example_inputs)
-        decision = decide(model, structure, target, criterion, allocation, data, measure=measure)
-        check_rehearsed(session, structure, decision.plan)
+    if data is not None or latency is not None or not structure.cuts_alike:
+        structure = rehearsed(session, structure)  # else deciding is cheap, and the plan itself the best of trial cuts
+    decide_on = partial(decide, model, target=target, criterion=criterion, allocation=allocation, data=data)
+    measure = None if latency is None else partial(latency_share, model, example_inputs=example_inputs)
+    structure, decision = _decided(session, structure, decide_on, measure)
     before, after = structure.cost(), structure.cost_of(decision.plan)
     statistics = _statistics_after(model, decision.plan, data, recalibrate) if recalibrate else {}
     shrink(model, decision.plan, optimizers)
@@ -136,14 +134,23 @@ def prune(
     return PruneResult(decision.plan, before, after, structure, decision.scores, decision.latency)
 
 
-def _first_decision(session: TraceSession, structure: Structure, decide_now: Callable[[], Decision]) -> Decision | None:
-    """Decide before any trial cut, so that the plan's own rehearsal is the only one; None if that does not do."""
-    try:
-        decision = decide_now()
-    except BudgetError:  # what is possible shows when all that must stay is known
-        return None
-    plan = decision.plan
-    return None if plan.is_empty or rehearse(session, structure, plan) else decision
+def _decided(
+    session: TraceSession,
+    structure: Structure,
+    decide_on: Callable[..., Decision],
+    measure: Callable[[Structure], Measure] | None,
+) -> tuple[Structure, Decision]:
+    """Decide until the model's code follows the plan; what stands in its way stays."""
+    scores: Scores | None = None
+    blamed: list[Blame] = []
+    for _ in range(MAX_REHEARSALS):
+        decision = decide_on(structure, scores=scores, measure=measure and measure(structure))
+        blamed = rehearse(session, structure, decision.plan)
+        if not blamed:
+            return structure, decision
+        structure = yielding(session, structure, decision.plan, blamed)
+        scores = {g.name: decision.scores[g.name] for g in structure.prunable if g.name in decision.scores}
+    raise PlanError(f"no plan was found that the model's code follows: a channel {blamed[0].reason}; freeze that layer")
 
 
 def _check_recalibration(model: nn.Module, data: Iterable[Any] | None, batches: int) -> None:

@@ -51,7 +51,7 @@ class _Diverged(Exception):
 _WAYS = frozenset({
     "aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.as_strided", "aten.permute",
     "aten.transpose", "aten.t", "aten.squeeze", "aten.unsqueeze", "aten.expand", "aten.slice", "aten.clone",
-    "aten.alias", "aten.copy_",
+    "aten.alias", "aten.copy_", "aten.as_strided_",
 })  # fmt: skip
 """Operators that only move numbers: PyTorch chooses among them by its sizes."""
 

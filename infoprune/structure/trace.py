@@ -17,7 +17,7 @@ from infoprune.structure.groups import Passes, Structure
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.numbers import Numbers
 from infoprune.structure.plan import PruningPlan, check_belongs
-from infoprune.structure.rehearse import narrowed, rehearse
+from infoprune.structure.rehearse import Blame, narrowed, rehearse
 from infoprune.structure.tensors import OwnedTensor, attributes_restored, on_meta, owned_tensors, swapped
 from infoprune.structure.tracer import Inputs, Tracer, first_tensor, inputs_on_meta, run_labelled
 
@@ -80,13 +80,18 @@ def rehearsed(session: TraceSession, structure: Structure) -> Structure:
         trial, blamed = next(((trial, blamed) for trial, blamed in tried if blamed), (None, []))
         if trial is None:
             return structure
-        if not session.numbers.find(structure, blamed):
-            for blame in narrowed(session, structure, trial, blamed):
-                session.space.freeze(structure.whole_groups(blame.labels), blame.reason, blame.op)
-        structure = session.structure()
+        structure = yielding(session, structure, trial, blamed)
     for group in structure.prunable:
         for slot in group.slots:
             session.space.freeze(session.labels[slot.tensor][slot.dim][slot.index], "no cut of it could be rehearsed")
+    return session.structure()
+
+
+def yielding(session: TraceSession, structure: Structure, plan: PruningPlan, blamed: list[Blame]) -> Structure:
+    """What remains where the code does not follow a plan: a number explains it and is rewritten, or what it cuts stays."""
+    if not session.numbers.find(structure, blamed):
+        for blame in narrowed(session, structure, plan, blamed):
+            session.space.freeze(structure.whole_groups(blame.labels), blame.reason, blame.op)
     return session.structure()
 
 
@@ -98,12 +103,7 @@ def check_plan(model: nn.Module, example_inputs: Inputs, structure: Structure, p
     Raises:
         PlanError: the model's code does not follow the plan; names the operator.
     """
-    check_rehearsed(TraceSession.resume(model, example_inputs, structure), structure, plan)
-
-
-def check_rehearsed(session: TraceSession, structure: Structure, plan: PruningPlan) -> None:
-    """See `check_plan`."""
-    blamed = rehearse(session, structure, plan)
+    blamed = rehearse(TraceSession.resume(model, example_inputs, structure), structure, plan)
     if blamed:
         first = blamed[0]
         where = f" ({structure.records[first.op]})" if first.op >= 0 else ""
