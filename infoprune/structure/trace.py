@@ -88,7 +88,7 @@ def rehearsed(session: TraceSession, structure: Structure) -> Structure:
 
 
 def yielding(session: TraceSession, structure: Structure, plan: PruningPlan, blamed: list[Blame]) -> Structure:
-    """What remains where the code does not follow a plan: a number explains it and is rewritten, or what it cuts stays."""
+    """What remains where the code does not follow a plan: a number that explains it is rewritten, or the part stays."""
     if not session.numbers.find(structure, blamed):
         for blame in narrowed(session, structure, plan, blamed):
             session.space.freeze(structure.whole_groups(blame.labels), blame.reason, blame.op)
