@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,7 @@ import infoprune
 from infoprune.errors import CheckpointError, ConfigurationError
 from tests.tiny import TinyModule, TinyNet, averaging, images, loader, pruning, same, sgd, trainer, widths
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:

@@ -19,13 +19,7 @@ from infoprune.criteria import L1
 from infoprune.errors import ConfigurationError, SurgeryError, TraceError
 from tests.tiny import Sound, TinyModule, TinyNet, averaging, images, loader, pruning, same, trainer, widths
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # -- the ordinary course of things ------------------------------------------------------------------------------------

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-import torch
 
 from infoprune import FilterPruning
 from tests.alive import alive, resident
 from tests.tiny import TinyModule, TinyNet, loader, pruning, trainer
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_fifty_events() -> None:
