@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 
 from infoprune.callbacks.time_slice import CHECKPOINT
@@ -151,6 +152,8 @@ def reproduce(
     (folder / MADE_BY).write_text(made_by(row, control, weights, extra) + "\n", encoding="utf-8")
     if infoprune(words):
         raise SystemExit(2)
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()  # the first process writes the record
     return is_done(folder)
 
 

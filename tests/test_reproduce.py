@@ -327,6 +327,7 @@ def test_imagenet_runs_on_two_processes_and_resumes(row: str, left: int, tmp_pat
         assert done.returncode == 0, done.stderr[-3000:]
         assert (folder / "checkpoints" / "slice.ckpt").is_file()
         assert reproduce.is_done(folder) == (not slices)
+        assert done.stdout.count("not done;") == (2 if slices else 0), "both processes know"
     record = RunRecord.load(folder / "record.json")
     assert record.after.params == left
     assert [entry["epoch"] for entry in record.history] == [0, 1]
