@@ -205,6 +205,7 @@ class _Rehearsal(Tracer):
     def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rule, name = operator.rule, operator.name
         tensors = tensors_in(args, kwargs)
+        blamed_slice = self._pass_over_slice(name, tensors)
         record = self._expected[self._next] if self._next < len(self._expected) else None
         try:
             result = execute(operator, args, kwargs, tensors)
@@ -213,7 +214,8 @@ class _Rehearsal(Tracer):
             if not self._aligned or record is None or record.name != name or not record.outputs:
                 raise
             self._next += 1
-            self._blame(record, tensors, "its size is fixed in the model's code")
+            if not blamed_slice:
+                self._blame(record, tensors, "its size is fixed in the model's code")
             return self._as_expected(record, tensors)
         outs = tensors_in((result,))
         if not tensors and not holds_anything(outs):
@@ -239,6 +241,22 @@ class _Rehearsal(Tracer):
         if record.name.endswith("_") or "size" not in reason:
             return result
         return self._as_expected(record, tensors)
+
+    def _pass_over_slice(self, name: str, tensors: Sequence[Tensor]) -> bool:
+        """PyTorch before 2.7 runs nothing where a slice takes all there is; True if that should have been less."""
+        if not self._aligned or self._next + 1 >= len(self._expected):
+            return False
+        record, following = self._expected[self._next], self._expected[self._next + 1]
+        if record.name != "aten.slice" or _same_operator(record, name) or not _same_operator(following, name):
+            return False
+        self._next += 1
+        output = record.outputs[0]
+        kept = zip(output.shape, self._kept_axes(output), strict=True)
+        wanted = tuple(size if axis is None else len(axis) for size, axis in kept)
+        if any(tensor.shape == wanted for tensor in tensors):
+            return False
+        self._blame(record, tensors, "its size is fixed in the model's code")
+        return True
 
     def _align(self, name: str, outs: Sequence[Tensor]) -> OpRecord | None:
         """The original's operator that this one repeats, if it does.
