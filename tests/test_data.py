@@ -402,3 +402,15 @@ class TestImageFolder:
         (tmp_path / "train" / "emu").rename(tmp_path / "train" / "yak")
         with pytest.raises(DataError, match="val has class 'emu'"):
             ImageFolderDataModule(tmp_path).setup()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_batches_are_slices_of_images_that_are_there() -> None:
+    here, there = DigitsDataModule(seed=1), DigitsDataModule(seed=1)
+    there.trainer = L.Trainer(accelerator="gpu", devices=1, logger=False, enable_progress_bar=False)
+    for data in (here, there):
+        data.setup()
+    pairs = list(zip(here.train_dataloader(), there.train_dataloader(), strict=True))
+    assert all(b[0].is_cuda and b[1].is_cuda for _, b in pairs)
+    assert all(torch.equal(a[0], b[0].cpu()) and torch.equal(a[2], b[2].cpu()) for a, b in pairs)
+    assert there.train_dataloader().data.images is there.train_dataloader().data.images  # copied once

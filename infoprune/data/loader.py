@@ -25,7 +25,12 @@ class ImageSet(NamedTuple):
 
     def subset(self, index: Tensor) -> ImageSet:
         """The images at ``index``."""
+        index = index.to(self.images.device)
         return ImageSet(self.images[index], self.labels[index])
+
+    def to(self, device: torch.device) -> ImageSet:
+        """The images and labels on a device."""
+        return ImageSet(self.images.to(device), self.labels.to(device))
 
 
 class EpochBatches:
