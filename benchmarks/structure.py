@@ -5,9 +5,9 @@
 
 A call is: find the structure, score by L1, choose half of every group, shrink. Torch-Pruning does the same with
 `MagnitudeImportance(p=1)` at a ratio of 0.5, the classifier's outputs kept. The floor is copying the surviving weights
-once. Each call gets a fresh copy of the model; the two take turns, and the median counts. The error is that of
-`benchmarks/results/coverage.md`: outputs of a model that lost half of every group at random against the masked
-original's, in float64.
+once. Each call gets a fresh copy of the model; the two take turns, and the median counts. Times are processor time of
+one thread, in which other programs on the machine show less. The error is that of `benchmarks/results/coverage.md`:
+outputs of a model that lost half of every group at random against the masked original's, in float64.
 """
 
 from __future__ import annotations
@@ -62,25 +62,25 @@ def seconds(call: Callable[[nn.Module, Tensor], None], model: nn.Module, x: Tens
     """Time one call on a copy of a model."""
     fresh = copy.deepcopy(model)
     gc.collect()
-    start = time.perf_counter()
+    start = time.process_time()
     call(fresh, x)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def floor(shrunk: nn.Module) -> float:
     """Time to copy what survives once."""
-    start = time.perf_counter()
+    start = time.process_time()
     for tensor in shrunk.state_dict().values():
         tensor.clone()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def surgery(model: nn.Module, plan: infoprune.PruningPlan) -> float:
     """Time of the cut alone."""
     fresh = copy.deepcopy(model)
-    start = time.perf_counter()
+    start = time.process_time()
     infoprune.shrink(fresh, plan)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def memory(key: str) -> float:
@@ -157,9 +157,9 @@ def row(name: str) -> dict[str, Any]:
     tracing = []
     for _ in range(REPEATS):
         mine.append(seconds(ours, model, x))
-        start = time.perf_counter()
+        start = time.process_time()
         infoprune.trace(model, x)
-        tracing.append(time.perf_counter() - start)
+        tracing.append(time.process_time() - start)
         if not reason:
             peer, reason = limited(lambda: seconds(theirs, model, x))
             peers += [] if peer is None else [peer]
@@ -219,6 +219,7 @@ def scaling(rows: list[dict[str, Any]]) -> list[str]:
 def main(names: list[str]) -> None:
     """Measure, print rows as they come, and write the table when all classifiers were run."""
     warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
     rows = []
     print(HEADER, flush=True)
     for name in names or zoo.names("classification"):
