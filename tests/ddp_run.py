@@ -8,8 +8,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import DataLoader, DistributedSampler
 
 from infoprune.callbacks import Distillation
@@ -26,6 +29,44 @@ class StillNorm(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         pl_module.net.norm.eval()
+
+
+class GlooSyncBatchNorm(torch.nn.BatchNorm2d):
+    """What SyncBatchNorm does, which DDP refuses on a CPU: statistics of the batches of all processes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        processes = torch.distributed.get_world_size()
+        count = processes * x.numel() // x.shape[1]
+        mean = all_reduce(x.mean((0, 2, 3))) / processes
+        centred = x - mean[:, None, None]
+        var = all_reduce(centred.square().mean((0, 2, 3))) / processes
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        scale = self.weight / (var + self.eps).sqrt()
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+class Synchronised(LayerSync):
+    """`Trainer(sync_batchnorm=True)` for a CPU; nothing where there is one process."""
+
+    def apply(self, model: torch.nn.Module) -> torch.nn.Module:
+        model.net.norm = self._exchanged(model.net.norm, GlooSyncBatchNorm)
+        return model
+
+    def revert(self, model: torch.nn.Module) -> torch.nn.Module:
+        model.net.norm = self._exchanged(model.net.norm, torch.nn.BatchNorm2d)
+        return model
+
+    def _exchanged(self, norm: torch.nn.Module, kind: type[torch.nn.Module]) -> torch.nn.Module:
+        other = kind(norm.num_features, dtype=norm.weight.dtype)
+        other.weight, other.bias = norm.weight, norm.bias
+        for name, buffer in norm.named_buffers():
+            setattr(other, name, buffer)
+        return other.train(norm.training)
 
 
 class Holder(pl.Callback):
@@ -83,6 +124,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "accumulate": {"options": {"accumulate_grad_batches": 2, **DOUBLE}, "callbacks": (Holder,)},
     "unused": {"strategy": {"find_unused_parameters": True}, "module": PartlyUnused, "options": DOUBLE},
     "static": {"strategy": {"static_graph": True, "gradient_as_bucket_view": True}, "options": DOUBLE},
+    "synchronised": {"norms": Synchronised, "optimizer": adamw, "options": DOUBLE},
     "noisy": {"criterion": Noisy, "optimizer": adamw},
     "distilled": {"callbacks": (Distillation,), "options": DOUBLE},
     **({"ema": {"ema": True}} if hasattr(pl.callbacks, "EMAWeightAveraging") else {}),  # since Lightning 2.6
@@ -97,7 +139,8 @@ def run(scenario: str, folder: Path, processes: int, ckpt_path: Path | None = No
     module = spec.get("module", TinyModule)(spec.get("optimizer", sgd))
     cut = pruning((1, 2), criterion=spec.get("criterion", L1)())
     gradients = Gradients()
-    callbacks = [StillNorm(), *(make() for make in spec.get("callbacks", ())), cut, Sound(), gradients]
+    still = () if "norms" in spec else (StillNorm(),)
+    callbacks = [*still, *(make() for make in spec.get("callbacks", ())), cut, Sound(), gradients]
     if spec.get("ema"):
         callbacks.insert(0, pl.callbacks.EMAWeightAveraging(decay=0.5))
     if ckpt_path is None:
@@ -105,6 +148,7 @@ def run(scenario: str, folder: Path, processes: int, ckpt_path: Path | None = No
     if processes > 1:
         process_group = {"process_group_backend": "gloo", **spec.get("strategy", {})}
         parallel = {"strategy": DDPStrategy(**process_group), "devices": processes, "use_distributed_sampler": False}
+        parallel["plugins"] = [spec["norms"]()] if "norms" in spec else None
     else:
         parallel = {"devices": 1}
     fit = trainer(*callbacks, enable_checkpointing=True, **parallel, **spec.get("options", {}))
