@@ -326,6 +326,9 @@ class TraceSession:
             PruningPlan(shapes=structure.shapes), {n: tuple(e.tensor.shape) for n, e in session.owned.items()}
         )
         session.space = structure.space
+        session.labels = {name: [] for name in session.owned}
+        for slot, labels in zip(structure.space.slots, structure.space.whole.values(), strict=True):
+            session.labels[slot.tensor].append(labels)  # the very arrays that the records hold
         passes = structure.passes
         session.on_shapes, session.passes, session._zero_pass = passes.on_shapes, passes.passes, passes.zero_pass
         return session
