@@ -53,12 +53,6 @@ _IN_PLACE = (
 """Operators that return their first operand."""
 
 
-def on_shapes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The result of an operator on meta tensors, or NotImplemented where PyTorch is to say."""
-    kernel = kernel_of(func)
-    return NotImplemented if kernel is None else kernel(args, kwargs)
-
-
 def kernel_of(func: Callable[..., Any]) -> Kernel | None:
     """What runs an operator on shapes alone, if that is not left to PyTorch anyway."""
     if func is _aten.cat.default:
