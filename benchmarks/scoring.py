@@ -36,11 +36,9 @@ from benchmarks.machine import describe
 from benchmarks.subject import CALIBRATION_IMAGES, FROZEN, Subject
 from infoprune.criteria import CHIP, HRank, Shapley, get_criterion
 from infoprune.criteria.activations import stream_activations
-from infoprune.criteria.channel_game import BatchGame, ChannelGame
 from infoprune.criteria.concentration import Concentration
 from infoprune.criteria.criterion import scored_layers
 from infoprune.criteria.feature_rank import feature_ranks
-from infoprune.structure import Structure
 
 RESULTS = Path(__file__).parent / "results" / "scoring.md"
 OWN_IMAGES = 16
@@ -53,6 +51,8 @@ SMALL = f"layer2.4.conv1{SHORT}"
 """A layer that is cut to so few channels that the exact values can be had."""
 PERMUTATIONS = 5
 """Of the plain sampler, as in TorchPruner."""
+RUNS = 6
+"""Of ours, with different seeds: their scatter is the error, their mean the long run."""
 
 
 def seconds(work: Callable[[], Any], runs: int = 1) -> float:
@@ -179,37 +179,33 @@ def game(subject: Subject, layer: str) -> Iterator[str]:
     name = layer.removesuffix(SHORT)
     model = small(subject) if few else subject.model
     data = next(iter(subject.data.calibration_batches(GAME_IMAGES, batch_size=GAME_IMAGES)))
-    structure = infoprune.trace(model, torch.zeros(1, 3, 32, 32), frozen=FROZEN)
-    n, how = structure.group(name).size, Shapley()
-    rounds = torch.stack(
-        [how.sample(batch_game(model, structure, name, data), r << 16, 0) for r in range(2 if few else 5)]
-    )
-    exact = (
-        Shapley(estimator="exact").sample(batch_game(model, structure, name, data), 0, 0)[None] if few else rounds[2:]
-    )
-    reference = exact.mean(dim=(0, 1))
+    others = [group.name for group in subject.structure.prunable if group.name != name]
+    structure = infoprune.trace(model, torch.zeros(1, 3, 32, 32), frozen=[*FROZEN, *others])
+    n = structure.group(name).size
+
+    def scores(seed: int, estimator: str = "antithetic") -> Tensor:
+        return Shapley(estimator=estimator, seed=seed, images=GAME_IMAGES)(model, structure, [data])[name]
+
+    runs = torch.stack([scores(seed) for seed in range(RUNS)])
+    reference = scores(0, "exact") if few else runs.mean(dim=0)
+    # Against their own mean, runs look better than they are.
+    own = _error(runs, reference) * (1 if few else (RUNS / (RUNS - 1)) ** 0.5)
     suffix, generator = Suffix(model, name, *data), torch.Generator().manual_seed(0)
-    runs = [plain_permutation(suffix, n, generator) for _ in range(PERMUTATIONS)]
+    plain = torch.stack([plain_permutation(suffix, n, generator) for _ in range(PERMUTATIONS)])
 
     # Permutations are independent: the error falls with the square root of their number.
-    single = _error(torch.stack(runs), reference)
-    own = _error(rounds[:2].mean(dim=1), reference)
+    single = _error(plain, reference)
     needed = (single / own) ** 2
-    ours = seconds(lambda: how.sample(batch_game(model, structure, name, data), 7 << 16, 0))
+    evaluations = needed * n / (Shapley().pilot + Shapley().evaluations(n))
+    ours = seconds(lambda: scores(RUNS))
     front = seconds(lambda: Suffix(model, name, *data))
     behind = front + needed * seconds(lambda: plain_permutation(suffix, n, generator))
     whole = needed * n * seconds(lambda: model(data[0]), runs=3)
     yield (
-        f"| `{name}`, {n} | {'exact values' if few else 'a long run'} | {single / PERMUTATIONS**0.5:.2f} | {own:.2f} | "
-        f"{needed:.0f} | {needed / 2:.0f}x | {ours:.1f} s | {behind:.0f} s, {behind / ours:.0f}x | {whole:.0f} s, "
-        f"{whole / ours:.0f}x |"
+        f"| `{name}`, {n} | {'exact values' if few else 'a long run'} | {single / PERMUTATIONS**0.5:.2f} | {own:.3f} | "
+        f"{needed:.0f} | {evaluations:.1f}x | {ours:.1f} s | {behind:.0f} s, {behind / ours:.1f}x | {whole:.0f} s, "
+        f"{whole / ours:.1f}x |"
     )
-
-
-def batch_game(model: nn.Module, structure: Structure, layer: str, data: tuple[Tensor, Tensor]) -> BatchGame:
-    """The game of a layer on a batch, with the pass that records what lies in front of it."""
-    how = Shapley()
-    return ChannelGame(model, structure, structure.group(layer), how.payoff, how.label).on(*data, len(data[0]))
 
 
 def _error(estimates: Tensor, reference: Tensor) -> float:
@@ -242,11 +238,12 @@ Agreement on these {own} images: the largest relative difference of the scores.
 
 Layers of the same network, {games} images, probability of the true class. *Plain*: permutations that all images share,
 with the whole network run for each coalition (its time is that of as many forward passes), or only what lies behind
-the layer. *Ours*: an antithetic pair of permutations for each image; at most one batch is in memory, as many coalitions
-at a time as it has images. Error: root mean square over the standard deviation of the values; against the exact values
-where the layer was cut to {small} channels first, else against three further rounds of ours. The plain sampler's is
-measured on {permutations} permutations and falls with the square root of their number; *needed* are those that bring it
-to our error, and the times are theirs, the pass through what lies in front of the layer included.
+the layer. *Ours*: one round as it comes, the pilot included: antithetic pairs of permutations, more of them for images
+on which coalitions matter; at most one batch is in memory, as many coalitions at a time as it has images. Error: root
+mean square over the standard deviation of the values; against the exact values where the layer was cut to {small}
+channels first, else against the mean of {runs} runs of ours. The plain sampler's is measured on {permutations}
+permutations and falls with the square root of their number; *needed* are those that bring it to our error, the times
+theirs, with the pass through what lies in front of the layer.
 
 | layer, channels | against | error: {permutations} plain | ours | needed | evaluations | ours | behind the layer \
 | whole network |
@@ -266,6 +263,7 @@ def text(found: dict[str, list[str]]) -> str:
         maps=lines["maps"],
         games=GAME_IMAGES,
         permutations=PERMUTATIONS,
+        runs=RUNS,
         small=SMALL_CHANNELS,
         shapley="\n".join(lines[name] for name in SECTIONS if name.startswith("layer")),
     )

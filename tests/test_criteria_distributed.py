@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import infoprune
-from infoprune.criteria import get_criterion
+from infoprune.criteria import Shapley, get_criterion
 from infoprune.criteria.concentration import Concentration
 from infoprune.criteria.feature_guided import guide_capacity
+from infoprune.criteria.partial import PartialScores
 from infoprune.errors import DataError
+from tests.test_criteria_importance import sure_network
 
 CRITERIA: list[dict[str, Any]] = [
     {"name": "hrank"},
@@ -50,7 +54,35 @@ def scored() -> dict[str, Tensor]:
             found[f"{how} {name}"] = torch.tensor([value.rank, value.entropy])
     for name, entropies in guide_capacity(net, structure, data).entropies.items():
         found[f"guide {name}"] = entropies
+    net, data = sure_network()
+    structure = infoprune.trace(net, torch.zeros(1, 3, 4, 4))
+    for images in (64, 37):
+        found[f"important images of {images}"] = Shapley(images=images)(net, structure, data)["0"]
     return found
+
+
+def going_on_apart(rank: int, folder: str) -> str:
+    """Both processes are interrupted after the second batch, and process 1 loses what it knew."""
+    net, data = sure_network()
+    structure = infoprune.trace(net, torch.zeros(1, 3, 4, 4))
+    shapley = Shapley(partial_file=f"{folder}/partial.pt")
+    save = PartialScores.save
+    with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(PartialScores, "save", lambda scores, batches: interrupted(save, scores, batches))
+        shapley(net, structure, data)
+    if rank == 1:
+        Path(f"{shapley.partial_file}.1").unlink()
+    try:
+        shapley(net, structure, data)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def interrupted(save: Callable[[PartialScores, int], None], scores: PartialScores, batches: int) -> None:
+    save(scores, batches)
+    if batches == 2:
+        raise KeyboardInterrupt
 
 
 def failing(rank: int) -> str:
@@ -70,7 +102,8 @@ def failing(rank: int) -> str:
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save({"scores": scored(), "failure": failing(rank)}, f"{folder}/{rank}.pt")
+    found = {"scores": scored(), "failure": failing(rank), "apart": going_on_apart(rank, folder)}
+    torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -100,3 +133,16 @@ def test_more_processes_than_images_is_said(monkeypatch: pytest.MonkeyPatch):
     structure = infoprune.trace(net, torch.zeros(1, 3, 8, 8))
     with pytest.raises(DataError, match="2 calibration images do not suffice for 3 processes"):
         get_criterion("hrank")(net, structure, [torch.randn(2, 3, 8, 8)])
+
+
+def test_processes_that_would_go_on_from_different_batches_are_refused(two_processes: list[dict[str, Any]]):
+    for result in two_processes:
+        assert "CheckpointError" in result["apart"]
+        assert "are not of one batch; delete them" in result["apart"]
+
+
+def test_important_images_were_told_from_the_others():
+    found = scored()
+    net, data = sure_network()
+    structure = infoprune.trace(net, torch.zeros(1, 3, 4, 4))
+    assert not torch.allclose(found["important images of 64"], Shapley(pilot=0)(net, structure, data)["0"])

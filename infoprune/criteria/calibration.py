@@ -68,7 +68,8 @@ def batches(model: nn.Module, data: Iterable[Any], images: int | None, owner: st
         if len(mine) == size:
             yield *on_device(device, (inputs, targets)), size
         elif mine:
-            yield *on_device(device, _rows((inputs, targets), size, mine)), len(mine)
+            part = slice(mine.start, mine.stop, mine.step)
+            yield *on_device(device, rows_of((inputs, targets), size, part)), len(mine)
         else:
             yield None, None, 0
         if seen == images:
@@ -79,10 +80,9 @@ def batches(model: nn.Module, data: Iterable[Any], images: int | None, owner: st
         raise DataError(f"{owner}: {seen} calibration images do not suffice for {world_size()} processes; give more")
 
 
-def _rows(tree: Any, size: int, rows: range) -> Any:
-    """Some rows of every tensor that has one row for each image."""
-    part = slice(rows.start, rows.stop, rows.step)
-    return tree_map(lambda leaf: leaf[part] if isinstance(leaf, Tensor) and leaf.shape[:1] == (size,) else leaf, tree)
+def rows_of(tree: Any, size: int, rows: slice | Tensor) -> Any:
+    """Some rows of every tensor that has one row for each of ``size`` images."""
+    return tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) and leaf.shape[:1] == (size,) else leaf, tree)
 
 
 def on_device(device: torch.device, tree: Any) -> Any:

@@ -125,8 +125,8 @@ class Tally:
         count: (players,) samples seen.
         total: (players,) their sum.
         squares: (players,) sum of their squares.
-        low: Smallest sample.
-        high: Largest sample.
+        low: Smallest that a sample can be: what payoffs in [0, 1] allow, or the smallest seen.
+        high: Largest, likewise.
     """
 
     count: Tensor
@@ -141,15 +141,13 @@ class Tally:
         count, total, squares = torch.zeros(3, players, dtype=torch.float64)
         return cls(count, total, squares)
 
-    def add(self, samples: Tensor) -> None:
-        """Add (n, players) samples; NaN is no sample."""
-        if not len(samples):
-            return
+    def add(self, samples: Tensor, bound: float = 1.0) -> None:
+        """Add (n, players) samples, which are at most ``bound`` where payoffs lie in [0, 1]; NaN is no sample."""
         self.count += samples.isfinite().sum(dim=0)
         self.total += samples.nansum(dim=0)
         self.squares += samples.square().nansum(dim=0)
-        self.low = min(self.low, samples.nan_to_num().min().item())
-        self.high = max(self.high, samples.nan_to_num().max().item())
+        self.low = min(self.low, -bound, samples.nan_to_num().min().item())
+        self.high = max(self.high, bound, samples.nan_to_num().max().item())
 
     @property
     def mean(self) -> Tensor:
@@ -160,8 +158,8 @@ class Tally:
         """Empirical-Bernstein half-widths: all means are within theirs with this probability.
 
         The bound of Maurer & Pontil, "Empirical Bernstein Bounds and Sample Variance Penalization", COLT 2009, with a
-        union bound over the players. The range of the samples is taken from the samples, at least [-1, 1], which is
-        exact for payoffs in [0, 1].
+        union bound over the players. The range is that of payoffs in [0, 1]; for others it is at least that of the
+        samples seen, so that the intervals are approximate.
 
         Returns:
             (players,); infinite below two samples.
@@ -169,7 +167,7 @@ class Tally:
         log = math.log(2 * len(self.count) / (1 - confidence))
         n = self.count
         variance = ((self.squares - self.total.square() / n) / (n - 1)).clamp(min=0)
-        width = max(1.0, self.high) - min(-1.0, self.low)
+        width = self.high - self.low
         result = (2 * variance * log / n).sqrt() + 7 * width * log / (3 * (n - 1))
         return torch.where(n > 1, result, torch.full_like(result, float("inf")))
 

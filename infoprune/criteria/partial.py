@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from infoprune.criteria.coalitions import Tally
 from infoprune.criteria.distributed import process, world_size
@@ -21,21 +21,30 @@ if TYPE_CHECKING:
 
 
 class PartialScores:
-    """The tallies of a scoring run and how many batches they have seen; primitives and tensors only.
+    """What a scoring run knows so far and how many batches it has played; primitives and tensors only.
 
     Args:
         path: Where to keep them (on several processes each has a file of its own), or None to keep nothing.
         criterion: Whose options have to be the same for a run to go on.
         model: Whose weights have to be the same.
         tallies: What to keep and to fill in.
+        spreads: The pilot's findings on each batch, also kept and filled in.
 
     Raises:
         CheckpointError: the folder cannot be written, or the file is damaged or belongs to another run.
     """
 
-    def __init__(self, path: str | None, criterion: Criterion, model: nn.Module, tallies: Mapping[str, Tally]) -> None:
+    def __init__(
+        self,
+        path: str | None,
+        criterion: Criterion,
+        model: nn.Module,
+        tallies: Mapping[str, Tally],
+        spreads: Mapping[str, list[Tensor]],
+    ) -> None:
         self.path = None if path is None else Path(f"{path}.{process()}" if world_size() > 1 else path)
         self.tallies = tallies
+        self.spreads = spreads
         if self.path is None:
             return
         if not self.path.parent.is_dir() or not os.access(self.path.parent, os.W_OK):
@@ -54,7 +63,7 @@ class PartialScores:
             return 0
         try:
             kept = torch.load(self.path, weights_only=True)
-            run, tallies, seen = kept["run"], kept["tallies"], int(kept["batches"])
+            run, tallies, spreads, seen = kept["run"], kept["tallies"], kept["spreads"], int(kept["batches"])
         except (
             OSError,
             KeyError,
@@ -77,6 +86,7 @@ class PartialScores:
         for name, (count, total, squares, low, high) in tallies.items():
             tally = self.tallies[name]
             tally.count, tally.total, tally.squares, tally.low, tally.high = count, total, squares, low, high
+            self.spreads[name][:] = spreads[name]
         return seen
 
     def save(self, batches: int) -> None:
@@ -85,7 +95,8 @@ class PartialScores:
             return
         tallies = {name: [t.count, t.total, t.squares, t.low, t.high] for name, t in self.tallies.items()}
         scratch = self.path.with_name(self.path.name + ".part")
-        torch.save({"run": self.run, "tallies": tallies, "batches": batches}, scratch)
+        kept = {"run": self.run, "tallies": tallies, "spreads": dict(self.spreads), "batches": batches}
+        torch.save(kept, scratch)
         scratch.replace(self.path)
 
     def remove(self) -> None:
