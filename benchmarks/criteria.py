@@ -57,7 +57,7 @@ the same share of its filters, whatever the criterion. Accuracy in per cent on a
 
 `capacity_weighted` is `capacity_independence` with 64 bins and a balance of 0.75, the reading that kept most at 70 % in
 the [sweep](criteria_choices.md) on held-out training images. Criteria that look at data saw {calibration} training
-images. A seed decides about all choices of images, their order and augmentation, and about what the criterion draws;
+images, `shapley` 256. A seed decides about all choices of images, their order and augmentation, and what is drawn;
 means over seeds where there are several, in parentheses the lowest and the highest. A dash: not measured. One standard
 error of an accuracy around 88 % on 10,000 images is 0.3.
 *Scoring* is processor time of one thread.
@@ -78,7 +78,7 @@ CRITERIA: dict[str, dict[str, Any]] = {
     "capacity_independence": {"name": "capacity_independence"},
     "capacity_weighted": {"name": "capacity_independence", "bins": 64, "balance": 0.75},
     "feature_guided": {"name": "capacity_independence", "capacity": "guided"},
-    "shapley": {"name": "shapley", "images": 512},
+    "shapley": {"name": "shapley", "images": 256},
 }
 SETTINGS = {
     "recalibration": RECALIBRATION_IMAGES,

@@ -40,6 +40,7 @@ class ShapleyRun:
     def __init__(self, how: Shapley, model: nn.Module, structure: Structure, groups: Sequence[ChannelGroup]) -> None:
         self.how = how
         self.model = model
+        self.images, self.started = 0, 0.0
         shares = suffix_shares(structure)
         self.groups = [
             _GroupRun(how, model, structure, group, shares[structure.producers(group)[0][0].name]) for group in groups
@@ -47,8 +48,8 @@ class ShapleyRun:
 
     def play(self, data: Iterable[Any]) -> dict[str, Tally]:
         """Group name -> its contributions over all processes, from all rounds or as many as the limits allow."""
-        how, self.started = self.how, time.perf_counter()
-        how.passes = 0.0
+        how = self.how
+        self.started, how.passes = time.perf_counter(), 0.0
         partial = PartialScores(
             how.partial_file,
             how,
@@ -185,8 +186,8 @@ class _GroupRun:
             How many were played.
         """
         stream = f"round {round_}"
-        nobody = torch.tensor([len(self.expected)])
-        offset = self._uniform(stream, nobody, nobody, 1).item()
+        behind_the_last = torch.tensor([len(self.expected)])
+        offset = self._uniform(stream, behind_the_last, 0 * behind_the_last, 1).item()
         turns = importance.copies(self.expected, offset)[batch.positions]
         rows = torch.arange(batch.size).repeat_interleave(turns)
         copy = torch.arange(len(rows)) - (turns.cumsum(0) - turns)[rows]
