@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from torch import nn
@@ -22,6 +22,10 @@ from infoprune.structure.rules.contraction import HEAD_WIDTH
 if TYPE_CHECKING:
     from infoprune.structure.rehearse import Blame
     from infoprune.structure.trace import TraceSession
+
+
+Splits: TypeAlias = dict[str, dict[int, set[int]]]
+"""For modules, by name: numbers of parts that a dimension is split into, and for each the widths of these parts."""
 
 
 @dataclass
@@ -54,28 +58,30 @@ class Numbers:
     def find(self, structure: Structure, blamed: Sequence[Blame]) -> bool:
         """Look for numbers that explain what is in a cut's way; False if there is none that was not tried before."""
         modules = list(dict.fromkeys(blame.module for blame in blamed))
-        if self._split_into_heads(structure, modules):
+        if self._split_into_heads(modules):
             return True
         tied = [self._tie_inputs(structure, module) for module in modules]
         if any(tied):
             return True
         return self._take_written(structure, blamed)
 
-    def find_frozen_heads(self, structure: Structure) -> bool:
+    def find_frozen_heads(self) -> bool:
         """Let modules lose whole heads where the width of a head has to stay."""
         frozen = [f.op for f in self._session.space.freezes if f.reason == HEAD_WIDTH]
-        return self._split_into_heads(structure, [structure.records[op].module for op in frozen])
+        records = self._session.records
+        return self._split_into_heads([records[op].module for op in frozen])
 
     # -- heads --------------------------------------------------------------------------------------------------------
 
-    def _split_into_heads(self, structure: Structure, modules: Iterable[str]) -> bool:
+    def _split_into_heads(self, modules: Iterable[str]) -> bool:
         """Let modules, and all of their classes, lose whole heads; the model runs again for that."""
         before = len(self._heads)
+        splits = self._splits()
         for module in modules:
-            attribute = None if module in self._seen else self._head_count(structure, module)
+            attribute = None if module in self._seen else self._head_count(module, splits)
             for like in self._likes(module) if attribute else ():
                 count = self._integers(like).get(str(attribute), 0)
-                widths = self._splits(structure, like).get(count)
+                widths = splits.get(like, {}).get(count)
                 if like not in self._seen and widths:
                     self._heads[like] = Heads(str(attribute), count)
                     # Where q, k and v are as many as the heads, the finest split is the one into heads.
@@ -87,19 +93,19 @@ class Numbers:
         self._session.run_again()
         return True
 
-    def _head_count(self, structure: Structure, module: str) -> str | None:
+    def _head_count(self, module: str, splits: Splits) -> str | None:
         """The attribute that says into how many parts the module splits a dimension, if there is one alone."""
-        splits = self._splits(structure, module)
-        names = [name for name, value in self._integers(module).items() if value in splits]
+        counts = splits.get(module, {})
+        names = [name for name, value in self._integers(module).items() if value in counts]
         return names[0] if len(names) == 1 else None
 
-    def _splits(self, structure: Structure, module: str) -> dict[int, set[int]]:
-        """Into how many parts, of more than one index each, the module's code splits dimensions, and their widths."""
-        found: dict[int, set[int]] = {}
-        for splits in (record.splits for record in structure.records if record.module == module):
-            for *counts, width in splits:
+    def _splits(self) -> Splits:
+        """By module: into how many parts, of more than one index each, its code splits dimensions; their widths."""
+        found: Splits = {}
+        for record in self._session.records:
+            for *counts, width in record.splits:
                 for count in counts:
-                    found.setdefault(count, set()).add(width)
+                    found.setdefault(record.module, {}).setdefault(count, set()).add(width)
         return found
 
     def _tie_inputs(self, structure: Structure, module: str) -> bool:

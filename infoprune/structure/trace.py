@@ -16,6 +16,7 @@ from infoprune.structure.flow import Flow, get_flow
 from infoprune.structure.groups import Passes, Structure
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.numbers import Numbers
+from infoprune.structure.op import OpRecord
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.rehearse import Blame, narrowed, rehearse
 from infoprune.structure.tensors import OwnedTensor, attributes_restored, on_meta, owned_tensors, swapped
@@ -68,8 +69,8 @@ def labelled(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = (
     session.freeze_patterns(frozen)
     session.freeze_modules()
     session.run()
-    structure = session.structure()
-    return session, session.structure() if session.numbers.find_frozen_heads(structure) else structure
+    session.numbers.find_frozen_heads()
+    return session, session.structure()
 
 
 def rehearsed(session: TraceSession, structure: Structure) -> Structure:
@@ -301,7 +302,6 @@ class TraceSession:
         batch = tensor.shape[0] if tensor is not None and tensor.dim() > 1 else 1
         shapes = {name: tuple(entry.tensor.shape) for name, entry in self.owned.items()}
         parameters = [name for name, entry in self.owned.items() if entry.is_parameter]
-        records = [record for tracer in self._tracers() for record in tracer.records]
         # Only the eval pass is counted; train mode's own layers (auxiliary heads) still make channels.
         counted, *others = (tracer.contractions for _, tracer in self.passes)
         uncounted = [contraction for other in others for contraction in other]
@@ -309,7 +309,7 @@ class TraceSession:
             self.space,
             shapes,
             parameters,
-            records,
+            self.records,
             counted,
             uncounted,
             max(batch, 1),
@@ -332,6 +332,11 @@ class TraceSession:
         passes = structure.passes
         session.on_shapes, session.passes, session._zero_pass = passes.on_shapes, passes.passes, passes.zero_pass
         return session
+
+    @property
+    def records(self) -> list[OpRecord]:
+        """The operators of all passes, in the order of their numbers."""
+        return [record for tracer in self._tracers() for record in tracer.records]
 
     def _tracers(self) -> list[Tracer]:
         """The tracers of all passes, in the order of their operators' numbers."""
