@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from operator import itemgetter
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from infoprune.cost import Cost
 from infoprune.errors import ConfigurationError, PlanError, nearest
 from infoprune.structure.explain import explain
 from infoprune.structure.flow import Axis
-from infoprune.structure.labels import Labels, LabelSpace, Slot
+from infoprune.structure.labels import Labels, LabelSpace, Slot, ranges
 from infoprune.structure.op import Contraction, OpRecord
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.tracer import Tracer
@@ -122,6 +123,8 @@ class Structure:
         self.space = space
         self.attributes = tuple(attributes)
         self.component = space.components()
+        self._alike = space.alike()
+        self._distinct = space.distinct()
         self._slots = {(slot.tensor, slot.dim): slot for slot in space.slots}
         self._starts = np.array([slot.start for slot in space.slots], dtype=np.int64)
         self._parameters = list(parameters)
@@ -135,38 +138,56 @@ class Structure:
     # -- groups -------------------------------------------------------------------------------------------------------
 
     def _group(self) -> None:
+        """Sort the units into groups: those that lie in the same slots in the same number, for the same reason."""
         frozen, reasons = self._frozen_components()
-        ends = self.space.slots_end()
-        roots = self.component[:ends]
-        slot_of = np.repeat(np.arange(len(self.space.slots)), [slot.size for slot in self.space.slots])
-        signature = self.space.signatures(self.component)
-        signature ^= _random_bits(len(reasons) + 2)[frozen]
+        _, labels = self._distinct
+        units = labels[(self.component[labels] == labels) & (frozen[labels] >= 0)]  # each by its smallest label
+        signature = self.space.signatures(self.component)[units] ^ _random_bits(len(reasons) + 2)[frozen[units]]
+        starts, lengths = _runs(signature)  # far fewer than units
+        _, example, number = np.unique(signature[starts], return_index=True, return_inverse=True)
+        order = np.argsort(number, kind="stable")
+        sizes = np.bincount(number, weights=lengths).astype(np.int64)
+        place = np.empty_like(units)  # of a unit in its group
+        place[ranges(starts[order], lengths[order])] = ranges(np.zeros_like(sizes), sizes)
+        group = np.repeat(number, lengths)
 
-        unit_roots = np.flatnonzero((roots == np.arange(ends)) & (frozen[:ends] >= 0))
-        _, first, group_of_unit = np.unique(signature[unit_roots], return_index=True, return_inverse=True)
-        group_of_root = np.full(self.space.size, -1, dtype=np.int64)
-        unit_of_root = np.full(self.space.size, -1, dtype=np.int64)
-        group_of_root[unit_roots] = group_of_unit
-        by_group = np.argsort(group_of_unit, kind="stable")
-        sizes = np.bincount(group_of_unit, minlength=len(first))
-        starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
-        unit_of_root[unit_roots[by_group]] = np.arange(len(by_group)) - starts
-
-        labels = np.flatnonzero(group_of_root[roots] >= 0)
-        labels = labels[np.argsort(group_of_root[roots[labels]], kind="stable")]
-        group, slot, unit = group_of_root[roots[labels]], slot_of[labels], unit_of_root[roots[labels]]
-        cuts = np.flatnonzero((group[1:] != group[:-1]) | (slot[1:] != slot[:-1])) + 1
-        index = labels - self._starts[slot]
-        slots: dict[int, list[GroupSlot]] = {g: [] for g in range(len(first))}
-        for a, b in pairwise([0, *cuts.tolist(), len(labels)] if len(labels) else ()):
-            where = self.space.slots[slot[a]]
-            slots[int(group[a])].append(GroupSlot(where.tensor, where.dim, index[a:b], unit[a:b]))
-        reason_of = [frozen[unit_roots[f]] for f in first]
-        self._finish_groups(slots, [None if r == 0 else reasons[r - 1] for r in reason_of], group_of_root)
+        slots = self._slots_of(units, group, place)
+        reason_of = [reasons[r - 1] if r else None for r in frozen[units[starts[example]]].tolist()]
+        group = self._finish_groups(slots, sizes.tolist(), reason_of)[group]
+        self.group_of_root = np.full(self.space.size, -1, dtype=np.int64)
+        self.group_of_root[units] = group
         # All units of all groups in one row; what is no channel stands behind the last.
-        self._first_unit = np.cumsum([0, *(group.size for group in self.groups)])
-        place = self._first_unit[self.group_of_root] + unit_of_root
-        self._unit_of_root = np.where(self.group_of_root >= 0, place, self._first_unit[-1])
+        self._first_unit = np.cumsum([0, *(g.size for g in self.groups)])
+        self._unit_of_root = np.full(self.space.size, self._first_unit[-1])
+        self._unit_of_root[units] = np.where(group >= 0, self._first_unit[group] + place, self._first_unit[-1])
+
+    def _slots_of(self, units: Labels, group: Labels, place: Labels) -> dict[int, list[GroupSlot]]:
+        """Where each group lies, given the units' smallest labels, their groups and their places in these."""
+        unit_of_root = np.full(self.space.size, -1, dtype=np.int64)
+        unit_of_root[units] = np.arange(len(units))
+        slot, labels = self._distinct
+        unit = unit_of_root[self.component[labels]]
+        slot, labels, unit = slot[unit >= 0], labels[unit >= 0], unit[unit >= 0]
+        # All labels that a group has in a slot stand together; mostly they do already.
+        part = group[unit] * len(self.space.slots) + slot
+        starts, lengths = _runs(part)
+        order = np.argsort(part[starts], kind="stable")
+        together = ranges(starts[order], lengths[order])
+        index, place = (labels - self._starts[slot])[together], place[unit][together]
+        parts, first_run = np.unique(part[starts[order]], return_index=True)
+        begins = (np.cumsum(lengths[order]) - lengths[order])[first_run]
+        likes: dict[int, list[int]] = {}
+        for number, first in enumerate(self._alike.tolist()):
+            likes.setdefault(first, []).append(number)
+        found = []
+        for key, (begin, end) in zip(parts.tolist(), pairwise([*begins.tolist(), len(part)]), strict=True):
+            of_group, first = divmod(key, len(self.space.slots))
+            found += [(of_group, number, index[begin:end], place[begin:end]) for number in likes[first]]
+        slots: dict[int, list[GroupSlot]] = {}
+        for of_group, number, taken, of_unit in sorted(found, key=itemgetter(0, 1)):
+            where = self.space.slots[number]
+            slots.setdefault(of_group, []).append(GroupSlot(where.tensor, where.dim, taken, of_unit))
+        return slots
 
     def _frozen_components(self) -> tuple[Labels, list[str]]:
         """For each component 0 if prunable, the number of its reason from 1, or -1 if it is no channel at all."""
@@ -186,14 +207,14 @@ class Structure:
         return frozen, reasons
 
     def _finish_groups(
-        self, slots: Mapping[int, list[GroupSlot]], reasons: Sequence[str | None], group_of_root: Labels
-    ) -> None:
-        """Name the groups after their layers and put them in forward order."""
+        self, slots: Mapping[int, list[GroupSlot]], sizes: Sequence[int], reasons: Sequence[str | None]
+    ) -> Labels:
+        """Name the groups after their layers and put them in forward order; the new number of each, -1 if dropped."""
         rank = {(layer.weight, layer.dim): i for i, layer in reversed(list(enumerate(self.layers)))}
         entries = []
         for number, members in slots.items():
             makers = [rank[key] for s in members if (key := (s.tensor, s.dim)) in rank]
-            size = int(members[0].unit.max()) + 1
+            size = sizes[number]
             if not makers and size == 1:
                 continue  # a dimension of one that nothing was ever united with is no channel
             reason = reasons[number]
@@ -206,14 +227,14 @@ class Structure:
         entries.sort(key=lambda e: (e[0], e[5] is not None, e[1]))
         taken: dict[str, int] = {}
         groups = []
-        new_number = np.full(len(slots) + 1, -1, dtype=np.int64)
+        new_number = np.full(len(slots), -1, dtype=np.int64)
         for position, (_, number, label, size, where, reason) in enumerate(entries):
             taken[label] = taken.get(label, 0) + 1
             name = label if taken[label] == 1 else f"{label}#{taken[label]}"
             groups.append(ChannelGroup(name, size, where, reason))
             new_number[number] = position
         self.groups = tuple(groups)
-        self.group_of_root = np.where(group_of_root >= 0, new_number[group_of_root], -1)
+        return new_number
 
     @cached_property
     def prunable(self) -> tuple[ChannelGroup, ...]:
@@ -249,7 +270,7 @@ class Structure:
 
     # -- plans --------------------------------------------------------------------------------------------------------
 
-    def plan(self, removed: Mapping[str, Sequence[int]]) -> PruningPlan:
+    def plan(self, removed: Mapping[str, Sequence[int] | Labels]) -> PruningPlan:
         """The plan that removes these units of these groups.
 
         Raises:
@@ -259,23 +280,30 @@ class Structure:
         goes = np.zeros(self._first_unit[-1] + 1, dtype=bool)  # the last stands for labels without a unit
         for name, units in removed.items():
             group = self.group(name)
-            chosen = np.asarray(sorted(units), dtype=np.int64)
+            chosen = np.sort(np.asarray(units if isinstance(units, np.ndarray) else list(units), dtype=np.int64))
             _check_units(group, chosen)
             goes[self._first_unit[self._number[name]] + chosen] = True
-        return self._plan_of(goes[self._unit_of_root[self.component]])
+        return self._plan_of(goes)
 
-    def _plan_of(self, gone: np.ndarray) -> PruningPlan:
+    def _plan_of(self, goes: np.ndarray) -> PruningPlan:
+        """The plan that removes these of all units in their row; its last entry, for what is no channel, is False."""
+        slot, labels = self._distinct
+        gone = goes[self._unit_of_root[self.component[labels]]]
+        slot, labels = slot[gone], labels[gone]
+        indices = labels - self._starts[slot]
+        bounds = np.searchsorted(slot, np.arange(len(self.space.slots) + 1)).tolist()
         cuts: dict[str, dict[int, tuple[int, ...]]] = {}
         once: dict[bytes, tuple[int, ...]] = {}  # what one channel takes of many slots is written down once
-        labels = np.flatnonzero(gone[: self.space.slots_end()])
-        bounds = np.searchsorted(labels, np.append(self._starts, self.space.slots_end()))
-        for number in np.flatnonzero(np.diff(bounds)).tolist():
-            slot = self.space.slots[number]
-            indices = labels[bounds[number] : bounds[number + 1]] - slot.start
-            key = indices.tobytes()
-            if key not in once:
-                once[key] = tuple(indices.tolist())
-            cuts.setdefault(slot.tensor, {})[slot.dim] = once[key]
+        lost: dict[int, tuple[int, ...]] = {}
+        for number, first in enumerate(self._alike.tolist()):
+            begin, end = bounds[first : first + 2]
+            if begin == end:
+                continue
+            if first == number:
+                own = indices[begin:end]
+                lost[first] = once.get(own.tobytes()) or once.setdefault(own.tobytes(), tuple(own.tolist()))
+            where = self.space.slots[number]
+            cuts.setdefault(where.tensor, {})[where.dim] = lost[first]
         kept: dict[str, tuple[int, int]] = {}
         if self.attributes:
             alive = self._alive(labels)
@@ -298,9 +326,11 @@ class Structure:
 
     def part_of(self, plan: PruningPlan, groups: Labels) -> PruningPlan:
         """What a plan cuts from groups given by their numbers."""
-        gone = ~self.alive(plan)[:-1]
-        gone[np.setdiff1d(np.arange(len(gone)), self.labels_of(groups), assume_unique=True)] = False
-        return self._plan_of(gone)
+        goes = np.zeros(self._first_unit[-1] + 1, dtype=bool)
+        goes[self._unit_of_root[self.component[~self.alive(plan)[:-1]]]] = True
+        goes[:-1] &= np.isin(np.repeat(np.arange(len(self.groups)), np.diff(self._first_unit)), groups)
+        goes[-1] = False
+        return self._plan_of(goes)
 
     @property
     def cuts_alike(self) -> bool:
@@ -316,7 +346,7 @@ class Structure:
         first, second = {}, {}
         for group in self.prunable:
             count = int(np.clip(generator.integers(group.size // 4, group.size // 2 + 1), 1, group.size - 1))
-            order = generator.permutation(group.size).tolist()
+            order = generator.permutation(group.size)
             first[group.name], second[group.name] = order[:count], order[count:]
         yield self.plan(first)
         if any(record.by_place for record in self.records):
@@ -477,6 +507,12 @@ def _layers(slots: Sequence[Slot], contractions: Sequence[Contraction]) -> Itera
         if slot.tensor == c.parameter and c.parameter not in seen:
             seen.add(c.parameter)
             yield Layer(layer_name(c.parameter), c.parameter, slot.dim, c.kind)
+
+
+def _runs(values: np.ndarray) -> tuple[Labels, Labels]:
+    """Where runs of equal values start, and how long they are."""
+    starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])[: len(values)])
+    return starts, np.diff(starts, append=len(values))
 
 
 def _random_bits(count: int) -> np.ndarray:

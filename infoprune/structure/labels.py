@@ -75,6 +75,8 @@ class LabelSpace:
         self.head_splits: dict[str, tuple[int, int]] = {}
         """Modules that lose whole parts (attention heads) of the dimensions that they split: how many, and how wide."""
         self.head_labels: dict[str, Labels] = {}
+        self._joined: tuple[Labels, int] | None = None
+        """The components that so many of the unions make."""
 
     def add_slot(self, tensor: str, dim: int, size: int) -> Labels:
         """Give every index of a slot its label."""
@@ -136,16 +138,20 @@ class LabelSpace:
 
     def signatures(self, components: Labels) -> npt.NDArray[np.uint64]:
         """For every component a number that tells how many indices it takes of which slots (up to hash collisions)."""
-        slot_of = np.repeat(np.arange(len(self.slots)), [slot.size for slot in self.slots])
+        alike = self.alike()
+        slot_of, labels = self.distinct()
         bits = np.random.default_rng(1).integers(0, 2**63, size=len(self.slots), dtype=np.uint64)
+        sums = np.zeros_like(bits)
+        np.add.at(sums, alike, bits)
         signature = np.zeros(self.size, dtype=np.uint64)
-        np.add.at(signature, components[: self.slots_end()], bits[slot_of])
+        np.add.at(signature, components[labels], sums[slot_of])
         return signature
 
     def truncate(self, unions: int, freezes: int) -> None:
         """Forget all that was noted behind these numbers of unions and freezes, and all balances."""
         del self.unions[unions:], self.freezes[freezes:]
         self._balances.clear()
+        self._joined = None
 
     def slots_end(self) -> int:
         """Labels below this number belong to slots, the others were made by :meth:`fresh`."""
@@ -153,16 +159,65 @@ class LabelSpace:
 
     def components(self) -> Labels:
         """The smallest label of each label's connected component, as an array over all labels."""
-        if not self.unions:
-            return np.arange(self.size, dtype=np.int64)
-        return connected(
-            np.concatenate([u.a for u in self.unions]), np.concatenate([u.b for u in self.unions]), self.size
-        )
+        if self._joined is None:
+            starts = np.array([slot.start for slot in self.slots], dtype=np.int64)
+            shifts = np.repeat(starts[self.alike()] - starts, [slot.size for slot in self.slots])
+            known = np.arange(self.size, dtype=np.int64)
+            known[: len(shifts)] += shifts
+            unions = [u for u in self.unions if id(u.a) not in self.whole or id(u.b) not in self.whole]
+        else:  # once more, with what has been noted since
+            known, count = self._joined
+            known = np.append(known, np.arange(len(known), self.size))
+            unions = self.unions[count:]
+        if unions:
+            known = joined(known, np.concatenate([u.a for u in unions]), np.concatenate([u.b for u in unions]))
+        self._joined = known, len(self.unions)
+        return known
+
+    def alike(self) -> Labels:
+        """For every slot the first one that it is united with as a whole, index by index; most unions are such."""
+        numbers = {key: number for number, key in enumerate(self.whole)}
+        pairs = ((numbers.get(id(u.a), -1), numbers.get(id(u.b), -1)) for u in self.unions)
+        edges = np.array([pair for pair in pairs if min(pair) >= 0], dtype=np.int64).reshape(-1, 2)
+        return connected(edges[:, 0], edges[:, 1], len(self.slots))
+
+    def distinct(self) -> tuple[Labels, Labels]:
+        """The labels of the slots that are the first of their like, which speak for the others; each label's slot."""
+        alike = self.alike()
+        firsts = np.flatnonzero(alike == np.arange(len(alike)))
+        starts = np.array([self.slots[number].start for number in firsts], dtype=np.int64)
+        sizes = np.array([self.slots[number].size for number in firsts], dtype=np.int64)
+        return np.repeat(firsts, sizes), ranges(starts, sizes)
 
     def slot_ranges(self) -> Iterator[tuple[Slot, slice]]:
         """Every slot with the range of its labels."""
         for slot in self.slots:
             yield slot, slice(slot.start, slot.start + slot.size)
+
+
+def ranges(starts: Labels, sizes: Labels) -> Labels:
+    """Runs of whole numbers, one behind the other.
+
+    >>> ranges(np.array([5, 0]), np.array([3, 2])).tolist()
+    [5, 6, 7, 0, 1]
+    """
+    return np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
+
+
+def joined(component: Labels, a: Labels, b: Labels) -> Labels:
+    """Components, given by their smallest members, once edges ``a[i] - b[i]`` join some of them.
+
+    >>> joined(np.array([0, 0, 2, 3, 3]), np.array([1]), np.array([4])).tolist()
+    [0, 0, 2, 0, 0]
+    """
+    a, b = component[a], component[b]
+    touched = np.zeros(len(component), dtype=bool)
+    touched[a] = touched[b] = True
+    nodes = np.flatnonzero(touched)  # few of all, so these alone take part in the search
+    new = np.arange(len(component), dtype=np.int64)
+    new[nodes] = np.arange(len(nodes))
+    new[nodes] = nodes[connected(new[a], new[b], len(nodes))]
+    return new[component]
 
 
 def connected(a: Labels, b: Labels, size: int) -> Labels:
