@@ -124,7 +124,7 @@ class Structure:
         self.attributes = tuple(attributes)
         self.component = space.components()
         self._alike = space.alike()
-        self._distinct = space.distinct()
+        self._distinct = space.distinct(self._alike)
         self._slots = {(slot.tensor, slot.dim): slot for slot in space.slots}
         self._starts = np.array([slot.start for slot in space.slots], dtype=np.int64)
         self._parameters = list(parameters)
@@ -142,7 +142,8 @@ class Structure:
         frozen, reasons = self._frozen_components()
         _, labels = self._distinct
         units = labels[(self.component[labels] == labels) & (frozen[labels] >= 0)]  # each by its smallest label
-        signature = self.space.signatures(self.component)[units] ^ _random_bits(len(reasons) + 2)[frozen[units]]
+        signature = self.space.signatures(self.component, self._alike)[units]
+        signature ^= _random_bits(len(reasons) + 2)[frozen[units]]
         starts, lengths = _runs(signature)  # far fewer than units
         _, example, number = np.unique(signature[starts], return_index=True, return_inverse=True)
         order = np.argsort(number, kind="stable")

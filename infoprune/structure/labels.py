@@ -112,7 +112,7 @@ class LabelSpace:
         """Turn balances into unions, now that all that is bound anyway is known."""
         if not self._balances:
             return
-        component = self.components()
+        component, alike = self.components(), self.alike()
         parent = np.arange(self.size, dtype=np.int64)  # of the roots that have been united since
 
         def roots_of(labels: Labels) -> Labels:
@@ -122,7 +122,7 @@ class LabelSpace:
             return roots
 
         def signatures() -> npt.NDArray[np.uint64]:
-            return self.signatures(roots_of(np.arange(self.size)))
+            return self.signatures(roots_of(np.arange(self.size)), alike)
 
         for balance in self._balances:
             first = balance.parts[0]
@@ -136,13 +136,12 @@ class LabelSpace:
                 parent[roots] = roots[connected(places[0], places[1], len(roots))]
         self._balances.clear()
 
-    def signatures(self, components: Labels) -> npt.NDArray[np.uint64]:
+    def signatures(self, components: Labels, alike: Labels) -> npt.NDArray[np.uint64]:
         """For every component a number that tells how many indices it takes of which slots (up to hash collisions)."""
-        alike = self.alike()
-        slot_of, labels = self.distinct()
         bits = np.random.default_rng(1).integers(0, 2**63, size=len(self.slots), dtype=np.uint64)
         sums = np.zeros_like(bits)
         np.add.at(sums, alike, bits)
+        slot_of, labels = self.distinct(alike)
         signature = np.zeros(self.size, dtype=np.uint64)
         np.add.at(signature, components[labels], sums[slot_of])
         return signature
@@ -160,8 +159,8 @@ class LabelSpace:
     def components(self) -> Labels:
         """The smallest label of each label's connected component, as an array over all labels."""
         if self._joined is None:
-            starts = np.array([slot.start for slot in self.slots], dtype=np.int64)
-            shifts = np.repeat(starts[self.alike()] - starts, [slot.size for slot in self.slots])
+            starts, sizes = self._places()
+            shifts = np.repeat(starts[self.alike()] - starts, sizes)
             known = np.arange(self.size, dtype=np.int64)
             known[: len(shifts)] += shifts
             unions = [u for u in self.unions if id(u.a) not in self.whole or id(u.b) not in self.whole]
@@ -181,13 +180,16 @@ class LabelSpace:
         edges = np.array([pair for pair in pairs if min(pair) >= 0], dtype=np.int64).reshape(-1, 2)
         return connected(edges[:, 0], edges[:, 1], len(self.slots))
 
-    def distinct(self) -> tuple[Labels, Labels]:
+    def distinct(self, alike: Labels) -> tuple[Labels, Labels]:
         """The labels of the slots that are the first of their like, which speak for the others; each label's slot."""
-        alike = self.alike()
         firsts = np.flatnonzero(alike == np.arange(len(alike)))
-        starts = np.array([self.slots[number].start for number in firsts], dtype=np.int64)
-        sizes = np.array([self.slots[number].size for number in firsts], dtype=np.int64)
+        starts, sizes = (of_slots[firsts] for of_slots in self._places())
         return np.repeat(firsts, sizes), ranges(starts, sizes)
+
+    def _places(self) -> tuple[Labels, Labels]:
+        """The first label of every slot, and how many it has."""
+        starts, sizes = np.array([(slot.start, slot.size) for slot in self.slots], dtype=np.int64).reshape(-1, 2).T
+        return starts, sizes
 
     def slot_ranges(self) -> Iterator[tuple[Slot, slice]]:
         """Every slot with the range of its labels."""
@@ -231,14 +233,13 @@ def connected(a: Labels, b: Labels, size: int) -> Labels:
     """
     parent = np.arange(size, dtype=np.int64)
     while len(a):
-        ra, rb = parent[a], parent[b]
-        low, high = np.minimum(ra, rb), np.maximum(ra, rb)
-        open_edges = low != high
-        a, b, low, high = a[open_edges], b[open_edges], low[open_edges], high[open_edges]
-        np.minimum.at(parent, high, low)
+        np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
         while True:
             jumped = parent[parent]
             if np.array_equal(jumped, parent):
                 break
             parent = jumped
+        a, b = parent[a], parent[b]
+        apart = a != b
+        a, b = a[apart], b[apart]
     return parent
