@@ -115,6 +115,9 @@ class Op:
         if len(rows) < 2:
             return
         flat, first = rows[1:].reshape(-1), np.broadcast_to(rows[0], rows[1:].shape).reshape(-1)
+        if rows.min(initial=0) > OUTSIDE:
+            self._space.unite(first, flat, self._number)
+            return
         inside = (flat != OUTSIDE) & (first != OUTSIDE)
         self._space.unite(first[inside], flat[inside], self._number)
         self.freeze(flat[~inside], "is tied to padding")

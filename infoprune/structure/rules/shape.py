@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,10 @@ def reshape_axes(op: Op, axes: Sequence[Axis], before: tuple[int, ...], after: t
             axis = axes[dim]
             if axis is None or not outs:
                 continue
-            moved = np.arange(before[dim]).reshape([before[d] if d == dim else 1 for d in ins])
-            moved = np.broadcast_to(moved, [before[d] for d in ins]).reshape([after[d] for d in outs])
-            where, labels = _rectangle(op, axis, moved)
+            spread = axis.reshape([before[d] if d == dim else 1 for d in ins])
+            if len(ins) > 1:
+                spread = np.broadcast_to(spread, [before[d] for d in ins])
+            where, labels = _rectangle(op, axis, spread.reshape([after[d] for d in outs]))
             if where is None:
                 continue
             target = outs[where]
@@ -53,15 +55,17 @@ def reshape_axes(op: Op, axes: Sequence[Axis], before: tuple[int, ...], after: t
     return result
 
 
-def _segments(before: tuple[int, ...], after: tuple[int, ...]) -> Iterable[tuple[list[int], list[int]]]:
+@lru_cache(maxsize=1024)  # models repeat their shapes
+def _segments(before: tuple[int, ...], after: tuple[int, ...]) -> Sequence[tuple[list[int], list[int]]]:
     """Split a reshape into the smallest runs of dimensions with equal numbers of elements.
 
-    >>> list(_segments((2, 12, 5), (2, 3, 4, 5)))
+    >>> _segments((2, 12, 5), (2, 3, 4, 5))
     [([0], [0]), ([1], [1, 2]), ([2], [3])]
     """
     # An empty dimension is as good as any size that divides nothing else.
     before, after = (tuple(n or 1_000_003 for n in shape) for shape in (before, after))
     i = j = 0
+    segments = []
     while i < len(before) or j < len(after):
         ins, outs, p, q = [], [], 1, 1
         while True:
@@ -75,31 +79,45 @@ def _segments(before: tuple[int, ...], after: tuple[int, ...]) -> Iterable[tuple
                 j += 1
             if (p == q and ins and outs) or (i >= len(before) and j >= len(after)):
                 break
-        yield ins, outs
+        segments.append((ins, outs))
+    return segments
 
 
-def _rectangle(op: Op, axis: Labels, moved: np.ndarray) -> tuple[int | None, Labels]:
-    """Where the labels of the indices ``moved`` of one axis vary, and these labels.
+def _rectangle(op: Op, axis: Labels, spread: np.ndarray) -> tuple[int | None, Labels]:
+    """Where the labels of one axis vary, ``spread`` over the dimensions that it becomes, and these labels.
 
     If they vary along several dimensions, removing single indices would leave holes: the labels are tied so that they
     vary along one alone, the longest (equal positions of all parts go together: "balanced"), or that of whole heads.
     """
-    spread = axis[moved]
-    varying = [d for d in range(spread.ndim) if spread.shape[d] > 1 and (spread != spread.take([0], axis=d)).any()]
+    varying = [d for d, size in enumerate(spread.shape) if size > 1 and _varies(spread.swapaxes(0, d))]
     if not varying:
         return None, axis  # one index only: it can never be removed
-    counts = [len(np.unique(np.moveaxis(spread, d, -1).reshape(-1, spread.shape[d])[0])) for d in varying]
+    if len(varying) == 1:
+        keep = op.choose(varying[0])
+        return (keep, _line(spread, keep)) if keep < spread.ndim else (None, axis)
+    counts = [len(set(_line(spread, d).tolist())) for d in varying]
     heads = [d for d, count in zip(varying[:-1], counts, strict=False) if (count, counts[-1]) == op.head_split]
     keep = op.choose(heads[-1] if heads else max(varying, key=lambda d: (spread.shape[d], d)))
     if keep >= spread.ndim:  # a rehearsal in which the code reshapes otherwise than it did
         return None, axis
-    labels = np.moveaxis(spread, keep, -1).reshape(-1, spread.shape[keep])
-    if len(varying) > 1:
-        op.note_split(counts)
-        op.tie(labels)
+    labels = _line(spread, keep)
+    op.note_split(counts)
+    op.tie(np.moveaxis(spread, keep, -1).reshape(-1, spread.shape[keep]))
     if heads:
-        op.note_heads(labels[0][np.sort(np.unique(labels[0], return_index=True)[1])])
-    return keep, labels[0]
+        op.note_heads(labels[np.sort(np.unique(labels, return_index=True)[1])])
+    return keep, labels
+
+
+def _varies(rows: np.ndarray) -> bool:
+    return bool((rows[1:] != rows[0]).any())
+
+
+def _line(spread: np.ndarray, dim: int) -> Labels:
+    """The labels along one dimension, at the start of all others."""
+    where: list[int | slice] = [0] * spread.ndim
+    where[dim] = slice(None)
+    line: Labels = spread[tuple(where)]
+    return line
 
 
 def _rearranged(op: Op, args: Sequence[Any], outs: Sequence[Tensor], order: Sequence[int]) -> None:
