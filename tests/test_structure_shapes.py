@@ -50,6 +50,17 @@ CASES: list[tuple[Any, tuple[Any, ...]]] = [
     (aten.add_.Tensor, (meta(2, 4, 6), meta(6))),
     (aten.silu_.default, (meta(2, 4, 6),)),
     (aten.addmm.default, (meta(5), meta(2, 6), meta(6, 5))),
+    (aten.mm.default, (meta(2, 6), meta(5, 6).t())),
+    (aten.bmm.default, (X, X.transpose(1, 2))),
+    (aten.sub.Tensor, (meta(3, 1, 4), meta(3, 4, 1))),
+    (aten.add.Tensor, (meta(0, 1), meta(1, 6))),
+    (aten.mul.Tensor, (meta(2, 5, 3, 4).permute(2, 0, 3, 1)[0], 0.5)),  # with holes
+    (aten.gelu.default, (meta(4, 1).expand(4, 3),)),
+    (aten.clone.default, (X.transpose(1, 2),)),
+    (aten.clone.default, (meta(4, 1).expand(4, 3),)),
+    (aten.index.Tensor, (X, [torch.zeros(3, 5, dtype=torch.int64, device="meta")])),
+    (aten.eq.Scalar, (X, 0)),
+    (aten.ne.Scalar, (X, 0)),
 ]
 
 
@@ -69,10 +80,26 @@ def test_a_short_cut_gives_what_pytorch_gives(func: Any, args: tuple[Any, ...]) 
     assert [pairs[0][0].stride(d) for d in wide] == [pairs[0][1].stride(d) for d in wide]
 
 
+def test_a_contiguous_copy_has_the_layout_that_pytorch_gives_it() -> None:
+    kernel, last = kernel_of(aten.clone.default), torch.channels_last
+    assert kernel is not None
+    assert kernel((LAST,), {"memory_format": torch.contiguous_format}).stride() == LAST.contiguous().stride()
+    assert kernel((LAST,), {"memory_format": torch.preserve_format}).stride() == LAST.stride()
+    assert kernel((LAST,), {"memory_format": last}) is NotImplemented
+
+
 @pytest.mark.parametrize(
     ("func", "args"),
     [
-        (aten.add.Tensor, (meta(4, 1), meta(1, 6))),  # neither has the shape of the sum
+        (aten.add.Tensor, (meta(4, 2), meta(3, 2))),  # an error
+        (aten.add.Tensor, (meta(4, 1), meta(3, 6))),  # another
+        (aten.add.Tensor, (meta(4, 1, 3, 1).permute(2, 1, 0, 3), meta(1, 6, 1, 1))),  # a layout of its own
+        (aten.bmm.default, (X, X)),  # an error
+        (aten.mm.default, (meta(2, 6), meta(6, 5).double())),
+        (aten.index.Tensor, (X, [None, torch.zeros(3, dtype=torch.int64, device="meta")])),
+        (aten.index.Tensor, (X, [meta(2, dtype=torch.bool)])),  # so many as are true
+        (aten.index.Tensor, (X.transpose(0, 1), [torch.zeros(3, dtype=torch.int64, device="meta")])),
+        (aten.eq.Scalar, (LAST, 0)),
         (aten.add_.Tensor, (meta(1, 6), meta(4, 6))),  # an error
         (aten.add.Tensor, (X, meta(2, 4, 6, dtype=torch.float64))),  # promotion
         (aten.add.Tensor, (X, torch.tensor(1.0))),  # a number of the model's code

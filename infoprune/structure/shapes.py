@@ -57,6 +57,8 @@ def kernel_of(func: Callable[..., Any]) -> Kernel | None:
     """What runs an operator on shapes alone, if that is not left to PyTorch anyway."""
     if func is _aten.cat.default:
         return lambda args, kwargs: NotImplemented if kwargs else _cat(*args)
+    if func is _aten.clone.default:
+        return _on_floats(lambda args, kwargs: _clone(*args, **kwargs))
     if func in _ELEMENTWISE:
         return _on_floats(_elementwise)
     if func in _IN_PLACE:
@@ -68,6 +70,7 @@ def kernel_of(func: Callable[..., Any]) -> Kernel | None:
 def forget() -> None:
     """Let go of the tensors that a pass has made copies of."""
     _prototype.cache_clear()
+    _layout.cache_clear()
 
 
 def _on_floats(kernel: Kernel) -> Kernel:
@@ -82,7 +85,17 @@ def _on_floats(kernel: Kernel) -> Kernel:
 
 def _elementwise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     widest = _widest(args[0], args[1:], kwargs)
-    return NotImplemented if widest is None else widest.clone()  # by far the quickest way to an equal shape and layout
+    if widest is not None:
+        return _like(widest)
+    return _crossed(*args) if len(args) == 2 and isinstance(args[1], Tensor) and not kwargs else NotImplemented
+
+
+def _crossed(a: Tensor, b: Tensor) -> Any:
+    """``(n, 1)`` and ``(1, m)`` make ``(n, m)``."""
+    plain = a.dtype == b.dtype and b.is_meta and a.dim() == b.dim() and a.is_contiguous() and b.is_contiguous()
+    if not plain or not all(m == n or 1 in (m, n) for m, n in zip(a.shape, b.shape, strict=True)):
+        return NotImplemented
+    return _empty(a, [n if m == 1 else m for m, n in zip(a.shape, b.shape, strict=True)])
 
 
 def _in_place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -120,6 +133,22 @@ def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
 @lru_cache(maxsize=1024)  # a clone costs a sixth of a new tensor, and models repeat their shapes
 def _prototype(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _like(x: Tensor) -> Tensor:
+    """A tensor of equal shape and layout, without holes or overlaps: so PyTorch's operators make their results."""
+    return x.clone() if x.is_contiguous() else _layout(x.dtype, x.shape, x.stride()).clone()
+
+
+@lru_cache(maxsize=1024)  # what has no holes is cloned thirty times as quickly
+def _layout(dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    return torch.empty_strided(shape, stride, dtype=dtype, device="meta").clone()
+
+
+def _clone(x: Tensor, *, memory_format: torch.memory_format | None = None) -> Any:
+    if memory_format is torch.contiguous_format:
+        return _empty(x, x.shape)
+    return _like(x) if memory_format in (None, torch.preserve_format) else NotImplemented
 
 
 def _convolution(
@@ -186,6 +215,23 @@ def _linear(bias: Tensor, a: Tensor, b: Tensor) -> Any:
     return _empty(a, (a.shape[0], b.shape[1])) if fits and a.dtype == b.dtype == bias.dtype else NotImplemented
 
 
+def _product(a: Tensor, b: Tensor) -> Any:
+    """``a @ b``, of matrices or batches of matrices."""
+    fits = a.dim() == b.dim() and a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2] and a.dtype == b.dtype
+    return _empty(a, (*a.shape[:-1], b.shape[-1])) if fits else NotImplemented
+
+
+def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Any:
+    first = indices[0]
+    if len(indices) != 1 or first is None or first.dtype != torch.int64 or not x.dim() or not x.is_contiguous():
+        return NotImplemented
+    return _empty(x, (*first.shape, *x.shape[1:]))
+
+
+def _compared(x: Tensor, _: Any) -> Any:
+    return _prototype(torch.bool, tuple(x.shape)).clone() if x.is_contiguous() else NotImplemented
+
+
 def _roll(x: Tensor, *_: Any) -> Any:
     return x.clone() if x.is_contiguous() else NotImplemented
 
@@ -198,5 +244,10 @@ _PLAIN: dict[Callable[..., Any], Callable[..., Any]] = {
     _aten.linalg_vector_norm.default: _norm,
     _aten.mean.dim: _mean,
     _aten.addmm.default: _linear,
+    _aten.mm.default: _product,
+    _aten.bmm.default: _product,
+    _aten.index.Tensor: _index,
+    _aten.eq.Scalar: _compared,
+    _aten.ne.Scalar: _compared,
 }
 """Operators on floating-point numbers, left to PyTorch where they come with keywords."""

@@ -117,19 +117,17 @@ def execute(operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any], t
     meta = [tensor.is_meta for tensor in tensors]
     mixed = True in meta and False in meta
     if mixed and kwargs.get("device") is None and operator.name != "aten._to_copy":
-        args, kwargs = _carried_to_meta(args), _carried_to_meta(kwargs)
+        args = tuple(_carried_to_meta(value) for value in args)
+        kwargs = {key: _carried_to_meta(value) for key, value in kwargs.items()}
     result = NotImplemented if operator.kernel is None else operator.kernel(args, kwargs)
     return operator.func(*args, **kwargs) if result is NotImplemented else result
 
 
-def _carried_to_meta(tree: Any) -> Any:
-    def carry(tensor: Tensor) -> Tensor:
-        if tensor.is_meta:
-            return tensor
-        moved = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
-        return moved
-
-    return tree_map_only(Tensor, carry, tree)
+def _carried_to_meta(value: Any) -> Any:
+    """One of an operator's arguments, its tensors as shapes; they stand one level of lists deep at most."""
+    if isinstance(value, Tensor) and not value.is_meta:
+        return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
+    return [_carried_to_meta(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def holds_anything(made: Sequence[Tensor]) -> bool:
