@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -400,6 +401,33 @@ def test_plan_of_another_model_is_refused() -> None:
     with pytest.raises(PlanError, match=r"stem.weight has shape \(7, 3, 3, 3\), the plan expects \(8, 3, 3, 3\)"):
         infoprune.shrink(net, plan)
     assert unchanged(net, before)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(enabled: bool) -> None:
+    seen: list[bool] = []
+
+    class Broken(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(gc.isenabled())
+            raise ValueError("broken")
+
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        infoprune.trace(nn.Conv2d(3, 4, 1), X)
+        assert gc.isenabled() is enabled
+        with pytest.raises(TraceError, match="broken"):
+            infoprune.trace(Broken(3, 4, 1), X)
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert seen == [False] * len(seen) != []
+
+
+def test_a_copied_structure_makes_the_same_plans() -> None:
+    structure = infoprune.trace(nn.Sequential(Permuting(shuffle), nn.BatchNorm2d(5), nn.Conv2d(5, 2, 1)), X)
+    assert list(copy.deepcopy(structure).trials()) == list(structure.trials())
 
 
 def test_failure_in_the_middle_of_shrinking_leaves_everything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -172,6 +173,7 @@ def run_labelled(tracer: Tracer, model: nn.Module, inputs: Inputs, flows: Sequen
     """One forward pass under ``tracer`` with ``flows`` attached to the model's tensors; gradients are off."""
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
+        stack.enter_context(_collector_paused())
         stack.enter_context(torch.random.fork_rng(enabled=not _on_meta(inputs)))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -184,6 +186,18 @@ def run_labelled(tracer: Tracer, model: nn.Module, inputs: Inputs, flows: Sequen
         stack.enter_context(tracer.watching_modules())
         stack.enter_context(tracer)
         return call(model, inputs)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Do not look for cycles of garbage while a pass makes thousands of small objects that stay."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _clear_flows(tensors: Sequence[Tensor]) -> None:
