@@ -124,8 +124,9 @@ class Numbers:
     def _axes_inside(self, structure: Structure, module: str, size: int) -> Iterator[tuple[Labels, int]]:
         """The removable dimensions of a size that operators of a module and its children make."""
         seen: set[bytes] = set()
+        inside = {name for name in self._session.modules if name == module or name.startswith(f"{module}.")}
         for number, record in enumerate(structure.records):
-            if record.module == module or record.module.startswith(f"{module}."):
+            if record.module in inside:
                 for axis in (axis for output in record.outputs for axis in output.axes):
                     if axis is not None and len(axis) == size and (axis >= 0).all() and axis.tobytes() not in seen:
                         seen.add(axis.tobytes())

@@ -233,9 +233,10 @@ class _Rehearsal(Tracer):
         op = _RehearsalOp(self.space, record, self._whole)
         if rule is not created:
             apply(rule, op, args, kwargs, outs)
-        reason = self._difference(op, rule, outs, numbers)
+        kept = [self._kept_axes(output) for output in record.outputs]
+        reason = self._difference(op, rule, outs, kept, numbers)
         if reason is None:
-            self._take_labels(record, outs)
+            self._take_labels(outs, kept)
             return result
         self._blame(record, tensors, reason)
         if record.name.endswith("_") or "size" not in reason:
@@ -272,15 +273,15 @@ class _Rehearsal(Tracer):
             self._aligned, self._lost_in = False, self.module
         return record if self._aligned else None
 
-    def _take_labels(self, record: OpRecord, outs: Sequence[Tensor]) -> None:
+    def _take_labels(self, outs: Sequence[Tensor], kept: Sequence[Sequence[Axis]]) -> None:
         """Go on with the original's labels: dimensions of one lose theirs in reshapes, and the same array is the same.
 
         What was compared once is recognised at a glance from then on.
         """
-        for out, expected in zip(outs, record.outputs, strict=True):
-            flow, kept = get_flow(out), self._kept_axes(expected)
-            axes = [axis if wanted is None else wanted for axis, wanted in zip(flow.axes, kept, strict=True)]
-            if any(axis is not own for axis, own in zip(axes, flow.axes, strict=True)):
+        for out, expected in zip(outs, kept, strict=True):
+            flow = get_flow(out)
+            if any(wanted is not None and axis is not wanted for axis, wanted in zip(flow.axes, expected, strict=True)):
+                axes = [axis if wanted is None else wanted for axis, wanted in zip(flow.axes, expected, strict=True)]
                 set_flow(out, Flow(axes, flow.zero, flow.origin))
 
     def finish(self) -> None:
@@ -323,18 +324,22 @@ class _Rehearsal(Tracer):
         return True
 
     def _difference(
-        self, op: _RehearsalOp, rule: Rule, outs: Sequence[Tensor], numbers: tuple[float, ...]
+        self,
+        op: _RehearsalOp,
+        rule: Rule,
+        outs: Sequence[Tensor],
+        kept: Sequence[Sequence[Axis]],
+        numbers: tuple[float, ...],
     ) -> str | None:
         """In what an operator's result is not the original's without the removed labels."""
         if rule is not created and numbers != op.record.numbers:
             return "a factor is computed from its width"
-        for out, expected in zip(outs, op.record.outputs, strict=True):
-            kept = self._kept_axes(expected)
-            if not self._sizes_match(out, expected, kept):
+        for out, expected, wanted_axes in zip(outs, op.record.outputs, kept, strict=True):
+            if not self._sizes_match(out, expected, wanted_axes):
                 return "its size is fixed in the model's code"
             if rule is created:  # what the code makes anew has the original's labels if it has their number
-                set_flow(out, Flow(kept, zero="zeros" in op.name))
-            for axis, wanted in zip(get_flow(out).axes, kept, strict=True):
+                set_flow(out, Flow(wanted_axes, zero="zeros" in op.name))
+            for axis, wanted in zip(get_flow(out).axes, wanted_axes, strict=True):
                 if wanted is not None and not self._same_channels(axis, wanted):
                     return "which channels it takes does not follow a cut"
         if op.met_unequal:  # PyTorch does not check all sizes when it runs on shapes

@@ -95,9 +95,12 @@ def _matmul(op: Op, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = Non
     zero = (rows is None or fa.zero) and (columns is None or fb.zero)
     axes: list[Axis] = [*batch, rows, columns]
     if bias is not None:
-        op.label(out, axes)
-        axes = broadcast_axes(op, [out, bias], tuple(out.shape))
         zero = zero and get_flow(bias).zero
+        if bias.shape == out.shape[-1:]:  # as in all linear layers
+            axes[-1] = op.unite_all([columns, get_flow(bias).axes[0]])
+        else:
+            op.label(out, axes)
+            axes = broadcast_axes(op, [out, bias], tuple(out.shape))
     op.label(out, axes, zero=zero)
     if fa.origin or fb.origin:
         origin, filters, other = (fb.origin, columns, a) if fb.origin else (fa.origin, rows, b)

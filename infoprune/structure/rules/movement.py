@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,7 @@ def split(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Te
             op.balance(axis.reshape(len(sizes), -1))
         else:
             op.takes_by_place(axis)
-    ends = np.cumsum(sizes)
-    for out, end, size in zip(outs, ends, sizes, strict=True):
+    for out, end, size in zip(outs, accumulate(sizes), sizes, strict=True):
         axes = list(flow.axes)
         axes[dim] = None if axis is None else axis[end - size : end]
         op.label(out, axes, zero=flow.zero, origin=flow.origin)
@@ -144,7 +144,7 @@ def constant_pad(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequ
         dim = len(axes) - 1 - i // 2
         low, high = args[1][i], args[1][i + 1]
         axis = axes[dim]
-        if axis is not None:
+        if axis is not None and (low or high):
             axis = axis[max(-low, 0) : len(axis) - max(-high, 0)]
             axes[dim] = np.pad(axis, (max(low, 0), max(high, 0)), constant_values=OUTSIDE)
     op.label(outs[0], axes, zero=flow.zero and value == 0)
