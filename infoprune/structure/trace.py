@@ -20,7 +20,7 @@ from infoprune.structure.op import OpRecord
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.rehearse import Blame, narrowed, rehearse
 from infoprune.structure.tensors import OwnedTensor, attributes_restored, on_meta, owned_tensors, swapped
-from infoprune.structure.tracer import Inputs, Tracer, first_tensor, inputs_on_meta, run_labelled
+from infoprune.structure.tracer import Inputs, Tracer, collector_paused, first_tensor, inputs_on_meta, run_labelled
 
 MAX_REHEARSALS = 50
 
@@ -68,13 +68,19 @@ def labelled(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = (
     session = TraceSession(model, example_inputs, owned)
     session.freeze_patterns(frozen)
     session.freeze_modules()
-    session.run()
-    session.numbers.find_frozen_heads()
-    return session, session.structure()
+    with collector_paused():
+        session.run()
+        session.numbers.find_frozen_heads()
+        return session, session.structure()
 
 
 def rehearsed(session: TraceSession, structure: Structure) -> Structure:
     """The second half of `trace`: what remains once all that the model's code does not follow is frozen."""
+    with collector_paused(session.on_shapes):
+        return _rehearsed(session, structure)
+
+
+def _rehearsed(session: TraceSession, structure: Structure) -> Structure:
     for _ in range(MAX_REHEARSALS):
         # The first trial cut that something stands in the way of; the second is not run before the first is clean.
         tried = ((trial, rehearse(session, structure, trial)) for trial in structure.trials())

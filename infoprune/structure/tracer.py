@@ -173,7 +173,6 @@ def run_labelled(tracer: Tracer, model: nn.Module, inputs: Inputs, flows: Sequen
     """One forward pass under ``tracer`` with ``flows`` attached to the model's tensors; gradients are off."""
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_collector_paused())
         stack.enter_context(torch.random.fork_rng(enabled=not _on_meta(inputs)))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -189,10 +188,14 @@ def run_labelled(tracer: Tracer, model: nn.Module, inputs: Inputs, flows: Sequen
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Do not look for cycles of garbage while a pass makes thousands of small objects that stay."""
+def collector_paused(paused: bool = True) -> Iterator[None]:
+    """Do not look for cycles of garbage while thousands of small objects are made that stay.
+
+    Not for many passes on real tensors, should what a model leaves behind hold any of them.
+    """
     enabled = gc.isenabled()
-    gc.disable()
+    if paused:
+        gc.disable()
     try:
         yield
     finally:
