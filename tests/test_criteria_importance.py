@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ spreads = st.lists(st.floats(0, 1) | st.just(0.0), min_size=1, max_size=20).map(
 
 
 @given(spreads=spreads, offset=st.floats(0, 1, exclude_max=True))
+@example(spreads=torch.zeros(2, dtype=torch.float64), offset=1 - 2**-53)
 @settings(deadline=None)
 def test_as_many_images_are_played_as_there_are_and_no_weight_is_large(spreads: Tensor, offset: float):
     expected = importance.expected_copies(spreads)

@@ -69,4 +69,5 @@ def copies(expected: Tensor, offset: float) -> Tensor:
     """
     ends = expected.cumsum(0)
     ends[-1] = len(expected)
-    return (ends + offset).floor().diff(prepend=torch.zeros(1, dtype=ends.dtype)).long()
+    turns = (ends + offset).floor().clamp(max=len(expected))  # an offset next to 1 rounds up to it
+    return turns.diff(prepend=torch.zeros(1, dtype=ends.dtype)).long()
