@@ -87,3 +87,8 @@ def test_many_random_plans_are_exact(net: Net, seed: int) -> None:
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_every_block_by_itself_is_exact(kind: str, number: int) -> None:
     check_exact(randomise(Net([(kind, number)], flatten=False)), seed=number)  # type: ignore[arg-type]
+
+
+def test_a_single_channel_that_takes_another_way_through_einsum_keeps_its_label() -> None:
+    """Found by the slow test: what einsum makes of one channel is concatenated with others behind it."""
+    check_exact(randomise(Net([("residual", 0), ("einsum", 0), ("dense", 0)], flatten=False)), seed=4044)

@@ -194,6 +194,7 @@ class _Rehearsal(Tracer):
         self._next = 0
         self._aligned = True
         self._lost_in: str | None = None  # the module in which the alignment was last lost
+        self._unaligned_outs: Sequence[Tensor] = ()
         self._numbers: Counter[float] = Counter()
         self._ran: list[str] = []
         self._component = np.append(structure.component, -1)
@@ -228,6 +229,7 @@ class _Rehearsal(Tracer):
         if record is None:
             unaligned = _UnalignedOp(self.space, OpRecord(name, self.module), self._component)
             rule(unaligned, args, kwargs, outs)  # may say _Diverged
+            self._unaligned_outs = outs
             return result
         self._next += 1
         op = _RehearsalOp(self.space, record, self._whole)
@@ -267,11 +269,24 @@ class _Rehearsal(Tracer):
         if not self._aligned and self.module != self._lost_in:
             ahead = range(self._next, len(self._expected))
             again = next((i for i in ahead if self._expected[i].module == self.module), None)
-            self._aligned, self._next = again is not None, self._next if again is None else again
+            if again is not None:
+                self._aligned, self._next = True, again
+                self._find_labels()
         record = self._expected[self._next] if self._next < len(self._expected) else None
         if self._aligned and (record is None or not _same_operator(record, name) or len(record.outputs) != len(outs)):
             self._aligned, self._lost_in = False, self.module
         return record if self._aligned else None
+
+    def _find_labels(self) -> None:
+        """Give the last result on the other way the labels of the original's, where dimensions of one lost them."""
+        outs = self._unaligned_outs
+        expected = self._expected[self._next - 1].outputs if self._next else []
+        kept = [self._kept_axes(output) for output in expected]
+        if len(outs) == len(kept) and all(
+            self._sizes_match(out, output, axes) and self._carries(out, axes)
+            for out, output, axes in zip(outs, expected, kept, strict=True)
+        ):
+            self._take_labels(outs, kept)
 
     def _take_labels(self, outs: Sequence[Tensor], kept: Sequence[Sequence[Axis]]) -> None:
         """Go on with the original's labels: dimensions of one lose theirs in reshapes, and the same array is the same.
@@ -339,12 +354,16 @@ class _Rehearsal(Tracer):
                 return "its size is fixed in the model's code"
             if rule is created:  # what the code makes anew has the original's labels if it has their number
                 set_flow(out, Flow(wanted_axes, zero="zeros" in op.name))
-            for axis, wanted in zip(get_flow(out).axes, wanted_axes, strict=True):
-                if wanted is not None and not self._same_channels(axis, wanted):
-                    return "which channels it takes does not follow a cut"
+            if not self._carries(out, wanted_axes):
+                return "which channels it takes does not follow a cut"
         if op.met_unequal:  # PyTorch does not check all sizes when it runs on shapes
             return "which channels it takes does not follow a cut"
         return None
+
+    def _carries(self, out: Tensor, kept: Sequence[Axis]) -> bool:
+        """Whether a tensor has these labels, up to units."""
+        pairs = zip(get_flow(out).axes, kept, strict=True)
+        return all(wanted is None or self._same_channels(axis, wanted) for axis, wanted in pairs)
 
     def _same_channels(self, axis: Axis, wanted: Labels) -> bool:
         if axis is wanted:
