@@ -92,3 +92,9 @@ def test_every_block_by_itself_is_exact(kind: str, number: int) -> None:
 def test_a_single_channel_that_takes_another_way_through_einsum_keeps_its_label() -> None:
     """Found by the slow test: what einsum makes of one channel is concatenated with others behind it."""
     check_exact(randomise(Net([("residual", 0), ("einsum", 0), ("dense", 0)], flatten=False)), seed=4044)
+
+
+def test_padding_meets_what_stays_on_another_way_through_a_linear_layer() -> None:
+    """Found by the slow test: few channels let PyTorch compute a linear layer as a batched product."""
+    kinds = [("plain", 0), ("glu", 0), ("einsum", 0), ("padded", 0), ("attention", 0)]
+    check_exact(randomise(Net(kinds, flatten=False)), seed=0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from infoprune.errors import TraceError
 from infoprune.structure import attributes
 from infoprune.structure.flow import Axis, Flow, get_flow, set_flow
-from infoprune.structure.labels import Labels, LabelSpace
+from infoprune.structure.labels import OUTSIDE, Labels, LabelSpace
 from infoprune.structure.numbers import same_code
 from infoprune.structure.op import Op, OpRecord, Output
 from infoprune.structure.plan import PruningPlan
@@ -197,6 +198,7 @@ class _Rehearsal(Tracer):
         self._unaligned_outs: Sequence[Tensor] = ()
         self._numbers: Counter[float] = Counter()
         self._ran: list[str] = []
+        self._structure = structure
         self._component = np.append(structure.component, -1)
         self._alive = alive
         self._kept = dict(kept)  # what the plan leaves of the original's axes, by their identity
@@ -227,7 +229,7 @@ class _Rehearsal(Tracer):
         self._ran.append(name)
         record = self._align(name, outs)
         if record is None:
-            unaligned = _UnalignedOp(self.space, OpRecord(name, self.module), self._component)
+            unaligned = _UnalignedOp(self.space, OpRecord(name, self.module), self._component, self._stays)
             rule(unaligned, args, kwargs, outs)  # may say _Diverged
             self._unaligned_outs = outs
             return result
@@ -244,6 +246,12 @@ class _Rehearsal(Tracer):
         if record.name.endswith("_") or "size" not in reason:
             return result
         return self._as_expected(record, tensors)
+
+    @cached_property
+    def _stays(self) -> np.ndarray:
+        """For every label, and in the end for OUTSIDE, whether no plan can remove it."""
+        groups = [group.frozen for group in self._structure.groups] + [True]
+        return np.append(np.array(groups)[self._structure.group_of_root[self._structure.component]], True)
 
     def _pass_over_slice(self, name: str, tensors: Sequence[Tensor]) -> bool:
         """PyTorch before 2.7 runs nothing where a slice takes all there is; True if that should have been less."""
@@ -471,19 +479,27 @@ class _RehearsalOp(Op):
 class _UnalignedOp(_RehearsalOp):
     """An operator that the original did not run at this point (a dimension of one lets PyTorch take another way).
 
-    There is no result to compare with, so what meets must be of one unit, position by position.
+    There is no result to compare with, so what meets must be of one unit, position by position. Padding meets what
+    always stays.
     """
 
-    def __init__(self, space: LabelSpace, record: OpRecord, component: Labels) -> None:
+    def __init__(self, space: LabelSpace, record: OpRecord, component: Labels, stays: np.ndarray) -> None:
         super().__init__(space, record, {})
         self._component = component
+        self._stays = stays
 
     def unite_all(self, axes: Sequence[Axis]) -> Axis:
         labelled = [axis for axis in axes if axis is not None]
         for other in labelled[1:]:
-            if not np.array_equal(self._component[other], self._component[labelled[0]]):
+            if not self._may_meet(other, labelled[0]):
                 raise _Diverged(f"other channels meet in {self.record}")
         return super().unite_all(axes)
+
+    def _may_meet(self, a: Labels, b: Labels) -> bool:
+        if len(a) != len(b):
+            return False
+        padded = ((a == OUTSIDE) | (b == OUTSIDE)) & self._stays[a] & self._stays[b]
+        return bool((padded | (self._component[a] == self._component[b])).all())
 
     def tie(self, rows: Labels) -> None:
         if (self._component[rows] != self._component[rows[:1]]).any():
