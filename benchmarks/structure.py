@@ -36,6 +36,8 @@ RESULT = Path(__file__).parent / "results" / "structure.md"
 REPEATS = 3
 LIMIT_S = 60
 MEMORY = ("resnet50", "vgg16", "convnext_large", "regnet_y_128gf", "vit_l_16")
+MEMORY_TEXT = """\
+A model and what is left of it are in memory together until all is computed, so that a failure leaves it as it was."""
 SCALING = ("resnet50", "resnet101", "resnet152", "densenet121", "densenet169", "densenet201")
 
 
@@ -245,7 +247,7 @@ def main(names: list[str]) -> None:
         table = [HEADER, *map(format_row, rows)]
         RESULT.parent.mkdir(exist_ok=True)
         growth = ["", "## Growth with the number of operators", "", *scaling(rows)]
-        peaks = ["", "## Memory", "", *memory_table()]
+        peaks = ["", "## Memory", "", MEMORY_TEXT, "", *memory_table()]
         RESULT.write_text("\n".join([*head, *table, *growth, *peaks]) + "\n")
 
 
