@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from infoprune.allocation import (
 from infoprune.allocation.grid import Grid
 from infoprune.criteria import get_criterion
 from infoprune.errors import BudgetError, ConfigurationError
+from infoprune.models import CifarResNet
 from infoprune.structure import Structure
 from tests.tiny import TinyNet
 
@@ -286,3 +288,18 @@ def test_select_removes_the_lowest_and_of_equals_the_higher_index():
 def test_select_refuses_what_does_not_fit(scores, widths, message):
     with pytest.raises(ConfigurationError, match=message):
         select(SMALL, scores, widths)
+
+
+def test_a_timed_budget_is_spent_also_where_many_groups_change_at_one_pressure() -> None:
+    structure = infoprune.trace(CifarResNet(depth=8), torch.zeros(1, 3, 32, 32))
+    measured: list[float] = []
+
+    def share(widths: Mapping[str, int]) -> float:
+        measured.append(structure.cost(widths).macs / structure.cost().macs)
+        return measured[-1]
+
+    with pytest.warns(UserWarning, match="the nearest from below"):
+        widths = Uniform().widths(structure, budget=Budget("latency", 0.3), measure=share)
+    reached = structure.cost(widths).macs / structure.cost().macs
+    assert 0.95 * 0.3 <= reached <= 0.3
+    assert len(measured) <= 20

@@ -34,13 +34,19 @@ def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float
         measure: Share of the original cost that widths cost; smaller widths must not cost more.
         target: Share that may be spent.
         timed: The cost is a measured time: every question is expensive and the last digits are noise, so a dozen
-            points of the path are tried and single units are left alone.
+            points of the path are tried, and halfway points of the single steps between the last two.
     """
     low, high = path(1.0), path(0.0)
     if measure(high) <= target:
         return high
     if timed:
-        return _bisect(path, measure, target, TIMED_BISECTIONS)[0]
+        low, high = _bisect(path, measure, target, TIMED_BISECTIONS)
+        states = [low, *_one_by_one(low, high, grids)]
+        enough, last = 0, len(states) - 1
+        while last - enough > 1:
+            middle = (enough + last) // 2
+            enough, last = (middle, last) if measure(states[middle]) <= target else (enough, middle)
+        return states[enough]
     low, high = _bisect(path, measure, target, BISECTIONS)
     near = {name: _near(grid, low[name], high[name]) for name, grid in grids.items()}
     low, high = _walk(low, high, grids, measure, target)
@@ -88,14 +94,21 @@ def _walk(
     low: Widths, high: Widths, grids: Mapping[str, Grid], measure: Measure, target: float
 ) -> tuple[Widths, Widths]:
     """Where several groups change at one pressure: change them one by one, in order, until the target is crossed."""
-    below = dict(low)
-    for name in low:
-        while below[name] < high[name]:
-            above = {**below, name: grids[name].up(below[name])}
-            if measure(above) > target:
-                return below, above
-            below = above
+    below = low
+    for above in _one_by_one(low, high, grids):
+        if measure(above) > target:
+            return below, above
+        below = above
     return below, high
+
+
+def _one_by_one(low: Widths, high: Widths, grids: Mapping[str, Grid]) -> Iterator[Widths]:
+    """The states behind ``low`` on the way to ``high``, one step of one group at a time."""
+    state = low
+    for name in low:
+        while state[name] < high[name]:
+            state = {**state, name: grids[name].up(state[name])}
+            yield state
 
 
 def _narrow(
