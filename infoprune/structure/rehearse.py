@@ -22,10 +22,11 @@ from torch import Tensor
 from infoprune.errors import TraceError
 from infoprune.structure import attributes
 from infoprune.structure.flow import Axis, Flow, get_flow, set_flow
-from infoprune.structure.labels import OUTSIDE, Labels, LabelSpace
+from infoprune.structure.labels import Labels
 from infoprune.structure.numbers import same_code
-from infoprune.structure.op import Op, OpRecord, Output
+from infoprune.structure.op import OpRecord, Output
 from infoprune.structure.plan import PruningPlan
+from infoprune.structure.rehearsal_op import Diverged, RehearsalOp, UnalignedOp
 from infoprune.structure.rules import Rule, tensors_in
 from infoprune.structure.rules.elementwise import created
 from infoprune.structure.tracer import Operator, Tracer, apply, execute, holds_anything, numbers_in
@@ -43,10 +44,6 @@ class Blame:
     reason: str
     op: int
     module: str
-
-
-class _Diverged(Exception):
-    """The shrunk model runs other operators than the original."""
 
 
 _WAYS = frozenset({
@@ -229,12 +226,12 @@ class _Rehearsal(Tracer):
         self._ran.append(name)
         record = self._align(name, outs)
         if record is None:
-            unaligned = _UnalignedOp(self.space, OpRecord(name, self.module), self._component, self._stays)
-            rule(unaligned, args, kwargs, outs)  # may say _Diverged
+            unaligned = UnalignedOp(self.space, OpRecord(name, self.module), self._component, self._stays)
+            rule(unaligned, args, kwargs, outs)  # may say Diverged
             self._unaligned_outs = outs
             return result
         self._next += 1
-        op = _RehearsalOp(self.space, record, self._whole)
+        op = RehearsalOp(self.space, record, self._whole)
         if rule is not created:
             apply(rule, op, args, kwargs, outs)
         kept = [self._kept_axes(output) for output in record.outputs]
@@ -314,15 +311,15 @@ class _Rehearsal(Tracer):
         self._modules[:] = [self._lost_in]  # where to look for what stands in the way
         expected = Counter(number for record in self._expected for number in record.numbers)
         if self._numbers != expected:
-            raise _Diverged("it runs other operators with other factors")
+            raise Diverged("it runs other operators with other factors")
         before, after = [record.name for record in self._expected], self._ran
         spared = sum((name in _PRODUCTS) for name in before) - sum((name in _PRODUCTS) for name in after)
         for name in _OF_ONE:
             if not 0 <= after.count(name) - before.count(name) <= spared:
-                raise _Diverged(f"which operators it runs depends on its width ({name})")
+                raise Diverged(f"which operators it runs depends on its width ({name})")
         pairs = zip_longest(_computed(before), _computed(after))
         if other := next((f"{a or 'nothing'}, {b or 'nothing'}" for a, b in pairs if a != b), None):
-            raise _Diverged(f"which operators it runs depends on its width ({other})")
+            raise Diverged(f"which operators it runs depends on its width ({other})")
 
     # -- comparing ----------------------------------------------------------------------------------------------------
 
@@ -348,7 +345,7 @@ class _Rehearsal(Tracer):
 
     def _difference(
         self,
-        op: _RehearsalOp,
+        op: RehearsalOp,
         rule: Rule,
         outs: Sequence[Tensor],
         kept: Sequence[Sequence[Axis]],
@@ -424,89 +421,3 @@ def _computed(names: Sequence[str]) -> list[str]:
     """The operators that do not depend on PyTorch's choice of a way."""
     plain = ("aten.add" if name in _WITH_BIAS else name for name in names)
     return [name for name in plain if name not in _WAYS | _PRODUCTS | _OF_ONE]
-
-
-class _RehearsalOp(Op):
-    """Carries labels as before and records nothing: what the labels mean has been settled."""
-
-    def __init__(self, space: LabelSpace, record: OpRecord, whole: dict[int, Labels]) -> None:
-        super().__init__(space, record, -1, [])
-        self._whole = whole
-        self._choices = iter(record.choices)
-        self.met_unequal = False
-
-    def unite_all(self, axes: Sequence[Axis]) -> Axis:
-        labelled = [axis for axis in axes if axis is not None]
-        if not labelled or len(labelled) < len(axes):
-            return None
-        first = labelled[0]
-        for other in labelled[1:]:
-            if len(other) != len(first):
-                self.met_unequal = True
-            elif id(first) not in self._whole:
-                worse = (first < 0) | ((first >= self._space.slots_end()) & (other >= 0))
-                first = np.where(worse, other, first) if worse.any() else first
-        return first
-
-    def tie(self, rows: Labels) -> None:
-        pass
-
-    def balance(self, parts: Labels) -> None:
-        pass
-
-    def contract(self, fa: Flow, a: Axis, fb: Flow, b: Axis) -> None:
-        pass
-
-    def freeze(self, axis: Axis, reason: str | None) -> None:
-        pass
-
-    def choose(self, value: int) -> int:
-        return next(self._choices, value)
-
-    def note_split(self, counts: Sequence[int]) -> None:
-        pass
-
-    def note_heads(self, labels: Labels) -> None:
-        pass
-
-    def takes_by_place(self, axis: Labels) -> None:
-        pass
-
-    def cost(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-
-class _UnalignedOp(_RehearsalOp):
-    """An operator that the original did not run at this point (a dimension of one lets PyTorch take another way).
-
-    There is no result to compare with, so what meets must be of one unit, position by position. Padding meets what
-    always stays.
-    """
-
-    def __init__(self, space: LabelSpace, record: OpRecord, component: Labels, stays: np.ndarray) -> None:
-        super().__init__(space, record, {})
-        self._component = component
-        self._stays = stays
-
-    def unite_all(self, axes: Sequence[Axis]) -> Axis:
-        labelled = [axis for axis in axes if axis is not None]
-        for other in labelled[1:]:
-            if not self._may_meet(other, labelled[0]):
-                raise _Diverged(f"other channels meet in {self.record}")
-        return super().unite_all(axes)
-
-    def _may_meet(self, a: Labels, b: Labels) -> bool:
-        if len(a) != len(b):
-            return False
-        padded = ((a == OUTSIDE) | (b == OUTSIDE)) & self._stays[a] & self._stays[b]
-        return bool((padded | (self._component[a] == self._component[b])).all())
-
-    def tie(self, rows: Labels) -> None:
-        if (self._component[rows] != self._component[rows[:1]]).any():
-            raise _Diverged(f"other channels meet in {self.record}")
-
-    def contract(self, fa: Flow, a: Axis, fb: Flow, b: Axis) -> None:
-        self.unite_all([a, b])
-
-    def fresh(self, size: int) -> Axis:
-        return None

@@ -1,0 +1,108 @@
+"""What a rule writes with while a cut is rehearsed: labels are carried on, and nothing is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from infoprune.structure.flow import Axis, Flow
+from infoprune.structure.labels import OUTSIDE, Labels, LabelSpace
+from infoprune.structure.op import Op, OpRecord
+
+
+class Diverged(Exception):
+    """The shrunk model runs other operators than the original."""
+
+
+class RehearsalOp(Op):
+    """Carries labels as before and records nothing: what the labels mean has been settled."""
+
+    def __init__(self, space: LabelSpace, record: OpRecord, whole: dict[int, Labels]) -> None:
+        super().__init__(space, record, -1, [])
+        self._whole = whole
+        self._choices = iter(record.choices)
+        self.met_unequal = False
+
+    def unite_all(self, axes: Sequence[Axis]) -> Axis:
+        """One of these axes for all, and whether their lengths clash; what was frozen loses its labels."""
+        labelled = [axis for axis in axes if axis is not None]
+        if not labelled or len(labelled) < len(axes):
+            return None
+        first = labelled[0]
+        for other in labelled[1:]:
+            if len(other) != len(first):
+                self.met_unequal = True
+            elif id(first) not in self._whole:
+                worse = (first < 0) | ((first >= self._space.slots_end()) & (other >= 0))
+                first = np.where(worse, other, first) if worse.any() else first
+        return first
+
+    def tie(self, rows: Labels) -> None:
+        """Settled when the model was traced."""
+
+    def balance(self, parts: Labels) -> None:
+        """Settled when the model was traced."""
+
+    def contract(self, fa: Flow, a: Axis, fb: Flow, b: Axis) -> None:
+        """Settled when the model was traced."""
+
+    def freeze(self, axis: Axis, reason: str | None) -> None:
+        """Settled when the model was traced."""
+
+    def choose(self, value: int) -> int:
+        """What the operator decided when the model was traced."""
+        return next(self._choices, value)
+
+    def note_split(self, counts: Sequence[int]) -> None:
+        """Noted when the model was traced."""
+
+    def note_heads(self, labels: Labels) -> None:
+        """Noted when the model was traced."""
+
+    def takes_by_place(self, axis: Labels) -> None:
+        """Noted when the model was traced."""
+
+    def cost(self, *args: Any, **kwargs: Any) -> None:
+        """Counted when the model was traced."""
+
+
+class UnalignedOp(RehearsalOp):
+    """An operator that the original did not run at this point (a dimension of one lets PyTorch take another way).
+
+    There is no result to compare with, so what meets must be of one unit, position by position. Padding meets what
+    always stays.
+    """
+
+    def __init__(self, space: LabelSpace, record: OpRecord, component: Labels, stays: np.ndarray) -> None:
+        super().__init__(space, record, {})
+        self._component = component
+        self._stays = stays
+
+    def unite_all(self, axes: Sequence[Axis]) -> Axis:
+        """One of these axes for all, which have to be of one unit at each position."""
+        labelled = [axis for axis in axes if axis is not None]
+        for other in labelled[1:]:
+            if not self._may_meet(other, labelled[0]):
+                raise Diverged(f"other channels meet in {self.record}")
+        return super().unite_all(axes)
+
+    def _may_meet(self, a: Labels, b: Labels) -> bool:
+        if len(a) != len(b):
+            return False
+        padded = ((a == OUTSIDE) | (b == OUTSIDE)) & self._stays[a] & self._stays[b]
+        return bool((padded | (self._component[a] == self._component[b])).all())
+
+    def tie(self, rows: Labels) -> None:
+        """Rows that have to be of one unit at each position."""
+        if (self._component[rows] != self._component[rows[:1]]).any():
+            raise Diverged(f"other channels meet in {self.record}")
+
+    def contract(self, fa: Flow, a: Axis, fb: Flow, b: Axis) -> None:
+        """Axes that have to be of one unit at each position."""
+        self.unite_all([a, b])
+
+    def fresh(self, size: int) -> Axis:
+        """No labels: there is no original to have made them."""
+        return None
