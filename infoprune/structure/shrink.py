@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from infoprune.errors import PlanError, SurgeryError
 from infoprune.structure import attributes
+from infoprune.structure.cut import Removed, cut, cut_off, forget, join
 from infoprune.structure.memory import remember
 from infoprune.structure.plan import PruningPlan, check_belongs
-from infoprune.structure.tensors import OwnedTensor, owned_tensors
+from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors
 
 State = dict[str, Any]
 
-SLICE = 1 << 18
-"""So many entries of a tensor that loses along several dimensions are looked at at once."""
+BESIDE = 1 << 26
+"""So many bytes of new tensors may be in memory beside the old ones, or as many as the largest old one has. Beyond them
+an old one is given up for the part of it that goes: both parts take no more memory than the whole, and make it up."""
 
 
 def shrink(
@@ -28,10 +30,13 @@ def shrink(
 ) -> dict[nn.Parameter, nn.Parameter]:
     """Remove what the plan names from a model, in place, and from the state of its optimizers.
 
-    Everything is checked and computed before anything is changed. Parameters that lose something become new
-    ``nn.Parameter`` objects (an old one may be held by a DDP reducer) in every module that owns them, with
+    All is checked first, and a failure later puts back what was there, bit for bit. Parameters that lose something
+    become new ``nn.Parameter`` objects (an old one may be held by a DDP reducer) in every module that owns them, with
     ``requires_grad``, memory layout, hooks and custom attributes carried over and no gradient. Optimizers, their
     parameter groups and schedulers stay the same objects; state of the parameter's shape is cut with it.
+
+    New tensors of up to 64 MiB, or as much as the largest old one takes, are in memory beside the old ones. In a model
+    of which more is left, the remaining old parameters are left empty; clone them before, should they be needed.
 
     Args:
         model: the model that the plan was made for.
@@ -54,14 +59,19 @@ def shrink(
     check_belongs(plan, {name: tuple(entry.tensor.shape) for name, entry in owned.items()})
     names = {id(entry.tensor): name for name, entry in owned.items()}
     changed = attributes.changes(dict(model.named_modules()), plan, names)
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            replaced = {name: _cut_owned(owned[name], plan) for name in plan.shapes if _is_cut(plan, name)}
-            states = [_cut_state(optimizer, owned, plan, replaced) for optimizer in optimizers]
-    finally:
-        _kept.cache_clear()  # nothing stays behind when the cut is made
     old_values = [(module, key, getattr(module, key)) for module, key, _ in changed]
-    mapping = _commit(owned, replaced, changed, optimizers, states)
+    largest_first = sorted(filter(partial(_is_cut, plan), plan.shapes), key=lambda name: -owned[name].tensor.nbytes)
+    exchange = Exchange(_room([owned[name].tensor for name in largest_first]))
+    with torch.inference_mode(False), torch.no_grad():
+        try:
+            replaced = {name: _cut_owned(owned[name], plan, exchange) for name in largest_first}
+            states = [_cut_states(optimizer, owned, plan, replaced, exchange) for optimizer in optimizers]
+            mapping = _commit(owned, replaced, changed, optimizers, states)
+        except BaseException:
+            exchange.undo()
+            raise
+        finally:
+            forget()  # nothing stays behind when the cut is made
     remember(model, plan, owned, old_values)
     return mapping
 
@@ -79,64 +89,55 @@ def _is_cut(plan: PruningPlan, name: str) -> bool:
     return any(plan.removed[name].values())
 
 
-def cut(tensor: Tensor, plan: PruningPlan, name: str) -> Tensor:
-    """What the plan leaves of a tensor (a parameter, or anything of its shape), as a new contiguous tensor."""
-    result = tensor.detach()
-    layout = _memory_format(result)
-    removed = sorted((dim, indices) for dim, indices in plan.removed[name].items() if indices)
-    kept = [(dim, _kept(indices, result.shape[dim]).to(result.device)) for dim, indices in removed]
-    if kept:
-        result = _take(result, kept)
-    if layout is not None:
-        result = result.contiguous(memory_format=layout)
-    return result
+class Exchange:
+    """Cuts tensors and can undo it, without much more memory than they take themselves."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room  # bytes of new tensors beside the old ones
+        self._given_up: list[tuple[Tensor, Tensor, Tensor, list[Tensor], Removed]] = []
+
+    def cut(self, old: Tensor, removed: Removed) -> Tensor:
+        """What stays of a tensor. The tensor itself is left as it is or, where memory would get short, empty.
+
+        While its parts are made, an emptied one takes its size once more; the largest had better come first.
+        """
+        stays = cut(old, removed)
+        if stays.nbytes <= self._room or not _can_be_emptied(old):
+            self._room -= stays.nbytes
+        else:
+            self._given_up.append((old, on_meta(old), stays, cut_off(old, removed), removed))
+            old.data = old.new_empty(0)
+        return stays
+
+    def undo(self) -> None:
+        """Give every emptied tensor its values back."""
+        while self._given_up:
+            old, like, stays, rests, removed = self._given_up.pop()
+            old.data = join(stays, rests, like, removed)
 
 
-@lru_cache(maxsize=256)  # a layer, its norm and its optimizer state all keep the same
-def _kept(removed: tuple[int, ...], size: int) -> Tensor:
-    """The indices of a dimension that stay."""
-    stay = np.ones(size, dtype=bool)
-    stay[np.asarray(removed)] = False
-    return torch.from_numpy(np.flatnonzero(stay))
+def _room(old: Sequence[Tensor]) -> int:
+    """How many bytes of new tensors may be in memory beside these old ones."""
+    return max([BESIDE, *(tensor.nbytes for tensor in old)])
 
 
-def _take(tensor: Tensor, kept: Sequence[tuple[int, Tensor]]) -> Tensor:
-    """The entries at the kept indices of some dimensions; in slices, so that what is in between stays small."""
-    (dim, indices), *others = kept
-    if not others:
-        return tensor.index_select(dim, indices)
-    shape = list(tensor.shape)
-    for d, index in kept:
-        shape[d] = len(index)
-    result = tensor.new_empty(shape)
-    slice_size = max(SLICE * tensor.shape[dim] // max(tensor.numel(), 1), 1) if tensor.is_cpu else len(indices)
-    for target, part in zip(result.split(slice_size, dim), indices.split(slice_size), strict=True):
-        piece = tensor.index_select(dim, part)
-        for d, index in others:
-            piece = piece.index_select(d, index)
-        target.copy_(piece)
-    return result
+def _can_be_emptied(tensor: Tensor) -> bool:
+    """Whether a tensor is the one that its memory is for: not one of several views of it, nor expanded."""
+    return not tensor.is_inference() and tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
-def _memory_format(tensor: Tensor) -> torch.memory_format | None:
-    for layout, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
-        if tensor.dim() == rank and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
-            return layout
-    return None
-
-
-def _cut_owned(entry: OwnedTensor, plan: PruningPlan) -> Tensor:
+def _cut_owned(entry: OwnedTensor, plan: PruningPlan, exchange: Exchange) -> Tensor:
     old = entry.tensor
-    new = cut(old, plan, entry.name)
-    if new.is_inference():
-        new = new.clone()
-    if not entry.is_parameter:
-        return new
-    if type(old) is not nn.Parameter:
+    if entry.is_parameter and type(old) is not nn.Parameter:
         raise SurgeryError(
             f"{entry.name} is a {type(old).__name__}, not a plain parameter; prune the model before it is wrapped or "
             "sharded"
         )
+    new = exchange.cut(old, plan.removed[entry.name])
+    if new.is_inference():
+        new = new.clone()
+    if not entry.is_parameter:
+        return new
     parameter = nn.Parameter(new, requires_grad=old.requires_grad)
     parameter.__dict__.update(old.__dict__)  # marks such as _no_weight_decay
     if old._backward_hooks:
@@ -147,8 +148,12 @@ def _cut_owned(entry: OwnedTensor, plan: PruningPlan) -> Tensor:
     return parameter
 
 
-def _cut_state(
-    optimizer: Optimizer, owned: Mapping[str, OwnedTensor], plan: PruningPlan, replaced: Mapping[str, Tensor]
+def _cut_states(
+    optimizer: Optimizer,
+    owned: Mapping[str, OwnedTensor],
+    plan: PruningPlan,
+    replaced: Mapping[str, Tensor],
+    exchange: Exchange,
 ) -> dict[str, State]:
     """The new optimizer state of every replaced parameter, by name."""
     new_states = {}
@@ -158,14 +163,14 @@ def _cut_state(
             continue
         state: State = {}
         for key, value in optimizer.state[old].items():
-            if not isinstance(value, Tensor) or value.dim() == 0 or value.numel() == 1 != old.numel():
+            if not isinstance(value, Tensor) or value.dim() == 0 or value.numel() == 1 != math.prod(plan.shapes[name]):
                 state[key] = value
-            elif value.shape == old.shape:
-                state[key] = cut(value, plan, name)
+            elif value.shape == plan.shapes[name]:
+                state[key] = exchange.cut(value, plan.removed[name])
             else:
                 raise SurgeryError(
                     f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for {name}, which has "
-                    f"shape {tuple(old.shape)}; only state of the parameter's own shape can be cut with it. Use an "
+                    f"shape {plan.shapes[name]}; only state of the parameter's own shape can be cut with it. Use an "
                     "optimizer without factored or flattened state (SGD, Adam, AdamW, RMSprop, Adagrad), or prune "
                     "before training"
                 )

@@ -1,0 +1,140 @@
+"""What stays of a tensor and what goes, as tensors of their own; and the two put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SLICE = 1 << 19
+"""So many entries of a tensor that loses along several dimensions are looked at at once."""
+
+Removed: TypeAlias = Mapping[int, tuple[int, ...]]
+"""Dimension -> the indices that go, as in a plan."""
+
+
+class Wanted(NamedTuple):
+    """Some indices of a dimension, ascending, and the same as aligned blocks of neighbours, which are copied at once.
+
+    Behind a flattened convolution, say, a block is what one of its channels becomes.
+    """
+
+    indices: np.ndarray
+    blocks: np.ndarray
+    size: int
+
+
+Selection: TypeAlias = Mapping[int, Wanted]
+"""Dimensions, ascending, and what is wanted of them; of all others everything is."""
+
+_SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def cut(tensor: Tensor, removed: Removed) -> Tensor:
+    """What stays of a tensor, as a new tensor in the same memory format."""
+    return _select(tensor.detach(), _parts(tensor.shape, removed)[0])
+
+
+def cut_off(tensor: Tensor, removed: Removed) -> list[Tensor]:
+    """What goes of a tensor, as new tensors; with what stays they make up the whole, see :func:`join`."""
+    return [_select(tensor.detach(), selection) for selection in _parts(tensor.shape, removed)[1:]]
+
+
+def join(stays: Tensor, rests: Sequence[Tensor], like: Tensor, removed: Removed) -> Tensor:
+    """The tensor that :func:`cut` and :func:`cut_off` took apart, bit for bit.
+
+    Args:
+        stays: from :func:`cut`.
+        rests: from :func:`cut_off`.
+        like: its shape and strides, on any device.
+        removed: what they went by.
+    """
+    whole = torch.empty_strided(like.shape, like.stride(), dtype=stays.dtype, device=stays.device)
+    for part, selection in zip([stays, *rests], _parts(like.shape, removed), strict=True):
+        axes = [selection[dim].indices if dim in selection else np.arange(size) for dim, size in enumerate(like.shape)]
+        whole[tuple(torch.from_numpy(index).to(whole.device) for index in np.ix_(*axes))] = part.detach()
+    return whole
+
+
+def forget() -> None:
+    """Let go of the indices that are kept between one tensor and the next."""
+    _both.cache_clear()
+
+
+def _parts(shape: Sequence[int], removed: Removed) -> list[Selection]:
+    """What stays, and then for each dimension what it loses of that which the earlier ones leave."""
+    stays: dict[int, Wanted] = {}
+    rests: list[Selection] = []
+    for dim, gone in sorted((dim, gone) for dim, gone in removed.items() if gone):
+        stay, go = _both(gone, shape[dim])
+        rests.append({**stays, dim: go})
+        stays[dim] = stay
+    return [stays, *rests]
+
+
+@lru_cache(maxsize=256)  # a layer, its norm and its optimizer state all keep the same
+def _both(gone: tuple[int, ...], size: int) -> tuple[Wanted, Wanted]:
+    """The indices of a dimension that stay, and those that go."""
+    stays = np.ones(size, dtype=bool)
+    stays[np.asarray(gone)] = False
+    block = int(np.gcd.reduce(np.flatnonzero(stays[1:] != stays[:-1]) + 1, initial=size))
+    stay, go = np.flatnonzero(stays), np.flatnonzero(~stays)
+    return Wanted(stay, stay[::block] // block, block), Wanted(go, go[::block] // block, block)
+
+
+def _select(tensor: Tensor, wanted: Selection) -> Tensor:
+    """The wanted part, as a new tensor in the same memory format."""
+    if wanted and _numpy_can(tensor):
+        return _taken(tensor, wanted)
+    layout, result = _memory_format(tensor), tensor
+    for dim, (indices, _, _) in wanted.items():
+        result = result.index_select(dim, torch.from_numpy(indices).to(tensor.device))
+    return result if layout is None else result.contiguous(memory_format=layout)
+
+
+def _numpy_can(tensor: Tensor) -> bool:
+    plain = type(tensor) is Tensor and tensor.is_cpu and tensor.layout is torch.strided and tensor.is_contiguous()
+    return plain and not tensor.is_quantized and not tensor.is_conj() and tensor.element_size() in _SAME_SIZE
+
+
+def _taken(tensor: Tensor, wanted: Selection) -> Tensor:
+    """The same for contiguous tensors on the CPU, where NumPy's ``take`` is faster than ``index_select``."""
+    sizes = {dim: len(wanted[dim].indices) if dim in wanted else size for dim, size in enumerate(tensor.shape)}
+    result = tensor.new_empty(tuple(sizes.values()))
+    bits = _SAME_SIZE[tensor.element_size()]
+    source, target, steps = tensor.view(bits).numpy(), result.view(bits).numpy(), []
+    for number, (dim, (_, blocks, size)) in enumerate(wanted.items()):  # every dimension before is in two by now
+        dim += number
+        source = source.reshape(*source.shape[:dim], -1, size, *source.shape[dim + 1 :])
+        target = target.reshape(*target.shape[:dim], -1, size, *target.shape[dim + 1 :])
+        steps.append((dim, blocks))
+    _take(source, steps, target)
+    return result
+
+
+def _take(source: np.ndarray, steps: Sequence[tuple[int, np.ndarray]], target: np.ndarray) -> None:
+    """Take indices of several dimensions one after the other; in slices, so that what is in between stays small."""
+    (dim, indices), *others = steps
+    if not others:
+        # All indices are inside; "wrap" checks that fastest.
+        source.take(indices, dim, out=target, mode="wrap")
+        return
+    count = max(SLICE * source.shape[dim] // max(source.size, 1), 1)
+    between = source[:0]
+    for start in range(0, len(indices), count):
+        chosen = indices[start : start + count]
+        if between.shape[dim] != len(chosen):
+            between = np.empty((*source.shape[:dim], len(chosen), *source.shape[dim + 1 :]), source.dtype)
+        source.take(chosen, dim, out=between, mode="wrap")
+        _take(between, others, target[(slice(None),) * dim + (slice(start, start + count),)])
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format | None:
+    for layout, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        if tensor.dim() == rank and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
+            return layout
+    return None
