@@ -20,7 +20,7 @@ from infoprune.registry import Registry, check_choice
 if TYPE_CHECKING:
     from infoprune.structure import ChannelGroup, GroupSlot, Layer, Structure
 
-SLICE = 1 << 16
+SLICE = 1 << 18
 """So many weights are scored at once where filters can be scored one by one."""
 
 Scores = dict[str, Tensor]
