@@ -85,6 +85,21 @@ def test_a_latency_budget_is_met(structure):
         Uniform().widths(structure, budget=Budget("latency", 0.05), measure=measure)
 
 
+def test_where_times_scatter_more_pairs_are_run() -> None:
+    class Jittery(Sleepy):
+        """Every other run takes a tenth longer."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            Clock.seconds += (self.runs // 2 % 2) * 5 / 1024
+            return super().forward(x)
+
+    calm, jittery = Sleepy(), Jittery()
+    assert paired_ratio(calm, Sleepy(), IMAGES, repeats=5) == 1
+    assert calm.runs == 5 + 4  # warmed up before
+    assert 1 <= paired_ratio(jittery, Sleepy(), IMAGES, repeats=5) <= 1.1
+    assert jittery.runs == 8 * 5 + 4
+
+
 def test_the_unpruned_model_counts_as_one():
     small = Sleepy(20)
     measure = latency_share(small, infoprune.trace(small, IMAGES), IMAGES, repeats=5, original=Sleepy(40))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,12 @@ from infoprune.structure import shrink
 if TYPE_CHECKING:
     from infoprune.structure import Structure
 
+PRECISION = 0.0025
+"""Relative standard error of a measured share that is good enough."""
+
+MOST = 8
+"""At most so many times the asked pairs of runs are spent on it."""
+
 
 def latency_share(
     model: nn.Module,
@@ -30,14 +37,15 @@ def latency_share(
     """A measure for latency budgets: the share of the original's time that a model of some widths takes.
 
     A copy of the model is shrunk to the widths (which units stay makes no difference to the time), and the two are
-    timed in turn, so that whatever else the machine does meets both: the share is the median over pairs of runs.
-    Every set of widths is measured once and remembered.
+    timed in turn, so that whatever else the machine does meets both: the share is the median over pairs of runs. Where
+    they scatter, more pairs are run, until the median's standard error is a quarter of a percent or there are eight
+    times as many. Every set of widths is measured once and remembered.
 
     Args:
         model: The model that ``structure`` was traced from, on the device that counts. It is not changed.
         structure: Its structure.
         example_inputs: What to time: the batch size matters.
-        repeats: Pairs of runs.
+        repeats: Fewest pairs of runs.
         original: The model whose time counts as 1; ``model`` by default. Gradual pruning passes the unpruned one.
 
     Returns:
@@ -74,10 +82,20 @@ def latency_share(
 
 
 def paired_ratio(model: nn.Module, reference: nn.Module, example_inputs: Any, repeats: int) -> float:
-    """Median over pairs of runs of the time of ``model`` over that of ``reference``."""
-    ratios = []
-    for run in range(repeats):
-        warmup = 3 if run == 0 else 0
-        own, other = (latency(m, example_inputs, repeats=1, warmup=warmup).median for m in (model, reference))
-        ratios.append(own / other)
+    """Median over pairs of runs of the time of ``model`` over that of ``reference``; ``repeats`` pairs or more."""
+    for one in (model, reference):
+        latency(one, example_inputs, repeats=1, warmup=3)
+    ratios: list[float] = []
+    while len(ratios) < repeats or (len(ratios) < MOST * repeats and _standard_error(ratios) > PRECISION):
+        order = (model, reference) if len(ratios) % 2 else (reference, model)
+        seconds = {id(one): latency(one, example_inputs, repeats=1, warmup=0).median for one in order}
+        ratios.append(seconds[id(model)] / seconds[id(reference)])
     return statistics.median(ratios)
+
+
+def _standard_error(ratios: Sequence[float]) -> float:
+    """Of the median, relative to it; from the distance of the quartiles, which outliers leave alone."""
+    if len(ratios) < 2:
+        return 0.0
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return 1.2533 * (high - low) / 1.349 / math.sqrt(len(ratios)) / median

@@ -17,6 +17,9 @@ Measure = Callable[[Mapping[str, int]], float]
 
 BISECTIONS = 40
 TIMED_BISECTIONS = 12
+TIMED_ROUNDS = 6
+# What is left of a budget of time is not worth more questions below this share of it.
+TIMED_CLOSE = 5e-3
 ROUNDS = 6
 # A bracket this narrow (as a share of the original cost) is not worth another round.
 CLOSE = 5e-4
@@ -34,21 +37,15 @@ def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float
         measure: Share of the original cost that widths cost; smaller widths must not cost more.
         target: Share that may be spent.
         timed: The cost is a measured time: every question is expensive and the last digits are noise, so a dozen
-            points of the path are tried, and halfway points of the single steps between the last two.
+            points of the path are tried, and then single steps by halving, until what is left is not worth more.
     """
     low, high = path(1.0), path(0.0)
     if measure(high) <= target:
         return high
-    if timed:
-        low, high = _bisect(path, measure, target, TIMED_BISECTIONS)
-        states = [low, *_one_by_one(low, high, grids)]
-        enough, last = 0, len(states) - 1
-        while last - enough > 1:
-            middle = (enough + last) // 2
-            enough, last = (middle, last) if measure(states[middle]) <= target else (enough, middle)
-        return states[enough]
-    low, high = _bisect(path, measure, target, BISECTIONS)
+    low, high = _bisect(path, measure, target, TIMED_BISECTIONS if timed else BISECTIONS)
     near = {name: _near(grid, low[name], high[name]) for name, grid in grids.items()}
+    if timed:
+        return _spend(low, list(_ups(low, high, grids, near)), grids, measure, target)
     low, high = _walk(low, high, grids, measure, target)
     for _ in range(ROUNDS):
         if measure(high) - measure(low) <= CLOSE:
@@ -100,6 +97,39 @@ def _walk(
             return below, above
         below = above
     return below, high
+
+
+def _ups(low: Widths, high: Widths, grids: Mapping[str, Grid], near: Mapping[str, range]) -> Iterator[str]:
+    """The groups to take a step up, one after the other: from ``low`` to ``high``, then all in turn while near."""
+    for name, grid in grids.items():
+        yield from [name] * _count(grid, low[name], high[name])
+    left = {name: _count(grid, high[name], near[name][-1]) for name, grid in grids.items()}
+    for turn in range(max(left.values(), default=0)):
+        yield from (name for name, steps in left.items() if steps > turn)
+
+
+def _count(grid: Grid, width: int, most: int) -> int:
+    """How many steps lead up from a width without passing another."""
+    steps = 0
+    while width < (width := grid.up(width)) <= most:
+        steps += 1
+    return steps
+
+
+def _spend(state: Widths, ups: list[str], grids: Mapping[str, Grid], measure: Measure, target: float) -> Widths:
+    """Take steps up, in order, as long as the target allows; one that is too long for it is left out."""
+    for _ in range(TIMED_ROUNDS):
+        states = [state]
+        for name in ups:
+            states.append({**states[-1], name: grids[name].up(states[-1][name])})
+        enough, beyond = 0, len(states)
+        while beyond - enough > 1:
+            middle = (enough + beyond) // 2
+            enough, beyond = (middle, beyond) if measure(states[middle]) <= target else (enough, middle)
+        state, ups = states[enough], ups[enough + 1 :]
+        if not ups or target - measure(state) <= TIMED_CLOSE * target:
+            break
+    return state
 
 
 def _one_by_one(low: Widths, high: Widths, grids: Mapping[str, Grid]) -> Iterator[Widths]:
