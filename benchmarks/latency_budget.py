@@ -10,6 +10,7 @@ nothing else (some ten minutes):
 from __future__ import annotations
 
 import copy
+import statistics
 import time
 import warnings
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import nn
 import infoprune
 from benchmarks import zoo
 from benchmarks.machine import describe
-from infoprune.allocation.latency import paired_ratio
+from infoprune.allocation.latency import paired_ratios
 from infoprune.models import CifarResNet
 
 RESULTS = Path(__file__).parent / "results" / "latency_budget.md"
@@ -44,7 +45,7 @@ def row(name: str, network: nn.Module, images: torch.Tensor, budget: float) -> s
     start = time.perf_counter()
     result = infoprune.prune(pruned, images, "l1", latency=budget)
     seconds = time.perf_counter() - start
-    again = [paired_ratio(pruned, network, images, REPEATS) for _ in range(3)]
+    again = [statistics.median(paired_ratios(pruned, network, images, REPEATS)) for _ in range(3)]
     macs = result.after.macs / result.before.macs
     return (
         f"| {name} | {budget} | {result.latency:.3f} | {', '.join(f'{share:.3f}' for share in again)} | {macs:.3f} | "

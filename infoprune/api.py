@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from infoprune import recalibration
-from infoprune.allocation import Allocation, latency_share
+from infoprune.allocation import Allocation, LatencyShare
 from infoprune.allocation.solve import Measure
 from infoprune.cost import Cost
 from infoprune.criteria import Criterion, Scores
@@ -124,7 +124,7 @@ def prune(
     if data is not None or latency is not None or not structure.cuts_alike:
         structure = rehearsed(session, structure)  # else deciding is cheap, and the plan itself the best of trial cuts
     decide_on = partial(decide, model, target=target, criterion=criterion, allocation=allocation, data=data)
-    measure = None if latency is None else partial(latency_share, model, example_inputs=example_inputs)
+    measure = None if latency is None else partial(LatencyShare, model, example_inputs=example_inputs)
     structure, decision = _decided(session, structure, decide_on, measure)
     before, after = structure.cost(), structure.cost_of(decision.plan)
     statistics = _statistics_after(model, decision.plan, data, recalibrate) if recalibrate else {}

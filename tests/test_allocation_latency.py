@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import infoprune
 from infoprune import FilterPruning
-from infoprune.allocation import Budget, Uniform, latency_share
-from infoprune.allocation.latency import paired_ratio
+from infoprune.allocation import Budget, LatencyShare, Uniform
+from infoprune.allocation.latency import paired_ratios
 from infoprune.errors import BudgetError, ConfigurationError
 from tests.tiny import TinyModule, same, trainer
 
@@ -29,6 +30,10 @@ class Clock:
     @classmethod
     def now(cls, cuda: bool) -> float:
         return cls.seconds
+
+
+def share_of(model: nn.Module, original: nn.Module, images: Tensor) -> float:
+    return statistics.median(paired_ratios(model, original, images, repeats=5))
 
 
 class Sleepy(nn.Module):
@@ -63,7 +68,7 @@ def structure() -> infoprune.Structure:
 def test_the_share_is_that_of_the_measured_times_and_measured_once(structure):
     net = Sleepy()
     state = copy.deepcopy(net.state_dict())
-    measure = latency_share(net, structure, IMAGES, repeats=5)
+    measure = LatencyShare(net, structure, IMAGES, repeats=5)
     assert measure({"conv": 40}) == 1.0
     half = measure({"conv": 20})
     assert half == pytest.approx(30 / 50, rel=1e-6)
@@ -75,7 +80,7 @@ def test_the_share_is_that_of_the_measured_times_and_measured_once(structure):
 
 
 def test_a_latency_budget_is_met(structure):
-    measure = latency_share(Sleepy(), structure, IMAGES, repeats=3)
+    measure = LatencyShare(Sleepy(), structure, IMAGES, repeats=3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         widths = Uniform().widths(structure, budget=Budget("latency", 0.6), measure=measure)
@@ -94,23 +99,43 @@ def test_where_times_scatter_more_pairs_are_run() -> None:
             return super().forward(x)
 
     calm, jittery = Sleepy(), Jittery()
-    assert paired_ratio(calm, Sleepy(), IMAGES, repeats=5) == 1
+    assert share_of(calm, Sleepy(), IMAGES) == 1
     assert calm.runs == 5 + 4  # warmed up before
-    assert 1 <= paired_ratio(jittery, Sleepy(), IMAGES, repeats=5) <= 1.1
-    assert jittery.runs == 8 * 5 + 4
+    assert 1 <= share_of(jittery, Sleepy(), IMAGES) <= 1.1
+    assert jittery.runs == 4 * 5 + 4
+
+
+def test_what_was_timed_too_well_once_is_measured_again(monkeypatch: pytest.MonkeyPatch, structure) -> None:
+    """Of many candidates, the one that looks best is one that the clock was kind to."""
+    asked: dict[int, int] = {}
+
+    def noisy(model: nn.Module, *_: object) -> list[float]:
+        width = model.conv.out_channels
+        asked[width] = asked.get(width, 0) + 1
+        kind = 0.95 if width == 22 and asked[width] == 1 else 1
+        return [kind * (10 + width) / 50] * (1 if kind < 1 else 3)
+
+    monkeypatch.setattr("infoprune.allocation.latency.paired_ratios", noisy)
+    measure = LatencyShare(Sleepy(), structure, IMAGES)
+    assert measure({"conv": 22}) == pytest.approx(0.608)
+    widths = Uniform().widths(structure, budget=Budget("latency", 0.61), measure=measure)
+    assert asked[22] == 2
+    assert measure({"conv": 22}) == pytest.approx(0.64)
+    assert widths["conv"] == 20
 
 
 def test_the_unpruned_model_counts_as_one():
     small = Sleepy(20)
-    measure = latency_share(small, infoprune.trace(small, IMAGES), IMAGES, repeats=5, original=Sleepy(40))
+    measure = LatencyShare(small, infoprune.trace(small, IMAGES), IMAGES, repeats=5, now=30 / 50)
     assert measure({"conv": 20}) == pytest.approx(30 / 50, rel=1e-6)
-    assert paired_ratio(Sleepy(20), Sleepy(40), IMAGES, repeats=5) == pytest.approx(30 / 50, rel=1e-6)
+    assert measure({"conv": 5}) == pytest.approx(15 / 50, rel=1e-6)
+    assert share_of(Sleepy(20), Sleepy(40), IMAGES) == pytest.approx(30 / 50, rel=1e-6)
 
 
 def test_wrong_use_is_said(structure):
     with pytest.raises(ConfigurationError, match="repeats must be a whole number of at least 1, got 0"):
-        latency_share(Sleepy(), structure, IMAGES, repeats=0)
-    with pytest.raises(ConfigurationError, match="pass measure=latency_share"):
+        LatencyShare(Sleepy(), structure, IMAGES, repeats=0)
+    with pytest.raises(ConfigurationError, match="pass measure=LatencyShare"):
         Uniform().widths(structure, budget=Budget("latency", 0.5))
 
 
@@ -122,7 +147,7 @@ def test_prune_takes_a_latency_budget_and_says_what_is_reached() -> None:
     assert result.latency is not None
     assert result.latency == pytest.approx(0.6)
     assert net.conv.out_channels == 20
-    assert paired_ratio(net, Sleepy(), IMAGES, repeats=5) == pytest.approx(result.latency, rel=1e-6)
+    assert share_of(net, Sleepy(), IMAGES) == pytest.approx(result.latency, rel=1e-6)
     assert infoprune.prune(Sleepy(), IMAGES, "l1", macs=0.5).latency is None
 
 
@@ -159,7 +184,7 @@ def test_a_fit_reaches_its_latency_in_two_events_also_when_it_is_resumed(tmp_pat
     resumed, other = fit(ckpt_path=tmp_path / "epoch=1.ckpt")
     for pruning, pruned in ((callback, module), (resumed, other)):
         assert pruned.trainer.callback_metrics["prune/latency_ratio"].item() <= 0.5
-        share = paired_ratio(pruned.net, Classifier(), torch.zeros(1, 3, 2, 2), repeats=5)
+        share = share_of(pruned.net, Classifier(), torch.zeros(1, 3, 2, 2))
         assert share == pytest.approx(0.5, abs=0.03)
         assert pruning.options["latency"] == 0.5
     assert "below the floor" in _refused()

@@ -8,7 +8,7 @@ from infoprune.allocation.allocation import ALLOCATIONS, Allocation, get_allocat
 from infoprune.allocation.budget import Budget
 from infoprune.allocation.global_ranking import GlobalRanking
 from infoprune.allocation.information_concentration import InformationConcentration
-from infoprune.allocation.latency import latency_share
+from infoprune.allocation.latency import LatencyShare
 from infoprune.allocation.per_layer import PerLayer
 from infoprune.allocation.per_stage import PerStage
 from infoprune.allocation.select import select
@@ -20,10 +20,10 @@ __all__ = [
     "Budget",
     "GlobalRanking",
     "InformationConcentration",
+    "LatencyShare",
     "PerLayer",
     "PerStage",
     "Uniform",
     "get_allocation",
-    "latency_share",
     "select",
 ]

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from infoprune.allocation.select import select
-from infoprune.allocation.solve import Measure
 from infoprune.cost import latency
 from infoprune.registry import check_count
 from infoprune.snapshot import snapshot
@@ -20,36 +19,27 @@ from infoprune.structure import shrink
 if TYPE_CHECKING:
     from infoprune.structure import Structure
 
-PRECISION = 0.0025
+PRECISION = 0.003
 """Relative standard error of a measured share that is good enough."""
 
-MOST = 8
+MOST = 4
 """At most so many times the asked pairs of runs are spent on it."""
 
 
-def latency_share(
-    model: nn.Module,
-    structure: Structure,
-    example_inputs: Any,
-    repeats: int = 15,
-    original: nn.Module | None = None,
-) -> Measure:
+class LatencyShare:
     """A measure for latency budgets: the share of the original's time that a model of some widths takes.
 
     A copy of the model is shrunk to the widths (which units stay makes no difference to the time), and the two are
     timed in turn, so that whatever else the machine does meets both: the share is the median over pairs of runs. Where
-    they scatter, more pairs are run, until the median's standard error is a quarter of a percent or there are eight
-    times as many. Every set of widths is measured once and remembered.
+    they scatter, more pairs are run, until the median's standard error is 0.3 % or there are four times as many. Every
+    set of widths is measured once and remembered.
 
     Args:
         model: The model that ``structure`` was traced from, on the device that counts. It is not changed.
         structure: Its structure.
         example_inputs: What to time: the batch size matters.
         repeats: Fewest pairs of runs.
-        original: The model whose time counts as 1; ``model`` by default. Gradual pruning passes the unpruned one.
-
-    Returns:
-        A function for ``measure=`` of :meth:`~infoprune.allocation.Allocation.widths`.
+        now: The share that ``model`` itself takes, if it was pruned before.
 
     Example:
         >>> import infoprune
@@ -57,32 +47,46 @@ def latency_share(
         >>> net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 3))
         >>> images = torch.zeros(2, 3, 32, 32)
         >>> structure = infoprune.trace(net, images)
-        >>> share = latency_share(net, structure, images, repeats=3)
+        >>> share = LatencyShare(net, structure, images, repeats=3)
         >>> sorted(Uniform().widths(structure, budget=Budget("latency", 1.0), measure=share))
         ['0', '2']
     """
-    check_count("latency", "repeats", repeats, 1)
-    unpruned = original or model
-    scores = {group.name: torch.zeros(group.size) for group in structure.prunable}
-    known: dict[tuple[tuple[str, int], ...], float] = {}
 
-    def measure(widths: Mapping[str, int]) -> float:
+    def __init__(
+        self, model: nn.Module, structure: Structure, example_inputs: Any, repeats: int = 15, now: float = 1.0
+    ) -> None:
+        check_count("latency", "repeats", repeats, 1)
+        self.model, self.structure, self.example_inputs = model, structure, example_inputs
+        self.repeats, self.now = repeats, now
+        self._scores = {group.name: torch.zeros(group.size) for group in structure.prunable}
+        self._ratios: dict[tuple[tuple[str, int], ...], list[float]] = {}
+
+    def __call__(self, widths: Mapping[str, int]) -> float:
+        """The share that widths take."""
         key = tuple(sorted(widths.items()))
-        if key not in known:
-            cut = select(structure, scores, widths)
-            if cut.is_empty and unpruned is model:
-                known[key] = 1.0
-            else:
-                copied = snapshot(model)
-                shrink(copied, cut)
-                known[key] = paired_ratio(copied, unpruned, example_inputs, repeats)
-        return known[key]
+        if key not in self._ratios:
+            self._ratios[key] = self._measured(widths)
+        return self.now * statistics.median(self._ratios[key])
 
-    return measure
+    def confirm(self, widths: Mapping[str, int]) -> float:
+        """The same, measured once more, with what is known already.
+
+        Of many widths, those that seem to meet a budget best are such that happened to be timed well.
+        """
+        self._ratios.setdefault(tuple(sorted(widths.items())), []).extend(self._measured(widths))
+        return self(widths)
+
+    def _measured(self, widths: Mapping[str, int]) -> list[float]:
+        cut = select(self.structure, self._scores, widths)
+        if cut.is_empty:
+            return [1.0]
+        copied = snapshot(self.model)
+        shrink(copied, cut)
+        return paired_ratios(copied, self.model, self.example_inputs, self.repeats)
 
 
-def paired_ratio(model: nn.Module, reference: nn.Module, example_inputs: Any, repeats: int) -> float:
-    """Median over pairs of runs of the time of ``model`` over that of ``reference``; ``repeats`` pairs or more."""
+def paired_ratios(model: nn.Module, reference: nn.Module, example_inputs: Any, repeats: int) -> list[float]:
+    """The time of ``model`` over that of ``reference``, for ``repeats`` pairs of runs or more."""
     for one in (model, reference):
         latency(one, example_inputs, repeats=1, warmup=3)
     ratios: list[float] = []
@@ -90,7 +94,7 @@ def paired_ratio(model: nn.Module, reference: nn.Module, example_inputs: Any, re
         order = (model, reference) if len(ratios) % 2 else (reference, model)
         seconds = {id(one): latency(one, example_inputs, repeats=1, warmup=0).median for one in order}
         ratios.append(seconds[id(model)] / seconds[id(reference)])
-    return statistics.median(ratios)
+    return ratios
 
 
 def _standard_error(ratios: Sequence[float]) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from infoprune.allocation import Allocation, get_allocation, latency_share
+from infoprune.allocation import Allocation, LatencyShare, get_allocation
 from infoprune.allocation.solve import Measure
 from infoprune.callbacks import shape_first
 from infoprune.callbacks.announced import Announced
@@ -398,8 +398,7 @@ class FilterPruning(EitherName):
         """
         if self.target.latency is None:
             return None
-        share, left = latency_share(network, structure, self.inputs, repeats), self._latency
-        return lambda widths: left * share(widths)
+        return LatencyShare(network, structure, self.inputs, repeats, now=self._latency)
 
     def announce(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Structure, PruningPlan] | None:
         """Decide now what the next event removes, for somebody who prepares the model for it.
