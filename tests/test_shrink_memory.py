@@ -161,6 +161,18 @@ def test_little_memory_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> Non
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("beside", [0, 1 << 27])
+def test_sparse_tensors_are_cut_beside_the_old_ones(monkeypatch: pytest.MonkeyPatch, beside: int) -> None:
+    monkeypatch.setattr(MODULE, "_room", lambda _: beside)
+    net = nn.Module()
+    net.register_buffer("table", torch.arange(12.0).reshape(4, 3).to_sparse())
+    old = net.table
+    infoprune.shrink(net, infoprune.PruningPlan({"table": {0: (1,)}}, {"table": (4, 3)}))
+    assert net.table.is_sparse
+    assert net.table.to_dense().tolist() == [[0, 1, 2], [6, 7, 8], [9, 10, 11]]
+    assert old.shape == (4, 3)
+
+
 def peak(beside: int) -> float:
     """MiB that shrinking eight layers of 16 MiB takes beyond the model; 9 MiB stay of each but the ends."""
     vars(MODULE)["_room"] = lambda _: beside

@@ -60,7 +60,7 @@ def shrink(
     names = {id(entry.tensor): name for name, entry in owned.items()}
     changed = attributes.changes(dict(model.named_modules()), plan, names)
     old_values = [(module, key, getattr(module, key)) for module, key, _ in changed]
-    largest_first = sorted(filter(partial(_is_cut, plan), plan.shapes), key=lambda name: -owned[name].tensor.nbytes)
+    largest_first = sorted(filter(partial(_is_cut, plan), plan.shapes), key=lambda name: -_bytes(owned[name].tensor))
     exchange = Exchange(_room([owned[name].tensor for name in largest_first]))
     with torch.inference_mode(False), torch.no_grad():
         try:
@@ -102,8 +102,8 @@ class Exchange:
         While its parts are made, an emptied one takes its size once more; the largest had better come first.
         """
         stays = cut(old, removed)
-        if stays.nbytes <= self._room or not _can_be_emptied(old):
-            self._room -= stays.nbytes
+        if _bytes(stays) <= self._room or not _can_be_emptied(old):
+            self._room -= _bytes(stays)
         else:
             self._given_up.append((old, on_meta(old), stays, cut_off(old, removed), removed))
             old.data = old.new_empty(0)
@@ -118,12 +118,17 @@ class Exchange:
 
 def _room(old: Sequence[Tensor]) -> int:
     """How many bytes of new tensors may be in memory beside these old ones."""
-    return max([BESIDE, *(tensor.nbytes for tensor in old)])
+    return max([BESIDE, *map(_bytes, old)])
 
 
 def _can_be_emptied(tensor: Tensor) -> bool:
     """Whether a tensor is the one that its memory is for: not one of several views of it, nor expanded."""
-    return not tensor.is_inference() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    strided = tensor.layout is torch.strided and not tensor.is_inference()
+    return strided and tensor.untyped_storage().nbytes() == _bytes(tensor)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()  # Tensor.nbytes refuses sparse ones
 
 
 def _cut_owned(entry: OwnedTensor, plan: PruningPlan, exchange: Exchange) -> Tensor:
