@@ -33,7 +33,6 @@ def networks() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     """Name -> a network and what it is timed on."""
     return {
         "ResNet-20, 32 images of 32 x 32": (CifarResNet(depth=20).eval(), torch.randn(32, 3, 32, 32)),
-        "ResNet-56, 32 images of 32 x 32": (CifarResNet(depth=56).eval(), torch.randn(32, 3, 32, 32)),
         "MobileNetV2, 1 image of 224 x 224": (zoo.build("mobilenet_v2").eval(), torch.randn(1, 3, 224, 224)),
         "ResNet-50, 1 image of 224 x 224": (zoo.build("resnet50").eval(), torch.randn(1, 3, 224, 224)),
     }
