@@ -17,7 +17,7 @@ Measure = Callable[[Mapping[str, int]], float]
 
 BISECTIONS = 40
 TIMED_BISECTIONS = 12
-TIMED_ROUNDS = 6
+TIMED_ROUNDS = 10
 # What is left of a budget of time is not worth more questions below this share of it.
 TIMED_CLOSE = 5e-3
 ROUNDS = 6
@@ -26,6 +26,7 @@ CLOSE = 5e-4
 # How far single units may take a group from the path, as a share of its units (one step at least): the allocation
 # decides on the widths, and what it cannot meet exactly is left unspent.
 STRAY = 0.1
+TIMED_STRAY = 0.25  # one unit may cross the edge of a block of channels that a device runs at once
 
 
 def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float, timed: bool = False) -> Widths:
@@ -43,7 +44,8 @@ def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float
     if measure(high) <= target:
         return high
     low, high = _bisect(path, measure, target, TIMED_BISECTIONS if timed else BISECTIONS)
-    near = {name: _near(grid, low[name], high[name]) for name, grid in grids.items()}
+    stray = TIMED_STRAY if timed else STRAY
+    near = {name: _near(grid, low[name], high[name], stray) for name, grid in grids.items()}
     if timed:
         return _spend(low, list(_ups(low, high, grids, near)), grids, measure, target)
     low, high = _walk(low, high, grids, measure, target)
@@ -59,9 +61,9 @@ def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float
     return low
 
 
-def _near(grid: Grid, low: int, high: int) -> range:
+def _near(grid: Grid, low: int, high: int, stray: float) -> range:
     """The widths that a group may take when ``low`` and ``high`` are those of the path around the target."""
-    far = max(grid.step, int(STRAY * (grid.original or grid.size)))
+    far = max(grid.step, int(stray * (grid.original or grid.size)))
     return range(low - far, max(high, low + far) + 1)
 
 
