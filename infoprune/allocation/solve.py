@@ -17,7 +17,7 @@ Measure = Callable[[Mapping[str, int]], float]
 
 BISECTIONS = 40
 TIMED_BISECTIONS = 12
-TIMED_ROUNDS = 10
+TIMED_QUESTIONS = 40
 # What is left of a budget of time is not worth more questions below this share of it.
 TIMED_CLOSE = 5e-3
 ROUNDS = 6
@@ -120,17 +120,16 @@ def _count(grid: Grid, width: int, most: int) -> int:
 
 def _spend(state: Widths, ups: list[str], grids: Mapping[str, Grid], measure: Measure, target: float) -> Widths:
     """Take steps up, in order, as long as the target allows; one that is too long for it is left out."""
-    for _ in range(TIMED_ROUNDS):
+    asked = 0
+    while ups and asked < TIMED_QUESTIONS and target - measure(state) > TIMED_CLOSE * target:
         states = [state]
         for name in ups:
             states.append({**states[-1], name: grids[name].up(states[-1][name])})
         enough, beyond = 0, len(states)
         while beyond - enough > 1:
-            middle = (enough + beyond) // 2
+            asked, middle = asked + 1, (enough + beyond) // 2
             enough, beyond = (middle, beyond) if measure(states[middle]) <= target else (enough, middle)
         state, ups = states[enough], ups[enough + 1 :]
-        if not ups or target - measure(state) <= TIMED_CLOSE * target:
-            break
     return state
 
 
