@@ -2,7 +2,7 @@
 
 `reached` is what pruning itself measured when it chose the widths; `again` are three measurements of the pruned net
 against the original afterwards, which know nothing of each other. Run from the repository root, on a machine that does
-nothing else (some ten minutes):
+nothing else (ten minutes where times are steady, up to an hour where they scatter):
 
     python -m benchmarks.latency_budget       # writes benchmarks/results/latency_budget.md
 """

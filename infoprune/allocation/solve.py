@@ -2,6 +2,7 @@
 
 A path maps a pressure in [0, 1] to widths that only shrink as the pressure grows. Every step below looks for the two
 neighbouring states around the target and never at the target alone, so a larger budget never gets a cheaper model.
+With a measured time that holds as far as the clock is steady and the number of questions allows.
 """
 
 from __future__ import annotations
