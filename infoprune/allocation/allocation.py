@@ -14,7 +14,8 @@ from torch import nn
 from infoprune.allocation.budget import Budget, check_amount, cost_share
 from infoprune.allocation.grid import Grid
 from infoprune.allocation.latency import LatencyShare
-from infoprune.allocation.solve import Measure, Path, Widths, solve
+from infoprune.allocation.solve import TOLERANCE, Measure, Path, Widths, solve
+from infoprune.allocation.timed import solve_timed
 from infoprune.errors import BudgetError, ConfigurationError
 from infoprune.registry import Registry
 
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from infoprune.cost import Cost
     from infoprune.criteria import Scores
     from infoprune.structure import ChannelGroup, Structure
-
-# A budget counts as met when at most this share of it is left unspent.
-TOLERANCE = 0.01
-CONFIRMATIONS = 4  # of a measured time
 
 
 @dataclass(kw_only=True)
@@ -188,18 +185,16 @@ def within_budget(
 ) -> Widths:
     """The widths along ``path`` that spend the budget; see :meth:`Allocation.widths`."""
     target = 1 - fraction * (1 - budget.keep)
+    if isinstance(measure, LatencyShare):
+        measure.target = target
     floor = measure(path(1.0))
     if floor > target:
         raise BudgetError(_too_small(structure, budget, target, floor, path(1.0)))
-    timed = budget.kind == "latency"
-    widths = solve(path, grids, measure, target, timed)
-    if isinstance(measure, LatencyShare):
-        for _ in range(CONFIRMATIONS):
-            if (1 - TOLERANCE) * target <= measure.confirm(widths) <= target:
-                break
-            before, widths = widths, solve(path, grids, measure, target, timed)
-            if widths == before:
-                break
+    if budget.kind == "latency":
+        confirm = measure.confirm if isinstance(measure, LatencyShare) else measure
+        widths = solve_timed(path, grids, measure, confirm, target)
+    else:
+        widths = solve(path, grids, measure, target)
     reached = measure(widths)
     if reached < (1 - TOLERANCE) * target and any(widths[name] < grid.size for name, grid in grids.items()):
         warnings.warn(

@@ -2,7 +2,6 @@
 
 A path maps a pressure in [0, 1] to widths that only shrink as the pressure grows. Every step below looks for the two
 neighbouring states around the target and never at the target alone, so a larger budget never gets a cheaper model.
-With a measured time that holds as far as the clock is steady and the number of questions allows.
 """
 
 from __future__ import annotations
@@ -16,21 +15,19 @@ Widths = dict[str, int]
 Path = Callable[[float], Widths]
 Measure = Callable[[Mapping[str, int]], float]
 
+TOLERANCE = 0.01
+"""A budget counts as met when at most this share of it is left unspent."""
+
 BISECTIONS = 40
-TIMED_BISECTIONS = 12
-TIMED_QUESTIONS = 40
-# What is left of a budget of time is not worth more questions below this share of it.
-TIMED_CLOSE = 5e-3
 ROUNDS = 6
 # A bracket this narrow (as a share of the original cost) is not worth another round.
 CLOSE = 5e-4
 # How far single units may take a group from the path, as a share of its units (one step at least): the allocation
 # decides on the widths, and what it cannot meet exactly is left unspent.
 STRAY = 0.1
-TIMED_STRAY = 0.25  # one unit may cross the edge of a block of channels that a device runs at once
 
 
-def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float, timed: bool = False) -> Widths:
+def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float) -> Widths:
     """The widths along ``path``, give or take single units, that cost the most within ``target``.
 
     Args:
@@ -38,42 +35,37 @@ def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float
         grids: Group name -> the widths open to it.
         measure: Share of the original cost that widths cost; smaller widths must not cost more.
         target: Share that may be spent.
-        timed: The cost is a measured time: every question is expensive and the last digits are noise, so a dozen
-            points of the path are tried, and then single steps by halving, until what is left is not worth more.
     """
-    low, high = path(1.0), path(0.0)
-    if measure(high) <= target:
-        return high
-    low, high = _bisect(path, measure, target, TIMED_BISECTIONS if timed else BISECTIONS)
-    stray = TIMED_STRAY if timed else STRAY
-    near = {name: _near(grid, low[name], high[name], stray) for name, grid in grids.items()}
-    if timed:
-        return _spend(low, list(_ups(low, high, grids, near)), grids, measure, target)
+    if measure(path(0.0)) <= target:
+        return path(0.0)
+    enough, little = bisect(path, measure, target, BISECTIONS)
+    low, high = path(enough), path(little)
+    reach = {name: near(grid, low[name], high[name], STRAY) for name, grid in grids.items()}
     low, high = _walk(low, high, grids, measure, target)
     for _ in range(ROUNDS):
         if measure(high) - measure(low) <= CLOSE:
             break
-        closer = _narrow(low, high, _inside(near, _steps(low, high, grids)), measure, target)
+        closer = _narrow(low, high, _inside(reach, _steps(low, high, grids)), measure, target)
         if closer == (low, high):
-            closer = _narrow(low, high, _inside(near, _swaps(low, high, grids)), measure, target)
+            closer = _narrow(low, high, _inside(reach, _swaps(low, high, grids)), measure, target)
         if closer == (low, high):
             break
         low, high = closer
     return low
 
 
-def _near(grid: Grid, low: int, high: int, stray: float) -> range:
+def near(grid: Grid, low: int, high: int, stray: float) -> range:
     """The widths that a group may take when ``low`` and ``high`` are those of the path around the target."""
     far = max(grid.step, int(stray * (grid.original or grid.size)))
     return range(low - far, max(high, low + far) + 1)
 
 
-def _inside(near: Mapping[str, range], states: Iterable[Widths]) -> Iterator[Widths]:
-    return (state for state in states if all(width in near[name] for name, width in state.items()))
+def _inside(reach: Mapping[str, range], states: Iterable[Widths]) -> Iterator[Widths]:
+    return (state for state in states if all(width in reach[name] for name, width in state.items()))
 
 
-def _bisect(path: Path, measure: Measure, target: float, steps: int) -> tuple[Widths, Widths]:
-    """Neighbouring points of the path, the first within the target, the second beyond it."""
+def bisect(path: Path, measure: Measure, target: float, steps: int) -> tuple[float, float]:
+    """Two pressures with neighbouring widths, as far as ``steps`` go: those of the first are within the target."""
     enough, little = 1.0, 0.0
     low, high = path(enough), path(little)
     for _ in range(steps):
@@ -87,7 +79,7 @@ def _bisect(path: Path, measure: Measure, target: float, steps: int) -> tuple[Wi
             enough, low = middle, widths
         else:
             little, high = middle, widths
-    return low, high
+    return enough, little
 
 
 def _walk(
@@ -95,46 +87,14 @@ def _walk(
 ) -> tuple[Widths, Widths]:
     """Where several groups change at one pressure: change them one by one, in order, until the target is crossed."""
     below = low
-    for above in _one_by_one(low, high, grids):
+    for above in one_by_one(low, high, grids):
         if measure(above) > target:
             return below, above
         below = above
     return below, high
 
 
-def _ups(low: Widths, high: Widths, grids: Mapping[str, Grid], near: Mapping[str, range]) -> Iterator[str]:
-    """The groups to take a step up, one after the other: from ``low`` to ``high``, then all in turn while near."""
-    for name, grid in grids.items():
-        yield from [name] * _count(grid, low[name], high[name])
-    left = {name: _count(grid, high[name], near[name][-1]) for name, grid in grids.items()}
-    for turn in range(max(left.values(), default=0)):
-        yield from (name for name, steps in left.items() if steps > turn)
-
-
-def _count(grid: Grid, width: int, most: int) -> int:
-    """How many steps lead up from a width without passing another."""
-    steps = 0
-    while width < (width := grid.up(width)) <= most:
-        steps += 1
-    return steps
-
-
-def _spend(state: Widths, ups: list[str], grids: Mapping[str, Grid], measure: Measure, target: float) -> Widths:
-    """Take steps up, in order, as long as the target allows; one that is too long for it is left out."""
-    asked = 0
-    while ups and asked < TIMED_QUESTIONS and target - measure(state) > TIMED_CLOSE * target:
-        states = [state]
-        for name in ups:
-            states.append({**states[-1], name: grids[name].up(states[-1][name])})
-        enough, beyond = 0, len(states)
-        while beyond - enough > 1:
-            asked, middle = asked + 1, (enough + beyond) // 2
-            enough, beyond = (middle, beyond) if measure(states[middle]) <= target else (enough, middle)
-        state, ups = states[enough], ups[enough + 1 :]
-    return state
-
-
-def _one_by_one(low: Widths, high: Widths, grids: Mapping[str, Grid]) -> Iterator[Widths]:
+def one_by_one(low: Widths, high: Widths, grids: Mapping[str, Grid]) -> Iterator[Widths]:
     """The states behind ``low`` on the way to ``high``, one step of one group at a time."""
     state = low
     for name in low:
