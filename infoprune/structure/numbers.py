@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -112,25 +113,35 @@ class Numbers:
         """Where head width times number of heads has to be the width that comes in: tie blocks of that to heads."""
         if module not in self._heads or self._heads[module].tied:
             return False
-        for like in self._likes(module):
+        likes = self._likes(module)
+        inside = self._operators_inside(structure, likes)
+        for like in likes:
             heads, labels = self._heads.get(like), self._session.space.head_labels.get(like)
             if heads is None or heads.tied or labels is None:
                 continue
             heads.tied = True
-            for axis, op in self._axes_inside(structure, like, self._session.space.head_splits[like][1] * heads.count):
+            size = self._session.space.head_splits[like][1] * heads.count
+            for axis, op in self._axes_made(structure, inside[like], size):
                 self._session.space.unite(np.repeat(labels, len(axis) // heads.count), axis, op)
         return self._heads[module].tied
 
-    def _axes_inside(self, structure: Structure, module: str, size: int) -> Iterator[tuple[Labels, int]]:
-        """The removable dimensions of a size that operators of a module and its children make."""
-        seen: set[bytes] = set()
-        inside = {name for name in self._session.modules if name == module or name.startswith(f"{module}.")}
+    def _operators_inside(self, structure: Structure, modules: Sequence[str]) -> dict[str, list[int]]:
+        """By module: the numbers of the operators that it and its children run."""
+        found: dict[str, list[int]] = {module: [] for module in modules}
         for number, record in enumerate(structure.records):
-            if record.module in inside:
-                for axis in (axis for output in record.outputs for axis in output.axes):
-                    if axis is not None and len(axis) == size and (axis >= 0).all() and axis.tobytes() not in seen:
-                        seen.add(axis.tobytes())
-                        yield axis, number
+            for module in around(record.module):
+                if module in found:
+                    found[module].append(number)
+        return found
+
+    def _axes_made(self, structure: Structure, numbers: Sequence[int], size: int) -> Iterator[tuple[Labels, int]]:
+        """The removable dimensions of a size that operators make."""
+        seen: set[bytes] = set()
+        for number in numbers:
+            for axis in (axis for output in structure.records[number].outputs for axis in output.axes):
+                if axis is not None and len(axis) == size and (axis >= 0).all() and axis.tobytes() not in seen:
+                    seen.add(axis.tobytes())
+                    yield axis, number
 
     # -- written-out widths -------------------------------------------------------------------------------------------
 
@@ -168,6 +179,17 @@ class Numbers:
 
     def _likes(self, name: str) -> list[str]:
         return [name, *same_code(self._session.modules, name)]
+
+
+@lru_cache(maxsize=4096)
+def around(module: str) -> tuple[str, ...]:
+    """The modules that one is in, itself first.
+
+    >>> around("layer1.0.conv")
+    ('layer1.0.conv', 'layer1.0', 'layer1', '')
+    """
+    parts = module.split(".") if module else []
+    return tuple(".".join(parts[:n]) for n in range(len(parts), -1, -1))
 
 
 def same_code(modules: Mapping[str, nn.Module], name: str) -> list[str]:

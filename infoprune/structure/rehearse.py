@@ -217,7 +217,7 @@ class _Rehearsal(Tracer):
             if not blamed_slice:
                 self._blame(record, tensors, "its size is fixed in the model's code")
             return self._as_expected(record, tensors)
-        outs = tensors_in((result,))
+        outs = [result] if isinstance(result, Tensor) else tensors_in((result,))
         if not tensors and not holds_anything(outs):
             return result
         numbers = numbers_in(args, kwargs, tensors)

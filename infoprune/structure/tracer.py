@@ -59,6 +59,10 @@ class Tracer(TorchDispatchMode):
         """Path of the innermost module that is running."""
         return self._modules[-1]
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled while a model is traced, and keeping dynamo out costs something every time
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -72,7 +76,7 @@ class Tracer(TorchDispatchMode):
         """Run one operator, label its results and record it."""
         tensors = tensors_in(args, kwargs)
         result = execute(operator, args, kwargs, tensors)
-        outs = tensors_in((result,))
+        outs = [result] if isinstance(result, Tensor) else tensors_in((result,))
         if tensors or holds_anything(outs):
             record = OpRecord(operator.name, self.module, numbers_in(args, kwargs, tensors))
             op = Op(self.space, record, self.first + len(self.records), self.contractions)
@@ -144,13 +148,15 @@ def numbers_in(args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence
     """
     found = []
     for value in (*args, *kwargs.values()) if kwargs else args:
-        if isinstance(value, float) or (isinstance(value, Tensor) and _is_factor(value, tensors)):
+        if isinstance(value, float):
+            found.append(value)
+        elif isinstance(value, Tensor) and not value.is_meta and _is_factor(value, tensors):
             found.append(float(value))
     return tuple(found)
 
 
 def _is_factor(tensor: Tensor, others: Sequence[Tensor]) -> bool:
-    if tensor.is_meta or tensor.numel() != 1 or not tensor.is_floating_point():
+    if tensor.numel() != 1 or not tensor.is_floating_point():
         return False
     return any(other.is_meta for other in others) and not get_flow(tensor).labelled
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from infoprune.structure.flow import Axis, get_flow
+from infoprune.structure.flow import Axis, Flow, get_flow
 from infoprune.structure.op import Op
 from infoprune.structure.rules.registry import POINTWISE, rule, tensors_in
 
@@ -72,9 +72,8 @@ _KEEP_ZERO = frozenset(
 )
 
 
-def _stays_zero(op: Op, tensors: Sequence[Tensor]) -> bool:
+def _stays_zero(op: Op, flows: Sequence[Flow]) -> bool:
     name = op.short_name
-    flows = [get_flow(t) for t in tensors]
     if name == "mul":
         return any(flow.zero for flow in flows)
     if name == "div":
@@ -83,7 +82,7 @@ def _stays_zero(op: Op, tensors: Sequence[Tensor]) -> bool:
         return flows[1].zero
     if name == "zero":
         return True
-    if name in ("add", "sub", "maximum", "minimum") and len(tensors) > 1:
+    if name in ("add", "sub", "maximum", "minimum") and len(flows) > 1:
         return all(flow.zero for flow in flows)
     return name in _KEEP_ZERO and all(flow.zero for flow in flows)
 
@@ -92,15 +91,18 @@ def _stays_zero(op: Op, tensors: Sequence[Tensor]) -> bool:
 def elementwise(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Labels at the same position go together, broadcasting included."""
     tensors = tensors_in(args, kwargs)
-    zero = _stays_zero(op, tensors)
+    flows = [get_flow(tensor) for tensor in tensors]
+    zero, origin = _stays_zero(op, flows), flows[0].origin if len(flows) == 1 else None
     for out in outs:
-        axes = broadcast_axes(op, tensors, tuple(out.shape))
-        op.label(out, axes, zero=zero, origin=get_flow(tensors[0]).origin if len(tensors) == 1 else None)
+        op.label(out, _broadcast(op, tensors, flows, out.shape), zero, origin)
 
 
-def broadcast_axes(op: Op, tensors: Sequence[Tensor], shape: tuple[int, ...]) -> list[Axis]:
+def broadcast_axes(op: Op, tensors: Sequence[Tensor], shape: Sequence[int]) -> list[Axis]:
     """Axes of an element-wise result; a dimension of one that is stretched over many says nothing about them."""
-    flows = [get_flow(t) for t in tensors]
+    return _broadcast(op, tensors, [get_flow(tensor) for tensor in tensors], shape)
+
+
+def _broadcast(op: Op, tensors: Sequence[Tensor], flows: Sequence[Flow], shape: Sequence[int]) -> list[Axis]:
     if len(flows) == 1 and tensors[0].shape == shape:
         return list(flows[0].axes)
     axes: list[Axis] = []
