@@ -63,6 +63,7 @@ notebooks: $(VENV)/.dev  ## execute the notebooks in place; those about ResNet-5
 bench-structure: $(VENV)/.dev  ## a whole pruning call against Torch-Pruning, on every torchvision classifier
 	$(BIN)/python -m pip install -q -e '.[bench]'
 	$(BIN)/python -m benchmarks.structure
+	$(BIN)/python -m benchmarks.tracing
 
 reproduce: $(VENV)/.dev  ## run a row of RESULTS.md: ROW=cifar10/resnet56/method_b_46 [CONTROL=random] [SEED=42] [MINUTES=30] [WEIGHTS=file] [ARGS=...]
 	$(BIN)/python -m benchmarks.reproduce $(ROW) $(if $(CONTROL),--control $(CONTROL)) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--max-minutes $(MINUTES)) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(ARGS)
