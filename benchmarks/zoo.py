@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +28,22 @@ def build(name: str) -> nn.Module:
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False
     return randomise(torchvision.models.get_model(name, **options)).eval()
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Build models quickly, with whatever their memory holds for weights."""
+    before = {name: getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_") and name[0] != "_"}
+    own = globals()["randomise"]
+    try:
+        for name in before:
+            setattr(nn.init, name, lambda tensor, *_, **__: tensor)
+        globals()["randomise"] = lambda model: model
+        yield
+    finally:
+        globals()["randomise"] = own
+        for name, function in before.items():
+            setattr(nn.init, name, function)
 
 
 def inputs(name: str) -> Any:

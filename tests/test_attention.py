@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infoprune
+from infoprune.structure.replay import Recording
+from tests.alive import alive
 from tests.networks import randomise
 from tests.oracle import relative_error
 
@@ -168,3 +172,50 @@ def test_a_number_that_explains_several_results_of_several_passes_is_rewritten()
     original, plan = prune_one(net, "stem", [1])
     assert net.width == plan.shape_after("left.weight")[1] < 4
     assert relative_error(original, net, plan, X) < 1e-12
+
+
+class Reshaped(TiedToInput):
+    """A result takes another shape in place for a while, so that it does not tell later how it was."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x).unsqueeze_(1)
+        return out.squeeze_(1) * 2
+
+
+@pytest.mark.parametrize(("kind", "replayed"), [(TiedToInput, True), (Free, True), (Reshaped, False)])
+def test_labelling_anew_says_what_running_again_says(
+    kind: type[nn.Module], replayed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once heads have been found, the first pass's operators get their labels anew, where they are as they were."""
+    net = PatchNet(kind(24, 4))
+    answers = []
+    replay = Recording.replay
+
+    def watched(*args: Any) -> bool:
+        answers.append(replay(*args))
+        return answers[-1]
+
+    monkeypatch.setattr(Recording, "replay", watched)
+    anew = infoprune.trace(net, X)
+    monkeypatch.setattr(Recording, "replay", lambda *_: False)
+    again = infoprune.trace(net, X)
+    assert answers == [replayed]
+    assert np.array_equal(anew.component, again.component)
+    assert [(g.name, g.size, g.reason) for g in anew.groups] == [(g.name, g.size, g.reason) for g in again.groups]
+    assert [(a.path, a.labels.tolist()) for a in anew.attributes] == [
+        (a.path, a.labels.tolist()) for a in again.attributes
+    ]
+    assert anew.attributes
+    assert anew.cost() == again.cost()
+    for one, other in zip(anew.records, again.records, strict=True):
+        assert (str(one), one.numbers) == (str(other), other.numbers)
+        assert (one.splits, one.choices) == (other.splits, other.choices)
+
+
+@pytest.mark.parametrize("net", [PatchNet(TiedToInput(24, 4)), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3))])
+def test_a_structure_holds_no_tensor_of_the_passes(net: nn.Module) -> None:
+    infoprune.trace(net, X)
+    before = alive()["tensors"]
+    structure = infoprune.trace(net, X)
+    assert alive()["tensors"] == before
+    assert structure.prunable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -134,6 +135,12 @@ class Structure:
         self.groups: tuple[ChannelGroup, ...] = ()
         self._last_alive: tuple[PruningPlan, np.ndarray] | None = None
         self._group()
+
+    def with_attributes(self, attributes: Sequence[AttributeSlot]) -> Structure:
+        """The same channel groups, with other numbers that follow them."""
+        other = copy(self)
+        other.attributes = tuple(attributes)
+        return other
 
     # -- groups -------------------------------------------------------------------------------------------------------
 

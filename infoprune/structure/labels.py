@@ -77,6 +77,10 @@ class LabelSpace:
         self.head_labels: dict[str, Labels] = {}
         self._joined: tuple[Labels, int] | None = None
         """The components that so many of the unions make."""
+        self._numbers: dict[int, int] = {}
+        """By the identity of a slot's labels, its number."""
+        self._alike: tuple[Labels, int] | None = None
+        """What so many of the unions make of `alike`."""
 
     def add_slot(self, tensor: str, dim: int, size: int) -> Labels:
         """Give every index of a slot its label."""
@@ -85,6 +89,7 @@ class LabelSpace:
         self.size += size
         labels = slot.labels
         self.whole[id(labels)] = labels
+        self._numbers[id(labels)] = len(self._numbers)
         return labels
 
     def fresh(self, size: int) -> Labels:
@@ -114,10 +119,11 @@ class LabelSpace:
             return
         component, alike = self.components(), self.alike()
         parent = np.arange(self.size, dtype=np.int64)  # of the roots that have been united since
+        united = False
 
         def roots_of(labels: Labels) -> Labels:
             roots = component[labels]
-            while not np.array_equal(up := parent[roots], roots):
+            while united and not np.array_equal(up := parent[roots], roots):
                 roots = up
             return roots
 
@@ -134,6 +140,7 @@ class LabelSpace:
                 roots, places = np.unique(np.stack([roots_of(a), roots_of(b)]), return_inverse=True)
                 places = places.reshape(2, -1)
                 parent[roots] = roots[connected(places[0], places[1], len(roots))]
+                united = True
         self._balances.clear()
 
     def signatures(self, components: Labels, alike: Labels) -> npt.NDArray[np.uint64]:
@@ -150,7 +157,7 @@ class LabelSpace:
         """Forget all that was noted behind these numbers of unions and freezes, and all balances."""
         del self.unions[unions:], self.freezes[freezes:]
         self._balances.clear()
-        self._joined = None
+        self._joined = self._alike = None
 
     def slots_end(self) -> int:
         """Labels below this number belong to slots, the others were made by :meth:`fresh`."""
@@ -175,10 +182,13 @@ class LabelSpace:
 
     def alike(self) -> Labels:
         """For every slot the first one that it is united with as a whole, index by index; most unions are such."""
-        numbers = {key: number for number, key in enumerate(self.whole)}
-        pairs = ((numbers.get(id(u.a), -1), numbers.get(id(u.b), -1)) for u in self.unions)
-        edges = np.array([pair for pair in pairs if min(pair) >= 0], dtype=np.int64).reshape(-1, 2)
-        return connected(edges[:, 0], edges[:, 1], len(self.slots))
+        if self._alike is None or self._alike[1] != len(self.unions):
+            number = self._numbers.get
+            pairs = [(number(id(a), -1), number(id(b), -1)) for a, b, _ in self.unions]
+            edges = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+            edges = edges[(edges >= 0).all(axis=1)]
+            self._alike = connected(edges[:, 0], edges[:, 1], len(self.slots)), len(self.unions)
+        return self._alike[0]
 
     def distinct(self, alike: Labels) -> tuple[Labels, Labels]:
         """The labels of the slots that are the first of their like, which speak for the others; each label's slot."""

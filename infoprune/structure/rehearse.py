@@ -9,7 +9,7 @@ order, same factors. Where it is not, those labels are to blame, and the caller 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
@@ -23,7 +23,7 @@ from infoprune.errors import TraceError
 from infoprune.structure import attributes
 from infoprune.structure.flow import Axis, Flow, get_flow, set_flow
 from infoprune.structure.labels import Labels
-from infoprune.structure.numbers import same_code
+from infoprune.structure.numbers import around, same_code
 from infoprune.structure.op import OpRecord, Output
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.rehearsal_op import Diverged, RehearsalOp, UnalignedOp
@@ -127,15 +127,19 @@ def _shrunk(session: TraceSession, name: str, shape: tuple[int, ...]) -> Tensor:
     return cut.to(memory_format=torch.channels_last) if last else cut
 
 
-def _cut_inside(session: TraceSession, alive: np.ndarray, plan: PruningPlan, module: str) -> Labels:
-    """The labels that a plan removes from the tensors of a module, or of the nearest one around it that loses any."""
-    while True:
-        prefix = f"{module}." if module else ""
-        inside = [name for name in plan.shapes if name.startswith(prefix)]
-        labels = [axis[~alive[axis]] for name in inside for axis in session.labels[name]]
-        if labels or not module:
-            return np.concatenate(labels)
-        module = module.rpartition(".")[0]
+def _by_module(tensors: Iterable[str]) -> dict[str, list[str]]:
+    """For every module that has any of these tensors inside, which."""
+    inside: dict[str, list[str]] = {}
+    for tensor in tensors:
+        for module in around(tensor.rpartition(".")[0]):
+            inside.setdefault(module, []).append(tensor)
+    return inside
+
+
+def _cut_inside(session: TraceSession, alive: np.ndarray, cut: Mapping[str, list[str]], module: str) -> Labels:
+    """The labels that go from the tensors ``cut`` in a module, or in the nearest one around it that loses any."""
+    nearest = next(name for name in around(module) if name in cut)
+    return np.concatenate([axis[~alive[axis]] for tensor in cut[nearest] for axis in session.labels[tensor]])
 
 
 def _blame_likes(session: TraceSession, structure: Structure, alive: np.ndarray, blamed: list[Blame]) -> list[Blame]:
@@ -163,12 +167,12 @@ def _blame_code(
 ) -> list[Blame]:
     """The model's code itself failed in a module: what is cut there, and in its likes, stays."""
     first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    blamed = []
+    blamed, cut = [], _by_module(plan.shapes)
     for name in [module, *same_code(session.modules, module)]:
-        if name == module or any(tensor.startswith(f"{name}.") for tensor in plan.shapes):
+        if name == module or (name and name in cut):
             where = f" in {name}" if name else ""
             reason = f"cannot go without breaking the model's code{where}: {first_line}"
-            blamed.append(Blame(_cut_inside(session, alive, plan, name), reason, -1, name))
+            blamed.append(Blame(_cut_inside(session, alive, cut, name), reason, -1, name))
     return blamed
 
 
@@ -200,7 +204,8 @@ class _Rehearsal(Tracer):
         self._alive = alive
         self._kept = dict(kept)  # what the plan leaves of the original's axes, by their identity
         self._whole = {id(axis): axis for axis in kept.values()}
-        self._exact_sizes = session.on_shapes
+        self._on_shapes = session.on_shapes
+        self._held: list[Any] = []
 
     def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rule, name = operator.rule, operator.name
@@ -217,6 +222,8 @@ class _Rehearsal(Tracer):
             if not blamed_slice:
                 self._blame(record, tensors, "its size is fixed in the model's code")
             return self._as_expected(record, tensors)
+        if self._on_shapes:  # as the traced pass did: what PyTorch runs depends on who else holds a tensor
+            self._held.append((args, kwargs, result))
         outs = [result] if isinstance(result, Tensor) else tensors_in((result,))
         if not tensors and not holds_anything(outs):
             return result
@@ -339,7 +346,7 @@ class _Rehearsal(Tracer):
         for size, before, axis in zip(out.shape, expected.shape, kept, strict=True):
             if axis is not None and size != len(axis):
                 return False
-            if axis is None and size != before and self._exact_sizes:
+            if axis is None and size != before and self._on_shapes:
                 return False
         return True
 
@@ -388,7 +395,7 @@ class _Rehearsal(Tracer):
             cut = [self._cut_around(axis) for t in inputs for axis in get_flow(t).axes if axis is not None]
         if not any(len(labels) for labels in cut):
             # The code mixed in a size of something else, most likely a width of the module that is running.
-            cut = [_cut_inside(self._session, self._alive, self._plan, record.module)]
+            cut = [_cut_inside(self._session, self._alive, _by_module(self._plan.shapes), record.module)]
         self.blamed.append(Blame(np.concatenate(cut), reason, number, record.module))
 
     def _cut_around(self, axis: Labels) -> Labels:

@@ -19,6 +19,7 @@ from infoprune.structure.numbers import Numbers
 from infoprune.structure.op import OpRecord
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.rehearse import Blame, narrowed, rehearse
+from infoprune.structure.replay import Recording
 from infoprune.structure.tensors import OwnedTensor, attributes_restored, on_meta, owned_tensors, swapped
 from infoprune.structure.tracer import Inputs, Tracer, collector_paused, first_tensor, inputs_on_meta, run_labelled
 
@@ -149,6 +150,8 @@ class TraceSession:
         }
         self.passes: list[tuple[bool, Tracer]] = []
         self._zero_pass: Tracer | None = None
+        self._recording: Recording | None = None
+        self._last: tuple[tuple[list[Tracer], int, int], Structure] | None = None
         self.numbers = Numbers(self)
 
     # -- running ------------------------------------------------------------------------------------------------------
@@ -185,13 +188,18 @@ class TraceSession:
     def _pass(self, train: bool, stand_ins: dict[str, Tensor] | None = None) -> Tracer:
         tracer = Tracer(self.space, self.module_names, first=sum(len(t.records) for t in self._tracers()))
         self._failed_in = tracer
+        tracer.recording = self._recording = Recording() if self.on_shapes else None
         outputs = self.run_pass(tracer, train, stand_ins or {})
+        tracer.recording = None  # the structure keeps the tracer, but none of the tensors
+        self._freeze_outputs(outputs)
+        return tracer
+
+    def _freeze_outputs(self, outputs: Any) -> None:
         for leaf in tree_flatten(outputs)[0]:
             if isinstance(leaf, Tensor):
                 for axis in get_flow(leaf).axes:
                     if axis is not None:
                         self.space.freeze(axis[axis >= 0], "reaches the model's output")
-        return tracer
 
     def run_pass(self, tracer: Tracer, train: bool, stand_ins: dict[str, Tensor], labels: Any = None) -> Any:
         """One forward pass, on shapes or on real tensors, with some of the model's tensors replaced."""
@@ -213,11 +221,17 @@ class TraceSession:
             return run_labelled(tracer, self.model, inputs, flows)
 
     def run_again(self) -> None:
-        """Forget what the operators said and run again, with what has been found out since."""
+        """Forget what the operators said and label all anew, with what has been found out since."""
+        recording = self._recording if len(self.passes) == 1 and not self._unused() else None
         self._forget_operators()
         self.space.head_labels.clear()
         self.passes, self._zero_pass = [], None
-        self.run()
+        tracer = Tracer(self.space, self.module_names)
+        if recording is not None and recording.replay(tracer):
+            self._freeze_outputs(recording.outputs)
+            self.passes = [(False, tracer)]
+        else:
+            self.run()
 
     def _forget_operators(self) -> None:
         self.space.truncate(unions=0, freezes=len(self.space.freezes))
@@ -304,6 +318,10 @@ class TraceSession:
     def structure(self) -> Structure:
         """The structure that the passes so far imply."""
         self.space.settle()
+        attributes = list(self.numbers.slots())
+        said = (self._tracers(), len(self.space.unions), len(self.space.freezes))
+        if self._last is not None and self._last[0] == said:  # nothing new but attributes
+            return self._last[1].with_attributes(attributes)
         tensor = first_tensor(self.inputs)
         batch = tensor.shape[0] if tensor is not None and tensor.dim() > 1 else 1
         shapes = {name: tuple(entry.tensor.shape) for name, entry in self.owned.items()}
@@ -319,9 +337,10 @@ class TraceSession:
             counted,
             uncounted,
             max(batch, 1),
-            attributes=list(self.numbers.slots()),
+            attributes,
         )
         structure.passes = Passes(self.on_shapes, self.passes, self._zero_pass)
+        self._last = said, structure
         return structure
 
     @classmethod

@@ -19,6 +19,7 @@ from infoprune.structure import shapes
 from infoprune.structure.flow import Flow, clear_flow, get_flow, set_flow
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.op import Contraction, Op, OpRecord, Output
+from infoprune.structure.replay import Recording, Step
 from infoprune.structure.rules import Rule, find_rule, tensors_in
 from infoprune.structure.shapes import Kernel, kernel_of
 
@@ -50,6 +51,7 @@ class Tracer(TorchDispatchMode):
         self.records: list[OpRecord] = []
         self.contractions: list[Contraction] = []
         self.used: set[str] = set()
+        self.recording: Recording | None = None
         self._names = names
         self._modules: list[str] = [""]
         self._operators: dict[int, Operator] = {}
@@ -79,15 +81,22 @@ class Tracer(TorchDispatchMode):
         outs = [result] if isinstance(result, Tensor) else tensors_in((result,))
         if tensors or holds_anything(outs):
             record = OpRecord(operator.name, self.module, numbers_in(args, kwargs, tensors))
-            op = Op(self.space, record, self.first + len(self.records), self.contractions)
-            for tensor in tensors:
-                origin = get_flow(tensor).origin
-                if origin is not None:
-                    self.used.add(origin)
-            apply(operator.rule, op, args, kwargs, outs)
-            record.outputs = [Output(tuple(out.shape), out.dtype, get_flow(out).axes) for out in outs]
-            self.records.append(record)
+            self.label(Step(record, operator.rule, args, kwargs, tensors, outs))
         return result
+
+    def label(self, step: Step) -> None:
+        """Give an operator's results their labels and record it."""
+        record, rule, args, kwargs, tensors, outs = step
+        op = Op(self.space, record, self.first + len(self.records), self.contractions)
+        for tensor in tensors:
+            origin = get_flow(tensor).origin
+            if origin is not None:
+                self.used.add(origin)
+        apply(rule, op, args, kwargs, outs)
+        record.outputs = [Output(tuple(out.shape), out.dtype, get_flow(out).axes) for out in outs]
+        self.records.append(record)
+        if self.recording is not None:
+            self.recording.steps.append(step)
 
     @contextmanager
     def watching_modules(self) -> Iterator[None]:
@@ -190,7 +199,10 @@ def run_labelled(tracer: Tracer, model: nn.Module, inputs: Inputs, flows: Sequen
             set_flow(tensor, flow)
         stack.enter_context(tracer.watching_modules())
         stack.enter_context(tracer)
-        return call(model, inputs)
+        outputs = call(model, inputs)
+    if tracer.recording is not None:
+        tracer.recording.flows, tracer.recording.outputs = flows, outputs
+    return outputs
 
 
 @contextmanager
