@@ -2,20 +2,15 @@
 
 `reached` is what pruning itself measured when it chose the widths; `again` are three measurements of the pruned net
 against the original afterwards, which know nothing of each other. Run from the repository root, on a machine that does
-nothing else (five to fifteen minutes):
+nothing else (five minutes):
 
     python -m benchmarks.latency_budget       # writes benchmarks/results/latency_budget.md
-
-The allocator is told to keep what it was given, as in programs that serve models. Otherwise the C library hands the
-memory of large activations back after every run and asks for it anew, which takes a third of the time and scatters.
 """
 
 from __future__ import annotations
 
 import copy
-import os
 import statistics
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -32,7 +27,6 @@ from infoprune.models import CifarResNet
 RESULTS = Path(__file__).parent / "results" / "latency_budget.md"
 BUDGETS = (0.8, 0.6, 0.5)
 REPEATS = 15
-KEEPS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "8000000000", "MALLOC_TRIM_THRESHOLD_": "16000000000"}
 
 
 def networks() -> dict[str, tuple[nn.Module, torch.Tensor]]:
@@ -58,8 +52,6 @@ def row(name: str, network: nn.Module, images: torch.Tensor, budget: float) -> s
 
 
 def main() -> None:
-    if KEEPS_MEMORY.items() - os.environ.items():  # read by the C library when a program starts
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.latency_budget"], {**os.environ, **KEEPS_MEMORY})
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -67,8 +59,7 @@ def main() -> None:
         "# Budgets of measured time",
         "",
         f"`python -m benchmarks.latency_budget` on {describe()}. Shares of the original's time; `infoprune.prune(...,",
-        '"l1", latency=budget)`, then three measurements more, with an allocator that keeps its memory. `seconds`: of',
-        "the whole call.",
+        '"l1", latency=budget)`, then three measurements more. `seconds`: of the whole call.',
         "",
         "| network | budget | reached | measured again | MACs left | seconds |",
         "|---|---|---|---|---|---|",

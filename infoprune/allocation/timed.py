@@ -9,8 +9,8 @@ from infoprune.allocation.solve import TOLERANCE, Measure, Path, Widths, bisect,
 
 BISECTIONS = 8
 QUESTIONS = 40
-CONFIRMATIONS = 12
-TRIALS = 2
+CONFIRMATIONS = 8
+TRIALS = 4
 # What is left of a budget is not worth more questions below this share of it.
 CLOSE = 7e-3
 # One unit may cross the edge of a block of channels that a device runs at once.
@@ -34,7 +34,7 @@ def solve_timed(path: Path, grids: Mapping[str, Grid], measure: Measure, confirm
     if measure(path(0.0)) <= target:
         return path(0.0)
     found: list[Widths] = []
-    for _ in range(TRIALS):  # the second knows more than the first
+    for _ in range(TRIALS):  # each knows more than the one before
         states, place = _spent(path, grids, measure, target)
         settled = _settled(states, place, grids, measure, confirm, target)
         found += [settled] if settled else []
@@ -77,8 +77,8 @@ def _settled(
 ) -> Widths | None:
     """The state that meets the target in a long measurement; where that tells otherwise, one as far up or down.
 
-    Of many states, the one that seems to meet a target best is one that happened to be timed well or badly. Where one
-    step leads from too little to too much, the nearer side is measured once more, then the step is left out.
+    Of many states, the one that seems to meet a target best is one that happened to be timed well or badly. A step that
+    leads from too little to too much is left out.
     """
     wanted = (1 - TOLERANCE / 2) * target
     low, high = -1, len(states)
@@ -89,15 +89,12 @@ def _settled(
         if (1 - TOLERANCE) * target <= share <= target:
             break
         low, high = (place, high) if share <= target else (low, place)
-        if high - low <= 1:
-            sides = [side for side in (low, high) if 0 <= side < len(states)]
-            place = min(sides, key=lambda side: abs(measure(states[side]) - wanted))
-            if seen.count(states[place]) == 1 or len(sides) == 1:
-                low, high = -1, len(states)
-                continue
+        if high - low <= 1 and low >= 0 and high < len(states):
             _leave_out(states, high, grids)
             high = len(states)
-        place = _between(states, low, high, measure, wanted) if high - low > 1 else low
+        if high - low <= 1:
+            break
+        place = _between(states, low, high, measure, wanted)
     return max((state for state in seen if measure(state) <= target), key=measure, default=None)
 
 
