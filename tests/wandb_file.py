@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import time
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,7 @@ def _nested(items: Iterable[Any]) -> dict[str, Any]:
 
 
 def _records(data: bytes) -> list[Any]:
+    """The records up to the first that is not whole: the service may be in the middle of writing it."""
     from wandb.proto import wandb_internal_pb2
 
     if data[:4] != b":W&B":
@@ -85,12 +87,15 @@ def _records(data: bytes) -> list[Any]:
         if left < 7:
             position += left
             continue
-        _, size, kind = struct.unpack("<IHB", data[position : position + 7])
+        checksum, size, kind = struct.unpack("<IHB", data[position : position + 7])
         position += 7
         if kind == 0 and size == 0:
             position += left - 7
             continue
-        buffer += data[position : position + size]
+        chunk = data[position : position + size]
+        if zlib.crc32(bytes([kind]) + chunk) != checksum:
+            break
+        buffer += chunk
         position += size
         if kind in (1, 4):
             record = wandb_internal_pb2.Record()
