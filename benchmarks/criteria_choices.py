@@ -1,9 +1,10 @@
-"""Which readings of method A are good: a sweep over held-out *training* images, by which the defaults are kept.
+"""Which readings of methods A and B are good: a sweep over held-out *training* images, which decides the defaults.
 
 A trained ResNet-56 is cut at the first convolution of every block with every capacity estimator, independence
-estimator and balance, and at all layers with every way to combine coupled layers. Accuracy is taken as cut and after
-batch norm has been recalibrated, on training images that are used for nothing else here (the network has seen them in
-its own training, so the numbers are high; only their order means something). No test image is looked at.
+estimator and balance, by Shapley values with several payoffs and sizes of coalitions, and at all layers with every way
+to combine coupled layers. Accuracy is taken as cut and after batch norm has been recalibrated, on training images that
+are used for nothing else here (the network has seen them in its own training, so the numbers are high; only their order
+means something). No test image is looked at.
 
 Run from the repository root:
 
@@ -16,6 +17,7 @@ goes on where it stopped. The tables go to ``criteria_choices.md``.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import warnings
@@ -28,16 +30,16 @@ import torch
 
 from benchmarks.criteria import read
 from benchmarks.subject import FROZEN, TUNING_IMAGES, Subject
-from infoprune.criteria import get_criterion
+from infoprune.criteria import Scores, get_criterion
 
 RESULTS = Path(__file__).parent / "results"
 AMOUNTS = (0.5, 0.7, 0.3)
 STAGES = ("cut", "recalibrated")
-ALL_IMAGES, FINE_TUNED = "conv1, all held-out images", "conv1, fine-tuned"
+ALL_IMAGES, FINE_TUNED, METHOD_B = "conv1, all held-out images", "conv1, fine-tuned", "conv1, method B"
 IMAGES = 2500
 RECALIBRATION_IMAGES = 1000
 HEAD = f"""\
-# Readings of method A, on held-out training images
+# Readings of methods A and B, on held-out training images
 
 `python -m benchmarks.criteria_choices --cifar FOLDER --weights resnet56.pt`. A trained ResNet-56 is cut at the first
 convolution of every block. Accuracy in per cent on {IMAGES:,} training images that are used for nothing else (the
@@ -59,6 +61,16 @@ TUNED = f"""\
 
 The same, with half of the filters gone: recalibrated, and after one pass over {TUNING_IMAGES:,} images as in
 `benchmarks.criteria`.
+"""
+
+SHAPLEY_IMAGES = 128
+UNSAID = ("name", "images")
+SHAPLEY = f"""\
+## Method B: what the channels play for
+
+Scores from {SHAPLEY_IMAGES} training images, the same cuts: the payoff, what stands for an absent channel's activation,
+and the share of the channels that stays in every coalition (with 0, the scores are Shapley values proper). Other draws
+of coalitions move a line by about a point.
 """
 
 COUPLED = """\
@@ -125,6 +137,21 @@ def tuned() -> Iterator[dict[str, Any]]:
     yield {**method, "capacity": "histogram", "bins": 64, "balance": 0.5}
 
 
+def games() -> Iterator[dict[str, Any]]:
+    """What the channels of method B may play for, what stands for absent ones, and the least share that is present."""
+    for payoff, absent, least in (
+        ("fidelity", "mean", 0.5),
+        ("fidelity", "mean", 0.75),
+        ("probability", "zero", 0.0),
+        ("fidelity", "zero", 0.5),
+        ("fidelity", "mean", 0.0),
+        ("probability", "mean", 0.5),
+        ("fidelity", "zero", 0.0),
+        ("log_probability", "mean", 0.5),
+    ):
+        yield {"name": "shapley", "payoff": payoff, "absent": absent, "least": least, "images": SHAPLEY_IMAGES}
+
+
 def trials() -> Iterator[Trial]:
     """All trials, the most informative amounts first."""
     for amount in AMOUNTS:
@@ -134,6 +161,8 @@ def trials() -> Iterator[Trial]:
     for amount in AMOUNTS[:2]:  # at 30 % the readings cannot be told apart
         yield from (Trial(ALL_IMAGES, amount, spec, seed=1) for spec in finalists())
     yield from (Trial(FINE_TUNED, AMOUNTS[0], spec) for spec in tuned())
+    for spec in games():
+        yield from (Trial(METHOD_B, amount, spec) for amount in AMOUNTS)
 
 
 def table(rows: list[dict[str, Any]], layers: str) -> list[str]:
@@ -161,12 +190,15 @@ def write(rows: list[dict[str, Any]]) -> str:
     for row in sorted((row for row in rows if row["layers"] == FINE_TUNED), key=lambda row: -row["tuned"]):
         lines.append(f"| {describe(row['criterion'])} | {row['recalibrated']:.1f} | {row['tuned']:.2f} |")
     parts = [HEAD, *table(rows, "conv1"), "", SECOND, *table(rows, ALL_IMAGES), "", TUNED, *lines, ""]
+    parts += [SHAPLEY, *table(rows, METHOD_B), ""]
     return "\n".join([*parts, COUPLED, *table(rows, "all"), ""])
 
 
 def describe(spec: dict[str, Any]) -> str:
     """A criterion in a line."""
-    options = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in list(spec.values())[1:])
+    options = ", ".join(
+        f"{value:g}" if isinstance(value, float) else str(value) for name, value in spec.items() if name not in UNSAID
+    )
     return f"`{spec['name']}`" + (f" {options}" if options else "")
 
 
@@ -196,9 +228,16 @@ def main() -> None:
     options.out.with_suffix(".md").write_text(write(read(options.out)), encoding="utf-8")
 
 
+@functools.lru_cache(maxsize=1)
+def scored(spec: str, subject: Subject) -> Scores:
+    """What a criterion says, once for all amounts."""
+    criterion = get_criterion(json.loads(spec))
+    return criterion(subject.model, subject.structure, subject.calibration() if criterion.needs_data else None)
+
+
 def measure(trial: Trial, subject: Subject) -> dict[str, float]:
     """Accuracy at each stage."""
-    scores = get_criterion(trial.criterion)(subject.model, subject.structure)
+    scores = scored(json.dumps(trial.criterion), subject)
     model = subject.cut(subject.plan(scores, subject.widths(trial.amount)))
     if trial.layers == FINE_TUNED:
         recalibrated = subject.accuracy(subject.recalibrate(model))

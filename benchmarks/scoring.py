@@ -39,6 +39,7 @@ from infoprune.criteria.activations import stream_activations
 from infoprune.criteria.concentration import Concentration
 from infoprune.criteria.criterion import scored_layers
 from infoprune.criteria.feature_rank import feature_ranks
+from infoprune.criteria.objective import fidelity, probability
 
 RESULTS = Path(__file__).parent / "results" / "scoring.md"
 OWN_IMAGES = 16
@@ -49,6 +50,11 @@ SMALL_CHANNELS = 8
 SHORT = ", cut"
 SMALL = f"layer2.4.conv1{SHORT}"
 """A layer that is cut to so few channels that the exact values can be had."""
+RULES: dict[str, dict[str, Any]] = {
+    "probability": {"payoff": "probability", "absent": "zero", "least": 0.0},
+    "fidelity": {"payoff": "fidelity", "absent": "mean", "least": 0.0},
+}
+"""What the channels play for, over coalitions of all sizes."""
 PERMUTATIONS = 5
 """Of the plain sampler, as in TorchPruner."""
 RUNS = 6
@@ -131,8 +137,7 @@ def from_maps(subject: Subject) -> Iterator[str]:
 class Suffix:
     """The network behind the first convolution of one block, for masks of its channels."""
 
-    def __init__(self, model: nn.Module, layer: str, images: Tensor, labels: Tensor) -> None:
-        self.labels = labels
+    def __init__(self, model: nn.Module, layer: str, images: Tensor, labels: Tensor, rules: str) -> None:
         blocks = [(f"layer{i}.{j}", block) for i in (1, 2, 3) for j, block in enumerate(getattr(model, f"layer{i}"))]
         place = [name for name, _ in blocks].index(layer.removesuffix(".conv1"))
         self.block, self.later, self.head = blocks[place][1], [block for _, block in blocks[place + 1 :]], model.linear
@@ -140,15 +145,23 @@ class Suffix:
         for _, block in blocks[:place]:
             x = block(x)
         self.input, self.hidden = x, torch.relu(self.block.bn1(self.block.conv1(x)))
+        of_fidelity = rules == "fidelity"
+        self.absent = self.hidden.mean(dim=(0, 2, 3), keepdim=True) if of_fidelity else torch.zeros(())
+        self.payoff = fidelity if of_fidelity else probability
+        self.aim = self.outputs(self.hidden) if of_fidelity else labels
 
-    def value(self, mask: Tensor) -> Tensor:
-        """Probability of the true class of each image; the same channels are missing in all."""
-        x = self.block.bn2(self.block.conv2(self.hidden * mask.view(1, -1, 1, 1)))
+    def outputs(self, hidden: Tensor) -> Tensor:
+        """What the network makes of these activations."""
+        x = self.block.bn2(self.block.conv2(hidden))
         x = torch.relu(x + self.block.shortcut(self.input))
         for block in self.later:
             x = block(x)
-        outputs = self.head(x.mean(dim=(2, 3))).softmax(dim=1)
-        return outputs.gather(1, self.labels[:, None])[:, 0].double()
+        return self.head(x.mean(dim=(2, 3)))
+
+    def value(self, mask: Tensor) -> Tensor:
+        """Payoff of each image; the same channels are missing in all."""
+        keep = mask.view(1, -1, 1, 1)
+        return self.payoff(self.outputs(self.hidden * keep + self.absent * (1 - keep)), self.aim).double()
 
 
 def plain_permutation(suffix: Suffix, players: int, generator: torch.Generator) -> Tensor:
@@ -173,7 +186,7 @@ def small(subject: Subject) -> nn.Module:
 
 
 @torch.no_grad()
-def game(subject: Subject, layer: str) -> Iterator[str]:
+def game(subject: Subject, layer: str, rules: str) -> Iterator[str]:
     """Shapley values of a layer, ours against the plain sampler at equal error."""
     few = layer == SMALL
     name = layer.removesuffix(SHORT)
@@ -184,27 +197,29 @@ def game(subject: Subject, layer: str) -> Iterator[str]:
     n = structure.group(name).size
 
     def scores(seed: int, estimator: str = "antithetic") -> Tensor:
-        return Shapley(estimator=estimator, seed=seed, images=GAME_IMAGES)(model, structure, [data])[name]
+        how = Shapley(estimator=estimator, seed=seed, images=GAME_IMAGES, **RULES[rules])
+        return how(model, structure, [data])[name]
 
     runs = torch.stack([scores(seed) for seed in range(RUNS)])
     reference = scores(0, "exact") if few else runs.mean(dim=0)
     # Against their own mean, runs look better than they are.
     own = _error(runs, reference) * (1 if few else (RUNS / (RUNS - 1)) ** 0.5)
-    suffix, generator = Suffix(model, name, *data), torch.Generator().manual_seed(0)
+    suffix, generator = Suffix(model, name, *data, rules), torch.Generator().manual_seed(0)
     plain = torch.stack([plain_permutation(suffix, n, generator) for _ in range(PERMUTATIONS)])
 
     # Permutations are independent: the error falls with the square root of their number.
     single = _error(plain, reference)
     needed = (single / own) ** 2
-    evaluations = needed * n / (Shapley().pilot + Shapley().evaluations(n))
+    how = Shapley(**RULES[rules])
+    evaluations = needed * n / (how.pilot + how.evaluations(n))
     ours = seconds(lambda: scores(RUNS))
-    front = seconds(lambda: Suffix(model, name, *data))
+    front = seconds(lambda: Suffix(model, name, *data, rules))
     behind = front + needed * seconds(lambda: plain_permutation(suffix, n, generator))
     whole = needed * n * seconds(lambda: model(data[0]), runs=3)
     yield (
-        f"| `{name}`, {n} | {'exact values' if few else 'a long run'} | {single / PERMUTATIONS**0.5:.2f} | {own:.3f} | "
-        f"{needed:.0f} | {evaluations:.1f}x | {ours:.1f} s | {behind:.0f} s, {behind / ours:.1f}x | {whole:.0f} s, "
-        f"{whole / ours:.1f}x |"
+        f"| {rules} | `{name}`, {n} | {'exact values' if few else 'a long run'} | {single / PERMUTATIONS**0.5:.2f} | "
+        f"{own:.3f} | {needed:.0f} | {evaluations:.1f}x | {ours:.1f} s | {behind:.0f} s, {behind / ours:.1f}x | "
+        f"{whole:.0f} s, {whole / ours:.1f}x |"
     )
 
 
@@ -236,18 +251,20 @@ Agreement on these {own} images: the largest relative difference of the scores.
 
 ## Shapley values
 
-Layers of the same network, {games} images, probability of the true class. *Plain*: permutations that all images share,
-with the whole network run for each coalition (its time is that of as many forward passes), or only what lies behind
-the layer. *Ours*: one round as it comes, the pilot included: antithetic pairs of permutations, more of them for images
-on which coalitions matter; at most one batch is in memory, as many coalitions at a time as it has images. Error: root
-mean square over the standard deviation of the values; against the exact values where the layer was cut to {small}
-channels first, else against the mean of {runs} runs of ours. The plain sampler's is measured on {permutations}
-permutations and falls with the square root of their number; *needed* are those that bring it to our error, the times
-theirs, with the pass through what lies in front of the layer.
+Layers of the same network, {games} images, coalitions of all sizes. The channels play for the *probability* of the true
+class, with zeros in place of absent ones, or for *fidelity* to the whole network's outputs, with their means (the
+defaults, but for the size of coalitions). *Plain*: permutations that all images share, with the whole network run for
+each coalition (its time is that of as many forward passes), or only what lies behind the layer. *Ours*: one round as
+it comes, the pilot included: antithetic pairs of permutations, more of them for images on which coalitions matter; at
+most one batch is in memory, as many coalitions at a time as it has images. Error: root mean square over the standard
+deviation of the values; against the exact values where the layer was cut to {small} channels first, else against the
+mean of {runs} runs of ours. The plain sampler's is measured on {permutations} permutations and falls with the square
+root of their number; *needed* are those that bring it to our error, the times theirs, with the pass through what lies
+in front of the layer.
 
-| layer, channels | against | error: {permutations} plain | ours | needed | evaluations | ours | behind the layer \
-| whole network |
-|---|---|---:|---:|---:|---:|---:|---:|---:|
+| payoff | layer, channels | against | error: {permutations} plain | ours | needed | evaluations | ours \
+| behind the layer | whole network |
+|---|---|---|---:|---:|---:|---:|---:|---:|---:|
 {shapley}
 """
 
@@ -265,14 +282,18 @@ def text(found: dict[str, list[str]]) -> str:
         permutations=PERMUTATIONS,
         runs=RUNS,
         small=SMALL_CHANNELS,
-        shapley="\n".join(lines[name] for name in SECTIONS if name.startswith("layer")),
+        shapley="\n".join(lines[name] for name in SECTIONS if ": layer" in name),
     )
 
 
 SECTIONS: dict[str, Callable[[Subject], Iterator[str]]] = {
     "weights": from_weights,
     "maps": from_maps,
-    **{layer: partial(game, layer=layer) for layer in (SMALL, *GAME_LAYERS)},
+    **{
+        f"{rules}: {layer}": partial(game, layer=layer, rules=rules)
+        for rules in RULES
+        for layer in (SMALL, *GAME_LAYERS)
+    },
 }
 
 

@@ -19,7 +19,7 @@ from infoprune.criteria.concentration import Concentration
 from infoprune.criteria.feature_guided import guide_capacity
 from infoprune.criteria.partial import PartialScores
 from infoprune.errors import DataError
-from tests.test_criteria_importance import sure_network
+from tests.test_criteria_importance import CLASSICAL, sure_network
 
 CRITERIA: list[dict[str, Any]] = [
     {"name": "hrank"},
@@ -27,6 +27,7 @@ CRITERIA: list[dict[str, Any]] = [
     {"name": "taylor"},
     {"name": "taylor", "of": "weights"},
     {"name": "shapley", "images": 19},
+    {"name": "shapley", "images": 19, "payoff": "probability", "absent": "zero", "least": 0.0},
     {"name": "shapley", "estimator": "complementary", "remove": 0.5, "settled": 0.0, "rounds": 3},
 ]
 CONCENTRATIONS = [
@@ -57,7 +58,8 @@ def scored() -> dict[str, Tensor]:
     net, data = sure_network()
     structure = infoprune.trace(net, torch.zeros(1, 3, 4, 4))
     for images in (64, 37):
-        found[f"important images of {images}"] = Shapley(images=images)(net, structure, data)["0"]
+        classical = Shapley(images=images, **CLASSICAL)
+        found[f"important images of {images}"] = classical(net, structure, data)["0"]
     return found
 
 

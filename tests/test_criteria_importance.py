@@ -63,6 +63,10 @@ def test_a_pilot_does_not_visit_smaller_coalitions_than_the_rounds_do():
     assert found.tolist() == [0, 0]
 
 
+CLASSICAL = {"payoff": "probability", "absent": "zero", "least": 0.0}
+"""A payoff that moves on few images only."""
+
+
 def sure_network() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     """A network that is sure of all images but four of 64 whatever is missing, as trained ones are."""
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
@@ -79,11 +83,11 @@ def sure_network() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
 def test_the_same_runs_give_smaller_errors_and_intervals_that_hold():
     net, data = sure_network()
     structure = infoprune.trace(net, torch.zeros(1, 3, 4, 4))
-    truth = Shapley(estimator="exact")(net, structure, data)["0"]
+    truth = Shapley(estimator="exact", **CLASSICAL)(net, structure, data)["0"]
     errors: dict[int, list[Tensor]] = {0: [], 4: []}
     for pilot, found in errors.items():
         for seed in range(8):
-            shapley = Shapley(pilot=pilot, seed=seed, rounds=2)
+            shapley = Shapley(pilot=pilot, seed=seed, rounds=2, **CLASSICAL)
             found.append(shapley(net, structure, data)["0"] - truth)
             assert (found[-1].abs() <= shapley.intervals["0"]).all()
             behind = suffix_shares(structure)["0"]
@@ -97,8 +101,9 @@ def test_the_same_runs_give_smaller_errors_and_intervals_that_hold():
 def test_scores_do_not_depend_on_batches():
     net, data = sure_network()
     structure = infoprune.trace(net, torch.zeros(1, 3, 4, 4))
-    in_three = Shapley()(net, structure, data)["0"]
-    in_one = Shapley()(net, structure, [(torch.cat([x for x, _ in data]), torch.cat([y for _, y in data]))])["0"]
+    in_three = Shapley(**CLASSICAL)(net, structure, data)["0"]
+    whole = [(torch.cat([x for x, _ in data]), torch.cat([y for _, y in data]))]
+    in_one = Shapley(**CLASSICAL)(net, structure, whole)["0"]
     assert torch.allclose(in_three, in_one, atol=1e-6)
 
 

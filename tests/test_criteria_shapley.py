@@ -24,6 +24,9 @@ from infoprune.errors import CheckpointError, ConfigurationError, DataError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+WHOLE = {"least": 0.0}
+"""Coalitions of all sizes, as in Shapley's definition."""
+
 
 @dataclass
 class TableGame:
@@ -148,14 +151,22 @@ class Net(nn.Module):
         for parameter in self.parameters():
             parameter.data.mul_(3)
 
-    def forward(self, x: Tensor, gates: dict[str, Tensor] | None = None) -> Tensor:
-        gate = dict.fromkeys(("stem", "conv1", "conv2", "hidden"), 1.0) | (gates or {})
+    def forward(
+        self, x: Tensor, gates: dict[str, Tensor] | None = None, fill: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        self.activations: dict[str, Tensor] = {}
+
+        def gate(name: str, x: Tensor) -> Tensor:
+            self.activations[name] = x.clone()
+            present = (gates or {}).get(name, torch.ones(()))
+            return x * present + (fill or {}).get(name, torch.zeros(())) * (1 - present)
+
         scale = 1 + x.mean(dim=(1, 2, 3))[:, None]
-        x = torch.relu(self.stem(x)) * gate["stem"]
-        out = self.act(self.bn1(self.conv1(x))) * gate["conv1"]
-        out = self.bn2(self.conv2(out)) * gate["conv2"]
+        x = gate("stem", torch.relu(self.stem(x)))
+        out = gate("conv1", self.act(self.bn1(self.conv1(x))))
+        out = gate("conv2", self.bn2(self.conv2(out)))
         out = out + x
-        x = self.hidden(torch.relu_(out).mean(dim=(2, 3))).relu() * gate["hidden"]
+        x = gate("hidden", self.hidden(torch.relu_(out).mean(dim=(2, 3))).relu())
         return self.head(x) * scale
 
 
@@ -228,18 +239,45 @@ def test_only_the_part_behind_the_layer_is_computed(net, structure, data, monkey
         assert torch.allclose(batch.value(torch.ones(7, 7, dtype=torch.bool)), batch.full)
 
 
+def means_of(twin: Net, data: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """What each layer of the gated network puts out on average, shaped as its activations are."""
+    with torch.no_grad():
+        seen = []
+        for x, _ in data:
+            twin(x)
+            seen.append(twin.activations)
+    whole = {name: torch.cat([part[name] for part in seen]) for name in seen[0]}
+    return {name: x.mean(dim=[0, *range(2, x.dim())]).view(-1, *(1,) * (x.dim() - 2)) for name, x in whole.items()}
+
+
+def plain_fidelity(outputs: Tensor, whole: Tensor) -> Tensor:
+    lost = [(one - other).norm() / other.norm() for one, other in zip(outputs, whole, strict=True)]
+    return torch.stack([(1 - share**2).clamp(min=0) for share in lost])
+
+
+@pytest.mark.parametrize("payoff", ["probability", "fidelity"])
+@pytest.mark.parametrize("absent", ["zero", "mean"])
 @pytest.mark.parametrize("name", ["stem", "conv1", "hidden"])
-def test_exact_scores_against_the_definition_on_the_gated_network(name: str, net, structure, data):
-    scores = Shapley(estimator="exact", images=12)(net, structure, data)[name]
+def test_exact_scores_against_the_definition_on_the_gated_network(
+    name: str, absent: str, payoff: str, net, structure, data
+):
+    scores = Shapley(estimator="exact", images=12, payoff=payoff, absent=absent)(net, structure, data)[name]
     twin, n = gated(net), structure.group(name).size
+    fill = means_of(twin, data) if absent == "mean" else None
     payoffs = torch.empty(1, 2**n, dtype=torch.float64)
     for code in range(2**n):
         gate = torch.tensor([float(code >> i & 1) for i in range(n)])
         gates = {layer: gate if layer == "hidden" else gate[:, None, None] for layer in LAYERS[name]}
         with torch.no_grad():
-            parts = [twin(x, gates).softmax(dim=1)[torch.arange(len(y)), y] for x, y in data]
-        payoffs[0, code] = torch.cat(parts).double().mean()
+            paid = [
+                plain_fidelity(twin(x, gates, fill), twin(x))
+                if payoff == "fidelity"
+                else twin(x, gates, fill).softmax(dim=1)[torch.arange(len(y)), y]
+                for x, y in data
+            ]
+        payoffs[0, code] = torch.cat(paid).double().mean()
     assert torch.allclose(scores, exact(TableGame(payoffs))[0], atol=1e-6)
+    assert scores.std() > 1e-3
 
 
 @pytest.mark.parametrize("estimator", ["antithetic", "permutation", "complementary"])
@@ -247,7 +285,7 @@ def test_sampled_scores_come_close_to_the_exact_ones_and_lie_within_their_interv
     estimator: str, net, structure, data
 ):
     exact_scores = Shapley(estimator="exact")(net, structure, data)
-    sampled = Shapley(estimator=estimator, rounds=60)
+    sampled = Shapley(estimator=estimator, rounds=60, **WHOLE)
     scores = sampled(net, structure, data)
     for name, expected in exact_scores.items():
         assert torch.allclose(scores[name], expected, atol=0.5 * float(expected.std()))
@@ -257,12 +295,16 @@ def test_sampled_scores_come_close_to_the_exact_ones_and_lie_within_their_interv
 def test_the_price_is_what_the_docstring_says(net, structure, data):
     shares = suffix_shares(structure)
     assert shares["stem"] > shares["conv1"] > shares["hidden"] > shares["head"] == 0
-    plain = Shapley(rounds=2)
+    plain = Shapley(rounds=2, absent="zero", **WHOLE)
     plain(net, structure, data)
     sizes = {group.name: group.size for group in structure.prunable}
     rounds = 2 * sum(1 + 2 * n * shares[name] for name, n in sizes.items())
     assert plain.passes == pytest.approx(rounds + sum(1 + 4 * shares[name] for name in sizes))
     assert plain.seconds > 0
+    filled = Shapley(rounds=2, **WHOLE)
+    filled(net, structure, data)
+    assert filled.passes == pytest.approx(plain.passes + 1)
+    assert [Shapley().evaluations(n) for n in (4, 5, 6, 7)] == [4, 6, 6, 6]
     halves = Shapley(estimator="permutation", least=0.5)
     assert [halves.evaluations(n) for n in (4, 5, 6, 7)] == [2, 3, 3, 3]
     assert [Shapley(estimator=e).evaluations(5) for e in ("exact", "complementary")] == [32, 12]
@@ -279,7 +321,9 @@ def test_scores_do_not_depend_on_batches_or_on_the_global_generator(net, structu
 
 
 def test_size_restricted_scores_are_means_over_large_coalitions(net, structure, data):
-    scores = Shapley(estimator="permutation", least=0.75, rounds=200)(net, structure, data)
+    scores = Shapley(payoff="probability", estimator="permutation", absent="zero", least=0.75, rounds=200)(
+        net, structure, data
+    )
     net.eval()
     with torch.no_grad():
         game = ChannelGame(net, structure, structure.group("conv1"), "probability", "test")
@@ -308,10 +352,33 @@ def test_payoffs_by_name_path_or_function(payoff, net, structure, data):
     assert total * 12 == pytest.approx(round(total * 12), abs=1e-9)
 
 
+def test_fidelity_needs_no_targets_and_any_outputs_of_floating_point(net, structure, data):
+    expected = Shapley()(net, structure, data)
+    unlabelled = Shapley()(net, structure, [x for x, _ in data])
+    assert all(torch.equal(unlabelled[name], expected[name]) for name in expected)
+
+    class InParts(Plain):
+        def forward(self, x: Tensor) -> dict:  # type: ignore[override]
+            out = super().forward(x)
+            return {"first": out[:, :1], "others": [out[:, 1:, None]], "class": out.argmax(dim=1)}
+
+    parts = InParts()
+    parts.load_state_dict(net.state_dict())
+    in_parts = Shapley()(parts, infoprune.trace(parts, torch.zeros(1, 3, 8, 8)), data)
+    assert all(torch.allclose(in_parts[name], expected[name], atol=1e-6) for name in expected)
+
+    class Chosen(Plain):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x).argmax(dim=1)
+
+    with pytest.raises(ConfigurationError, match="'fidelity': the model returns no floating-point tensors"):
+        Shapley()(Chosen(), structure, data)
+
+
 def test_a_limit_ends_the_run_after_every_group_was_played(net, structure, data):
-    limited = Shapley(rounds=50, max_passes=1.0, pilot=0)
+    limited = Shapley(rounds=50, max_passes=1.0, pilot=0, absent="zero")
     scores = limited(net, structure, data)
-    one = Shapley(rounds=1, images=7, pilot=0)(net, structure, data)
+    one = Shapley(rounds=1, images=7, pilot=0, absent="zero")(net, structure, data)
     assert all(torch.equal(scores[name], one[name]) for name in scores)
     timed = Shapley(rounds=10_000, max_seconds=0.5)
     timed(net, structure, data)
@@ -329,7 +396,7 @@ def test_a_settled_group_is_played_no_more():
     structure = infoprune.trace(net, torch.zeros(1, 3, 4, 4))
     images = torch.rand(64, 3, 4, 4)
     data = [(part, torch.zeros(16, dtype=torch.long)) for part in images.split(16)]
-    eager = Shapley(rounds=200, remove=0.5, settled=0.5)
+    eager = Shapley(payoff="probability", absent="zero", least=0.0, rounds=200, remove=0.5, settled=0.5)
     scores = eager(net, structure, data)["0"]
     assert set(scores.argsort()[:4].tolist()) == {0, 2, 4, 6}
     assert eager.passes < 0.9 * 200 * (1 + 16 * suffix_shares(structure)["0"])
@@ -434,6 +501,7 @@ def test_models_that_change_their_way_are_run_whole(net, structure, data):
     [
         ({"estimator": "antithetc"}, "estimator cannot be 'antithetc', did you mean 'antithetic'"),
         ({"least": 1.0}, "least must be a number of at least 0"),
+        ({"absent": "means"}, "absent cannot be 'means', did you mean 'mean'"),
         (
             {"least": 0.5, "estimator": "complementary"},
             "least=0.5 restricts permutations; estimator 'complementary' has none",
@@ -453,7 +521,7 @@ def test_impossible_options(options: dict, message: str):
     ("options", "batches", "error", "message"),
     [
         ({}, [], DataError, "holds no image"),
-        ({}, [torch.zeros(2, 3, 8, 8)], DataError, "have no targets"),
+        ({"payoff": "probability"}, [torch.zeros(2, 3, 8, 8)], DataError, "have no targets"),
         ({"payoff": F.cross_entropy}, None, ConfigurationError, r"must return one value an image, \(7,\), not \(\)"),
         (
             {"payoff": lambda o, t: o.sum(dim=1) / 0},

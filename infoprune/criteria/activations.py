@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from infoprune.criteria.calibration import batches, evaluating, run
-from infoprune.criteria.distributed import all_or_none
+from infoprune.criteria.distributed import all_or_none, mean_over_processes
 from infoprune.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -169,6 +169,34 @@ def stream_activations(
         for layer in layers:
             check_seen(layer, layer.name in tap.seen or not total, owner)
     return total
+
+
+def mean_activations(model: nn.Module, layers: Sequence[Layer], inputs: Iterable[Any], owner: str) -> dict[str, Tensor]:
+    """Layer name -> (channels,) mean activation over the images of all processes, all positions and all calls.
+
+    Args:
+        model: In eval mode, without gradients.
+        layers: The layers to observe; one that is never called is left out.
+        inputs: This process's batches.
+        owner: Who asks, for messages.
+    """
+    weights = {model.get_parameter(layer.weight): layer.name for layer in layers}
+    kinds = {layer.name: layer.kind for layer in layers}
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def add(name: str, output: Tensor) -> None:
+        means = as_maps(output, kinds[name]).mean(dim=(2, 3)).to("cpu", torch.float64)
+        sums[name] = sums.get(name, 0) + means.sum(dim=0)
+        counts[name] = counts.get(name, 0) + len(means)
+
+    with all_or_none():
+        for batch in inputs:
+            tap = ActivationTap(weights, add)
+            with tap:
+                run(model, batch)
+            tap.finish()
+    return {layer: mean_over_processes(sums[layer], counts[layer]) for layer in sorted(sums)}
 
 
 def check_seen(layer: Layer, seen: bool, owner: str) -> None:

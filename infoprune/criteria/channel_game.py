@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from infoprune.criteria.activations import ActivationTap
 from infoprune.criteria.calibration import run
-from infoprune.criteria.objective import PAYOFFS, check_payoffs, evaluate, get_objective
+from infoprune.criteria.objective import PAYOFFS, check_payoffs, evaluate, fidelity, get_objective
 from infoprune.criteria.replay import Recording, Replay, ReplayError
 from infoprune.errors import ConfigurationError
 
@@ -27,6 +27,9 @@ class ChannelGame:
         group: The group whose units are the players.
         payoff: Name or function, see :mod:`infoprune.criteria.objective`.
         owner: Who asks, for messages.
+
+    Attributes:
+        means: Layer name -> (channels,) what stands for absent channels at every position; zero for layers without.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class ChannelGame:
         self.model = model
         self.group = group
         self.owner = owner
+        self.means: Mapping[str, Tensor] = {}
         self.payoff = get_objective(payoff, PAYOFFS, owner, "payoff")
         makers = structure.producers(group)
         self.weights = {model.get_parameter(layer.weight): layer.name for layer, _ in makers}
@@ -61,7 +65,7 @@ class ChannelGame:
         return game
 
     def mask(self, name: str, activation: Tensor, present: Tensor) -> None:
-        """Set the channels of absent units to zero, in place."""
+        """Set the channels of absent units to their mean, or to zero, in place."""
         filters = torch.ones(len(present), self.filters[name], dtype=torch.bool)
         slot: GroupSlot = self.slots[name]
         filters[:, torch.as_tensor(slot.index)] = present[:, torch.as_tensor(slot.unit)]
@@ -71,11 +75,15 @@ class ChannelGame:
                 f"{self.owner}: {name} puts out {tuple(activation.shape)} for {len(present)} images; channels cannot "
                 "be taken away image by image where a model folds other dimensions into the batch"
             )
-        keep = filters.repeat(1, channels // self.filters[name]).to(activation.device, activation.dtype)
         inner = (1,) * (activation.dim() - 2)
-        activation.mul_(
-            keep.view(len(present), *inner, -1) if self.linear[name] else keep.view(len(present), -1, *inner)
-        )
+
+        def placed(per_channel: Tensor) -> Tensor:
+            return per_channel.view(len(present), *((*inner, -1) if self.linear[name] else (-1, *inner)))
+
+        keep = filters.repeat(1, channels // self.filters[name])
+        activation.mul_(placed(keep.to(activation.device, activation.dtype)))
+        if name in self.means:
+            activation.add_(placed((~keep * self.means[name]).to(activation.device, activation.dtype)))
 
 
 class BatchGame:
@@ -90,7 +98,6 @@ class BatchGame:
     def __init__(self, game: ChannelGame, inputs: Any, targets: Any, images: int) -> None:
         self.game = game
         self.inputs = inputs
-        self.targets = targets
         self.players = game.group.size
         self.images = images
         self.recording = Recording(game.weights)
@@ -101,6 +108,7 @@ class BatchGame:
                 f"{game.owner}: the activations of {game.group.name} cannot be observed: no convolution or linear call "
                 "of the forward pass uses its weight, or nothing uses its output; freeze it or choose another criterion"
             )
+        self.targets = outputs if game.payoff is fidelity else targets
         self.full = self._payoffs(outputs)
 
     def value(self, present: Tensor) -> Tensor:

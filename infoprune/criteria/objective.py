@@ -9,11 +9,42 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from infoprune.errors import ConfigurationError, DataError, nearest
 
 Objective = Callable[[Any, Any], Tensor]
 """(outputs of the model, targets of the batch) -> a scalar loss, or one payoff an image."""
+
+
+def fidelity(outputs: Any, whole: Any) -> Tensor:
+    """How much of the whole network's outputs is left: 1 minus the squared distance over their squared length.
+
+    Bounded: 1 for equal outputs, 0 for those as far away as zeros or farther.
+
+    Args:
+        outputs: Of the network without some channels: a tensor (images, ...), or tensors in lists, tuples and mappings.
+        whole: Of the whole network, on the same images.
+
+    Returns:
+        (images,), in [0, 1].
+
+    Raises:
+        ConfigurationError: there is no floating-point tensor among the outputs.
+
+    >>> fidelity(torch.tensor([[3.0, 4.0], [3.0, 0.0]]), torch.tensor([[3.0, 4.0], [3.0, 4.0]]))
+    tensor([1.0000, 0.3600])
+    """
+    pairs = [
+        (one.flatten(1), other.flatten(1))
+        for one, other in zip(tree_leaves(outputs), tree_leaves(whole), strict=True)
+        if isinstance(one, Tensor) and one.is_floating_point() and one.dim()
+    ]
+    if not pairs:
+        raise ConfigurationError("payoff 'fidelity': the model returns no floating-point tensors; choose another")
+    lost = sum((one - other).square().sum(dim=1) for one, other in pairs)
+    length = sum(other.square().sum(dim=1) for _, other in pairs)
+    return (1 - torch.as_tensor(lost / length)).clamp(min=0)
 
 
 def probability(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -32,7 +63,12 @@ def log_probability(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Objective] = {"cross_entropy": F.cross_entropy}
-PAYOFFS: dict[str, Objective] = {"probability": probability, "accuracy": accuracy, "log_probability": log_probability}
+PAYOFFS: dict[str, Objective] = {
+    "fidelity": fidelity,
+    "probability": probability,
+    "accuracy": accuracy,
+    "log_probability": log_probability,
+}
 
 
 def get_objective(spec: str | Objective, known: dict[str, Objective], owner: str, option: str) -> Objective:

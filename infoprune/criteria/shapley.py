@@ -8,8 +8,8 @@ After Chen & Wang, "An Effective Information Theoretic Framework for Channel Pru
 - From lineage (Ancona et al., arXiv 2006.01795; Adamczewski et al., arXiv 2407.15875): the players are the channels
   of one layer, an absent channel's activation is zero, only the network behind the layer is run again, small
   coalitions can be left out.
-- Ours: a bounded payoff, a permutation for each image, more of them for images on which coalitions matter, coupled
-  layers as one set of players, the intervals and the stopping rule.
+- Ours: the payoff, what stands for an absent channel, a permutation for each image, more of them for images on which
+  coalitions matter, coupled layers as one set of players, the intervals and the stopping rule.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from infoprune.structure import Structure
 
 ESTIMATORS = ("antithetic", "permutation", "complementary", "exact")
+ABSENT = ("mean", "zero")
+LEAST = 0.5
+"""Share of the units that stays in every coalition by default, where permutations are walked."""
 
 
 @CRITERIA.register("shapley")
@@ -40,23 +43,31 @@ class Shapley(Criterion):
     """What each channel contributes to the network's payoff, on average over coalitions of its layer's channels.
 
     The players are the units of one group; all other groups are whole. An absent unit's activations (behind
-    normalisation and activation function) are zero in every layer of the group, as if it had been removed.
+    normalisation and activation function) are their mean over images and positions in every layer of the group: a
+    constant is what batch norm behind the layer gets used to, be it by recalibration or by fine-tuning. Or they are
+    zero, as right after a cut.
+
+    By default coalitions keep at least half of the units, so that the scores are those of a size-restricted variant;
+    with ``least=0`` they are Shapley values. Payoff, mean and half were chosen by accuracy on held-out training images
+    (``benchmarks/results/criteria_choices.md``).
 
     Cost for a group of n units and one round, in runs of the network behind the group's first layer for each image:
     ``antithetic`` 2 n (1 - least), ``permutation`` n (1 - least), ``complementary`` 2 (n + 1), ``exact`` 2 ** n; and
-    one forward pass for each batch. Every image draws its own coalitions, so many of them share a batch; memory is
-    bounded by one batch and its activations. Before the first round a pilot finds out on which images coalitions
-    matter; these are played several times a round, others not in every round
+    one forward pass for each batch. The means take one forward pass in all. Every image draws its own coalitions, so
+    many of them share a batch; memory is bounded by one batch and its activations. Before the first round a pilot finds
+    out on which images coalitions matter; these are played several times a round, others not in every round
     (:mod:`~infoprune.criteria.importance`), as many in all as there are images.
 
     Args:
-        payoff: ``"probability"`` of the true class (bounded), ``"accuracy"``, ``"log_probability"`` (minus
-            cross-entropy), the import path of a function, or a function of (outputs, targets) that returns one value
-            for each image.
+        payoff: ``"fidelity"`` to the whole network's outputs (bounded, needs no targets, see
+            :func:`~infoprune.criteria.objective.fidelity`), ``"probability"`` of the true class (bounded),
+            ``"accuracy"``, ``"log_probability"`` (minus cross-entropy), the import path of a function, or a function of
+            (outputs, targets) that returns one value for each image.
         estimator: ``"antithetic"``: a permutation and its reverse; ``"permutation"``; ``"complementary"``: random
             coalitions and their complements; ``"exact"``: all coalitions, for at most 12 units.
-        least: Size-restricted variant: coalitions keep at least this share of the units. Pruning never visits small
-            coalitions; the result is no longer a Shapley value. For the two permutation estimators.
+        absent: What stands for an absent unit's activations: their ``"mean"``, or ``"zero"``.
+        least: Coalitions keep at least this share of the units, since pruning never visits small ones; by default 0.5
+            with the two permutation estimators, and 0 with the others, which know no other share.
         images: Number of calibration images over all processes; kept in memory.
         rounds: How many times each image is played, on average over the images.
         pilot: Runs behind the group's first layer, for each image, that find out how often to play it; 0: all images
@@ -77,13 +88,14 @@ class Shapley(Criterion):
     :attr:`seconds` what it cost.
 
     Raises:
-        DataError: no images or no targets.
+        DataError: no images, or no targets for a payoff that needs them.
         ConfigurationError: a payoff of the wrong shape or not finite, or a layer that cannot be observed.
     """
 
-    payoff: str | Callable[[Any, Any], Tensor] = "probability"
+    payoff: str | Callable[[Any, Any], Tensor] = "fidelity"
     estimator: str = "antithetic"
-    least: float = 0.0
+    absent: str = "mean"
+    least: float | None = None
     images: int = 512
     rounds: int = 1
     pilot: int = 4
@@ -104,7 +116,8 @@ class Shapley(Criterion):
 
     def __post_init__(self) -> None:
         check_choice(self.label, "estimator", self.estimator, ESTIMATORS)
-        check_number(self.label, "least", self.least, 0, 1 - 1e-6)
+        check_choice(self.label, "absent", self.absent, ABSENT)
+        check_number(self.label, "least", self.least or 0.0, 0, 1 - 1e-6)
         check_count(self.label, "images", self.images, 1)
         check_count(self.label, "rounds", self.rounds, 1)
         check_number(self.label, "confidence", self.confidence, 0, 1 - 1e-9)
@@ -135,7 +148,7 @@ class Shapley(Criterion):
             if not tally.count.all():
                 raise DataError(
                     f"{self.label}: {int((tally.count == 0).sum())} units of {name} were never played with least="
-                    f"{self.least:g}; give more images or rounds"
+                    f"{self.least_share:g}; give more images or rounds"
                 )
         return {name: tally.mean for name, tally in tallies.items()}
 
@@ -152,7 +165,14 @@ class Shapley(Criterion):
 
     def stay(self, players: int) -> int:
         """How many of so many players stay in every coalition but their own absence."""
-        return min(round(self.least * players), players - 1)
+        return min(round(self.least_share * players), players - 1)
+
+    @property
+    def least_share(self) -> float:
+        """`least`, or what it is by default."""
+        if self.least is not None:
+            return self.least
+        return LEAST if self.estimator in ("antithetic", "permutation") else 0.0
 
     def evaluations(self, players: int) -> int:
         """How often one round runs the network behind a group of so many players."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from infoprune.criteria import importance
+from infoprune.criteria.activations import mean_activations
 from infoprune.criteria.calibration import batches, evaluating, rows_of
 from infoprune.criteria.channel_game import ChannelGame
 from infoprune.criteria.coalitions import Tally
@@ -42,6 +43,7 @@ class ShapleyRun:
         self.model = model
         self.images, self.started = 0, 0.0
         shares = suffix_shares(structure)
+        self.layers = [layer for group in groups for layer, _ in structure.producers(group)]
         self.groups = [
             _GroupRun(how, model, structure, group, shares[structure.producers(group)[0][0].name]) for group in groups
         ]
@@ -63,6 +65,12 @@ class ShapleyRun:
             with all_or_none():
                 stored = list(self._stored(data))
             self.images = sum(batch.size for batch in stored)
+            if how.absent == "mean":
+                own = (batch.inputs for batch in stored if batch.size)
+                means = mean_activations(self.model, self.layers, own, how.label)
+                for group in self.groups:
+                    group.game.means = means
+                how.passes += 1
             work = sum(group.pilot_cost + how.rounds * group.cost for group in self.groups)
             with Progress(how.label, work * self.images, how.progress) as bar:
                 self._pilot(stored, partial, bar)
