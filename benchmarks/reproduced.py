@@ -82,7 +82,8 @@ class Run:
         trainer, batch = self.config["trainer"], self.config["data"]["init_args"]["batch_size"]
         limit = trainer.get("limit_train_batches")
         part = "" if limit is None else f" × {limit} batches" if isinstance(limit, int) else f" × {limit:.0%}"
-        return f"{trainer['max_epochs']}{part}, batch {batch}"
+        precision = trainer.get("precision")
+        return f"{trainer['max_epochs']}{part}, batch {batch}" + (f", {precision}" if precision else "")
 
     @property
     def start(self) -> str:

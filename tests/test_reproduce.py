@@ -229,6 +229,8 @@ def test_rows_at_the_same_widths_stand_in_one_table_with_their_controls() -> Non
     text = reproduced.section([row], [*runs, reproduced.Run(row, "l1", records["shapley"])])
     assert "| **method_b_46** (shapley) | 43 | 3, batch 8 | scratch | 90.00 | 123.00 | +33.00 |" in text
     assert "| l1 | 42, 43 | 3, batch 8 | scratch | 90.00 ± 0.00 | 122.50 ± 0.71 | +32.50 ± 0.71 | −46.00 % |" in text
+    records["l1"].config = records["l1"].config.replace("max_epochs: 3", "max_epochs: 3, precision: bf16-mixed")
+    assert reproduced.Run(row, "l1", records["l1"]).training == "3, batch 8, bf16-mixed"
     assert "Not run yet: random, dense." in text
     assert text.endswith("```bash\nmake the row\nmake a control\n```")
 
