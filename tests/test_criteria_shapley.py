@@ -19,6 +19,7 @@ import infoprune
 from infoprune.criteria import Shapley, get_criterion
 from infoprune.criteria.channel_game import ChannelGame
 from infoprune.criteria.coalitions import Tally, antithetic, complementary, exact, walk
+from infoprune.criteria.objective import fidelity
 from infoprune.criteria.shapley_run import suffix_shares
 from infoprune.errors import CheckpointError, ConfigurationError, DataError
 
@@ -360,7 +361,7 @@ def test_fidelity_needs_no_targets_and_any_outputs_of_floating_point(net, struct
     class InParts(Plain):
         def forward(self, x: Tensor) -> dict:  # type: ignore[override]
             out = super().forward(x)
-            return {"first": out[:, :1], "others": [out[:, 1:, None]], "class": out.argmax(dim=1)}
+            return {"first": out[:, 0], "others": [out[:, 1:, None]], "class": out.argmax(dim=1)}
 
     parts = InParts()
     parts.load_state_dict(net.state_dict())
@@ -371,8 +372,27 @@ def test_fidelity_needs_no_targets_and_any_outputs_of_floating_point(net, struct
         def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
             return super().forward(x).argmax(dim=1)
 
-    with pytest.raises(ConfigurationError, match="'fidelity': the model returns no floating-point tensors"):
+    class Varying(Plain):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            self.calls += 1
+            return super().forward(x)[:, : 3 + self.calls % 2]
+
+    with pytest.raises(ConfigurationError, match=r"the model returns none with all channels .* choose another payoff"):
         Shapley()(Chosen(), structure, data)
+    with pytest.raises(
+        ConfigurationError, match=r"returns \[\(7, 4\)\] with all channels and \[\(7, 3\)\] without some"
+    ):
+        Shapley()(Varying(), structure, data)
+
+
+def test_outputs_without_any_length_are_no_obstacle():
+    zeros = torch.zeros(2, 3)
+    assert fidelity(zeros, zeros).tolist() == [1, 1]
+    assert fidelity(zeros + 1, zeros).tolist() == [0, 0]
+    half = torch.ones(2, 3, dtype=torch.bfloat16)
+    assert fidelity(half / 2, half).tolist() == [0.75, 0.75]
 
 
 def test_a_limit_ends_the_run_after_every_group_was_played(net, structure, data):

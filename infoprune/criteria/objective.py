@@ -30,21 +30,27 @@ def fidelity(outputs: Any, whole: Any) -> Tensor:
         (images,), in [0, 1].
 
     Raises:
-        ConfigurationError: there is no floating-point tensor among the outputs.
+        ConfigurationError: no floating-point tensors with a row for each image, or of other shapes in the two.
 
-    >>> fidelity(torch.tensor([[3.0, 4.0], [3.0, 0.0]]), torch.tensor([[3.0, 4.0], [3.0, 4.0]]))
-    tensor([1.0000, 0.3600])
+    Example:
+        >>> fidelity(torch.tensor([[3.0, 4.0], [3.0, 0.0]]), torch.tensor([[3.0, 4.0], [3.0, 4.0]]))
+        tensor([1.0000, 0.3600])
     """
-    pairs = [
-        (one.flatten(1), other.flatten(1))
-        for one, other in zip(tree_leaves(outputs), tree_leaves(whole), strict=True)
-        if isinstance(one, Tensor) and one.is_floating_point() and one.dim()
-    ]
-    if not pairs:
-        raise ConfigurationError("payoff 'fidelity': the model returns no floating-point tensors; choose another")
-    lost = sum((one - other).square().sum(dim=1) for one, other in pairs)
-    length = sum(other.square().sum(dim=1) for _, other in pairs)
-    return (1 - torch.as_tensor(lost / length)).clamp(min=0)
+    some, all_ = _numbers(outputs), _numbers(whole)
+    shapes = [[tuple(leaf.shape) for leaf in leaves] for leaves in (some, all_)]
+    if not all_ or shapes[0] != shapes[1] or len({shape[0] for shape in shapes[1]}) > 1:
+        raise ConfigurationError(
+            "payoff 'fidelity' compares tensors of floating-point numbers with a row for each image; the model returns "
+            f"{shapes[1] or 'none'} with all channels and {shapes[0] or 'none'} without some: choose another payoff"
+        )
+    left, aim = (torch.cat([leaf.reshape(len(leaf), -1).float() for leaf in leaves], dim=1) for leaves in (some, all_))
+    length = aim.square().sum(dim=1).clamp(min=torch.finfo(aim.dtype).tiny)
+    return (1 - (left - aim).square().sum(dim=1) / length).clamp(min=0)
+
+
+def _numbers(outputs: Any) -> list[Tensor]:
+    leaves = (leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
+    return [leaf for leaf in leaves if leaf.is_floating_point() and leaf.dim()]
 
 
 def probability(outputs: Tensor, targets: Tensor) -> Tensor:
