@@ -387,6 +387,18 @@ def test_fidelity_needs_no_targets_and_any_outputs_of_floating_point(net, struct
         Shapley()(Varying(), structure, data)
 
 
+def test_images_are_shown_as_in_training_where_the_data_can_do_that(net, structure, data):
+    class Both(list):
+        as_trained: list
+
+    shown = Both(data)
+    shown.as_trained = [(x.flip(3), y) for x, y in data]
+    scores = Shapley()(net, structure, shown)
+    expected = Shapley()(net, structure, shown.as_trained)
+    assert all(torch.equal(scores[name], expected[name]) for name in expected)
+    assert not torch.allclose(scores["conv1"], Shapley()(net, structure, data)["conv1"])
+
+
 def test_outputs_without_any_length_are_no_obstacle():
     zeros = torch.zeros(2, 3)
     assert fidelity(zeros, zeros).tolist() == [1, 1]

@@ -270,6 +270,7 @@ class TestCifar:
         views = torch.cat([x for x, _ in augmented])
         assert torch.equal(views, torch.cat([x for x, _ in augmented]))
         assert not torch.equal(views, first)
+        assert torch.equal(views, torch.cat([x for x, _ in plain.as_trained]))
         assert torch.equal(torch.cat([y for _, y in augmented]), torch.cat([y for _, y in plain]))
         with pytest.raises(DataError, match="asked for 181 calibration images; the training set has 180"):
             data.calibration_batches(181)

@@ -40,6 +40,8 @@ class Criterion(ABC):
 
     name: ClassVar[str] = ""
     needs_data: ClassVar[bool] = False
+    as_trained: ClassVar[bool] = False
+    """Whether images should be transformed as in training, where the data offers that, not as in evaluation."""
 
     def __init_subclass__(cls) -> None:
         cls.name = vars(cls).get("name", "")  # what derives from a registered criterion is not that criterion
@@ -64,11 +66,14 @@ class Criterion(ABC):
         Args:
             model: The model that ``structure`` was traced from. It is not changed.
             structure: Its channel groups.
-            data: Batches of training images for criteria that need them, ignored by the others.
+            data: Batches of training images for criteria that need them, ignored by the others. If it has an attribute
+                ``as_trained``, the same images as in training, criteria that want them so take that.
         """
         if self.needs_data and data is None:
             raise ConfigurationError(f"{self.label} scores with data: pass batches of training images as data")
         check_weights(model)
+        if self.as_trained:
+            data = getattr(data, "as_trained", data)
         scores = self.group_scores(model, structure, data)
         for name, values in scores.items():
             check_finite(values, name, f"the scores of {self.label}")

@@ -113,6 +113,7 @@ class Shapley(Criterion):
     seconds: float = field(default=0.0, init=False, repr=False, compare=False)
 
     needs_data: ClassVar[bool] = True
+    as_trained: ClassVar[bool] = True  # a network that knows its training images by heart does without what it needs
 
     def __post_init__(self) -> None:
         check_choice(self.label, "estimator", self.estimator, ESTIMATORS)

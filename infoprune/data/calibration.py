@@ -16,11 +16,23 @@ class CalibrationBatches:
     Args:
         count: Number of batches.
         make: Starts a pass.
+        make_as_trained: Returns the same images as in training.
     """
 
-    def __init__(self, count: int, make: Callable[[], Iterator[tuple[Tensor, Tensor]]]) -> None:
+    def __init__(
+        self,
+        count: int,
+        make: Callable[[], Iterator[tuple[Tensor, Tensor]]],
+        make_as_trained: Callable[[], CalibrationBatches],
+    ) -> None:
         self._count = count
         self._make = make
+        self._make_as_trained = make_as_trained
+
+    @property
+    def as_trained(self) -> CalibrationBatches:
+        """The same images as they are shown in training (cropped and flipped, say)."""
+        return self._make_as_trained()
 
     def __len__(self) -> int:
         return self._count

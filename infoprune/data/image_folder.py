@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -154,4 +155,5 @@ class ImageFolderDataModule(ImageDataModule):
             for images, labels in DataLoader(sample, size, num_workers=max(1, self.num_workers), generator=generator):
                 yield self.normalize(images.to(device)), labels.to(device)
 
-        return CalibrationBatches(-(-n_images // size), run)
+        as_trained = partial(self.calibration_batches, n_images, batch_size, augment=True, device=device)
+        return CalibrationBatches(-(-n_images // size), run, as_trained)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import lightning as L
@@ -243,4 +244,5 @@ class InMemoryDataModule(ImageDataModule):
                     images = take_views(images, views[index].to(device), self.crop_padding)
                 yield self.normalize(images), sample.labels[index].to(device)
 
-        return CalibrationBatches(len(batches), run)
+        as_trained = partial(self.calibration_batches, n_images, batch_size, augment=True, device=device)
+        return CalibrationBatches(len(batches), run, as_trained)
