@@ -21,7 +21,7 @@ import functools
 import json
 import statistics
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,17 @@ The same, with half of the filters gone: recalibrated, and after one pass over {
 """
 
 SHAPLEY_IMAGES = 128
+PLAIN, AS_TRAINED = "plain images", "as in training"
+VIEWS = "views"
 UNSAID = ("name", "images")
 SHAPLEY = f"""\
 ## Method B: what the channels play for
 
-Scores from {SHAPLEY_IMAGES} training images, the same cuts: the payoff, what stands for an absent channel's activation,
-and the share of the channels that stays in every coalition (with 0, the scores are Shapley values proper). Other draws
-of coalitions move a line by about a point.
+The same cuts by `shapley` with {SHAPLEY_IMAGES} training images: the payoff, what stands for an absent channel's
+activation, the share of the channels that stays in every coalition (with 0, the scores are Shapley values proper), and
+whether the images are cropped and flipped as in training. Accuracy as before, and recalibrated on the held-out images
+cropped and flipped too (*views*), which is what decides: the network classifies its training images rightly as they
+are, and what it needs for that is not what it needs for others. Other draws of coalitions move a line by about a point.
 """
 
 COUPLED = """\
@@ -138,18 +142,19 @@ def tuned() -> Iterator[dict[str, Any]]:
 
 
 def games() -> Iterator[dict[str, Any]]:
-    """What the channels of method B may play for, what stands for absent ones, and the least share that is present."""
-    for payoff, absent, least in (
-        ("fidelity", "mean", 0.5),
-        ("fidelity", "mean", 0.75),
-        ("probability", "zero", 0.0),
-        ("fidelity", "zero", 0.5),
-        ("fidelity", "mean", 0.0),
-        ("probability", "mean", 0.5),
-        ("fidelity", "zero", 0.0),
-        ("log_probability", "mean", 0.5),
+    """What the channels of method B may play for, what stands for absent ones, how many are there, on which images."""
+    yield from ({"name": name} for name in ("l1", "capacity_independence"))
+    for payoff, absent, least, shown in (
+        ("fidelity", "mean", 0.5, AS_TRAINED),
+        ("fidelity", "mean", 0.5, PLAIN),
+        ("probability", "zero", 0.0, PLAIN),
+        ("fidelity", "zero", 0.5, AS_TRAINED),
+        ("probability", "mean", 0.5, AS_TRAINED),
+        ("fidelity", "mean", 0.0, AS_TRAINED),
+        ("fidelity", "mean", 0.75, AS_TRAINED),
     ):
-        yield {"name": "shapley", "payoff": payoff, "absent": absent, "least": least, "images": SHAPLEY_IMAGES}
+        options = {"payoff": payoff, "absent": absent, "least": least, "images": SHAPLEY_IMAGES}
+        yield {"name": "shapley", **options, "shown": shown}
 
 
 def trials() -> Iterator[Trial]:
@@ -165,8 +170,8 @@ def trials() -> Iterator[Trial]:
         yield from (Trial(METHOD_B, amount, spec) for amount in AMOUNTS)
 
 
-def table(rows: list[dict[str, Any]], layers: str) -> list[str]:
-    """One line for each reading that was measured at all amounts, best mean over the amounts first."""
+def table(rows: list[dict[str, Any]], layers: str, stages: Sequence[str] = STAGES) -> list[str]:
+    """One line for each reading that was measured at all amounts; by the mean of the last stage, best first."""
     amounts = sorted({row["amount"] for row in rows if row["layers"] == layers})
     found: dict[str, dict[float, list[dict[str, Any]]]] = {}
     for row in rows:
@@ -175,12 +180,12 @@ def table(rows: list[dict[str, Any]], layers: str) -> list[str]:
     lines = []
     for text, cells in found.items():
         if set(cells) == set(amounts):
-            means = [[statistics.mean(row[stage] for row in cells[amount]) for stage in STAGES] for amount in amounts]
-            whole = statistics.mean(recalibrated for _, recalibrated in means)
-            values = "".join(f" {cut:.1f} | {recalibrated:.1f} |" for cut, recalibrated in means)
+            means = [[statistics.mean(row[stage] for row in cells[amount]) for stage in stages] for amount in amounts]
+            whole = statistics.mean(reached[-1] for reached in means)
+            values = "".join(f" {accuracy:.1f} |" for reached in means for accuracy in reached)
             lines.append((whole, f"| {text} |{values} {whole:.2f} |"))
-    heads = "".join(f" {amount:.0%} cut | recalibrated |" for amount in amounts)
-    head = [f"| criterion |{heads} mean recalibrated |", "|---|" + "---:|" * (2 * len(amounts) + 1)]
+    heads = "".join(f" {amount:.0%} {' | '.join(stages)} |" for amount in amounts)
+    head = [f"| criterion |{heads} mean {stages[-1]} |", "|---|" + "---:|" * (len(stages) * len(amounts) + 1)]
     return head + [line for _, line in sorted(lines, reverse=True)]
 
 
@@ -190,7 +195,7 @@ def write(rows: list[dict[str, Any]]) -> str:
     for row in sorted((row for row in rows if row["layers"] == FINE_TUNED), key=lambda row: -row["tuned"]):
         lines.append(f"| {describe(row['criterion'])} | {row['recalibrated']:.1f} | {row['tuned']:.2f} |")
     parts = [HEAD, *table(rows, "conv1"), "", SECOND, *table(rows, ALL_IMAGES), "", TUNED, *lines, ""]
-    parts += [SHAPLEY, *table(rows, METHOD_B), ""]
+    parts += [SHAPLEY, *table(rows, METHOD_B, (*STAGES, VIEWS)), ""]
     return "\n".join([*parts, COUPLED, *table(rows, "all"), ""])
 
 
@@ -231,8 +236,9 @@ def main() -> None:
 @functools.lru_cache(maxsize=1)
 def scored(spec: str, subject: Subject) -> Scores:
     """What a criterion says, once for all amounts."""
-    criterion = get_criterion(json.loads(spec))
-    return criterion(subject.model, subject.structure, subject.calibration() if criterion.needs_data else None)
+    options = json.loads(spec)
+    images = list(subject.calibration()) if options.pop("shown", None) == PLAIN else subject.calibration()
+    return get_criterion(options)(subject.model, subject.structure, images)
 
 
 def measure(trial: Trial, subject: Subject) -> dict[str, float]:
@@ -244,7 +250,8 @@ def measure(trial: Trial, subject: Subject) -> dict[str, float]:
         return {"recalibrated": recalibrated, "tuned": subject.accuracy(subject.tune(model))}
     images, recalibration = (None, 2 * RECALIBRATION_IMAGES) if trial.seed else (IMAGES, RECALIBRATION_IMAGES)
     cut = subject.accuracy(model, images)
-    return {"cut": cut, "recalibrated": subject.accuracy(subject.recalibrate(model, recalibration), images)}
+    found = {"cut": cut, "recalibrated": subject.accuracy(subject.recalibrate(model, recalibration), images)}
+    return {**found, VIEWS: subject.accuracy(model, images, views=True)} if trial.layers == METHOD_B else found
 
 
 if __name__ == "__main__":

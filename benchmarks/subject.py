@@ -16,6 +16,7 @@ import infoprune
 from infoprune.allocation import Budget, get_allocation, select
 from infoprune.criteria import Scores
 from infoprune.data import CIFAR10DataModule
+from infoprune.data.augment import draw_views, take_views
 from infoprune.data.loader import ImageSet
 from infoprune.models import CifarResNet
 from infoprune.models.weights import load_weights
@@ -24,6 +25,7 @@ from infoprune.structure import PruningPlan
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what the public weights were trained with
 FROZEN = ("conv1", "layer*.conv2")
 
+PADDING = 4
 CALIBRATION_IMAGES = 640
 RECALIBRATION_IMAGES = 2000
 TUNING_IMAGES = 12800
@@ -102,16 +104,21 @@ class Subject:
             optimizer.step()
         return model.eval()
 
-    def accuracy(self, model: nn.Module, images: int | None = None) -> float:
-        """Per cent of the evaluated images that are classified rightly; the first so many of them, or all."""
+    def accuracy(self, model: nn.Module, images: int | None = None, views: bool = False) -> float:
+        """Per cent of the evaluated images that are classified rightly; the first so many of them, or all.
+
+        ``views``: cropped and flipped as in training, the same for every model.
+        """
         model.eval()
         data = self.evaluated
         count = len(data.labels) if images is None else images
+        drawn = draw_views(count, PADDING, True, torch.Generator().manual_seed(self.seed)) if views else None
         right = 0
         with torch.no_grad():
             for start in range(0, count, 50):
                 part = slice(start, min(start + 50, count))
-                outputs = model(_channels_last(self.data.normalize(data.images[part])))
+                shown = data.images[part] if drawn is None else take_views(data.images[part], drawn[part], PADDING)
+                outputs = model(_channels_last(self.data.normalize(shown)))
                 right += int((outputs.argmax(dim=1) == data.labels[part]).sum())
         return 100 * right / count
 
