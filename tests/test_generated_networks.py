@@ -98,3 +98,9 @@ def test_padding_meets_what_stays_on_another_way_through_a_linear_layer() -> Non
     """Found by the slow test: few channels let PyTorch compute a linear layer as a batched product."""
     kinds = [("plain", 0), ("glu", 0), ("einsum", 0), ("padded", 0), ("attention", 0)]
     check_exact(randomise(Net(kinds, flatten=False)), seed=0)
+
+
+def test_a_single_channel_that_a_view_puts_on_the_batch_dimension_stays_where_it_was() -> None:
+    """Found by the slow test: instance norm folds channels into the batch and unfolds them, twice with one channel."""
+    kinds = [("instance_norm", 0), ("glu", 0), ("plain", 0), ("instance_norm", 0)]
+    check_exact(randomise(Net(kinds, flatten=False)), seed=640)

@@ -307,9 +307,17 @@ class _Rehearsal(Tracer):
         """
         for out, expected in zip(outs, kept, strict=True):
             flow = get_flow(out)
-            if any(wanted is not None and axis is not wanted for axis, wanted in zip(flow.axes, expected, strict=True)):
-                axes = [axis if wanted is None else wanted for axis, wanted in zip(flow.axes, expected, strict=True)]
+            if any(axis is not wanted for axis, wanted in zip(flow.axes, expected, strict=True)):
+                pairs = zip(flow.axes, expected, strict=True)
+                axes = [self._unless_single(axis) if wanted is None else wanted for axis, wanted in pairs]
                 set_flow(out, Flow(axes, flow.zero, flow.origin))
+
+    def _unless_single(self, axis: Axis) -> Axis:
+        """Labels where the original has none; not those of one unit, which a reshape put on the wrong dimension."""
+        if axis is None:
+            return None
+        units = self._component[axis]
+        return None if len(units) and units[0] >= 0 and (units == units[0]).all() else axis
 
     def finish(self) -> None:
         """Where the shrunk model took another way than the original, it must have computed with the same operators."""
