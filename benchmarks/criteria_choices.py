@@ -147,11 +147,10 @@ def games() -> Iterator[dict[str, Any]]:
     for payoff, absent, least, shown in (
         ("fidelity", "mean", 0.5, AS_TRAINED),
         ("fidelity", "mean", 0.5, PLAIN),
-        ("probability", "zero", 0.0, PLAIN),
         ("fidelity", "zero", 0.5, AS_TRAINED),
-        ("probability", "mean", 0.5, AS_TRAINED),
-        ("fidelity", "mean", 0.0, AS_TRAINED),
+        ("probability", "zero", 0.0, PLAIN),
         ("fidelity", "mean", 0.75, AS_TRAINED),
+        ("fidelity", "mean", 0.0, AS_TRAINED),
     ):
         options = {"payoff": payoff, "absent": absent, "least": least, "images": SHAPLEY_IMAGES}
         yield {"name": "shapley", **options, "shown": shown}
