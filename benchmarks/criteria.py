@@ -296,6 +296,7 @@ def draw(table: Table, path: Path) -> None:
         for name in sorted(drawn, key=lambda name: -statistics.mean(y for _, y in found[name])):
             number, ours = names.index(name), name in OURS
             style = {"color": SERIES[number % len(SERIES)], "marker": "osD^v"[number % 5], "markersize": 4}
+            style["linestyle"] = "-" if ours or number < len(SERIES) else (0, (4, 2))  # colours have come round
             ax.plot(*zip(*found[name], strict=True), label=name, linewidth=2.4 if ours else 1.0, **style)
         unpruned = table.values.get((UNPRUNED, 0.0, "uniform", stage))
         if unpruned:
