@@ -46,6 +46,33 @@ def without_values() -> Iterator[None]:
             setattr(nn.init, name, function)
 
 
+HEADS = ("head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor", "roi_heads.keypoint_predictor")
+
+
+def is_detector(name: str) -> bool:
+    """Whether a model's outputs are boxes that it chooses, on random weights perhaps none."""
+    return name in _of(_MODULES.detection)
+
+
+class Heads(nn.Module):
+    """A detector that returns what its heads put out, before boxes are chosen."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: list[Tensor]) -> list[Any]:
+        seen: list[Any] = []
+        heads = [module for name, module in self.detector.named_modules() if name in HEADS]
+        hooks = [head.register_forward_hook(lambda *call: seen.append(call[2])) for head in heads]
+        try:
+            self.detector(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
+
+
 def inputs(name: str) -> Any:
     """Example inputs at 224 x 224, or the model's own size."""
     generator = torch.Generator().manual_seed(0)
