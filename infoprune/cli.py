@@ -114,10 +114,6 @@ def _run(words: list[str], given: bool) -> None:
             f"there is no command {command!r}{nearest(command, TRAINING + TOOLS)}; infoprune --help lists them"
         )
     # Importing Lightning takes seconds, which the help and the version need not wait for.
-    from infoprune.callbacks.time_slice import SliceOver
-    from infoprune.commands.training import TrainingCLI
+    from infoprune.commands import training
 
-    try:
-        TrainingCLI(words, words if given else None)
-    except SliceOver as over:
-        print(f"infoprune: {over}")
+    training.run(words, words if given else None)

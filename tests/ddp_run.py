@@ -172,6 +172,7 @@ def main(folder: Path, scenarios: list[str]) -> None:
         ckpt_path = folder / scenario / resumed if resumed else None
         end = run(scenario, folder, 2, ckpt_path)
         torch.save(end, folder / f"{name.replace('/', '-')}-{end['rank']}.pt")
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

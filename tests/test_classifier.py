@@ -313,6 +313,7 @@ if __name__ == "__main__":
     trainer, result = run(2)
     if trainer.global_rank == 0:
         torch.save(result, sys.argv[1])
+    torch.distributed.destroy_process_group()
 """
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import infoprune
@@ -254,3 +255,30 @@ def test_the_quickstart_keeps_its_promises() -> None:
     assert before >= 0.97
     assert after >= before - 0.01
     assert 0.49 < record.after.macs / record.before.macs <= 0.5
+
+
+LEAVING = """
+import atexit, sys
+import torch
+import torch.distributed as dist
+from infoprune.commands.training import leave_process_group
+
+rank, meet = int(sys.argv[1]), sys.argv[2]
+atexit.register(leave_process_group)
+dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2)
+sent = [torch.nn.Parameter(torch.ones(3), requires_grad=False) for _ in range(5000)]
+under_way = [dist.all_reduce(one, async_op=True) for one in sent]
+under_way[20].wait()
+del sent, under_way  # gloo's threads hold the rest, and free their Python objects
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
+def test_processes_that_went_well_end_well(folder: Path) -> None:
+    """Without `leave_process_group`, one of these two processes or both abort more often than not."""
+    script = folder / "leaving.py"
+    script.write_text(LEAVING, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", str(script)]
+    both = [subprocess.Popen([*command, str(rank), str(folder / "meet")], env=environment) for rank in (0, 1)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]

@@ -143,6 +143,7 @@ try:
     trainer(pruning((1,)), **make()).fit(Sharded(), loader())
 except infoprune.errors.ConfigurationError as error:
     print("refused:", error)
+torch.distributed.destroy_process_group()
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import pickle
@@ -13,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
@@ -22,6 +24,7 @@ import infoprune.data
 import infoprune.models  # noqa: F401
 from infoprune.callbacks import FilterPruning, RunReport
 from infoprune.callbacks.run_folder import check_writable, run_folder
+from infoprune.callbacks.time_slice import SliceOver
 from infoprune.commands.offline import offline_runs, reach_wandb
 from infoprune.errors import CheckpointError
 from infoprune.report import print_tables
@@ -29,6 +32,31 @@ from infoprune.report import print_tables
 # What Lightning and its dependencies say on every run, and no user of this command can act upon.
 warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda entry: "Tip:" not in entry.getMessage())
+
+
+def run(words: list[str], args: list[str] | None = None) -> None:
+    """Run a training command.
+
+    Args:
+        words: the command line, subcommand first.
+        args: the same where it did not come from the shell, else None.
+    """
+    try:
+        TrainingCLI(words, args)
+    except SliceOver as over:
+        print(f"infoprune: {over}")
+    atexit.register(leave_process_group)
+
+
+def leave_process_group() -> None:
+    """Leave the process group, if there is one, while Python still runs.
+
+    Gloo's threads may hold the last tensors that they sent, and to free one after the interpreter has ended aborts the
+    process: exit code 134 after a run that went well. Lightning leaves NCCL's groups only. Not for a run that failed:
+    what it still has under way with other processes may never end.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class SaveRunConfig(SaveConfigCallback):
