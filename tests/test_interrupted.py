@@ -93,14 +93,20 @@ def test_a_killed_run_ends_in_the_same_model(when: str, tmp_path: Path) -> None:
 
 
 SPAWNED = """
-import sys
+import atexit, sys
 import infoprune
+from lightning.pytorch import Callback
+from torch.distributed import destroy_process_group
 from tests.tiny import TinyModule, loader, pruning, trainer
+
+class Leaves(Callback):
+    def teardown(self, trainer, pl_module, stage):
+        atexit.register(destroy_process_group)
 
 if __name__ == "__main__":
     module = TinyModule()
     infoprune.attach(module)
-    trainer(pruning((1,)), strategy=sys.argv[1], devices=2).fit(module, loader())
+    trainer(pruning((1,)), Leaves(), strategy=sys.argv[1], devices=2).fit(module, loader())
     assert not infoprune.plan_of(module).is_empty
     assert 0 < module.net.stem.out_channels < 12
     print("came back pruned")
