@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-from torch import Size, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -39,17 +40,57 @@ def changes(modules: Mapping[str, nn.Module], plan: PruningPlan, names: Mapping[
             found += [
                 (module, key, value) for key, value in _of_layer(module, cut, plan) if getattr(module, key) != value
             ]
+    return [*found, *_of_plan(modules, plan)]
+
+
+def _of_plan(modules: Mapping[str, nn.Module], plan: PruningPlan) -> Iterator[Change]:
+    """The numbers in attributes that the plan itself names; those of one sequence are one change."""
+    sequences: dict[tuple[nn.Module, str], list[Any]] = {}
     for path, (before, after) in plan.attributes.items():
         owner, _, key = path.rpartition(".")
         try:
             module = modules[owner]
-            value = getattr(module, key)
-        except (KeyError, AttributeError) as error:
+            value = number(module, key)
+        except (KeyError, AttributeError, LookupError) as error:
             raise PlanError(f"the plan rewrites {path}, which this model does not have") from error
         if value != before:
             raise PlanError(f"the plan was made for another model: {path} is {value!r}, the plan expects {before}")
-        found.append((module, key, after))
-    return found
+        name, place = _place(key)
+        if place is None:
+            yield module, name, after
+        else:
+            sequences.setdefault((module, name), list(getattr(module, name)))[place] = after
+    for (module, name), values in sequences.items():
+        yield module, name, values
+
+
+def element(name: str, place: int) -> str:
+    """How plans name a number in a list or tuple.
+
+    >>> element("split_sizes", 1)
+    'split_sizes[1]'
+    """
+    return f"{name}[{place}]"
+
+
+def number(module: nn.Module, key: str) -> Any:
+    """What a module holds under a name that a plan gives.
+
+    Raises:
+        AttributeError, LookupError: nothing.
+    """
+    name, place = _place(key)
+    value = getattr(module, name)
+    if place is None:
+        return value
+    if not isinstance(value, list | tuple):
+        raise LookupError(f"{name} is a {type(value).__name__}")
+    return value[place]
+
+
+def _place(key: str) -> tuple[str, int | None]:
+    found = re.fullmatch(r"(.*)\[(\d+)\]", key)
+    return (found[1], int(found[2])) if found else (key, None)
 
 
 def _of_layer(module: nn.Module, cut: dict[str, str], plan: PruningPlan) -> Iterator[tuple[str, Any]]:
@@ -111,4 +152,4 @@ def rewrite(changed: Sequence[Change]) -> None:
 
 
 def _like(old: Any, new: Any) -> Any:
-    return Size(new) if isinstance(old, Size) else new
+    return type(old)(new) if isinstance(old, list | tuple) else new

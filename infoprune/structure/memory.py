@@ -6,6 +6,7 @@ its architecture to its shape, and can be given its first shape back.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infoprune.structure.attributes import number
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tensors import OwnedTensor, owned_tensors
 
@@ -91,8 +93,9 @@ def plan_of(model: nn.Module) -> PruningPlan:
     for prefix, module in model.named_modules():
         memory = module.__dict__.get(_KEY)
         for key, (before, after) in memory.plan.attributes.items() if memory else ():
-            if getattr(module, key, None) == after:
-                attributes[f"{prefix}.{key}" if prefix else key] = (before, after)
+            with contextlib.suppress(AttributeError, LookupError):  # somebody has taken it away since
+                if number(module, key) == after:
+                    attributes[f"{prefix}.{key}" if prefix else key] = (before, after)
     return PruningPlan(removed, shapes, attributes)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from torch import nn
 
+from infoprune.structure.attributes import element
 from infoprune.structure.groups import AttributeSlot, Structure
 from infoprune.structure.labels import Labels
 from infoprune.structure.rules.contraction import HEAD_WIDTH
@@ -149,9 +150,7 @@ class Numbers:
         """Widths that modules hold as numbers, each where only one number of the module is that width."""
         found: set[str] = set()
         for blame in blamed:
-            outputs = structure.records[blame.op].outputs if blame.op >= 0 else []
-            for axis in (axis for output in outputs for axis in output.axes if axis is not None):
-                path = self._only_number(blame.module, len(axis))
+            for path, axis in self._numbers_for(structure, blame):
                 if path in self._written and path not in found:  # it did not help
                     del self._written[path]
                 elif path and path not in self._tried and np.isin(axis, blame.labels).any():
@@ -159,6 +158,22 @@ class Numbers:
                     self._written[path] = AttributeSlot(path, len(axis), axis)
                     found.add(path)
         return bool(found)
+
+    def _numbers_for(self, structure: Structure, blame: Blame) -> Iterator[tuple[str, Labels]]:
+        """Each dimension that an operator makes, with the number that may stand for its size."""
+        outputs = structure.records[blame.op].outputs if blame.op >= 0 else []
+        for axes in zip(*(output.axes for output in outputs), strict=False) if len(outputs) > 1 else ():
+            if all(axis is not None for axis in axes):
+                yield from zip(self._sequence(blame.module, [len(axis) for axis in axes]), axes, strict=False)
+        for axis in (axis for output in outputs for axis in output.axes if axis is not None):
+            yield self._only_number(blame.module, len(axis)), axis
+
+    def _sequence(self, module: str, sizes: list[int]) -> list[str]:
+        """The places of the one list or tuple of a module that holds just these sizes (of a split)."""
+        held = vars(self._session.model.get_submodule(module))
+        lists = {name: value for name, value in held.items() if type(value) in (list, tuple)}
+        found = [name for name, value in lists.items() if all(type(n) is int for n in value) and list(value) == sizes]
+        return [_join(module, element(found[0], place)) for place in range(len(sizes))] if len(found) == 1 else []
 
     def _only_number(self, module: str, value: int) -> str:
         """The number of a module, else of one of its children that are not PyTorch's own, that alone has a value."""

@@ -1,0 +1,93 @@
+"""Numbers that a model's code keeps in lists and tuples, and that have to follow a cut."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import infoprune
+from infoprune.errors import PlanError
+from infoprune.structure import check_plan
+from infoprune.structure.attributes import number
+from tests.networks import randomise
+from tests.oracle import relative_error
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Gated(nn.Module):
+    """A gate, what passes it untouched and what goes through a convolution (MambaOut, InceptionNeXt)."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        gate, _, inner = sizes
+        self.stem, self.head = nn.Conv2d(3, sum(sizes), 3, padding=1), nn.Conv2d(gate, 4, 1)
+        self.inner = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.places = [torch.arange(2), torch.arange(3)]  # a list of something else
+        self.known = (1, "two", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, passed, inner = self.stem(x).split(self.sizes, dim=1)
+        return self.head(gate.relu() * torch.cat([passed, self.inner(inner)], 1))
+
+
+@pytest.mark.parametrize("sizes", [(12, 8, 4), [12, 6, 6]], ids=["tuple", "list with equal parts"])
+def test_sizes_of_a_split_follow(sizes: Sequence[int], tmp_path: Path) -> None:
+    net = randomise(Gated(sizes))
+    structure = infoprune.trace(net, X)
+    assert sum(group.size for group in structure.prunable) == 12, "gates go with what they let pass"
+    original = copy.deepcopy(net)
+    plan = structure.plan({group.name: range(group.size // 2) for group in structure.prunable})
+    check_plan(net, X, structure, plan)
+    infoprune.shrink(net, plan)
+    assert type(net.sizes) is type(sizes)
+    assert list(net.sizes) == [size // 2 for size in sizes]
+    assert list(original.sizes) == list(sizes), "the copy has its own"
+    assert relative_error(original, net, plan, X) < 1e-12
+
+    again = infoprune.trace(net, X)
+    later = again.plan({again.prunable[0].name: [0]})
+    infoprune.shrink(net, later)
+    joined = infoprune.plan_of(net)
+    assert {name: values for name, values in joined.attributes.items() if values[0] != values[1]} == {
+        f"sizes[{place}]": (before, after)
+        for place, (before, after) in enumerate(zip(sizes, net.sizes, strict=True))
+        if before != after
+    }
+    infoprune.save(net, tmp_path / "net.pt")
+    twin = infoprune.load(tmp_path / "net.pt", Gated(type(sizes)(sizes)))
+    assert list(twin.sizes) == list(net.sizes)
+    with torch.no_grad():
+        assert torch.equal(twin.eval()(X), net.eval()(X))
+        infoprune.shrink(original, infoprune.PruningPlan.from_json(joined.to_json()))
+        assert torch.equal(original.eval()(X), net(X))
+
+
+def test_a_plan_for_another_sequence_is_refused() -> None:
+    net = randomise(Gated((12, 8, 4)))
+    structure = infoprune.trace(net, X)
+    plan = structure.plan({group.name: [0] for group in structure.prunable})
+    assert plan.attributes["sizes[0]"] == (12, 10)
+    for other, message in (
+        ((13, 8, 4), r"sizes\[0\] is 13, the plan expects 12"),
+        ((12,), r"rewrites sizes\[1\], which this model does not have"),
+        (12, r"rewrites sizes\[0\], which this model does not have"),
+    ):
+        net.sizes = other
+        with pytest.raises(PlanError, match=message):
+            infoprune.shrink(net, plan)
+        assert net.stem.out_channels == 24
+
+
+def test_a_number_by_its_name() -> None:
+    module = nn.Module()
+    module.sizes, module.width = (3, 5), 7
+    assert (number(module, "sizes[1]"), number(module, "width")) == (5, 7)
+    with pytest.raises(LookupError):
+        number(module, "width[0]")
