@@ -67,6 +67,7 @@ def heads_error(original: nn.Module, pruned: nn.Module, plan: infoprune.PruningP
     inner = infoprune.PruningPlan(
         *({f"detector.{name}": value for name, value in part.items()} for part in (plan.removed, plan.shapes)),
         {f"detector.{name}": value for name, value in plan.attributes.items()},
+        tuple(f"detector.{name}" for name in plan.caches),
     )
     return output_error(zoo.Heads(original), zoo.Heads(pruned), inner, x)
 

@@ -84,12 +84,13 @@ def plan_in(content: Any, prefix: str = "") -> PruningPlan:
     plan = _plan(record)
     start = len(prefix)
     # torch.compile(net) inserts this name; it says nothing about the architecture
-    names = {name: name.replace("_orig_mod.", "")[start:] for name in [*plan.shapes, *plan.attributes]}
+    names = {name: name.replace("_orig_mod.", "")[start:] for name in [*plan.shapes, *plan.attributes, *plan.caches]}
     inside = [name for name in names if name.replace("_orig_mod.", "").startswith(prefix)]
     return PruningPlan(
         {names[name]: plan.removed[name] for name in inside if name in plan.removed},
         {names[name]: plan.shapes[name] for name in inside if name in plan.shapes},
         {names[name]: plan.attributes[name] for name in inside if name in plan.attributes},
+        tuple(names[name] for name in inside if name in plan.caches),
     )
 
 

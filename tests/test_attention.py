@@ -84,6 +84,19 @@ class Free(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+class WrittenOut(Free):
+    """The width of all heads together is a number of its own too (ViT, LeViT, TinyViT in timm)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.all_heads = 7 * heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_width).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, self.all_heads))
+
+
 def prune_one(net: nn.Module, name: str, units: list[int]) -> tuple[nn.Module, infoprune.PruningPlan]:
     original = copy.deepcopy(net)
     plan = infoprune.trace(net, X).plan({name: units})
@@ -110,6 +123,17 @@ def test_heads_that_nothing_ties_go_alone() -> None:
     original, plan = prune_one(net, "attention.qkv", [1])
     assert net.attention.num_heads == 3  # type: ignore[union-attr]
     assert net.attention.proj.in_features == 21  # type: ignore[union-attr]
+    assert relative_error(original, net, plan, X) < 1e-12
+
+
+def test_the_width_of_all_heads_follows_where_it_is_written_out() -> None:
+    """A reshape fails before it runs any operator, and what it asked for is still found; in every block at once."""
+    net = randomise(PatchNet(nn.Sequential(*(WrittenOut(24, 4) for _ in range(3)))))
+    structure = infoprune.trace(net, X)
+    sizes = {group.name: group.size for group in structure.prunable}
+    assert [sizes[f"attention.{block}.qkv"] for block in range(3)] == [4, 4, 4]
+    original, plan = prune_one(net, "attention.1.qkv", [0, 3])
+    assert [block.all_heads for block in net.attention] == [28, 14, 28]  # type: ignore[union-attr]
     assert relative_error(original, net, plan, X) < 1e-12
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import infoprune
+from infoprune.errors import PlanError
 from infoprune.structure import check_plan
-from infoprune.structure.tensors import attributes_restored
+from infoprune.structure.caches import attributes_restored
 from tests.networks import randomise
 from tests.oracle import relative_error
 
@@ -95,3 +98,64 @@ def test_containers_get_their_contents_back_in_their_order() -> None:
         net.known["b"] = 5
     assert net.sizes == [3, 1, 2]
     assert list(net.known.items()) == [("b", 1), ("a", 2)]
+
+
+class Scaled(nn.Module):
+    """Computes a factor for every channel once: for each device, or at all."""
+
+    def __init__(self, by_device: bool) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.factor = nn.Parameter(torch.randn(8, 1, 1))
+        self.by_device = by_device
+        self.known: dict[str, Tensor] = {}
+        self.once: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.by_device:
+            device = str(x.device)
+            if device not in self.known:
+                self.known[device] = self.factor.exp()
+            return self.head(self.stem(x) * self.known[device])
+        if self.once is None:
+            self.once = self.factor.exp()
+        return self.head(self.stem(x) * self.once)
+
+
+@pytest.mark.parametrize("by_device", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_was_computed_with_the_old_widths_is_dropped(by_device: bool, inside: bool, tmp_path: Path) -> None:
+    """Else the code would go on with eight factors for five channels."""
+    scaled = randomise(Scaled(by_device)).eval().requires_grad_(False)
+    net = nn.Sequential(scaled) if inside else scaled
+    structure = infoprune.trace(net, X)
+    plan = structure.plan({structure.prunable[0].name: [1, 4, 6]})
+    path = ("0." if inside else "") + ("known" if by_device else "once")
+    assert plan.caches == (path,)
+    assert infoprune.PruningPlan.from_json(plan.to_json()) == plan
+    original = copy.deepcopy(net)
+    net(X)
+    assert scaled.known if by_device else scaled.once is not None
+    used = copy.deepcopy(net)
+    infoprune.shrink(net, plan)
+    assert not scaled.known
+    assert scaled.once is None
+    assert relative_error(original, net, plan, X) < 1e-12
+    assert infoprune.verify(used, net, plan, X).max_error < 1e-12
+
+    assert infoprune.plan_of(net).caches == (path,)
+    infoprune.save(net, tmp_path / "net.pt")
+    infoprune.load(tmp_path / "net.pt", used)
+    assert torch.equal(used(X), net(X))
+
+
+def test_a_filled_cache_without_a_key_for_the_device_keeps_its_channels() -> None:
+    net = randomise(Scaled(by_device=False)).eval().requires_grad_(False)
+    net(X)
+    (group,) = (group for group in infoprune.trace(net, X).groups if group.name == "stem")
+    assert "not a parameter" in str(group.reason)
+
+
+def test_a_plan_whose_caches_are_no_names_is_refused() -> None:
+    with pytest.raises(PlanError, match="malformed: TypeError: expected a name, got 3"):
+        infoprune.PruningPlan.from_dict({"format": 1, "tensors": {}, "caches": [3]})

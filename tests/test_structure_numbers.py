@@ -1,4 +1,4 @@
-"""Numbers that a model's code keeps in lists and tuples, and that have to follow a cut."""
+"""Sizes of splits that a model's code keeps in numbers, lists and tuples, and that have to follow a cut."""
 
 from __future__ import annotations
 
@@ -67,6 +67,46 @@ def test_sizes_of_a_split_follow(sizes: Sequence[int], tmp_path: Path) -> None:
         assert torch.equal(twin.eval()(X), net.eval()(X))
         infoprune.shrink(original, infoprune.PruningPlan.from_json(joined.to_json()))
         assert torch.equal(original.eval()(X), net(X))
+
+
+class Scales(nn.Module):
+    """Parts of one size, each convolved with what became of the one before (Res2Net)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 6
+        self.stem, self.head = nn.Conv2d(3, 18, 1), nn.Conv2d(18, 4, 1)
+        self.convs = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.split(self.stem(x).relu(), self.width, 1)
+        done = [parts[-1]]
+        for conv, part in zip(self.convs, parts, strict=False):
+            done.append(conv(part if len(done) == 1 else done[-1] + part).relu())
+        return self.head(torch.cat(done, 1))
+
+
+def test_parts_of_one_size_lose_equally_many() -> None:
+    net = randomise(Scales())
+    structure = infoprune.trace(net, X)
+    assert structure.prunable
+    original, plan = copy.deepcopy(net), structure.plan({group.name: [0, 1] for group in structure.prunable})
+    check_plan(net, X, structure, plan)
+    infoprune.shrink(net, plan)
+    assert net.width == net.convs[0].in_channels == net.convs[1].in_channels == net.stem.out_channels // 3 < 6
+    assert relative_error(original, net, plan, X) < 1e-12
+
+
+def test_parts_of_a_size_that_is_no_number_of_the_model_stay() -> None:
+    class Written(Scales):
+        def forward(self, x: Tensor) -> Tensor:
+            parts = torch.split(self.stem(x), 6, 1)
+            return self.head(torch.cat([self.convs[0](parts[0]), parts[1], self.convs[1](parts[2])], 1))
+
+    net = randomise(Written())
+    del net.width
+    structure = infoprune.trace(net, X)
+    assert "its size is fixed in the model's code (split" in str(structure.group("stem").reason)
 
 
 def test_a_plan_for_another_sequence_is_refused() -> None:

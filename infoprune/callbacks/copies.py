@@ -32,8 +32,12 @@ def with_copies(plan: PruningPlan, copies: Mapping[str, str]) -> PruningPlan:
         >>> sorted(with_copies(plan, {"momentum": "net"}).removed)
         ['momentum.weight', 'net.weight']
     """
+    caches = _with_copies(dict.fromkeys(plan.caches), copies)
     return PruningPlan(
-        _with_copies(plan.removed, copies), _with_copies(plan.shapes, copies), _with_copies(plan.attributes, copies)
+        _with_copies(plan.removed, copies),
+        _with_copies(plan.shapes, copies),
+        _with_copies(plan.attributes, copies),
+        tuple(caches),
     )
 
 

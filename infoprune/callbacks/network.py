@@ -9,7 +9,7 @@ from torch import nn
 
 from infoprune.callbacks.example_inputs import inputs_at
 from infoprune.errors import ConfigurationError, TraceError, nearest
-from infoprune.structure.tensors import attributes_restored
+from infoprune.structure.caches import attributes_restored
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -90,4 +90,5 @@ def in_names_of(root: nn.Module, network: nn.Module, path: str, plan: PruningPla
         {names[name]: dims for name, dims in plan.removed.items()},
         {names[name]: shape for name, shape in plan.shapes.items()},
         {f"{path}.{key}": values for key, values in plan.attributes.items()},
+        tuple(f"{path}.{key}" for key in plan.caches),
     )

@@ -118,11 +118,13 @@ class Structure:
         other_contractions: Sequence[Contraction],
         batch: int,
         attributes: Sequence[AttributeSlot] = (),
+        caches: Sequence[str] = (),
     ) -> None:
         self.shapes = dict(shapes)
         self.records = list(records)
         self.space = space
         self.attributes = tuple(attributes)
+        self.caches = tuple(caches)
         self.component = space.components()
         self._alike = space.alike()
         self._distinct = space.distinct(self._alike)
@@ -317,7 +319,8 @@ class Structure:
             alive = self._alive(labels)
             kept = {a.path: (a.value, int(alive[a.labels].sum())) for a in self.attributes}
         attributes = {path: values for path, values in kept.items() if values[0] != values[1]}
-        return PruningPlan(cuts, {tensor: self.shapes[tensor] for tensor in cuts}, attributes)
+        shapes = {tensor: self.shapes[tensor] for tensor in cuts}
+        return PruningPlan(cuts, shapes, attributes, self.caches if cuts else ())
 
     def groups_cut(self, labels: Labels) -> Labels:
         """The numbers of the groups that labels belong to."""

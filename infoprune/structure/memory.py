@@ -69,6 +69,11 @@ def remember(
         owner, _, key = path.rpartition(".")
         memory = _memory(model.get_submodule(owner))
         memory.plan = memory.plan.then(PruningPlan(attributes={key: values}))
+    for path in plan.caches:
+        owner, _, key = path.rpartition(".")
+        for module in (module for name, module in model.named_modules() if name == owner):
+            memory = _memory(module)
+            memory.plan = memory.plan.then(PruningPlan(caches=(key,)))
     for module in reversed(modules):  # children before their parents
         known = {name: child.__dict__[_KEY] for name, child in module.named_children() if _KEY in child.__dict__}
         if known:
@@ -84,7 +89,7 @@ def plan_of(model: nn.Module) -> PruningPlan:
         True
     """
     _inherit(model.modules())
-    removed, shapes, attributes = {}, {}, {}
+    removed, shapes, attributes, caches = {}, {}, {}, []
     for name, entry in owned_tensors(model).items():
         plan = _loss(entry)
         if plan is not None:
@@ -92,11 +97,12 @@ def plan_of(model: nn.Module) -> PruningPlan:
             removed[name], shapes[name] = plan.removed[key], plan.shapes[key]
     for prefix, module in model.named_modules():
         memory = module.__dict__.get(_KEY)
+        caches += [f"{prefix}.{key}" if prefix else key for key in memory.plan.caches] if memory else []
         for key, (before, after) in memory.plan.attributes.items() if memory else ():
             with contextlib.suppress(AttributeError, LookupError):  # somebody has taken it away since
                 if number(module, key) == after:
                     attributes[f"{prefix}.{key}" if prefix else key] = (before, after)
-    return PruningPlan(removed, shapes, attributes)
+    return PruningPlan(removed, shapes, attributes, tuple(caches))
 
 
 def first_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -155,7 +161,7 @@ def _loss(entry: OwnedTensor) -> PruningPlan | None:
 
 def _without(plan: PruningPlan, key: str) -> PruningPlan:
     removed = {name: dims for name, dims in plan.removed.items() if name != key}
-    return PruningPlan(removed, {name: plan.shapes[name] for name in removed}, plan.attributes)
+    return PruningPlan(removed, {name: plan.shapes[name] for name in removed}, plan.attributes, plan.caches)
 
 
 def _zeros_like(entry: OwnedTensor, shape: tuple[int, ...]) -> Tensor:

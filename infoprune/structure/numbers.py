@@ -60,12 +60,10 @@ class Numbers:
     def find(self, structure: Structure, blamed: Sequence[Blame]) -> bool:
         """Look for numbers that explain what is in a cut's way; False if there is none that was not tried before."""
         modules = list(dict.fromkeys(blame.module for blame in blamed))
-        if self._split_into_heads(modules):
+        if self._split_into_heads(modules) or self._take_written(structure, blamed):
             return True
         tied = [self._tie_inputs(structure, module) for module in modules]
-        if any(tied):
-            return True
-        return self._take_written(structure, blamed)
+        return any(tied)
 
     def find_frozen_heads(self) -> bool:
         """Let modules lose whole heads where the width of a head has to stay."""
@@ -161,7 +159,8 @@ class Numbers:
 
     def _numbers_for(self, structure: Structure, blame: Blame) -> Iterator[tuple[str, Labels]]:
         """Each dimension that an operator makes, with the number that may stand for its size."""
-        outputs = structure.records[blame.op].outputs if blame.op >= 0 else []
+        op = max(blame.op, blame.upcoming)
+        outputs = structure.records[op].outputs if op >= 0 else []
         for axes in zip(*(output.axes for output in outputs), strict=False) if len(outputs) > 1 else ():
             if all(axis is not None for axis in axes):
                 yield from zip(self._sequence(blame.module, [len(axis) for axis in axes]), axes, strict=False)

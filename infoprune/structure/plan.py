@@ -30,6 +30,8 @@ class PruningPlan:
         shapes: the shapes, before the cut, of the tensors in ``removed``.
         attributes: numbers in modules that follow a width, ``"encoder.hidden_dim" -> (before, after)``. Attributes of
             PyTorch's own layers (``in_channels``, ...) follow from the weights and are not listed.
+        caches: attributes in which the model's code keeps what it has computed, ``"encoder.bias_of_device"``. What they
+            hold has the old widths and is dropped with the cut.
 
     Example:
         >>> plan = PruningPlan({"conv.weight": {0: (1, 2)}}, {"conv.weight": (4, 3, 3, 3)})
@@ -42,6 +44,7 @@ class PruningPlan:
     removed: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     attributes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    caches: tuple[str, ...] = ()
     _arrays: dict[tuple[str, int], Labels] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -102,7 +105,7 @@ class PruningPlan:
         Raises:
             PlanError: ``later`` was made for other shapes than this plan leaves.
         """
-        if not self.shapes and not self.attributes:
+        if not self.shapes and not self.attributes and not self.caches:
             return later
         removed = {tensor: dict(dims) for tensor, dims in self.removed.items()}
         shapes = dict(self.shapes)
@@ -123,7 +126,7 @@ class PruningPlan:
         attributes = dict(self.attributes)
         for name, (before, after) in later.attributes.items():
             attributes[name] = (attributes.get(name, (before, before))[0], after)
-        return PruningPlan(removed, shapes, attributes)
+        return PruningPlan(removed, shapes, attributes, tuple(dict.fromkeys([*self.caches, *later.caches])))
 
     # -- reading and writing ------------------------------------------------------------------------------------------
 
@@ -137,7 +140,8 @@ class PruningPlan:
             for tensor, dims in self.removed.items()
         }
         attributes = {name: list(values) for name, values in self.attributes.items()}
-        return {"format": FORMAT, "tensors": tensors, "attributes": attributes}
+        data = {"format": FORMAT, "tensors": tensors, "attributes": attributes}
+        return data | ({"caches": list(self.caches)} if self.caches else {})
 
     @classmethod
     def from_dict(cls, data: Any) -> PruningPlan:
@@ -156,9 +160,10 @@ class PruningPlan:
                 shapes[str(tensor)] = tuple(_whole(n) for n in entry["shape"])
                 removed[str(tensor)] = {int(dim): read_ranges(text) for dim, text in entry["removed"].items()}
             attributes = {str(k): (_whole(v[0]), _whole(v[1])) for k, v in data.get("attributes", {}).items()}
+            caches = tuple(_name(path) for path in data.get("caches", ()))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise PlanError(f"the pruning plan is malformed: {type(error).__name__}: {error}") from error
-        return cls(removed, shapes, attributes)
+        return cls(removed, shapes, attributes, caches)
 
     def to_json(self) -> str:
         """The plan as JSON text."""
@@ -262,6 +267,12 @@ def read_ranges(text: str) -> tuple[int, ...]:
             raise ValueError(f"the range {run!r} is empty")
         result.extend(indices)
     return tuple(result)
+
+
+def _name(text: Any) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"expected a name, got {text!r}")
+    return text
 
 
 def _whole(number: Any) -> int:

@@ -38,12 +38,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Blame:
-    """Labels that the model's code does not let go; the operator (-1: none in particular) and module that showed it."""
+    """Labels that the model's code does not let go; the operator (-1: none in particular) and module that showed it.
+
+    Where the code failed before it ran an operator, ``upcoming`` is the one that it had come to.
+    """
 
     labels: Labels
     reason: str
     op: int
     module: str
+    upcoming: int = -1
 
 
 _WAYS = frozenset({
@@ -91,7 +95,7 @@ def rehearse(session: TraceSession, structure: Structure, plan: PruningPlan) -> 
             if rehearsal.blamed:
                 rehearsal.blamed += _blame_likes(session, structure, alive, rehearsal.blamed)
             else:
-                rehearsal.blamed = _blame_code(session, alive, plan, rehearsal.module, error)
+                rehearsal.blamed = _blame_code(session, alive, plan, rehearsal, error)
         blamed += rehearsal.blamed
     return blamed
 
@@ -163,16 +167,19 @@ def _meets(labels: Labels, where: slice) -> bool:
 
 
 def _blame_code(
-    session: TraceSession, alive: np.ndarray, plan: PruningPlan, module: str, error: Exception
+    session: TraceSession, alive: np.ndarray, plan: PruningPlan, rehearsal: _Rehearsal, error: Exception
 ) -> list[Blame]:
     """The model's code itself failed in a module: what is cut there, and in its likes, stays."""
     first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    blamed, cut = [], _by_module(plan.shapes)
+    blamed, cut, module = [], _by_module(plan.shapes), rehearsal.module
+    ran = session.operators_of(module)
+    place = ran.index(rehearsal.upcoming) if rehearsal.upcoming in ran else -1
     for name in [module, *same_code(session.modules, module)]:
         if name == module or (name and name in cut):
             where = f" in {name}" if name else ""
             reason = f"cannot go without breaking the model's code{where}: {first_line}"
-            blamed.append(Blame(_cut_inside(session, alive, cut, name), reason, -1, name))
+            upcoming = session.operators_of(name)[place : place + 1] if place >= 0 else []
+            blamed.append(Blame(_cut_inside(session, alive, cut, name), reason, -1, name, *upcoming))
     return blamed
 
 
@@ -231,6 +238,10 @@ class _Rehearsal(Tracer):
         if numbers:
             self._numbers.update(numbers)
         self._ran.append(name)
+        if self._aligned and record is not None and record.name == name and len(record.outputs) != len(outs):
+            self._next += 1  # a split into parts of a fixed size
+            self._blame(record, tensors, "its size is fixed in the model's code")
+            return self._as_expected(record, tensors)
         record = self._align(name, outs)
         if record is None:
             unaligned = UnalignedOp(self.space, OpRecord(name, self.module), self._component, self._stays)
@@ -250,6 +261,12 @@ class _Rehearsal(Tracer):
         if record.name.endswith("_") or "size" not in reason:
             return result
         return self._as_expected(record, tensors)
+
+    @property
+    def upcoming(self) -> int:
+        """The number of the original's operator that is next, past the copy that a reshape may make first; -1: lost."""
+        ahead = range(self._next, len(self._expected)) if self._aligned else ()
+        return next((self.first + i for i in ahead if self._expected[i].name != "aten.clone"), -1)
 
     @cached_property
     def _stays(self) -> np.ndarray:

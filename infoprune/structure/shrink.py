@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from infoprune.errors import PlanError, SurgeryError
-from infoprune.structure import attributes
+from infoprune.structure import attributes, caches
 from infoprune.structure.cut import Removed, cut, cut_off, forget, join
 from infoprune.structure.memory import remember
 from infoprune.structure.plan import PruningPlan, check_belongs
@@ -58,7 +58,8 @@ def shrink(
     owned = owned_tensors(model)
     check_belongs(plan, {name: tuple(entry.tensor.shape) for name, entry in owned.items()})
     names = {id(entry.tensor): name for name, entry in owned.items()}
-    changed = attributes.changes(dict(model.named_modules()), plan, names)
+    modules = dict(model.named_modules())
+    changed = attributes.changes(modules, plan, names)
     old_values = [(module, key, getattr(module, key)) for module, key, _ in changed]
     largest_first = sorted(filter(partial(_is_cut, plan), plan.shapes), key=lambda name: -_bytes(owned[name].tensor))
     exchange = Exchange(_room([owned[name].tensor for name in largest_first]))
@@ -72,6 +73,7 @@ def shrink(
             raise
         finally:
             forget()  # nothing stays behind when the cut is made
+    caches.drop(modules, plan)
     remember(model, plan, owned, old_values)
     return mapping
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from infoprune.errors import ConfigurationError
-
-Container: TypeAlias = "dict[Any, Any] | list[Any] | set[Any]"
 
 
 @dataclass(slots=True)
@@ -65,51 +62,6 @@ def swapped(owned: Mapping[str, OwnedTensor], stand_ins: Mapping[str, Tensor]) -
     finally:
         for name in stand_ins:
             owned[name].replace(owned[name].tensor)
-
-
-@contextmanager
-def attributes_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Give modules back the attributes that they had: train/eval flags, and what a forward pass cached on them.
-
-    Dicts, lists and sets among them stay the same objects and get their contents back, hooks apart.
-    """
-    before = [(module, dict(module.__dict__)) for module in modules]
-    contents: dict[int, tuple[Container, Container]] = {}
-    for _, attributes in before:
-        for name, value in attributes.items():
-            if isinstance(value, _CONTAINERS) and name not in _HOOKS:
-                _note(value, contents)
-    try:
-        yield
-    finally:
-        for module, attributes in before:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-        for container, content in contents.values():
-            if container or content:
-                _refill(container, content)
-
-
-_CONTAINERS = (dict, list, set)
-_HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
-
-
-def _note(container: Container, contents: dict[int, tuple[Container, Container]]) -> None:
-    """Copy a container, and those inside it, but none of what they hold."""
-    if id(container) in contents:
-        return
-    contents[id(container)] = (container, container.copy())
-    for inner in container.values() if isinstance(container, dict) else container:
-        if isinstance(inner, _CONTAINERS):
-            _note(inner, contents)
-
-
-def _refill(container: Container, content: Container) -> None:
-    if isinstance(container, list):
-        container[:] = content
-    else:
-        container.clear()
-        container.update(content)
 
 
 def on_meta(tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten
 
 from infoprune.errors import ConfigurationError, PlanError, TraceError, nearest
+from infoprune.structure.caches import attributes_restored
 from infoprune.structure.flow import Flow, get_flow
 from infoprune.structure.groups import Passes, Structure
 from infoprune.structure.labels import LabelSpace
@@ -20,7 +21,7 @@ from infoprune.structure.op import OpRecord
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.rehearse import Blame, narrowed, rehearse
 from infoprune.structure.replay import Recording
-from infoprune.structure.tensors import OwnedTensor, attributes_restored, on_meta, owned_tensors, swapped
+from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors, swapped
 from infoprune.structure.tracer import Inputs, Tracer, collector_paused, first_tensor, inputs_on_meta, run_labelled
 
 MAX_REHEARSALS = 50
@@ -149,7 +150,9 @@ class TraceSession:
             for name, entry in owned.items()
         }
         self.passes: list[tuple[bool, Tracer]] = []
+        self.caches: list[str] = []  # attributes in which the model's code keeps what it has computed
         self._zero_pass: Tracer | None = None
+        self._running: Tracer | None = None  # the last tracer that has been set going
         self._recording: Recording | None = None
         self._last: tuple[tuple[list[Tracer], int, int], Structure] | None = None
         self.numbers = Numbers(self)
@@ -187,7 +190,7 @@ class TraceSession:
 
     def _pass(self, train: bool, stand_ins: dict[str, Tensor] | None = None) -> Tracer:
         tracer = Tracer(self.space, self.module_names, first=sum(len(t.records) for t in self._tracers()))
-        self._failed_in = tracer
+        self._running = tracer
         tracer.recording = self._recording = Recording() if self.on_shapes else None
         outputs = self.run_pass(tracer, train, stand_ins or {})
         tracer.recording = None  # the structure keeps the tracer, but none of the tensors
@@ -215,10 +218,20 @@ class TraceSession:
             for name, entry in self.owned.items()
         ]
         inputs = inputs_on_meta(self.inputs) if self.on_shapes else self.inputs
-        with attributes_restored(self.modules.values()), swapped(self.owned, tensors):
+        with attributes_restored(self.modules.values()) as before, swapped(self.owned, tensors):
             for module in self.modules.values():  # past nn.Module.__setattr__: restored together with all the others
                 module.__dict__["training"] = train and not isinstance(module, _EVAL_ALWAYS)
-            return run_labelled(tracer, self.model, inputs, flows)
+            outputs = run_labelled(tracer, self.model, inputs, flows)
+            if tracer is self._running:  # a trace, not a rehearsal
+                self._note_caches(before.filled([tensor for tensor, _ in flows]))
+            return outputs
+
+    def _note_caches(self, filled: Iterable[tuple[nn.Module, str]]) -> None:
+        for module, name in filled:
+            prefix = self.module_names[id(module)]
+            path = f"{prefix}.{name}" if prefix else name
+            if path not in self.caches:
+                self.caches.append(path)
 
     def run_again(self) -> None:
         """Forget what the operators said and label all anew, with what has been found out since."""
@@ -238,7 +251,7 @@ class TraceSession:
         self.space.freezes = [freeze for freeze in self.space.freezes if freeze.op < 0]
 
     def _user_error(self, error: Exception) -> TraceError:
-        where = self._failed_in.module
+        where = self._running.module if self._running else ""
         reason = str(error).partition("\n")[0]
         return TraceError(
             f"the model's forward failed on the example inputs {_in_words(self.inputs)}"
@@ -338,6 +351,7 @@ class TraceSession:
             uncounted,
             max(batch, 1),
             attributes,
+            self.caches,
         )
         structure.passes = Passes(self.on_shapes, self.passes, self._zero_pass)
         self._last = said, structure
@@ -362,6 +376,10 @@ class TraceSession:
     def records(self) -> list[OpRecord]:
         """The operators of all passes, in the order of their numbers."""
         return [record for tracer in self._tracers() for record in tracer.records]
+
+    def operators_of(self, module: str) -> list[int]:
+        """The numbers of the operators that a module itself runs, in their order."""
+        return [number for number, record in enumerate(self.records) if record.module == module]
 
     def _tracers(self) -> list[Tracer]:
         """The tracers of all passes, in the order of their operators' numbers."""

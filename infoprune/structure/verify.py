@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from infoprune.structure.caches import attributes_restored, drop
 from infoprune.structure.flow import Flow, get_flow, set_flow
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.rules import tensors_in
-from infoprune.structure.tensors import attributes_restored, owned_tensors
+from infoprune.structure.tensors import owned_tensors
 from infoprune.structure.tracer import Inputs, Operator, Tracer, run_labelled
 
 NORMALISATIONS = ("aten.native_layer_norm", "aten.native_group_norm", "aten._fused_rms_norm")
@@ -67,6 +68,8 @@ def verify(
         PlanError: the plan does not belong to ``original``.
     """
     masked, narrow = (copy.deepcopy(model).double() for model in (original, shrunk))
+    for model in (masked, narrow):
+        drop(dict(model.named_modules()), plan)
     inputs = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, example_inputs)
     with attributes_restored([*masked.modules(), *narrow.modules()]), torch.no_grad():
         masked.eval()

@@ -1,0 +1,103 @@
+"""What modules hold besides tensors of their own, and what a forward pass keeps there between calls.
+
+Code that computes something once for each device or size (``self.bias_of[device] = self.bias[:, self.places]``) fills a
+dict of its own, or an attribute that was None. A trace must not leave anything there, rehearsals must find there what
+the trace found, and a cut has to drop what was computed with the old widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from infoprune.structure.flow import get_flow
+from infoprune.structure.plan import PruningPlan
+
+Container: TypeAlias = "dict[Any, Any] | list[Any] | set[Any]"
+
+_CONTAINERS = (dict, list, set)
+_HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
+_OWN = frozenset(vars(nn.Module()))
+
+
+class Attributes:
+    """The attributes of modules, and what dicts, lists and sets among them hold, as they are now."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._before = [(module, dict(module.__dict__)) for module in modules]
+        self._contents: dict[int, tuple[Container, Container]] = {}
+        for _, attributes in self._before:
+            for name, value in attributes.items():
+                if isinstance(value, _CONTAINERS) and name not in _HOOKS:
+                    self._note(value)
+
+    def restore(self) -> None:
+        """Give the modules back the attributes that they had, and containers (the same objects) what they held."""
+        for module, attributes in self._before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+        for container, content in self._contents.values():
+            if container or content:
+                _refill(container, content)
+
+    def filled(self, own: Iterable[Tensor]) -> Iterator[tuple[nn.Module, str]]:
+        """Attributes that have since got the model's ``own`` tensors or labelled ones: dicts, and what was None."""
+        ids = {id(tensor) for tensor in own}
+        for module, attributes in self._before:
+            for name, old in attributes.items():
+                if name in _OWN:
+                    continue
+                value = module.__dict__.get(name)
+                new: list[Tensor] = []
+                if old is None and isinstance(value, Tensor):
+                    new = [value]
+                elif isinstance(value, dict) and value is old:
+                    known = {id(one) for one in _values(self._contents[id(old)][1])}
+                    new = [one for one in value.values() if isinstance(one, Tensor) and id(one) not in known]
+                if any(id(tensor) in ids or get_flow(tensor).labelled for tensor in new):
+                    yield module, name
+
+    def _note(self, container: Container) -> None:
+        """Copy a container, and those inside it, but none of what they hold."""
+        if id(container) in self._contents:
+            return
+        self._contents[id(container)] = (container, container.copy())
+        for inner in _values(container):
+            if isinstance(inner, _CONTAINERS):
+                self._note(inner)
+
+
+def _values(container: Container) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _refill(container: Container, content: Container) -> None:
+    if isinstance(container, list):
+        container[:] = content
+    else:
+        container.clear()
+        container.update(content)
+
+
+@contextmanager
+def attributes_restored(modules: Iterable[nn.Module]) -> Iterator[Attributes]:
+    """Give modules back the attributes that they had: train/eval flags, and what a forward pass kept on them."""
+    before = Attributes(modules)
+    try:
+        yield before
+    finally:
+        before.restore()
+
+
+def drop(modules: Mapping[str, nn.Module], plan: PruningPlan) -> None:
+    """Empty the caches that a plan names, as far as these modules have them."""
+    for path in plan.caches:
+        owner, _, name = path.rpartition(".")
+        held = vars(modules[owner]) if owner in modules else {}
+        if isinstance(held.get(name), dict):
+            held[name].clear()
+        elif name in held:
+            held[name] = None
