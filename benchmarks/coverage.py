@@ -1,6 +1,7 @@
-"""Which torchvision models the structure engine prunes, how far, and how exactly.
+"""Which models of torchvision and timm the structure engine prunes, how far, and how exactly.
 
-    python -m benchmarks.coverage            # all models: benchmarks/results/coverage.md
+    python -m benchmarks.coverage            # all of torchvision: benchmarks/results/coverage.md
+    python -m benchmarks.coverage --timm     # one or two of each of timm's modules: benchmarks/results/coverage_timm.md
     python -m benchmarks.coverage resnet18   # some: prints their rows
 
 Every model is traced, loses half of the units of every prunable group at random, and is compared with its masked
@@ -9,8 +10,8 @@ original in float64; detectors by what their heads put out, since which boxes ar
 
 from __future__ import annotations
 
+import argparse
 import copy
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ from benchmarks import zoo
 from benchmarks.machine import describe
 from infoprune.structure import check_plan
 
-RESULT = Path(__file__).parent / "results" / "coverage.md"
+RESULTS = Path(__file__).parent / "results"
+RESULT, TIMM = RESULTS / "coverage.md", RESULTS / "coverage_timm.md"
 
 
 @dataclass(frozen=True)
@@ -90,28 +92,37 @@ def measure(name: str) -> Row:
     return Row(name, seconds, prunable, len(structure.groups) - prunable, macs, params, error)
 
 
-def main(names: list[str]) -> None:
-    """Measure the models named, or all of them into the results folder."""
+def write(rows: list[Row], path: Path) -> None:
+    """The table of all models of one library."""
+    lines = [
+        f"# Structure engine: {'models of all kinds in timm' if path == TIMM else 'every torchvision model'}",
+        "",
+        f"`python -m benchmarks.coverage{' --timm' if path == TIMM else ''}`, {describe()}. Half of the units of every",
+        "prunable group were removed at random; `error` is the largest difference from the masked original in float64,",
+        "relative to the output; of detectors: what their heads put out.",
+        "",
+        HEADER,
+        *map(str, rows),
+    ]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """Measure the models named, or all of a library into the results folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="of torchvision, or timm/NAME; left out: all")
+    parser.add_argument("--timm", action="store_true", help="all of timm's that are in the table")
+    options = parser.parse_args()
     torch.manual_seed(0)
     rows = []
     print(HEADER, flush=True)
-    for name in names or zoo.names():
+    for name in options.names or (zoo.TIMM if options.timm else zoo.names()):
         rows.append(measure(name))
         print(rows[-1], flush=True)
-    if not names:
-        lines = [
-            "# Structure engine: every torchvision model",
-            "",
-            f"`python -m benchmarks.coverage`, {describe()}. Half of the units of every prunable group were removed at",
-            "random; `error` is the largest difference from the masked original in float64, relative to the output;",
-            "of detectors: what their heads put out.",
-            "",
-            HEADER,
-            *map(str, rows),
-        ]
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text("\n".join(lines) + "\n")
+    if not options.names:
+        write(rows, TIMM if options.timm else RESULT)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,4 +1,4 @@
-"""The torchvision models that the structure benchmarks run on, with weights and inputs that tell errors apart."""
+"""The models that the structure benchmarks run on, with weights and inputs that tell errors apart."""
 
 from __future__ import annotations
 
@@ -20,8 +20,36 @@ def names(kind: str = "all") -> list[str]:
     return [name for name in torchvision.models.list_models() if not name.startswith("quantized_")]
 
 
+OF_TIMM = "timm/"
+_TIMM = """
+    beit_base_patch16_224 botnet26t_256 caformer_s18 cait_xxs24_224 coat_tiny coatnet_pico_rw_224 convformer_s18
+    convit_tiny convmixer_768_32 convnext_atto convnextv2_atto cpubone_nano crossvit_tiny_240 cs3darknet_s csatv2
+    cspnext_tiny davit_tiny deit3_small_patch16_224 deit_tiny_patch16_224 densenet121 dla34 dpn68 ecaresnet26t
+    edgenext_small efficientformer_l1 efficientformerv2_s0 efficientnet_b0 efficientvim_m1 efficientvit_b0
+    efficientvit_m0 ese_vovnet19b_dw eva02_tiny_patch14_224 fasternet_s fastvit_s12 flexivit_small focalnet_tiny_lrf
+    gcvit_tiny gernet_s ghostnet_050 ghostnetv3_050 gmlp_s16_224 halonet26t hardcorenas_a hgnet_tiny hgnetv2_b0
+    hiera_tiny_224 hieradet_small hrnet_w18_ssld iformer_s inception_next_atto inception_resnet_v2 inception_v3
+    inception_v4 lcnetv2_small legacy_seresnet18 legacy_xception levit_128s lowformer_b0 mambaout_femto
+    maxvit_pico_rw_256 mixer_s16_224 mobilenet_edgetpu_v2_xs mobilenetv2_100 mobilenetv3_small_050
+    mobilenetv4_conv_small mobileone_s0 mobilevit_xxs mobilevitv2_050 mvitv2_tiny naflexvit_base_patch16_siglip
+    nasnetalarge nest_tiny nextvit_small nf_seresnet26 nfnet_f0 pit_xs_224 pnasnet5large pvt_v2_b0 rdnet_tiny
+    regnetx_004_tv regnety_040_sgn repghostnet_050 repvit_m0_9 res2net50_26w_4s resnest26d resnet18 resnet18d
+    resnetv2_18 resnext50_32x4d rexnet_100 rexnetr_100 samvit_base_patch16_224 selecsls42 sequencer2d_s seresnet50
+    shvit_s1 skresnet18 starnet_s1 swiftformer_xs swin_s3_tiny_224 swin_tiny_patch4_window7_224 swinv2_cr_tiny_224
+    swinv2_tiny_window8_256 tiny_vit_5m_224 tinynet_a tnt_s_patch16_224 tresnet_l twins_svt_base vgg11 visformer_tiny
+    vit_relpos_small_patch16_224 vit_tiny_patch16_224 vit_tiny_r_s16_p8_224 vitamin_small_224 volo_d1_224 vovnet39a
+    wide_resnet50_2 xception41 xcit_nano_12_p16_224
+"""
+TIMM = [f"{OF_TIMM}{name}" for name in _TIMM.split()]
+"""Of each of timm's modules the smallest model by its name (nano, tiny, 18, ...), and of many a second kind."""
+
+
 def build(name: str) -> nn.Module:
     """An untrained model in eval mode whose every parameter and statistic has its own value."""
+    if name.startswith(OF_TIMM):
+        import timm
+
+        return randomise(timm.create_model(name.removeprefix(OF_TIMM), pretrained=False)).eval()
     options: dict[str, Any] = {"weights": None}
     if name in _of(_MODULES.detection) + _of(_MODULES.segmentation):
         options["weights_backbone"] = None
@@ -80,6 +108,10 @@ def inputs(name: str) -> Any:
     def random(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
 
+    if name.startswith(OF_TIMM):
+        import timm
+
+        return random(1, *timm.get_pretrained_cfg(name.removeprefix(OF_TIMM)).input_size)
     if name in _of(_MODULES.video):
         size = 224 if name.startswith(("mvit", "swin", "s3d")) else 112
         return random(1, 3, 16, size, size)

@@ -97,6 +97,31 @@ def test_parts_of_one_size_lose_equally_many() -> None:
     assert relative_error(original, net, plan, X) < 1e-12
 
 
+class HalvesOf(nn.Module):
+    """Halves of a width that is written down, and a factor brought to a shape that is (CSPDarkNet, CAFormer)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expanded, self.shape = 12, (6, 1, 1)
+        self.stem, self.inner, self.head = nn.Conv2d(3, 12, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(12, 4, 1)
+        self.scale = nn.Parameter(torch.rand(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.stem(x).split(self.expanded // 2, dim=1)
+        return self.head(torch.cat([left, self.inner(right) * self.scale.view(self.shape)], 1))
+
+
+def test_a_width_that_is_halved_and_a_shape_follow() -> None:
+    net = randomise(HalvesOf())
+    structure = infoprune.trace(net, X)
+    assert {group.name: group.size for group in structure.prunable} == {"stem": 6, "inner": 6}
+    original, plan = copy.deepcopy(net), structure.plan({"stem": [0, 1], "inner": [2]})
+    check_plan(net, X, structure, plan)
+    infoprune.shrink(net, plan)
+    assert (net.expanded, net.shape) == (8, (5, 1, 1))
+    assert relative_error(original, net, plan, X) < 1e-12
+
+
 def test_parts_of_a_size_that_is_no_number_of_the_model_stay() -> None:
     class Written(Scales):
         def forward(self, x: Tensor) -> Tensor:

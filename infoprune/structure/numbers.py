@@ -158,20 +158,28 @@ class Numbers:
         return bool(found)
 
     def _numbers_for(self, structure: Structure, blame: Blame) -> Iterator[tuple[str, Labels]]:
-        """Each dimension that an operator makes, with the number that may stand for its size."""
-        op = max(blame.op, blame.upcoming)
+        """Each dimension that an operator makes, or splits, with the number that may stand for its size."""
+        op, module = max(blame.op, blame.upcoming), blame.module
         outputs = structure.records[op].outputs if op >= 0 else []
-        for axes in zip(*(output.axes for output in outputs), strict=False) if len(outputs) > 1 else ():
-            if all(axis is not None for axis in axes):
-                yield from zip(self._sequence(blame.module, [len(axis) for axis in axes]), axes, strict=False)
+        if len(outputs) == 1:
+            shape = zip(self._sequence(module, outputs[0].shape), outputs[0].axes, strict=False)
+            yield from ((path, axis) for path, axis in shape if axis is not None)
+        splits = zip(*(output.axes for output in outputs), strict=False) if len(outputs) > 1 else ()
+        parts = [[axis for axis in axes if axis is not None] for axes in splits if all(a is not None for a in axes)]
+        for axes in parts:
+            yield from zip(self._sequence(module, [len(axis) for axis in axes]), axes, strict=False)
         for axis in (axis for output in outputs for axis in output.axes if axis is not None):
-            yield self._only_number(blame.module, len(axis)), axis
+            yield self._only_number(module, len(axis)), axis
+        for axes in parts:
+            yield self._only_number(module, sum(map(len, axes))), np.concatenate(axes)
 
-    def _sequence(self, module: str, sizes: list[int]) -> list[str]:
-        """The places of the one list or tuple of a module that holds just these sizes (of a split)."""
+    def _sequence(self, module: str, sizes: Sequence[int]) -> list[str]:
+        """The places of the one list or tuple of a module that holds just these sizes, of a split or a shape."""
         held = vars(self._session.model.get_submodule(module))
         lists = {name: value for name, value in held.items() if type(value) in (list, tuple)}
-        found = [name for name, value in lists.items() if all(type(n) is int for n in value) and list(value) == sizes]
+        found = [
+            name for name, value in lists.items() if all(type(n) is int for n in value) and list(value) == list(sizes)
+        ]
         return [_join(module, element(found[0], place)) for place in range(len(sizes))] if len(found) == 1 else []
 
     def _only_number(self, module: str, value: int) -> str:
