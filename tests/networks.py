@@ -353,6 +353,52 @@ def attention(c: int, n: int) -> nn.Module:
     return Attention(c, n)
 
 
+class Parts(nn.Module):
+    """Parts whose sizes the module keeps in a list, in a number, or in twice that number."""
+
+    def __init__(self, c: int, n: int) -> None:
+        super().__init__()
+        self.sizes = [(5, 3, 4), [4, 4, 4]][n % 2]
+        self.kind = n // 2 % 3
+        self.part, self.both = 4, 8
+        total = {0: sum(self.sizes), 1: 3 * self.part, 2: self.both}[self.kind]
+        last = {0: self.sizes[-1], 1: self.part, 2: self.both // 2}[self.kind]
+        self.expand, self.inner = conv(c, total, 1), conv(last, last)
+        self.scale = nn.Parameter(torch.randn(last))
+        self.shape = (last, 1, 1)
+        self.out_channels = total
+
+    def forward(self, x: Tensor) -> Tensor:
+        *rest, last = self.expand(x).split((self.sizes, self.part, self.both // 2)[self.kind], dim=1)
+        return torch.cat([*rest, self.inner(last).relu() * self.scale.view(self.shape)], 1)
+
+
+@block
+def parts(c: int, n: int) -> nn.Module:
+    return Parts(c, n)
+
+
+class Remembering(nn.Module):
+    """Computes a factor of every channel once for each device."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.randn(c, 1, 1))
+        self.known: dict[str, Tensor] = {}
+        self.out_channels = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        device = str(x.device)
+        if device not in self.known:
+            self.known[device] = self.factor.tanh()
+        return x * self.known[device]
+
+
+@block
+def remembering(c: int, n: int) -> nn.Module:
+    return Remembering(c)
+
+
 class Linears(nn.Module):
     """A channel mixer on flattened maps, through einsum."""
 

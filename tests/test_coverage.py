@@ -1,4 +1,4 @@
-"""The table of torchvision models that the structure engine prunes exactly is whole and true."""
+"""The tables of models that the structure engine prunes exactly are whole and true."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import zoo
-from benchmarks.coverage import RESULT
+from benchmarks.coverage import RESULT, TIMM
 
 ROOT = Path(__file__).resolve().parents[1]
 TRANSFORMERS = ("vit_", "swin", "maxvit", "mvit")
@@ -20,7 +20,11 @@ def cells(row: str) -> list[str]:
     return [cell.strip() for cell in row.strip().strip("|").split("|")]
 
 
-TABLE = {cells(line)[0]: cells(line) for line in RESULT.read_text().splitlines() if line.startswith("| ")}
+def rows(path: Path) -> dict[str, list[str]]:
+    return {cells(line)[0]: cells(line) for line in path.read_text().splitlines() if line.startswith("| ")}
+
+
+TABLE = rows(RESULT)
 
 
 def check(row: list[str]) -> None:
@@ -37,13 +41,29 @@ def test_the_table_has_every_model() -> None:
         check(TABLE[name])
 
 
+def test_the_table_of_timm_is_whole_and_every_model_exact() -> None:
+    table = rows(TIMM)
+    assert list(table)[1:] == zoo.TIMM
+    for name in zoo.TIMM:
+        assert float(table[name][6]) < 1e-8
+        assert int(table[name][2]) > 0
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", zoo.names())
-def test_the_table_can_be_made_again(name: str) -> None:
+@pytest.mark.parametrize("name", [*zoo.names(), *zoo.TIMM])
+def test_the_tables_can_be_made_again(name: str) -> None:
+    of_timm = name.startswith(zoo.OF_TIMM)
+    if of_timm:
+        pytest.importorskip("timm", reason="timm is not installed")
     command = [sys.executable, "-m", "benchmarks.coverage", name]  # a process each: some models take gigabytes
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     row = next(cells(line) for line in done.stdout.splitlines() if line.startswith(f"| {name} "))
-    check(row)
-    assert row[2:6] == TABLE[name][2:6]  # groups and costs; times and rounding errors may differ
+    if of_timm:
+        assert float(row[6]) < 1e-8
+    else:
+        check(row)
+    assert (
+        row[2:6] == (rows(TIMM) if of_timm else TABLE)[name][2:6]
+    )  # groups and costs; times and rounding errors may differ
