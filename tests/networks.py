@@ -366,7 +366,6 @@ class Parts(nn.Module):
         self.expand, self.inner = conv(c, total, 1), conv(last, last)
         self.scale = nn.Parameter(torch.randn(last))
         self.shape = (last, 1, 1)
-        self.out_channels = total
 
     def forward(self, x: Tensor) -> Tensor:
         *rest, last = self.expand(x).split((self.sizes, self.part, self.both // 2)[self.kind], dim=1)
@@ -375,7 +374,8 @@ class Parts(nn.Module):
 
 @block
 def parts(c: int, n: int) -> nn.Module:
-    return Parts(c, n)
+    made = Parts(c, n)
+    return chain(made, out=made.expand.out_channels)
 
 
 class Remembering(nn.Module):
