@@ -131,7 +131,8 @@ def randomise(model: nn.Module) -> nn.Module:
     """Values that differ everywhere and keep activations at a size where float64 tells rounding from errors."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        statistics = [(name, buffer) for name, buffer in model.named_buffers() if "running_" in name]
+        for name, tensor in [*model.named_parameters(), *statistics]:
             if not tensor.is_floating_point():
                 continue
             values = torch.rand(tensor.shape, generator=generator)

@@ -14,6 +14,7 @@ import infoprune
 from infoprune.errors import PlanError
 from infoprune.structure import check_plan
 from infoprune.structure.attributes import number
+from infoprune.structure.numbers import same_code
 from tests.networks import randomise
 from tests.oracle import relative_error
 
@@ -148,6 +149,16 @@ def test_a_plan_for_another_sequence_is_refused() -> None:
         with pytest.raises(PlanError, match=message):
             infoprune.shrink(net, plan)
         assert net.stem.out_channels == 24
+
+
+def test_likes_of_pytorchs_layers_are_those_in_the_same_place() -> None:
+    """What calls one linear layer in a wrong way says nothing of all others."""
+    net = nn.Sequential(Scales(), Scales(), nn.Sequential(nn.Conv2d(4, 4, 1)))
+    modules = dict(net.named_modules())
+    assert same_code(modules, "0") == ["1"]
+    assert same_code(modules, "0.head") == ["1.head"]
+    assert same_code(modules, "1.convs.1") == ["0.convs.1"]
+    assert same_code(modules, "2.0") == same_code(modules, "") == []
 
 
 def test_a_number_by_its_name() -> None:

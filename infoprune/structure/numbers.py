@@ -215,9 +215,25 @@ def around(module: str) -> tuple[str, ...]:
 
 
 def same_code(modules: Mapping[str, nn.Module], name: str) -> list[str]:
-    """The other modules that run the same code as the one called ``name``."""
-    kind = type(modules[name])
-    return [other for other, module in modules.items() if type(module) is kind and other != name]
+    """The other modules that run the same code as the one called ``name``.
+
+    PyTorch's own layers do as they are told: their likes are in the same place of modules that run their owner's code.
+    """
+    module = modules[name]
+    kind = type(module)
+    if not _is_told(module):
+        return [other for other, module in modules.items() if type(module) is kind and other != name]
+    owner, _, child = name.rpartition(".")
+    if not name:
+        return []
+    others = (_join(other, child) for other in same_code(modules, owner))
+    return [other for other in others if type(modules.get(other)) is kind]
+
+
+def _is_told(module: nn.Module) -> bool:
+    """Whether what a module is given, and when, is up to the code around it: a layer of PyTorch's or a list of some."""
+    single = next(module.children(), None) is None or isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+    return single and type(module).__module__.startswith("torch.nn.")
 
 
 def _join(module: str, attribute: str) -> str:
