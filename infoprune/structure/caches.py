@@ -19,8 +19,9 @@ from infoprune.structure.plan import PruningPlan
 Container: TypeAlias = "dict[Any, Any] | list[Any] | set[Any]"
 
 _CONTAINERS = (dict, list, set)
-_HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
-_OWN = frozenset(vars(nn.Module()))
+_BUFFERS = "_buffers"
+_OWN = frozenset(vars(nn.Module())) - {_BUFFERS}
+"""What every module has, and no code of a forward writes into; into its buffers it may."""
 
 
 class Attributes:
@@ -29,40 +30,43 @@ class Attributes:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._before = [(module, dict(module.__dict__)) for module in modules]
         self._contents: dict[int, tuple[Container, Container]] = {}
-        for _, attributes in self._before:
-            for name, value in attributes.items():
-                if isinstance(value, _CONTAINERS) and name not in _HOOKS:
-                    self._note(value)
-
-    def restore(self) -> None:
-        """Give the modules back the attributes that they had, and containers (the same objects) what they held."""
+        self._fillable: list[tuple[nn.Module, str]] = []
         for module, attributes in self._before:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-        for container, content in self._contents.values():
-            if container or content:
-                _refill(container, content)
+            for name, value in attributes.items():
+                if value is None or (isinstance(value, _CONTAINERS) and name not in _OWN):
+                    self._note(value)
+                    self._fillable.append((module, name))
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Give the modules back the attributes that they had, and containers (the same objects) what they held."""
+        try:
+            yield
+        finally:
+            for module, attributes in self._before:
+                module.__dict__.clear()
+                module.__dict__.update(attributes)
+            for container, content in self._contents.values():
+                if container or content:
+                    _refill(container, content)
 
     def filled(self, own: Iterable[Tensor]) -> Iterator[tuple[nn.Module, str]]:
         """Attributes that have since got the model's ``own`` tensors or labelled ones: dicts, and what was None."""
         ids = {id(tensor) for tensor in own}
-        for module, attributes in self._before:
-            for name, old in attributes.items():
-                if name in _OWN:
-                    continue
-                value = module.__dict__.get(name)
-                new: list[Tensor] = []
-                if old is None and isinstance(value, Tensor):
-                    new = [value]
-                elif isinstance(value, dict) and value is old:
-                    known = {id(one) for one in _values(self._contents[id(old)][1])}
-                    new = [one for one in value.values() if isinstance(one, Tensor) and id(one) not in known]
-                if any(id(tensor) in ids or get_flow(tensor).labelled for tensor in new):
-                    yield module, name
+        for module, name in self._fillable:
+            value = module.__dict__.get(name)
+            new: list[Tensor] = []
+            if isinstance(value, Tensor):
+                new = [value]
+            elif isinstance(value, dict) and id(value) in self._contents and name != _BUFFERS:
+                known = {id(one) for one in _values(self._contents[id(value)][1])}
+                new = [one for one in value.values() if isinstance(one, Tensor) and id(one) not in known]
+            if any(id(tensor) in ids or get_flow(tensor).labelled for tensor in new):
+                yield module, name
 
-    def _note(self, container: Container) -> None:
+    def _note(self, container: Container | None) -> None:
         """Copy a container, and those inside it, but none of what they hold."""
-        if id(container) in self._contents:
+        if container is None or id(container) in self._contents:
             return
         self._contents[id(container)] = (container, container.copy())
         for inner in _values(container):
@@ -83,13 +87,10 @@ def _refill(container: Container, content: Container) -> None:
 
 
 @contextmanager
-def attributes_restored(modules: Iterable[nn.Module]) -> Iterator[Attributes]:
+def attributes_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Give modules back the attributes that they had: train/eval flags, and what a forward pass kept on them."""
-    before = Attributes(modules)
-    try:
-        yield before
-    finally:
-        before.restore()
+    with Attributes(modules).restored():
+        yield
 
 
 def drop(modules: Mapping[str, nn.Module], plan: PruningPlan) -> None:

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten
 
 from infoprune.errors import ConfigurationError, PlanError, TraceError, nearest
-from infoprune.structure.caches import attributes_restored
+from infoprune.structure.caches import Attributes
 from infoprune.structure.flow import Flow, get_flow
 from infoprune.structure.groups import Passes, Structure
 from infoprune.structure.labels import LabelSpace
@@ -144,6 +144,7 @@ class TraceSession:
         self.on_shapes = True
         self.space = LabelSpace()
         self.modules = dict(model.named_modules())
+        self._attributes = Attributes(self.modules.values())
         self.module_names = {id(module): name for name, module in self.modules.items()}
         self.labels = {
             name: [self.space.add_slot(name, dim, size) for dim, size in enumerate(entry.tensor.shape)]
@@ -218,12 +219,12 @@ class TraceSession:
             for name, entry in self.owned.items()
         ]
         inputs = inputs_on_meta(self.inputs) if self.on_shapes else self.inputs
-        with attributes_restored(self.modules.values()) as before, swapped(self.owned, tensors):
+        with self._attributes.restored(), swapped(self.owned, tensors):
             for module in self.modules.values():  # past nn.Module.__setattr__: restored together with all the others
                 module.__dict__["training"] = train and not isinstance(module, _EVAL_ALWAYS)
             outputs = run_labelled(tracer, self.model, inputs, flows)
             if tracer is self._running:  # a trace, not a rehearsal
-                self._note_caches(before.filled([tensor for tensor, _ in flows]))
+                self._note_caches(self._attributes.filled([tensor for tensor, _ in flows]))
             return outputs
 
     def _note_caches(self, filled: Iterable[tuple[nn.Module, str]]) -> None:
