@@ -41,7 +41,7 @@ _TIMM = """
     wide_resnet50_2 xception41 xcit_nano_12_p16_224
 """
 TIMM = [f"{OF_TIMM}{name}" for name in _TIMM.split()]
-"""Of each of timm's modules the smallest model by its name (nano, tiny, 18, ...), and of many a second kind. Left out are
+"""Of each of timm's modules the smallest model by its name (nano, tiny, 18, ...), and of many a second kind. Left out:
 deepseek_vit, gemma4_vit, mobilenetv5 (150 million parameters or more) and qwen3_vit (minutes in float64)."""
 
 
