@@ -159,3 +159,16 @@ def test_a_filled_cache_without_a_key_for_the_device_keeps_its_channels() -> Non
 def test_a_plan_whose_caches_are_no_names_is_refused() -> None:
     with pytest.raises(PlanError, match="malformed: TypeError: expected a name, got 3"):
         infoprune.PruningPlan.from_dict({"format": 1, "tensors": {}, "caches": [3]})
+
+
+class Unchangeable(dict[str, int]):
+    def clear(self) -> None:
+        raise TypeError("this dict does not change")
+
+
+def test_containers_that_nobody_wrote_to_are_not_touched() -> None:
+    net = nn.Module()
+    net.settings = Unchangeable(width=3)
+    with attributes_restored([net]):
+        pass
+    assert net.settings == {"width": 3}

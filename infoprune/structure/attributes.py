@@ -77,7 +77,7 @@ def number(module: nn.Module, key: str) -> Any:
     """What a module holds under a name that a plan gives.
 
     Raises:
-        AttributeError, LookupError: nothing.
+        AttributeError, LookupError: it has nothing of that name.
     """
     name, place = _place(key)
     value = getattr(module, name)

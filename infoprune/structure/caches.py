@@ -7,6 +7,7 @@ the trace found, and a cut has to drop what was computed with the old widths.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -47,8 +48,7 @@ class Attributes:
                 module.__dict__.clear()
                 module.__dict__.update(attributes)
             for container, content in self._contents.values():
-                if container or content:
-                    _refill(container, content)
+                _refill(container, content)
 
     def filled(self, own: Iterable[Tensor]) -> Iterator[tuple[nn.Module, str]]:
         """Attributes that have since got the model's ``own`` tensors or labelled ones: dicts, and what was None."""
@@ -68,7 +68,8 @@ class Attributes:
         """Copy a container, and those inside it, but none of what they hold."""
         if container is None or id(container) in self._contents:
             return
-        self._contents[id(container)] = (container, container.copy())
+        kind = next(kind for kind in _CONTAINERS if isinstance(container, kind))
+        self._contents[id(container)] = (container, kind(container))
         for inner in _values(container):
             if isinstance(inner, _CONTAINERS):
                 self._note(inner)
@@ -79,6 +80,10 @@ def _values(container: Container) -> Iterable[Any]:
 
 
 def _refill(container: Container, content: Container) -> None:
+    """Give a container back what it held; one that still holds just that is not touched."""
+    same_keys = len(container) == len(content) and all(map(operator.is_, container, content))
+    if same_keys and all(map(operator.is_, _values(container), _values(content))):
+        return
     if isinstance(container, list):
         container[:] = content
     else:

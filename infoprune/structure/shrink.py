@@ -32,7 +32,8 @@ def shrink(
 
     All is checked first, and a failure later puts back what was there, bit for bit. Parameters that lose something
     become new ``nn.Parameter`` objects (an old one may be held by a DDP reducer) in every module that owns them, with
-    ``requires_grad``, memory layout, hooks and custom attributes carried over and no gradient. Optimizers, their
+    ``requires_grad``, memory layout, hooks and custom attributes carried over and no gradient. What the model's code
+    keeps for the next call (``plan.caches``) is dropped. Optimizers, their
     parameter groups and schedulers stay the same objects; state of the parameter's shape is cut with it.
 
     New tensors of up to 64 MiB, or as much as the largest old one takes, are in memory beside the old ones. In a model

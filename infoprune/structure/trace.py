@@ -36,7 +36,8 @@ def trace(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = ()) 
     The model runs once in eval mode on shapes alone (on real tensors where its control flow needs values) while labels
     ride along every tensor. Then a trial cut is rehearsed, again on shapes, and whatever the model's code does not
     follow is frozen. Parameters that eval mode does not reach (auxiliary heads) are traced in train mode.
-    Nothing of the model is changed: weights, buffers, train/eval flags, random state.
+    Nothing of the model is changed: weights, buffers, train/eval flags, what its code keeps for the next call, random
+    state.
 
     Args:
         model: any module; its device and dtype do not matter.

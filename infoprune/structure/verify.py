@@ -52,7 +52,8 @@ def verify(
     """Compare a shrunk model with a masked copy of the original, both in float64 and eval mode.
 
     In the masked copy everything that the plan removes is zero; layer and group norms, which look at all channels at
-    once, take their statistics over the channels that stay. Both models are copied, so neither is changed.
+    once, take their statistics over the channels that stay. Both models are copied, so neither is changed, and what
+    their code keeps for the next call is computed anew.
 
     Args:
         original: the model before the cut.
