@@ -128,12 +128,16 @@ def _of(module: Any) -> list[str]:
     return torchvision.models.list_models(module=module)
 
 
+OF_NORMS = ("running_mean", "running_var", "weight", "bias")
+"""Buffers of norms, frozen ones too; others are the model's own constants, such as its colours' means."""
+
+
 def randomise(model: nn.Module) -> nn.Module:
     """Values that differ everywhere and keep activations at a size where float64 tells rounding from errors."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        statistics = [(name, buffer) for name, buffer in model.named_buffers() if "running_" in name]
-        for name, tensor in [*model.named_parameters(), *statistics]:
+        buffers = [(name, buffer) for name, buffer in model.named_buffers() if name.rpartition(".")[2] in OF_NORMS]
+        for name, tensor in [*model.named_parameters(), *buffers]:
             if not tensor.is_floating_point():
                 continue
             values = torch.rand(tensor.shape, generator=generator)
