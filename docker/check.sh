@@ -35,8 +35,8 @@ moved() {
     sed -E -e ":a; s#$paths#\1@ROOT@/\2#; ta" -e "s#@ROOT@#$root#g" <<<"$1"
 }
 
-# COMMAND [CACHE]: run in the stage as the image's shell does, with its environment, in its folder, as its user. The
-# stage's file of settings stands before the command; CACHE is the folder that outlives the run.
+# COMMAND: run in the stage as the image's shell does, with its environment, in its folder, as its user. The stage's file
+# of settings stands before the command.
 inside() {
     local text home
     text=$(cat "$root/$stage.settings" && echo "$1")
@@ -48,9 +48,8 @@ inside() {
     # shellcheck disable=SC2016
     unshare --mount sh -ec '
         mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev"
-        if [ "$2" ]; then mkdir -p "$1$2" "$3" && mount --bind "$3" "$1$2"; fi
-        exec chroot --userspec="$4" "$1" env -i HOME="$5" PATH=/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin sh -c "$6"
-    ' sh "$root/$stage" "${2:-}" "$root/cache" "${user:-0:0}" "$home" "$text"
+        exec chroot --userspec="$2" "$1" env -i HOME="$3" PATH=/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin sh -c "$4"
+    ' sh "$root/$stage" "${user:-0:0}" "$home" "$text"
 }
 
 debian() {  # what stands for the base image, with this machine's way to the index of packages
@@ -101,14 +100,13 @@ copy() {  # COPY [--from=STAGE] SOURCE... DESTINATION
     done
 }
 
-run() {  # RUN [--mount=type=cache,target=FOLDER] COMMAND
-    local mount="" line=$1
-    if [[ $line =~ ^--mount=type=cache,target=([^ ]+)\ (.*) ]]; then mount=${BASH_REMATCH[1]}; line=${BASH_REMATCH[2]}; fi
-    if [[ ! $chrooted && $line == *groupadd* ]]; then
-        echo "      left out, needs root: $line"
+run() {  # RUN COMMAND
+    [[ $1 != --* ]] || failed "no way to try RUN $1"
+    if [[ ! $chrooted && $1 == *groupadd* ]]; then
+        echo "      left out, needs root: $1"
         mkdir -p "$root/workspace"
     else
-        inside "$line" "$mount" || failed "RUN $line"
+        inside "$1" || failed "RUN $1"
     fi
 }
 
