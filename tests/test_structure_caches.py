@@ -74,6 +74,8 @@ class Hoarding(nn.Module):
         self.shapes.add(tuple(y.shape))
         self.last = y
         self.register_buffer("late", y.mean((0, 2, 3)))
+        self.also = nn.Conv2d(4, 4, 1, device=x.device)
+        self.offset = nn.Parameter(torch.zeros(4, 1, 1, device=x.device))
         return y.relu()
 
 
@@ -87,6 +89,40 @@ def test_nothing_is_left_behind() -> None:
     assert net.shapes == set()
     assert net.last is None
     assert "late" not in dict(net.named_buffers())
+    assert dict(net.named_children()) == {"conv": net.conv}
+    assert [name for name, _ in net.named_parameters()] == ["conv.weight", "conv.bias"]
+
+
+class Watching(nn.Module):
+    """Hangs hooks on its layers at the first call, and notes that it did (transformers)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)])
+        self.heads = nn.ModuleList([nn.Conv2d(8, 4, 1), nn.Conv2d(6, 4, 1)])
+        self.seen: list[Tensor] = []
+        self.watches = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = []
+        if not self.watches:
+            for layer in self.layers:
+                layer.register_forward_hook(lambda layer, inputs, output: self.seen.append(output))
+            self.watches = True
+        for layer in self.layers:
+            x = layer(x)
+        return sum(head(seen) for head, seen in zip(self.heads, self.seen, strict=True))
+
+
+def test_hooks_of_the_first_call_do_not_stay_behind() -> None:
+    net = randomise(Watching()).eval()
+    structure = infoprune.trace(net, X)
+    assert [group.name for group in structure.prunable] == ["layers.0", "layers.1"]
+    assert not any(layer._forward_hooks for layer in net.layers)
+    original, plan = copy.deepcopy(net), structure.plan({"layers.0": [0, 5], "layers.1": [2]})
+    infoprune.shrink(net, plan)
+    assert relative_error(original, net, plan, X) < 1e-12
+    assert net(X).shape == original(X).shape
 
 
 def test_containers_get_their_contents_back_in_their_order() -> None:

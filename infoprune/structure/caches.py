@@ -1,8 +1,9 @@
 """What modules hold besides tensors of their own, and what a forward pass keeps there between calls.
 
 Code that computes something once for each device or size (``self.bias_of[device] = self.bias[:, self.places]``) fills a
-dict of its own, or an attribute that was None. A trace must not leave anything there, rehearsals must find there what
-the trace found, and a cut has to drop what was computed with the old widths.
+dict of its own, or an attribute that was None; other code builds a layer at its first call, or hangs hooks on its
+layers and notes that it did. A trace must not leave anything of it, rehearsals must find what the trace found, and a
+cut has to drop what was computed with the old widths.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ Container: TypeAlias = "dict[Any, Any] | list[Any] | set[Any]"
 
 _CONTAINERS = (dict, list, set)
 _BUFFERS = "_buffers"
-_OWN = frozenset(vars(nn.Module())) - {_BUFFERS}
-"""What every module has, and no code of a forward writes into; into its buffers it may."""
+_OWN = frozenset(vars(nn.Module()))
+"""What every module has: the only place there for what a forward has computed are its buffers."""
 
 
 class Attributes:
@@ -30,13 +31,14 @@ class Attributes:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._before = [(module, dict(module.__dict__)) for module in modules]
-        self._contents: dict[int, tuple[Container, Container]] = {}
+        self._contents: dict[int, tuple[Container, Container | tuple[()]]] = {}
         self._fillable: list[tuple[nn.Module, str]] = []
         for module, attributes in self._before:
             for name, value in attributes.items():
-                if value is None or (isinstance(value, _CONTAINERS) and name not in _OWN):
+                if value is None or isinstance(value, _CONTAINERS):
                     self._note(value)
-                    self._fillable.append((module, name))
+                    if name not in _OWN or name == _BUFFERS:
+                        self._fillable.append((module, name))
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -48,7 +50,8 @@ class Attributes:
                 module.__dict__.clear()
                 module.__dict__.update(attributes)
             for container, content in self._contents.values():
-                _refill(container, content)
+                if container or content:  # a layer has a dozen containers, nearly all of them empty
+                    _refill(container, content)
 
     def filled(self, own: Iterable[Tensor]) -> Iterator[tuple[nn.Module, str]]:
         """Attributes that have since got the model's ``own`` tensors or labelled ones: dicts, and what was None."""
@@ -68,18 +71,21 @@ class Attributes:
         """Copy a container, and those inside it, but none of what they hold."""
         if container is None or id(container) in self._contents:
             return
-        kind = next(kind for kind in _CONTAINERS if isinstance(container, kind))
+        if not container:
+            self._contents[id(container)] = (container, ())
+            return
+        kind = dict if isinstance(container, dict) else list if isinstance(container, list) else set
         self._contents[id(container)] = (container, kind(container))
         for inner in _values(container):
             if isinstance(inner, _CONTAINERS):
                 self._note(inner)
 
 
-def _values(container: Container) -> Iterable[Any]:
+def _values(container: Container | tuple[()]) -> Iterable[Any]:
     return container.values() if isinstance(container, dict) else container
 
 
-def _refill(container: Container, content: Container) -> None:
+def _refill(container: Container, content: Container | tuple[()]) -> None:
     """Give a container back what it held; one that still holds just that is not touched."""
     same_keys = len(container) == len(content) and all(map(operator.is_, container, content))
     if same_keys and all(map(operator.is_, _values(container), _values(content))):
