@@ -24,8 +24,9 @@ from infoprune.recalibration import check_norms
 from infoprune.registry import check_count
 from infoprune.snapshot import snapshot
 from infoprune.structure import PruningPlan, Structure, plan_of, shrink
+from infoprune.structure.blame import Blame
 from infoprune.structure.plan import check_belongs
-from infoprune.structure.rehearse import Blame, rehearse
+from infoprune.structure.rehearse import rehearse
 from infoprune.structure.tensors import owned_tensors
 from infoprune.structure.trace import MAX_REHEARSALS, TraceSession, labelled, rehearsed, yielding
 from infoprune.structure.tracer import Inputs

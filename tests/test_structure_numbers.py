@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -167,3 +168,85 @@ def test_a_number_by_its_name() -> None:
     assert (number(module, "sizes[1]"), number(module, "width")) == (5, 7)
     with pytest.raises(LookupError):
         number(module, "width[0]")
+
+
+class Attention(nn.Module):
+    """Attention as transformers write it: every width is a number, and some of these are the same."""
+
+    def __init__(self, width: int, heads: int, factor: bool = False) -> None:
+        super().__init__()
+        self.width, self.heads = width, heads
+        self.head_width = width // heads
+        self.all_heads = self.head_width * heads
+        self.channels = 5
+        self.query, self.key, self.value = (nn.Linear(width, self.all_heads) for _ in range(3))
+        self.out = nn.Linear(self.all_heads, width)
+        self.factor = factor
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], -1, self.head_width).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
+        found = query @ key.transpose(-1, -2)
+        found = found / math.sqrt(self.head_width) if self.factor else found
+        mixed = (found.softmax(-1) @ value).transpose(1, 2).contiguous()
+        return x + self.out(mixed.view(*mixed.shape[:-2], self.all_heads))
+
+
+class Patches(nn.Module):
+    """Refuses inputs of another width than it was made for (transformers)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.projection = nn.Conv2d(channels, width, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != self.channels:
+            raise ValueError(f"{x.shape[1]} channels, not {self.channels}")
+        return self.projection(x)
+
+
+class Tokens(nn.Module):
+    """Attention among the places of an image."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def test_of_several_equal_numbers_those_that_the_code_asks_for_follow() -> None:
+    net = randomise(nn.Sequential(nn.Conv2d(3, 16, 1), Tokens(Attention(16, 1)), nn.Conv2d(16, 4, 1))).eval()
+    attention = net[1].attention
+    structure = infoprune.trace(net, X)
+    sizes = {group.name: group.size for group in structure.prunable}
+    assert sizes == {"0": 16, "1.attention.query": 16}, "the stream; query, key and value"
+    original = copy.deepcopy(net)
+    plan = structure.plan({group.name: range(5) for group in structure.prunable})
+    check_plan(net, X, structure, plan)
+    infoprune.shrink(net, plan)
+    assert (attention.head_width, attention.all_heads) == (11, 11)
+    assert (attention.width, attention.heads, attention.channels) == (16, 1, 5), "nobody asks for these"
+    assert relative_error(original, net, plan, X) < 1e-12
+
+
+@pytest.mark.parametrize("heads", [2, 3])
+def test_whole_heads_go_where_their_width_is_a_factor(heads: int) -> None:
+    """Of two heads one stays, and PyTorch takes another way through dimensions of one."""
+    wide, narrow = Tokens(Attention(12, heads, factor=True)), Tokens(Attention(12, 1, factor=True))
+    net = randomise(nn.Sequential(nn.Conv2d(3, 12, 1), wide, Patches(12, 12), narrow, nn.Conv2d(12, 4, 1))).eval()
+    structure = infoprune.trace(net, X)
+    sizes = {group.name: group.size for group in structure.prunable}
+    assert sizes == {"0": 12, "1.attention.query": heads, "2.projection": 12}
+    assert "a factor is computed from its width (div" in str(structure.group("3.attention.query").reason)
+    original = copy.deepcopy(net)
+    plan = structure.plan({name: [0] for name in sizes})
+    check_plan(net, X, structure, plan)
+    infoprune.shrink(net, plan)
+    assert (wide.attention.head_width, wide.attention.all_heads) == (12 // heads, 12 - 12 // heads)
+    assert (net[2].channels, narrow.attention.head_width) == (11, 12)
+    assert relative_error(original, net, plan, X) < 1e-12

@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from infoprune.structure.labels import Labels, LabelSpace, Slot, ranges
 from infoprune.structure.op import Contraction, OpRecord
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.tracer import Tracer
+
+_FEW = 8
+"""So many of a group's slots tell which widths it has."""
 
 
 @dataclass(frozen=True)
@@ -354,14 +357,34 @@ class Structure:
         One speaks for all, except where channels are taken by their places: there the second cuts what the first kept.
         """
         generator = np.random.default_rng(0)
+        gone: dict[int, set[int]] = {}
         first, second = {}, {}
-        for group in self.prunable:
-            count = int(np.clip(generator.integers(group.size // 4, group.size // 2 + 1), 1, group.size - 1))
+        for group in sorted(self.prunable, key=attrgetter("size")):  # those with the fewest choices first
+            count = self._unlike(group, gone, generator)
             order = generator.permutation(group.size)
             first[group.name], second[group.name] = order[:count], order[count:]
         yield self.plan(first)
         if any(record.by_place for record in self.records):
             yield self.plan(second)
+
+    def _unlike(self, group: ChannelGroup, gone: dict[int, set[int]], generator: np.random.Generator) -> int:
+        """How many units to cut: a quarter to a half, and so that groups leave different widths of one size.
+
+        Else code that takes one group's width for another's would go unnoticed. ``gone`` tells, by the size of a
+        dimension, how many of its indices go with other groups already; where all numbers are taken it starts over.
+        """
+        several = np.arange(max(group.size // 4, 1), max(group.size // 2, 1) + 1)
+        generator.shuffle(several)
+        sides = {(self.shapes[s.tensor][s.dim], len(s.index) // group.size) for s in group.slots[:_FEW]}
+        free = (n for n in several.tolist() if not any(n * times in gone.get(size, ()) for size, times in sides))
+        count = next(free, None)
+        if count is None:
+            for size, _ in sides:
+                gone.pop(size, None)
+            count = int(several[0])
+        for size, times in sides:
+            gone.setdefault(size, set()).add(count * times)
+        return count
 
     # -- cost ---------------------------------------------------------------------------------------------------------
 

@@ -8,26 +8,30 @@ is still in the way then stays.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from torch import nn
 
 from infoprune.structure.attributes import element
+from infoprune.structure.blame import FACTOR, Blame
 from infoprune.structure.groups import AttributeSlot, Structure
 from infoprune.structure.labels import Labels
 from infoprune.structure.rules.contraction import HEAD_WIDTH
 
 if TYPE_CHECKING:
-    from infoprune.structure.rehearse import Blame
     from infoprune.structure.trace import TraceSession
 
 
 Splits: TypeAlias = dict[str, dict[int, set[int]]]
 """For modules, by name: numbers of parts that a dimension is split into, and for each the widths of these parts."""
+
+
+MOST_TRIES = 6
+"""So many times at most a number is taken for a width that one operator asks for: each takes a rehearsal."""
 
 
 @dataclass
@@ -39,6 +43,14 @@ class Heads:
     tied: bool = False
 
 
+class Taking(NamedTuple):
+    """A number taken for the width of a dimension, given by its units, because an operator asked for it."""
+
+    path: str
+    op: int
+    units: bytes
+
+
 class Numbers:
     """The attributes of a model that follow its widths, as far as they have been found."""
 
@@ -46,7 +58,8 @@ class Numbers:
         self._session = session
         self._heads: dict[str, Heads] = {}
         self._written: dict[str, AttributeSlot] = {}
-        self._tried: set[str] = set()
+        self._tried: set[Taking] = set()
+        self._taken: dict[str, Taking] = {}
         self._seen: set[str] = set()
 
     def slots(self) -> Iterator[AttributeSlot]:
@@ -59,11 +72,12 @@ class Numbers:
 
     def find(self, structure: Structure, blamed: Sequence[Blame]) -> bool:
         """Look for numbers that explain what is in a cut's way; False if there is none that was not tried before."""
+        blamed = [blame for blame in blamed if blame.reason != FACTOR]  # which no size explains
         modules = list(dict.fromkeys(blame.module for blame in blamed))
-        if self._split_into_heads(modules) or self._take_written(structure, blamed):
+        if self._split_into_heads(modules) or self._take_written(structure, blamed, self._asked_for):
             return True
         tied = [self._tie_inputs(structure, module) for module in modules]
-        return any(tied)
+        return any(tied) or self._take_written(structure, blamed, self._checked)
 
     def find_frozen_heads(self) -> bool:
         """Let modules lose whole heads where the width of a head has to stay."""
@@ -144,34 +158,58 @@ class Numbers:
 
     # -- written-out widths -------------------------------------------------------------------------------------------
 
-    def _take_written(self, structure: Structure, blamed: Sequence[Blame]) -> bool:
-        """Widths that modules hold as numbers, each where only one number of the module is that width."""
+    def _take_written(
+        self,
+        structure: Structure,
+        blamed: Sequence[Blame],
+        numbers_for: Callable[[Structure, Blame], Iterable[tuple[list[str], Labels]]],
+    ) -> bool:
+        """Widths that modules hold as numbers; where several numbers of a module are that width, one after another."""
         found: set[str] = set()
         for blame in blamed:
-            for path, axis in self._numbers_for(structure, blame):
-                if path in self._written and path not in found:  # it did not help
-                    del self._written[path]
-                elif path and path not in self._tried and np.isin(axis, blame.labels).any():
-                    self._tried.add(path)
-                    self._written[path] = AttributeSlot(path, len(axis), axis)
-                    found.add(path)
+            op = max(blame.op, blame.upcoming)
+            if blame.op >= 0 and structure.records[op].module != blame.module:
+                continue  # blamed for what happened in its like, of which its own numbers say nothing
+            for paths, axis in numbers_for(structure, blame):
+                if not found.isdisjoint(paths):
+                    continue  # first see what the one that has just been taken does
+                for path in paths:
+                    if path in self._written and self._taken[path].op >= op:  # the code did not get any further
+                        del self._written[path]
+                takings = (Taking(path, op, structure.component[axis].tobytes()) for path in paths)
+                taking = next((t for t in takings if t.path not in self._written and t not in self._tried), None)
+                tries = sum(t.op == op and t.path in paths for t in self._tried)
+                if taking is not None and tries < MOST_TRIES and np.isin(axis, blame.labels).any():
+                    self._tried.add(taking)
+                    self._taken[taking.path] = taking
+                    self._written[taking.path] = AttributeSlot(taking.path, len(axis), axis)
+                    found.add(taking.path)
         return bool(found)
 
-    def _numbers_for(self, structure: Structure, blame: Blame) -> Iterator[tuple[str, Labels]]:
-        """Each dimension that an operator makes, or splits, with the number that may stand for its size."""
+    def _asked_for(self, structure: Structure, blame: Blame) -> Iterator[tuple[list[str], Labels]]:
+        """Each dimension that an operator makes, or splits, with the numbers that may stand for its size."""
         op, module = max(blame.op, blame.upcoming), blame.module
         outputs = structure.records[op].outputs if op >= 0 else []
         if len(outputs) == 1:
             shape = zip(self._sequence(module, outputs[0].shape), outputs[0].axes, strict=False)
-            yield from ((path, axis) for path, axis in shape if axis is not None)
+            yield from (([path], axis) for path, axis in shape if axis is not None)
         splits = zip(*(output.axes for output in outputs), strict=False) if len(outputs) > 1 else ()
         parts = [[axis for axis in axes if axis is not None] for axes in splits if all(a is not None for a in axes)]
         for axes in parts:
-            yield from zip(self._sequence(module, [len(axis) for axis in axes]), axes, strict=False)
+            sizes = self._sequence(module, [len(axis) for axis in axes])
+            yield from (([path], axis) for path, axis in zip(sizes, axes, strict=False))
         for axis in (axis for output in outputs for axis in output.axes if axis is not None):
-            yield self._only_number(module, len(axis)), axis
+            yield self._equal_numbers(module, len(axis)), axis
         for axes in parts:
-            yield self._only_number(module, sum(map(len, axes))), np.concatenate(axes)
+            yield self._equal_numbers(module, sum(map(len, axes))), np.concatenate(axes)
+
+    def _checked(self, structure: Structure, blame: Blame) -> Iterator[tuple[list[str], Labels]]:
+        """Where the code itself fails, as if it checked what comes in: each width that its tensors have, once."""
+        if blame.op < 0:
+            within = f"{blame.module}." if blame.module else ""
+            axes = (axis for name, axes in self._session.labels.items() if name.startswith(within) for axis in axes)
+            for axis in {structure.component[axis].tobytes(): axis for axis in axes}.values():
+                yield self._equal_numbers(blame.module, len(axis)), axis
 
     def _sequence(self, module: str, sizes: Sequence[int]) -> list[str]:
         """The places of the one list or tuple of a module that holds just these sizes, of a split or a shape."""
@@ -182,16 +220,16 @@ class Numbers:
         ]
         return [_join(module, element(found[0], place)) for place in range(len(sizes))] if len(found) == 1 else []
 
-    def _only_number(self, module: str, value: int) -> str:
-        """The number of a module, else of one of its children that are not PyTorch's own, that alone has a value."""
+    def _equal_numbers(self, module: str, value: int) -> list[str]:
+        """The numbers of a module, else of its children that are not PyTorch's own, that have a value."""
         children = self._session.model.get_submodule(module).named_children()
         own = [_join(module, name) for name, child in children if not type(child).__module__.startswith("torch.nn.")]
+        head_counts = {slot.path for slot in self.slots()} - set(self._written)
         for places in ([module], own):
             found = [_join(place, name) for place in places for name, n in self._integers(place).items() if n == value]
             if found:
-                taken = {slot.path for slot in self.slots()} - set(self._written)  # head counts
-                return found[0] if len(found) == 1 and found[0] not in taken else ""
-        return ""
+                return [path for path in found if path not in head_counts]
+        return []
 
     # -- modules ------------------------------------------------------------------------------------------------------
 

@@ -8,9 +8,10 @@ order, same factors. Where it is not, those labels are to blame, and the caller 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from infoprune.errors import TraceError
 from infoprune.structure import attributes
+from infoprune.structure.blame import FACTOR, FIXED, Blame
 from infoprune.structure.flow import Axis, Flow, get_flow, set_flow
 from infoprune.structure.labels import Labels
 from infoprune.structure.numbers import around, same_code
@@ -34,20 +37,6 @@ from infoprune.structure.tracer import Operator, Tracer, apply, execute, holds_a
 if TYPE_CHECKING:
     from infoprune.structure.groups import Structure
     from infoprune.structure.trace import TraceSession
-
-
-@dataclass(frozen=True)
-class Blame:
-    """Labels that the model's code does not let go; the operator (-1: none in particular) and module that showed it.
-
-    Where the code failed before it ran an operator, ``upcoming`` is the one that it had come to.
-    """
-
-    labels: Labels
-    reason: str
-    op: int
-    module: str
-    upcoming: int = -1
 
 
 _WAYS = frozenset({
@@ -150,6 +139,8 @@ def _blame_likes(session: TraceSession, structure: Structure, alive: np.ndarray,
     """Blame in a module's likes what its code does not let go: a rehearsal that broke off there is not repeated."""
     found = []
     for blame in blamed:
+        if blame.reason == FACTOR:  # what is a factor here may be cut by whole heads there
+            continue
         module = structure.records[blame.op].module
         slots = [slot for slot, where in session.space.slot_ranges() if _meets(blame.labels, where)]
         own = [slot for slot in slots if module and slot.tensor.startswith(f"{module}.")]
@@ -178,8 +169,9 @@ def _blame_code(
         if name == module or (name and name in cut):
             where = f" in {name}" if name else ""
             reason = f"cannot go without breaking the model's code{where}: {first_line}"
-            upcoming = session.operators_of(name)[place : place + 1] if place >= 0 else []
-            blamed.append(Blame(_cut_inside(session, alive, cut, name), reason, -1, name, *upcoming))
+            operators = session.operators_of(name)
+            upcoming = operators[place] if 0 <= place < len(operators) else -1
+            blamed.append(Blame(_cut_inside(session, alive, cut, name), reason, -1, name, upcoming))
     return blamed
 
 
@@ -223,11 +215,13 @@ class _Rehearsal(Tracer):
             result = execute(operator, args, kwargs, tensors)
         except Exception:
             # Go on with what should have come out, so that one rehearsal finds all that is in the way.
-            if not self._aligned or record is None or record.name != name or not record.outputs:
+            if not self._aligned:
+                record = self._made_what_is_asked(name, args)
+            if record is None or record.name != name or not record.outputs:
                 raise
             self._next += 1
             if not blamed_slice:
-                self._blame(record, tensors, "its size is fixed in the model's code")
+                self._blame(record, tensors, FIXED, args)
             return self._as_expected(record, tensors)
         if self._on_shapes:  # as the traced pass did: what PyTorch runs depends on who else holds a tensor
             self._held.append((args, kwargs, result))
@@ -240,7 +234,7 @@ class _Rehearsal(Tracer):
         self._ran.append(name)
         if self._aligned and record is not None and record.name == name and len(record.outputs) != len(outs):
             self._next += 1  # a split into parts of a fixed size
-            self._blame(record, tensors, "its size is fixed in the model's code")
+            self._blame(record, tensors, FIXED, args)
             return self._as_expected(record, tensors)
         record = self._align(name, outs)
         if record is None:
@@ -257,10 +251,22 @@ class _Rehearsal(Tracer):
         if reason is None:
             self._take_labels(outs, kept)
             return result
-        self._blame(record, tensors, reason)
-        if record.name.endswith("_") or "size" not in reason:
+        self._blame(record, tensors, reason, args, numbers)
+        if record.name.endswith("_") or reason != FIXED:
             return result
         return self._as_expected(record, tensors)
+
+    def _made_what_is_asked(self, name: str, args: Sequence[Any]) -> OpRecord | None:
+        """The operator ahead in the original that made the very sizes which one on another way fails to make, if any.
+
+        The rehearsal goes on from there.
+        """
+        asked = [tuple(arg) for arg in args if isinstance(arg, (list, tuple))]
+        for place, record in enumerate(self._expected[self._next :], self._next):
+            if record.module == self.module and record.name == name and record.outputs[0].shape in asked:
+                self._aligned, self._next = True, place
+                return record
+        return None
 
     @property
     def upcoming(self) -> int:
@@ -287,7 +293,7 @@ class _Rehearsal(Tracer):
         wanted = tuple(size if axis is None else len(axis) for size, axis in kept)
         if any(tensor.shape == wanted for tensor in tensors):
             return False
-        self._blame(record, tensors, "its size is fixed in the model's code")
+        self._blame(record, tensors, FIXED)
         return True
 
     def _align(self, name: str, outs: Sequence[Tensor]) -> OpRecord | None:
@@ -385,10 +391,10 @@ class _Rehearsal(Tracer):
     ) -> str | None:
         """In what an operator's result is not the original's without the removed labels."""
         if rule is not created and numbers != op.record.numbers:
-            return "a factor is computed from its width"
+            return FACTOR
         for out, expected, wanted_axes in zip(outs, op.record.outputs, kept, strict=True):
             if not self._sizes_match(out, expected, wanted_axes):
-                return "its size is fixed in the model's code"
+                return FIXED
             if rule is created:  # what the code makes anew has the original's labels if it has their number
                 set_flow(out, Flow(wanted_axes, zero="zeros" in op.name))
             if not self._carries(out, wanted_axes):
@@ -411,17 +417,39 @@ class _Rehearsal(Tracer):
             return len(inside) == 0 or bool((inside == inside[0]).all())
         return np.array_equal(self._component[axis], wanted)
 
-    def _blame(self, record: OpRecord, inputs: Sequence[Tensor], reason: str) -> None:
-        """Blame what has been cut among the operator's results, else among its inputs."""
+    def _blame(
+        self,
+        record: OpRecord,
+        inputs: Sequence[Tensor],
+        reason: str,
+        args: Sequence[Any] = (),
+        numbers: Sequence[float] = (),
+    ) -> None:
+        """Blame the width that a factor comes from, else what has been cut of the operator's results or inputs."""
         number = self.first + self._next - 1
-        axes = [axis for output in record.outputs for axis in output.axes if axis is not None]
-        cut = [axis[~self._alive[axis]] for axis in axes]
+        cut = self._widths_behind(record, numbers) if reason == FACTOR else []
+        if not cut:
+            axes = (axis for output in record.outputs for axis in output.axes if axis is not None)
+            cut = [axis[~self._alive[axis]] for axis in axes]
         if not any(len(labels) for labels in cut):
             cut = [self._cut_around(axis) for t in inputs for axis in get_flow(t).axes if axis is not None]
         if not any(len(labels) for labels in cut):
             # The code mixed in a size of something else, most likely a width of the module that is running.
             cut = [_cut_inside(self._session, self._alive, _by_module(self._plan.shapes), record.module)]
-        self.blamed.append(Blame(np.concatenate(cut), reason, number, record.module))
+        asked: tuple[int, ...] = tuple(leaf for leaf in tree_leaves(args) if type(leaf) is int)
+        self.blamed.append(Blame(np.concatenate(cut), reason, number, record.module, asked=asked))
+
+    def _widths_behind(self, record: OpRecord, numbers: Sequence[float]) -> list[Labels]:
+        """What was cut of widths in the module's attributes with which, or with whose root, a factor has changed."""
+        changes = [after / before for before, after in zip(record.numbers, numbers, strict=False) if before != after]
+        found = []
+        for slot in self._structure.attributes:
+            before, after = self._plan.attributes.get(slot.path, (1, 1))
+            powers = [(after / before) ** power for power in (1, -1, 0.5, -0.5)]
+            explained = any(math.isclose(change, power) for change in changes for power in powers)
+            if explained and before != after and slot.path.rpartition(".")[0] == record.module:
+                found.append(slot.labels[~self._alive[slot.labels]])
+        return found
 
     def _cut_around(self, axis: Labels) -> Labels:
         """What was removed beside the labels of a narrowed axis: the dead labels of the same slots."""

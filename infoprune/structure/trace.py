@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten
 
 from infoprune.errors import ConfigurationError, PlanError, TraceError, nearest
+from infoprune.structure import read_widths
+from infoprune.structure.blame import Blame
 from infoprune.structure.caches import Attributes
 from infoprune.structure.flow import Flow, get_flow
 from infoprune.structure.groups import Passes, Structure
@@ -19,7 +21,7 @@ from infoprune.structure.labels import LabelSpace
 from infoprune.structure.numbers import Numbers
 from infoprune.structure.op import OpRecord
 from infoprune.structure.plan import PruningPlan, check_belongs
-from infoprune.structure.rehearse import Blame, narrowed, rehearse
+from infoprune.structure.rehearse import narrowed, rehearse
 from infoprune.structure.replay import Recording
 from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors, swapped
 from infoprune.structure.tracer import Inputs, Tracer, collector_paused, first_tensor, inputs_on_meta, run_labelled
@@ -98,10 +100,17 @@ def _rehearsed(session: TraceSession, structure: Structure) -> Structure:
 
 
 def yielding(session: TraceSession, structure: Structure, plan: PruningPlan, blamed: list[Blame]) -> Structure:
-    """What remains where the code does not follow a plan: a number that explains it is rewritten, or the part stays."""
-    if not session.numbers.find(structure, blamed):
+    """What remains where the code does not follow a plan.
+
+    A width that it reads elsewhere is tied to that, a number that explains it is rewritten, or the part stays.
+    """
+    if not read_widths.tie(session, structure, plan, blamed) and not session.numbers.find(structure, blamed):
+        settled: set[int] = set()
         for blame in narrowed(session, structure, plan, blamed):
-            session.space.freeze(structure.whole_groups(blame.labels), blame.reason, blame.op)
+            groups = set(structure.groups_cut(blame.labels).tolist())
+            if not groups or groups - settled:
+                session.space.freeze(structure.whole_groups(blame.labels), blame.reason, blame.op)
+            settled |= groups
     return session.structure()
 
 

@@ -1,0 +1,98 @@
+"""Code that reads a width from one tensor for another: the two are cut alike."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+import infoprune
+from infoprune.structure import check_plan
+from tests.networks import randomise
+from tests.oracle import relative_error
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Reduced(nn.Module):
+    """Tokens made fewer by a convolution; its result is taken to be as wide as what goes in (SegFormer, PVT)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.reduce, self.norm = nn.Conv2d(width, width, 2, 2), nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, _, channels = tokens.shape
+        image = tokens.transpose(1, 2).reshape(batch, channels, 8, 8)
+        return self.norm(self.reduce(image).reshape(batch, channels, -1).transpose(1, 2))
+
+
+class Parted(nn.Module):
+    """One layer for three things, two of them as wide as what goes in (FocalNet)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.parts = nn.Conv2d(width, 2 * width + 3, 1)
+        self.context = nn.Conv2d(width, width, 3, padding=1, groups=width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        query, context, gates = torch.split(self.parts(x), (channels, channels, 3), dim=1)
+        return query * (self.context(context) * gates[:, :1] + gates[:, 1:2] - gates[:, 2:])
+
+
+class Turned(nn.Module):
+    """Channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+
+class Net(nn.Module):
+    """Both, each after a layer of its own, and a layer whose width nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.turned = nn.Conv2d(3, 12, 1), Turned()
+        self.reduced, self.free = Reduced(12), nn.Linear(12, 10)
+        self.body, self.parted, self.head = nn.Conv2d(10, 12, 1), Parted(12), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.free(self.reduced(self.turned(self.stem(x))))
+        image = tokens.transpose(1, 2).unflatten(2, (4, 4))
+        return self.head(self.parted(self.body(image).relu()))
+
+
+def test_what_is_read_elsewhere_is_cut_alike() -> None:
+    net = randomise(Net()).eval()
+    structure = infoprune.trace(net, X)
+    together = {
+        group.name: {slot.tensor.removesuffix(".weight") for slot in group.slots if slot.tensor.endswith("weight")}
+        for group in structure.prunable
+    }
+    assert together == {
+        "stem": {"stem", "reduced.reduce", "reduced.norm", "free"},
+        "free": {"free", "body"},
+        "body": {"body", "parted.parts", "parted.context", "head"},
+    }
+    original, plan = copy.deepcopy(net), structure.plan({"stem": [0, 3, 7], "free": [1], "body": [2, 5, 11, 4]})
+    check_plan(net, X, structure, plan)
+    infoprune.shrink(net, plan)
+    assert net.parted.parts.out_channels == 8 + 8 + 3
+    assert relative_error(original, net, plan, X) < 1e-12
+
+
+def test_a_width_that_nothing_has_stays() -> None:
+    class AtLeast(Reduced):
+        """Asks for 11 channels where what goes in has fewer."""
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            batch, channels = len(tokens), max(tokens.shape[2], 11)
+            image = tokens.transpose(1, 2).reshape(batch, -1, 8, 8)
+            return self.norm(self.reduce(image).reshape(batch, channels, -1).transpose(1, 2))
+
+    net = randomise(nn.Sequential(nn.Conv2d(3, 12, 1), Turned(), AtLeast(12), nn.Linear(12, 4)))
+    structure = infoprune.trace(net, X)
+    for name in ("2.reduce", "0"):  # the second because 11 are not asked for unless fewer than 12 come in
+        assert "its size is fixed in the model's code (view in 2)" in str(structure.group(name).reason)
