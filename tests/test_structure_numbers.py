@@ -234,6 +234,29 @@ def test_of_several_equal_numbers_those_that_the_code_asks_for_follow() -> None:
     assert relative_error(original, net, plan, X) < 1e-12
 
 
+class Scaled(Attention):
+    """Attention whose heads are as wide as may be; PyTorch scales by the root of that itself (SAM, ViT in timm)."""
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:-1], self.heads, -1).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def test_whole_heads_go_where_nothing_but_a_factor_comes_from_their_width() -> None:
+    net = randomise(nn.Sequential(nn.Conv2d(3, 12, 1), Tokens(Scaled(12, 3)), nn.Conv2d(12, 4, 1))).eval()
+    structure = infoprune.trace(net, X)
+    assert {group.name: group.size for group in structure.prunable} == {"0": 12, "1.attention.query": 3}
+    original, plan = copy.deepcopy(net), structure.plan({"0": [4, 5], "1.attention.query": [1]})
+    check_plan(net, X, structure, plan)
+    infoprune.shrink(net, plan)
+    assert (net[1].attention.heads, net[1].attention.query.out_features) == (2, 8)
+    assert relative_error(original, net, plan, X) < 1e-12
+
+
 @pytest.mark.parametrize("heads", [2, 3])
 def test_whole_heads_go_where_their_width_is_a_factor(heads: int) -> None:
     """Of two heads one stays, and PyTorch takes another way through dimensions of one."""

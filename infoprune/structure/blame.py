@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from infoprune.structure.labels import Labels
 
@@ -11,12 +12,20 @@ FACTOR = "a factor is computed from its width"
 """The reasons where a size does not follow a cut, and where a factor does."""
 
 
+class Asked(NamedTuple):
+    """A dimension that the code asks for in a wrong size, its place among those that the operator makes, that size."""
+
+    axis: Labels
+    place: int
+    size: int
+
+
 @dataclass(frozen=True)
 class Blame:
     """Labels that the model's code does not let go; the operator (-1: none in particular) and module that showed it.
 
-    Where the code failed before it ran an operator, ``upcoming`` is the one that it had come to; where it ran one that
-    does not fit, ``asked`` are the whole numbers among that one's arguments.
+    Where the code failed before it ran an operator, ``upcoming`` is the one that it had come to. Where it ran one whose
+    sizes do not fit, ``asked`` holds the dimensions that are asked for in a wrong size, as far as that is known.
     """
 
     labels: Labels
@@ -24,4 +33,4 @@ class Blame:
     op: int
     module: str
     upcoming: int = -1
-    asked: tuple[int, ...] = ()
+    asked: tuple[Asked, ...] = ()

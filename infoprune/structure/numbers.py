@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Splits: TypeAlias = dict[str, dict[int, set[int]]]
 """For modules, by name: numbers of parts that a dimension is split into, and for each the widths of these parts."""
+AskedFor: TypeAlias = "Callable[[Structure, Blame], Iterable[tuple[list[str], Labels, int]]]"
+"""What a rehearsal's blame says was asked for: numbers that it may have been, the dimension, and at which place."""
 
 
 MOST_TRIES = 6
@@ -44,11 +46,11 @@ class Heads:
 
 
 class Taking(NamedTuple):
-    """A number taken for the width of a dimension, given by its units, because an operator asked for it."""
+    """A number taken for the width of a dimension, because an operator asked for it at some place of its arguments."""
 
     path: str
     op: int
-    units: bytes
+    place: int
 
 
 class Numbers:
@@ -72,12 +74,14 @@ class Numbers:
 
     def find(self, structure: Structure, blamed: Sequence[Blame]) -> bool:
         """Look for numbers that explain what is in a cut's way; False if there is none that was not tried before."""
+        if self._split_into_heads(dict.fromkeys(blame.module for blame in blamed)):
+            return True
         blamed = [blame for blame in blamed if blame.reason != FACTOR]  # which no size explains
-        modules = list(dict.fromkeys(blame.module for blame in blamed))
-        if self._split_into_heads(modules) or self._take_written(structure, blamed, self._asked_for):
+        modules = dict.fromkeys(blame.module for blame in blamed)
+        if self._take_written(structure, blamed, self._by_operators):
             return True
         tied = [self._tie_inputs(structure, module) for module in modules]
-        return any(tied) or self._take_written(structure, blamed, self._checked)
+        return any(tied) or self._take_written(structure, blamed, self._by_checks)
 
     def find_frozen_heads(self) -> bool:
         """Let modules lose whole heads where the width of a head has to stay."""
@@ -158,26 +162,23 @@ class Numbers:
 
     # -- written-out widths -------------------------------------------------------------------------------------------
 
-    def _take_written(
-        self,
-        structure: Structure,
-        blamed: Sequence[Blame],
-        numbers_for: Callable[[Structure, Blame], Iterable[tuple[list[str], Labels]]],
-    ) -> bool:
+    def _take_written(self, structure: Structure, blamed: Sequence[Blame], asked_for: AskedFor) -> bool:
         """Widths that modules hold as numbers; where several numbers of a module are that width, one after another."""
         found: set[str] = set()
         for blame in blamed:
             op = max(blame.op, blame.upcoming)
             if blame.op >= 0 and structure.records[op].module != blame.module:
                 continue  # blamed for what happened in its like, of which its own numbers say nothing
-            for paths, axis in numbers_for(structure, blame):
+            for paths, axis, place in asked_for(structure, blame):
+                takings = [Taking(path, op, place) for path in paths]
                 if not found.isdisjoint(paths):
                     continue  # first see what the one that has just been taken does
                 for path in paths:
-                    if path in self._written and self._taken[path].op >= op:  # the code did not get any further
-                        del self._written[path]
-                takings = (Taking(path, op, structure.component[axis].tobytes()) for path in paths)
-                taking = next((t for t in takings if t.path not in self._written and t not in self._tried), None)
+                    taken = self._taken.get(path)
+                    if taken and path in self._written and (taken.op > op or taken in takings):
+                        del self._written[path]  # the code did not get any further
+                untried = (t for t in takings if t.path not in self._written and t not in self._tried)
+                taking = next(untried, None)
                 tries = sum(t.op == op and t.path in paths for t in self._tried)
                 if taking is not None and tries < MOST_TRIES and np.isin(axis, blame.labels).any():
                     self._tried.add(taking)
@@ -186,30 +187,31 @@ class Numbers:
                     found.add(taking.path)
         return bool(found)
 
-    def _asked_for(self, structure: Structure, blame: Blame) -> Iterator[tuple[list[str], Labels]]:
-        """Each dimension that an operator makes, or splits, with the numbers that may stand for its size."""
+    def _by_operators(self, structure: Structure, blame: Blame) -> Iterator[tuple[list[str], Labels, int]]:
+        """Each dimension that an operator makes, or splits, with the numbers that may stand for its size; its place."""
         op, module = max(blame.op, blame.upcoming), blame.module
         outputs = structure.records[op].outputs if op >= 0 else []
-        if len(outputs) == 1:
-            shape = zip(self._sequence(module, outputs[0].shape), outputs[0].axes, strict=False)
-            yield from (([path], axis) for path, axis in shape if axis is not None)
         splits = zip(*(output.axes for output in outputs), strict=False) if len(outputs) > 1 else ()
         parts = [[axis for axis in axes if axis is not None] for axes in splits if all(a is not None for a in axes)]
-        for axes in parts:
-            sizes = self._sequence(module, [len(axis) for axis in axes])
-            yield from (([path], axis) for path, axis in zip(sizes, axes, strict=False))
-        for axis in (axis for output in outputs for axis in output.axes if axis is not None):
-            yield self._equal_numbers(module, len(axis)), axis
-        for axes in parts:
-            yield self._equal_numbers(module, sum(map(len, axes))), np.concatenate(axes)
+        for axes in [outputs[0].axes] if len(outputs) == 1 else parts:
+            sizes = [0 if axis is None else len(axis) for axis in axes] if len(outputs) > 1 else outputs[0].shape
+            paths = self._sequence(module, sizes)
+            for place, (path, axis) in enumerate(zip(paths, axes, strict=False)):
+                if axis is not None:
+                    yield [path], axis, place
+        made = [axis for output in outputs for axis in output.axes if axis is not None]
+        for axis, place in [asked[:2] for asked in blame.asked] or zip(made, range(len(made)), strict=True):
+            yield self._equal_numbers(module, len(axis)), axis, place
+        for place, axes in enumerate(parts):
+            yield self._equal_numbers(module, sum(map(len, axes))), np.concatenate(axes), place
 
-    def _checked(self, structure: Structure, blame: Blame) -> Iterator[tuple[list[str], Labels]]:
+    def _by_checks(self, structure: Structure, blame: Blame) -> Iterator[tuple[list[str], Labels, int]]:
         """Where the code itself fails, as if it checked what comes in: each width that its tensors have, once."""
         if blame.op < 0:
             within = f"{blame.module}." if blame.module else ""
             axes = (axis for name, axes in self._session.labels.items() if name.startswith(within) for axis in axes)
-            for axis in {structure.component[axis].tobytes(): axis for axis in axes}.values():
-                yield self._equal_numbers(blame.module, len(axis)), axis
+            for axis in {structure.component[axis].tobytes(): axis for axis in axes if len(axis)}.values():
+                yield self._equal_numbers(blame.module, len(axis)), axis, int(axis[0])
 
     def _sequence(self, module: str, sizes: Sequence[int]) -> list[str]:
         """The places of the one list or tuple of a module that holds just these sizes, of a split or a shape."""

@@ -25,17 +25,13 @@ def tie(session: TraceSession, structure: Structure, plan: PruningPlan, blamed: 
     alive = structure.alive(plan)
     tied = False
     for blame in blamed:
-        asked = set(blame.asked)
-        outputs = structure.records[blame.op].outputs if asked else []
-        for axis in (axis for output in outputs for axis in output.axes if axis is not None):
-            if not asked.isdisjoint({len(axis), int(alive[axis].sum())}):
-                continue  # it has the size that was asked for, or one that is written out
-            read = (
-                other for other in _axes_in(session, structure, blame.module, len(axis)) if alive[other].sum() in asked
-            )
-            other = next(read, None)  # should it be the wrong one, the next rehearsal finds the right one too
-            if other is not None and (axis >= 0).all():
-                session.space.unite(axis, other, blame.op)
+        for axis, _, size in blame.asked:
+            if size == len(axis) or (axis < 0).any():  # it is written out, or not all of it is the model's
+                continue
+            axes = _axes_in(session, structure, blame.module, len(axis))
+            read = next((other for other in axes if alive[other].sum() == size), None)
+            if read is not None:  # should it be the wrong one, the next rehearsal finds the right one too
+                session.space.unite(axis, read, blame.op)
                 tied = True
     return tied
 

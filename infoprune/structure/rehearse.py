@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import zip_longest
@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from infoprune.errors import TraceError
 from infoprune.structure import attributes
-from infoprune.structure.blame import FACTOR, FIXED, Blame
+from infoprune.structure.blame import FACTOR, FIXED, Asked, Blame
 from infoprune.structure.flow import Axis, Flow, get_flow, set_flow
 from infoprune.structure.labels import Labels
 from infoprune.structure.numbers import around, same_code
@@ -436,7 +435,7 @@ class _Rehearsal(Tracer):
         if not any(len(labels) for labels in cut):
             # The code mixed in a size of something else, most likely a width of the module that is running.
             cut = [_cut_inside(self._session, self._alive, _by_module(self._plan.shapes), record.module)]
-        asked: tuple[int, ...] = tuple(leaf for leaf in tree_leaves(args) if type(leaf) is int)
+        asked = tuple(asked for asked in _sizes_asked_for(record, args) if asked.size != len(self._kept_of(asked.axis)))
         self.blamed.append(Blame(np.concatenate(cut), reason, number, record.module, asked=asked))
 
     def _widths_behind(self, record: OpRecord, numbers: Sequence[float]) -> list[Labels]:
@@ -470,6 +469,25 @@ class _Rehearsal(Tracer):
             set_flow(out, Flow(kept))
             outs.append(out)
         return outs[0] if len(outs) == 1 else tuple(outs)
+
+
+def _sizes_asked_for(record: OpRecord, args: Sequence[Any]) -> Iterator[Asked]:
+    """The labelled dimensions that an operator makes whose sizes are among its arguments."""
+    sizes: list[Any] = []
+    axes: list[Axis] = []
+    if record.name.startswith("aten.split"):
+        dim = args[2] if len(args) > 2 else 0
+        axes = [output.axes[dim] for output in record.outputs]
+        sizes = list(args[1]) if isinstance(args[1], (list, tuple)) else [args[1]] * len(axes)
+    elif record.name == "aten.slice" and len(args) > 3:
+        axes, sizes = [record.outputs[0].axes[args[1]]], [args[3] - args[2]]
+    elif len(record.outputs) == 1:
+        axes = list(record.outputs[0].axes)
+        lists = (arg for arg in args if isinstance(arg, (list, tuple)) and len(arg) == len(axes))
+        sizes = list(next(lists, ()))
+    for place, (axis, size) in enumerate(zip(axes, sizes, strict=False)):
+        if axis is not None and type(size) is int and size >= 0:
+            yield Asked(axis, place, size)
 
 
 def _same_operator(record: OpRecord, name: str) -> bool:
