@@ -52,6 +52,13 @@ _OF_ONE = frozenset({"aten.mul", "aten.sum"})
 _WITH_BIAS = frozenset({"aten.addmm", "aten.baddbmm"})
 """A product and a sum in one."""
 
+_GIVEN_SIZES = frozenset({
+    "aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.expand", "aten.as_strided",
+    "aten.zeros", "aten.ones", "aten.empty", "aten.full", "aten.new_zeros", "aten.new_ones", "aten.new_empty",
+    "aten.new_full", "aten.rand", "aten.randn",
+})  # fmt: skip
+"""Operators that are told the sizes of what they make, all of them."""
+
 MANY = 8
 """Where more groups than these are blamed at once, it pays to find out which of them are at fault."""
 
@@ -262,7 +269,8 @@ class _Rehearsal(Tracer):
         """
         asked = [tuple(arg) for arg in args if isinstance(arg, (list, tuple))]
         for place, record in enumerate(self._expected[self._next :], self._next):
-            if record.module == self.module and record.name == name and record.outputs[0].shape in asked:
+            alike = record.module == self.module and record.name == name and len(record.outputs) == 1
+            if alike and record.outputs[0].shape in asked:
                 self._aligned, self._next = True, place
                 return record
         return None
@@ -479,12 +487,10 @@ def _sizes_asked_for(record: OpRecord, args: Sequence[Any]) -> Iterator[Asked]:
         dim = args[2] if len(args) > 2 else 0
         axes = [output.axes[dim] for output in record.outputs]
         sizes = list(args[1]) if isinstance(args[1], (list, tuple)) else [args[1]] * len(axes)
-    elif record.name == "aten.slice" and len(args) > 3:
+    elif record.name == "aten.slice" and len(args) > 3 and None not in args[1:4]:
         axes, sizes = [record.outputs[0].axes[args[1]]], [args[3] - args[2]]
-    elif len(record.outputs) == 1:
-        axes = list(record.outputs[0].axes)
-        lists = (arg for arg in args if isinstance(arg, (list, tuple)) and len(arg) == len(axes))
-        sizes = list(next(lists, ()))
+    elif record.name in _GIVEN_SIZES:
+        axes, sizes = list(record.outputs[0].axes), list(next((a for a in args if isinstance(a, (list, tuple))), ()))
     for place, (axis, size) in enumerate(zip(axes, sizes, strict=False)):
         if axis is not None and type(size) is int and size >= 0:
             yield Asked(axis, place, size)
