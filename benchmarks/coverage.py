@@ -1,7 +1,8 @@
-"""Which models of torchvision and timm the structure engine prunes, how far, and how exactly.
+"""Which models of torchvision, timm and others the structure engine prunes, how far, and how exactly.
 
     python -m benchmarks.coverage            # all of torchvision: benchmarks/results/coverage.md
     python -m benchmarks.coverage --timm     # one or two of each of timm's modules: benchmarks/results/coverage_timm.md
+    python -m benchmarks.coverage --others   # see benchmarks/zoo_others.py: benchmarks/results/coverage_others.md
     python -m benchmarks.coverage resnet18   # some: prints their rows
 
 Every model is traced, loses half of the units of every prunable group at random, and is compared with its masked
@@ -19,16 +20,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import infoprune
 from benchmarks import zoo
 from benchmarks.machine import describe
+from benchmarks.zoo_others import OTHERS
 from infoprune.structure import check_plan
+from infoprune.structure.tracer import call
 
 RESULTS = Path(__file__).parent / "results"
-RESULT, TIMM = RESULTS / "coverage.md", RESULTS / "coverage_timm.md"
+RESULT, TIMM, OTHER = (RESULTS / f"coverage{which}.md" for which in ("", "_timm", "_others"))
+TITLES = {
+    RESULT: "every torchvision model",
+    TIMM: "models of all kinds in timm",
+    OTHER: "models of libraries for segmentation, detection and volumes, and of transformers",
+}
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,8 @@ def output_error(original: nn.Module, pruned: nn.Module, plan: infoprune.Pruning
     """The largest error of any output; infinite if there is nothing to compare."""
     checked = infoprune.verify(original, pruned, plan, x)
     with torch.no_grad():
-        outputs = tree_leaves(original.eval()(*x) if isinstance(x, tuple) else original.eval()(x))
-    return checked.max_error if all(leaf.numel() and leaf.any() for leaf in outputs) else float("inf")
+        outputs = [leaf for leaf in tree_leaves(call(original.eval(), x)) if isinstance(leaf, Tensor)]
+    return checked.max_error if outputs and all(leaf.numel() and leaf.any() for leaf in outputs) else float("inf")
 
 
 def heads_error(original: nn.Module, pruned: nn.Module, plan: infoprune.PruningPlan, x: Any) -> float:
@@ -93,11 +101,12 @@ def measure(name: str) -> Row:
 
 
 def write(rows: list[Row], path: Path) -> None:
-    """The table of all models of one library."""
+    """A table of all models."""
+    option = {TIMM: " --timm", OTHER: " --others"}.get(path, "")
     lines = [
-        f"# Structure engine: {'models of all kinds in timm' if path == TIMM else 'every torchvision model'}",
+        f"# Structure engine: {TITLES[path]}",
         "",
-        f"`python -m benchmarks.coverage{' --timm' if path == TIMM else ''}`, {describe()}. Half of the units of every",
+        f"`python -m benchmarks.coverage{option}`, {describe()}. Half of the units of every",
         "prunable group were removed at random; `error` is the largest difference from the masked original in float64,",
         "relative to the output; of detectors: what their heads put out.",
         "",
@@ -111,17 +120,19 @@ def write(rows: list[Row], path: Path) -> None:
 def main() -> None:
     """Measure the models named, or all of a library into the results folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="of torchvision, or timm/NAME; left out: all")
+    parser.add_argument("names", nargs="*", help="of torchvision, or LIBRARY/NAME; left out: all")
     parser.add_argument("--timm", action="store_true", help="all of timm's that are in the table")
+    parser.add_argument("--others", action="store_true", help="all of other libraries' that are in the table")
     options = parser.parse_args()
     torch.manual_seed(0)
     rows = []
     print(HEADER, flush=True)
-    for name in options.names or (zoo.TIMM if options.timm else zoo.names()):
+    path = TIMM if options.timm else OTHER if options.others else RESULT
+    for name in options.names or {TIMM: zoo.TIMM, OTHER: list(OTHERS)}.get(path) or zoo.names():
         rows.append(measure(name))
         print(rows[-1], flush=True)
     if not options.names:
-        write(rows, TIMM if options.timm else RESULT)
+        write(rows, path)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from benchmarks.zoo_others import OTHERS
+
 _MODULES = torchvision.models
 
 
@@ -51,6 +53,8 @@ def build(name: str) -> nn.Module:
         import timm
 
         return randomise(timm.create_model(name.removeprefix(OF_TIMM), pretrained=False)).eval()
+    if name in OTHERS:
+        return randomise(OTHERS[name].make()).eval()
     options: dict[str, Any] = {"weights": None}
     if name in _of(_MODULES.detection) + _of(_MODULES.segmentation):
         options["weights_backbone"] = None
@@ -113,6 +117,9 @@ def inputs(name: str) -> Any:
         import timm
 
         return random(1, *timm.get_pretrained_cfg(name.removeprefix(OF_TIMM)).input_size)
+    if name in OTHERS:
+        images = random(*OTHERS[name].shape)
+        return {keyword: images} if (keyword := OTHERS[name].keyword) else images
     if name in _of(_MODULES.video):
         size = 224 if name.startswith(("mvit", "swin", "s3d")) else 112
         return random(1, 3, 16, size, size)

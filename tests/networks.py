@@ -399,6 +399,49 @@ def remembering(c: int, n: int) -> nn.Module:
     return Remembering(c)
 
 
+class Reading(nn.Module):
+    """Takes what it has made for as wide as what came in: the whole of it, or two of its three parts."""
+
+    def __init__(self, c: int, n: int) -> None:
+        super().__init__()
+        self.parted = bool(n % 2)
+        self.first, self.second = conv(c, 2 * c + 3 if self.parted else c, 1), conv(c, c)
+        self.out_channels = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        if not self.parted:
+            return self.second(self.first(x).reshape(b, c, -1).tanh().unflatten(2, (h, w)))
+        query, context, gates = self.first(x).split((c, c, 3), 1)
+        return query * (self.second(context) * gates[:, :1] + gates[:, 1:2] - gates[:, 2:])
+
+
+@block
+def reading(c: int, n: int) -> nn.Module:
+    return Reading(c, n)
+
+
+class Checking(nn.Module):
+    """Refuses another width than it was made for; two of its numbers are the same, and it asks for one of them."""
+
+    def __init__(self, c: int, n: int) -> None:
+        super().__init__()
+        self.channels = c
+        self.steps = self.width = (c, 6)[n % 2]
+        self.wide, self.narrow = conv(c, self.width, 1), conv(self.width, c, 1)
+        self.out_channels = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != self.channels:
+            raise ValueError(f"{x.shape[1]} channels, not {self.channels}")
+        return x + self.narrow(self.wide(x).relu().reshape(-1, self.width, *x.shape[2:]))
+
+
+@block
+def checking(c: int, n: int) -> nn.Module:
+    return Checking(c, n)
+
+
 class Linears(nn.Module):
     """A channel mixer on flattened maps, through einsum."""
 

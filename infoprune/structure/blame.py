@@ -26,6 +26,7 @@ class Blame:
 
     Where the code failed before it ran an operator, ``upcoming`` is the one that it had come to. Where it ran one whose
     sizes do not fit, ``asked`` holds the dimensions that are asked for in a wrong size, as far as that is known.
+    ``like``: it did not happen in this module but in another that runs the same code.
     """
 
     labels: Labels
@@ -34,3 +35,4 @@ class Blame:
     module: str
     upcoming: int = -1
     asked: tuple[Asked, ...] = ()
+    like: bool = False

@@ -167,12 +167,12 @@ class Numbers:
         found: set[str] = set()
         for blame in blamed:
             op = max(blame.op, blame.upcoming)
-            if blame.op >= 0 and structure.records[op].module != blame.module:
-                continue  # blamed for what happened in its like, of which its own numbers say nothing
+            if blame.like and blame.op >= 0:
+                continue  # the operator is not its own
             for paths, axis, place in asked_for(structure, blame):
                 takings = [Taking(path, op, place) for path in paths]
-                if not found.isdisjoint(paths):
-                    continue  # first see what the one that has just been taken does
+                if not found.isdisjoint(paths) or (blame.like and not self._written.keys().isdisjoint(paths)):
+                    continue  # first see what the one that has been taken does
                 for path in paths:
                     taken = self._taken.get(path)
                     if taken and path in self._written and (taken.op > op or taken in takings):

@@ -155,7 +155,7 @@ def _blame_likes(session: TraceSession, structure: Structure, alive: np.ndarray,
             axes = [session.labels[name][dim] for name, dim in names if name in session.labels]
             labels = [axis[~alive[axis]] for axis in axes]
             if any(len(part) for part in labels):
-                found.append(Blame(np.concatenate(labels), blame.reason, blame.op, like))
+                found.append(Blame(np.concatenate(labels), blame.reason, blame.op, like, like=True))
     return found
 
 
@@ -177,7 +177,8 @@ def _blame_code(
             reason = f"cannot go without breaking the model's code{where}: {first_line}"
             operators = session.operators_of(name)
             upcoming = operators[place] if 0 <= place < len(operators) else -1
-            blamed.append(Blame(_cut_inside(session, alive, cut, name), reason, -1, name, upcoming))
+            labels = _cut_inside(session, alive, cut, name)
+            blamed.append(Blame(labels, reason, -1, name, upcoming, like=name != module))
     return blamed
 
 
