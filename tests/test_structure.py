@@ -14,6 +14,7 @@ import infoprune
 from infoprune.errors import ConfigurationError, PlanError, SurgeryError, TraceError
 from infoprune.structure import check_plan, rule
 from infoprune.structure.rules import RULES
+from infoprune.structure.trials import trials
 from tests.networks import randomise
 from tests.oracle import relative_error
 
@@ -427,7 +428,7 @@ def test_the_garbage_collector_is_left_as_it_was(enabled: bool) -> None:
 
 def test_a_copied_structure_makes_the_same_plans() -> None:
     structure = infoprune.trace(nn.Sequential(Permuting(shuffle), nn.BatchNorm2d(5), nn.Conv2d(5, 2, 1)), X)
-    assert list(copy.deepcopy(structure).trials()) == list(structure.trials())
+    assert list(trials(copy.deepcopy(structure))) == list(trials(structure))
 
 
 def test_failure_in_the_middle_of_shrinking_leaves_everything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 
 import numpy as np
 
@@ -19,10 +19,8 @@ from infoprune.structure.flow import Axis
 from infoprune.structure.labels import Labels, LabelSpace, Slot, ranges
 from infoprune.structure.op import Contraction, OpRecord
 from infoprune.structure.plan import PruningPlan, check_belongs
+from infoprune.structure.products import Products
 from infoprune.structure.tracer import Tracer
-
-_FEW = 8
-"""So many of a group's slots tell which widths it has."""
 
 
 @dataclass(frozen=True)
@@ -351,41 +349,6 @@ class Structure:
         """Whether no operator splits a dimension or takes channels by their places: all cuts meet the same code."""
         return not any(record.by_place or record.splits for record in self.records)
 
-    def trials(self) -> Iterator[PruningPlan]:
-        """Plans that cut something from every prunable group, irregularly: those that `trace` rehearses.
-
-        One speaks for all, except where channels are taken by their places: there the second cuts what the first kept.
-        """
-        generator = np.random.default_rng(0)
-        gone: dict[int, set[int]] = {}
-        first, second = {}, {}
-        for group in sorted(self.prunable, key=attrgetter("size")):  # those with the fewest choices first
-            count = self._unlike(group, gone, generator)
-            order = generator.permutation(group.size)
-            first[group.name], second[group.name] = order[:count], order[count:]
-        yield self.plan(first)
-        if any(record.by_place for record in self.records):
-            yield self.plan(second)
-
-    def _unlike(self, group: ChannelGroup, gone: dict[int, set[int]], generator: np.random.Generator) -> int:
-        """How many units to cut: a quarter to a half, and so that groups leave different widths of one size.
-
-        Else code that takes one group's width for another's would go unnoticed. ``gone`` tells, by the size of a
-        dimension, how many of its indices go with other groups already; where all numbers are taken it starts over.
-        """
-        several = np.arange(max(group.size // 4, 1), max(group.size // 2, 1) + 1)
-        generator.shuffle(several)
-        sides = {(self.shapes[s.tensor][s.dim], len(s.index) // group.size) for s in group.slots[:_FEW]}
-        free = (n for n in several.tolist() if not any(n * times in gone.get(size, ()) for size, times in sides))
-        count = next(free, None)
-        if count is None:
-            for size, _ in sides:
-                gone.pop(size, None)
-            count = int(several[0])
-        for size, times in sides:
-            gone.setdefault(size, set()).add(count * times)
-        return count
-
     # -- cost ---------------------------------------------------------------------------------------------------------
 
     def cost(self, widths: Mapping[str, int] | None = None) -> Cost:
@@ -412,13 +375,13 @@ class Structure:
         return {group.name: i for i, group in enumerate(self.prunable)}
 
     @cached_property
-    def _arithmetic(self) -> tuple[_Products, _Products]:
+    def _arithmetic(self) -> tuple[Products, Products]:
         macs = [(c.times / self._batch, [self._width(a, n) for a, n in c.sides]) for c in self._contractions]
         params = [
             (1.0, [self._width(self._slots[p, d].labels, n) for d, n in enumerate(self.shapes[p])])
             for p in self._parameters
         ]
-        return _Products(macs), _Products(params)
+        return Products(macs), Products(params)
 
     def _width(self, axis: Axis, size: int) -> tuple[float, np.ndarray]:
         """A dimension's size as ``fixed + coefficients @ widths``."""
@@ -497,29 +460,6 @@ class Structure:
             f"Structure({len(self.prunable)} prunable and {len(self.groups) - len(self.prunable)} frozen groups, "
             f"{len(self.layers)} layers, {cost.macs:,} MACs, {cost.params:,} parameters)"
         )
-
-
-class _Products:
-    """A sum of products of widths, each width linear in the groups' kept units."""
-
-    def __init__(self, terms: Sequence[tuple[float, Sequence[tuple[float, np.ndarray]]]]) -> None:
-        longest = max((len(factors) for _, factors in terms), default=0)
-        groups = next((len(factors[0][1]) for _, factors in terms if factors), 0)  # scalars have no factors
-        one = (1.0, np.zeros(groups))
-        self._scale = np.array([scale for scale, _ in terms])
-        self._fixed, self._coefficients = [], []
-        for position in range(longest):
-            column = [factors[position] if position < len(factors) else one for _, factors in terms]
-            self._fixed.append(np.array([fixed for fixed, _ in column]))
-            self._coefficients.append(
-                np.array([coefficients if len(coefficients) else np.zeros(groups) for _, coefficients in column])
-            )
-
-    def __call__(self, kept: np.ndarray) -> float:
-        value = self._scale.copy()
-        for fixed, coefficients in zip(self._fixed, self._coefficients, strict=True):
-            value *= fixed + coefficients @ kept
-        return float(value.sum())
 
 
 def layer_name(parameter: str) -> str:

@@ -25,6 +25,7 @@ from infoprune.structure.rehearse import narrowed, rehearse
 from infoprune.structure.replay import Recording
 from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors, swapped
 from infoprune.structure.tracer import Inputs, Tracer, collector_paused, first_tensor, inputs_on_meta, run_labelled
+from infoprune.structure.trials import trials
 
 MAX_REHEARSALS = 50
 
@@ -88,7 +89,7 @@ def rehearsed(session: TraceSession, structure: Structure) -> Structure:
 def _rehearsed(session: TraceSession, structure: Structure) -> Structure:
     for _ in range(MAX_REHEARSALS):
         # The first trial cut that something stands in the way of; the second is not run before the first is clean.
-        tried = ((trial, rehearse(session, structure, trial)) for trial in structure.trials())
+        tried = ((trial, rehearse(session, structure, trial)) for trial in trials(structure))
         trial, blamed = next(((trial, blamed) for trial, blamed in tried if blamed), (None, []))
         if trial is None:
             return structure

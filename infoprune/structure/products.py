@@ -1,0 +1,40 @@
+"""Costs as arithmetic on widths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class Products:
+    """A sum of products of widths, each width linear in the groups' kept units.
+
+    Args:
+        terms: for each product a factor, and its widths as ``(fixed, coefficients)``.
+
+    Example:
+        >>> macs = Products([(9.0, [(3.0, np.array([0.0, 0.0])), (0.0, np.array([1.0, 0.0]))])])
+        >>> macs(np.array([8.0, 4.0]))
+        216.0
+    """
+
+    def __init__(self, terms: Sequence[tuple[float, Sequence[tuple[float, np.ndarray]]]]) -> None:
+        longest = max((len(factors) for _, factors in terms), default=0)
+        groups = next((len(factors[0][1]) for _, factors in terms if factors), 0)  # scalars have no factors
+        one = (1.0, np.zeros(groups))
+        self._scale = np.array([scale for scale, _ in terms])
+        self._fixed, self._coefficients = [], []
+        for position in range(longest):
+            column = [factors[position] if position < len(factors) else one for _, factors in terms]
+            self._fixed.append(np.array([fixed for fixed, _ in column]))
+            self._coefficients.append(
+                np.array([coefficients if len(coefficients) else np.zeros(groups) for _, coefficients in column])
+            )
+
+    def __call__(self, kept: np.ndarray) -> float:
+        """The sum for so many kept units of each group."""
+        value = self._scale.copy()
+        for fixed, coefficients in zip(self._fixed, self._coefficients, strict=True):
+            value *= fixed + coefficients @ kept
+        return float(value.sum())
