@@ -62,6 +62,8 @@ class Numbers:
         self._written: dict[str, AttributeSlot] = {}
         self._tried: set[Taking] = set()
         self._taken: dict[str, Taking] = {}
+        self._guessed: set[str] = set()
+        """Numbers taken for what a like of their module failed in, not yet the module itself."""
         self._seen: set[str] = set()
 
     def slots(self) -> Iterator[AttributeSlot]:
@@ -175,8 +177,11 @@ class Numbers:
                     continue  # first see what the one that has been taken does
                 for path in paths:
                     taken = self._taken.get(path)
-                    if taken and path in self._written and (taken.op > op or taken in takings):
+                    if taken and path in self._written and (taken.op > op or taken in takings or path in self._guessed):
                         del self._written[path]  # the code did not get any further
+                        if path in self._guessed:
+                            self._guessed.remove(path)
+                            self._tried.remove(taken)
                 untried = (t for t in takings if t.path not in self._written and t not in self._tried)
                 taking = next(untried, None)
                 tries = sum(t.op == op and t.path in paths for t in self._tried)
@@ -185,6 +190,8 @@ class Numbers:
                     self._taken[taking.path] = taking
                     self._written[taking.path] = AttributeSlot(taking.path, len(axis), axis)
                     found.add(taking.path)
+                    if blame.like:
+                        self._guessed.add(taking.path)
         return bool(found)
 
     def _by_operators(self, structure: Structure, blame: Blame) -> Iterator[tuple[list[str], Labels, int]]:
