@@ -12,6 +12,13 @@ import torch
 from infoprune.structure.flow import Axis, Flow, set_flow
 from infoprune.structure.labels import OUTSIDE, Labels, LabelSpace
 
+GIVEN_SIZES = frozenset({
+    "aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.expand", "aten.as_strided",
+    "aten.zeros", "aten.ones", "aten.empty", "aten.full", "aten.new_zeros", "aten.new_ones", "aten.new_empty",
+    "aten.new_full", "aten.rand", "aten.randn",
+})  # fmt: skip
+"""Operators that are told the sizes of what they make, all of them."""
+
 
 @dataclass(slots=True)
 class Output:

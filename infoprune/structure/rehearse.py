@@ -26,7 +26,7 @@ from infoprune.structure.blame import FACTOR, FIXED, Asked, Blame
 from infoprune.structure.flow import Axis, Flow, get_flow, set_flow
 from infoprune.structure.labels import Labels
 from infoprune.structure.numbers import around, same_code
-from infoprune.structure.op import OpRecord, Output
+from infoprune.structure.op import GIVEN_SIZES, OpRecord, Output
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.rehearsal_op import Diverged, RehearsalOp, UnalignedOp
 from infoprune.structure.rules import Rule, tensors_in
@@ -51,13 +51,6 @@ _OF_ONE = frozenset({"aten.mul", "aten.sum"})
 
 _WITH_BIAS = frozenset({"aten.addmm", "aten.baddbmm"})
 """A product and a sum in one."""
-
-_GIVEN_SIZES = frozenset({
-    "aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.expand", "aten.as_strided",
-    "aten.zeros", "aten.ones", "aten.empty", "aten.full", "aten.new_zeros", "aten.new_ones", "aten.new_empty",
-    "aten.new_full", "aten.rand", "aten.randn",
-})  # fmt: skip
-"""Operators that are told the sizes of what they make, all of them."""
 
 MANY = 8
 """Where more groups than these are blamed at once, it pays to find out which of them are at fault."""
@@ -490,7 +483,7 @@ def _sizes_asked_for(record: OpRecord, args: Sequence[Any]) -> Iterator[Asked]:
         sizes = list(args[1]) if isinstance(args[1], (list, tuple)) else [args[1]] * len(axes)
     elif record.name == "aten.slice" and len(args) > 3 and None not in args[1:4]:
         axes, sizes = [record.outputs[0].axes[args[1]]], [args[3] - args[2]]
-    elif record.name in _GIVEN_SIZES:
+    elif record.name in GIVEN_SIZES:
         axes, sizes = list(record.outputs[0].axes), list(next((a for a in args if isinstance(a, (list, tuple))), ()))
     for place, (axis, size) in enumerate(zip(axes, sizes, strict=False)):
         if axis is not None and type(size) is int and size >= 0:
