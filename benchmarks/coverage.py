@@ -108,7 +108,7 @@ def write(rows: list[Row], path: Path) -> None:
         "",
         f"`python -m benchmarks.coverage{option}`, {describe()}. Half of the units of every",
         "prunable group were removed at random; `error` is the largest difference from the masked original in float64,",
-        "relative to the output; of detectors: what their heads put out.",
+        f"relative to the output{'; of detectors: what their heads put out' * (path == RESULT)}.",
         "",
         HEADER,
         *map(str, rows),

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import zoo
-from benchmarks.coverage import RESULT, TIMM
+from benchmarks.coverage import OTHER, RESULT, TIMM
+from benchmarks.zoo_others import OTHERS
 
 ROOT = Path(__file__).resolve().parents[1]
 TRANSFORMERS = ("vit_", "swin", "maxvit", "mvit")
@@ -41,29 +42,30 @@ def test_the_table_has_every_model() -> None:
         check(TABLE[name])
 
 
-def test_the_table_of_timm_is_whole_and_every_model_exact() -> None:
-    table = rows(TIMM)
-    assert list(table)[1:] == zoo.TIMM
-    for name in zoo.TIMM:
+@pytest.mark.parametrize(("path", "names"), [(TIMM, zoo.TIMM), (OTHER, list(OTHERS))], ids=["timm", "others"])
+def test_the_tables_of_other_libraries_are_whole_and_every_model_exact(path: Path, names: list[str]) -> None:
+    table = rows(path)
+    assert list(table)[1:] == names
+    for name in names:
         assert float(table[name][6]) < 1e-8
         assert int(table[name][2]) > 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*zoo.names(), *zoo.TIMM])
+@pytest.mark.parametrize("name", [*zoo.names(), *zoo.TIMM, *OTHERS])
 def test_the_tables_can_be_made_again(name: str) -> None:
-    of_timm = name.startswith(zoo.OF_TIMM)
-    if of_timm:
-        pytest.importorskip("timm", reason="timm is not installed")
+    library = name.partition("/")[0] if "/" in name else ""
+    path = {"": RESULT, "timm": TIMM}.get(library, OTHER)
+    if library:
+        package = {"segmentation-models": "segmentation_models_pytorch"}.get(library, library)
+        pytest.importorskip(package, reason=f"{package} is not installed")
     command = [sys.executable, "-m", "benchmarks.coverage", name]  # a process each: some models take gigabytes
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     row = next(cells(line) for line in done.stdout.splitlines() if line.startswith(f"| {name} "))
-    if of_timm:
+    if library:
         assert float(row[6]) < 1e-8
     else:
         check(row)
-    assert (
-        row[2:6] == (rows(TIMM) if of_timm else TABLE)[name][2:6]
-    )  # groups and costs; times and rounding errors may differ
+    assert row[2:6] == rows(path)[name][2:6]  # groups and costs; times and rounding errors may differ
