@@ -9,11 +9,13 @@ The next rehearsal shows whether this was all that stood in the way.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from infoprune.structure.blame import Blame
 from infoprune.structure.groups import Structure
 from infoprune.structure.labels import Labels
+from infoprune.structure.numbers import around
 from infoprune.structure.plan import PruningPlan
 
 if TYPE_CHECKING:
@@ -23,24 +25,38 @@ if TYPE_CHECKING:
 def tie(session: TraceSession, structure: Structure, plan: PruningPlan, blamed: list[Blame]) -> bool:
     """Tie dimensions whose width the code reads elsewhere to what it reads; False if there is nothing new to tie."""
     alive = structure.alive(plan)
+    axes_in = AxesIn(structure)
     tied = False
     for blame in blamed:
         for axis, _, size in blame.asked:
             if size == len(axis) or (axis < 0).any():  # it is written out, or not all of it is the model's
                 continue
-            axes = _axes_in(session, structure, blame.module, len(axis))
-            read = next((other for other in axes if alive[other].sum() == size), None)
+            read = next((other for other in axes_in(blame.module, len(axis)) if alive[other].sum() == size), None)
             if read is not None:  # should it be the wrong one, the next rehearsal finds the right one too
                 session.space.unite(axis, read, blame.op)
                 tied = True
     return tied
 
 
-def _axes_in(session: TraceSession, structure: Structure, module: str, size: int) -> Iterator[Labels]:
-    """The removable dimensions of a size of what a module holds and of what it computes itself."""
-    within = f"{module}." if module else ""
-    held = (axis for name, axes in session.labels.items() if name.startswith(within) for axis in axes)
-    own = (record for record in structure.records if record.module == module)
-    made = (axis for record in own for output in record.outputs for axis in output.axes if axis is not None)
-    for axes in (held, made):
-        yield from (axis for axis in axes if len(axis) == size and (axis >= 0).all())
+class AxesIn:
+    """The dimensions, all of them the model's, of what a module holds and of what it computes itself, by their size."""
+
+    def __init__(self, structure: Structure) -> None:
+        self._structure = structure
+
+    @cached_property
+    def _axes(self) -> dict[tuple[str, int], dict[int, Labels]]:
+        """By module and size: the arrays, each once."""
+        axes: dict[tuple[str, int], dict[int, Labels]] = {}
+        space = self._structure.space
+        for slot, labels in zip(space.slots, space.whole.values(), strict=True):
+            for module in around(slot.tensor.rpartition(".")[0]):
+                axes.setdefault((module, slot.size), {})[id(labels)] = labels
+        for record in self._structure.records:
+            for axis in (axis for output in record.outputs for axis in output.axes if axis is not None):
+                axes.setdefault((record.module, len(axis)), {})[id(axis)] = axis
+        return axes
+
+    def __call__(self, module: str, size: int) -> Iterator[Labels]:
+        """Those of a module that have a size."""
+        return (axis for axis in self._axes.get((module, size), {}).values() if (axis >= 0).all())

@@ -11,17 +11,18 @@ from infoprune.structure.groups import ChannelGroup, Structure
 from infoprune.structure.labels import Labels
 from infoprune.structure.op import GIVEN_SIZES
 from infoprune.structure.plan import PruningPlan
+from infoprune.structure.read_widths import AxesIn
 
-_FEW, _SMALL = 8, 16
-"""So many of a group's slots tell which widths it has; groups of fewer units may lose a single one."""
+_FEW, _SMALL, _MORE = 8, 16, 6
+"""So many of a group's slots tell which widths it has; groups of fewer units may lose a single one; so many further
+trials at most tell apart what the first made the same."""
 
 
 def trials(structure: Structure) -> Iterator[PruningPlan]:
     """Plans that cut something from every prunable group, irregularly.
 
     One speaks for all, except where channels are taken by their places: there the second cuts what the first kept; and
-    where code may read one width for another of groups so small and many that some had to leave the same: further
-    ones, until any two of them have left different widths.
+    where code may read one width for another that the cut has made the same: further ones tell the two apart.
     """
     generator = np.random.default_rng(0)
     gone: dict[int, dict[int, int]] = {}
@@ -30,30 +31,46 @@ def trials(structure: Structure) -> Iterator[PruningPlan]:
         count = _unlike(structure, group, gone, generator)
         order = generator.permutation(group.size)
         first[group.name], second[group.name] = order[:count], order[count:]
-    yield structure.plan(first)
+    plan = structure.plan(first)
+    yield plan
     if any(record.by_place for record in structure.records):
         yield structure.plan(second)
-    for counts in _told_apart(structure):
-        yield structure.plan({**first, **{name: range(count) for name, count in counts.items()}})
+    same = set(_same_widths(structure, plan))
+    for digit in range(_MORE if same else 0):
+        plan = structure.plan(dict(_by_digit(structure, digit)))
+        yield plan
+        same &= set(_same_widths(structure, plan))
+        if not same:
+            break
 
 
-def _told_apart(structure: Structure) -> Iterator[dict[str, int]]:
-    """How many units of groups to cut so that each two of one size leave different widths once at least."""
-    asked = (r for r in structure.records if r.splits or r.name in GIVEN_SIZES or r.name.startswith("aten.split"))
-    read = {len(axis) for r in asked for output in r.outputs for axis in output.axes if axis is not None}
-    alike: dict[int, list[str]] = {}
-    for group in structure.prunable:
-        if group.size in read:
-            alike.setdefault(group.size, []).append(group.name)
-    crowded = {size: names for size, names in alike.items() if len(names) > len(_choices(size)) > 1}
-    digit = 0
-    while any(len(names) > len(_choices(size)) ** digit for size, names in crowded.items()):
-        counts = {}
-        for size, names in crowded.items():
-            choices = _choices(size)  # the groups' numbers, written with so many digits
-            counts.update({n: int(choices[i // len(choices) ** digit % len(choices)]) for i, n in enumerate(names)})
-        yield counts
-        digit += 1
+def _same_widths(structure: Structure, plan: PruningPlan) -> Iterator[tuple[int, bytes]]:
+    """Operators that may have read a width for another that a cut has made the same, with the groups of the other."""
+    alive = structure.alive(plan)
+    axes_in = AxesIn(structure)
+    left: dict[int, tuple[int, bytes]] = {}  # by an axis' identity: how wide it is now, and what that depends on
+
+    def width(axis: Labels) -> tuple[int, bytes]:
+        if id(axis) not in left:
+            groups = np.sort(structure.group_of_root[structure.component[axis]])
+            left[id(axis)] = int(alive[axis].sum()), groups.tobytes()
+        return left[id(axis)]
+
+    for number, record in enumerate(structure.records):
+        if record.name not in GIVEN_SIZES and not record.name.startswith("aten.split"):
+            continue
+        for axis in (axis for output in record.outputs for axis in output.axes if axis is not None):
+            size, groups = width(axis)
+            for other in axes_in(record.module, len(axis)) if size < len(axis) else ():
+                if width(other)[0] == size and width(other)[1] != groups:
+                    yield number, width(other)[1]
+
+
+def _by_digit(structure: Structure, digit: int) -> Iterator[tuple[str, range]]:
+    """What to cut from each group by a digit of its number, so that any two of one size differ for some digit."""
+    for number, group in enumerate(structure.prunable):
+        choices = _choices(group.size)
+        yield group.name, range(int(choices[number // len(choices) ** digit % len(choices)]))
 
 
 def _choices(size: int) -> Labels:
