@@ -53,17 +53,26 @@ class Taking(NamedTuple):
     place: int
 
 
+@dataclass(frozen=True)
+class Written:
+    """A number that is rewritten: of which dimension, and what it was taken for.
+
+    ``guessed``: because a module failed that runs the same code, not yet its own.
+    """
+
+    slot: AttributeSlot
+    taking: Taking
+    guessed: bool
+
+
 class Numbers:
     """The attributes of a model that follow its widths, as far as they have been found."""
 
     def __init__(self, session: TraceSession) -> None:
         self._session = session
         self._heads: dict[str, Heads] = {}
-        self._written: dict[str, AttributeSlot] = {}
+        self._written: dict[str, Written] = {}
         self._tried: set[Taking] = set()
-        self._taken: dict[str, Taking] = {}
-        self._guessed: set[str] = set()
-        """Numbers taken for what a like of their module failed in, not yet the module itself."""
         self._seen: set[str] = set()
 
     def slots(self) -> Iterator[AttributeSlot]:
@@ -72,7 +81,7 @@ class Numbers:
             labels = self._session.space.head_labels.get(module)
             if labels is not None and len(labels) == heads.count:  # else it is another dimension that was found
                 yield AttributeSlot(_join(module, heads.attribute), heads.count, labels)
-        yield from self._written.values()
+        yield from (written.slot for written in self._written.values())
 
     def find(self, structure: Structure, blamed: Sequence[Blame]) -> bool:
         """Look for numbers that explain what is in a cut's way; False if there is none that was not tried before."""
@@ -175,24 +184,29 @@ class Numbers:
                 takings = [Taking(path, op, place) for path in paths]
                 if not found.isdisjoint(paths) or (blame.like and not self._written.keys().isdisjoint(paths)):
                     continue  # first see what the one that has been taken does
-                for path in paths:
-                    taken = self._taken.get(path)
-                    if taken and path in self._written and (taken.op > op or taken in takings or path in self._guessed):
-                        del self._written[path]  # the code did not get any further
-                        if path in self._guessed:
-                            self._guessed.remove(path)
-                            self._tried.remove(taken)
-                untried = (t for t in takings if t.path not in self._written and t not in self._tried)
-                taking = next(untried, None)
-                tries = sum(t.op == op and t.path in paths for t in self._tried)
-                if taking is not None and tries < MOST_TRIES and np.isin(axis, blame.labels).any():
+                self._give_up(takings)
+                taking = self._next(takings)
+                if taking is not None and np.isin(axis, blame.labels).any():
+                    slot = AttributeSlot(taking.path, len(axis), axis)
+                    self._written[taking.path] = Written(slot, taking, blame.like)
                     self._tried.add(taking)
-                    self._taken[taking.path] = taking
-                    self._written[taking.path] = AttributeSlot(taking.path, len(axis), axis)
                     found.add(taking.path)
-                    if blame.like:
-                        self._guessed.add(taking.path)
         return bool(found)
+
+    def _give_up(self, takings: Sequence[Taking]) -> None:
+        """Leave the numbers alone with which the code got no further than to ask again; guesses may come again."""
+        for taking in takings:
+            written = self._written.get(taking.path)
+            if written and (written.guessed or written.taking.op > taking.op or written.taking == taking):
+                del self._written[taking.path]
+                if written.guessed:
+                    self._tried.discard(written.taking)
+
+    def _next(self, takings: Sequence[Taking]) -> Taking | None:
+        """The first that was not tried yet, if not too many were for the same operator."""
+        untried = (taking for taking in takings if taking.path not in self._written and taking not in self._tried)
+        alike = {taking[:2] for taking in takings}
+        return next(untried, None) if sum(tried[:2] in alike for tried in self._tried) < MOST_TRIES else None
 
     def _by_operators(self, structure: Structure, blame: Blame) -> Iterator[tuple[list[str], Labels, int]]:
         """Each dimension that an operator makes, or splits, with the numbers that may stand for its size; its place."""
