@@ -104,6 +104,29 @@ def prune_one(net: nn.Module, name: str, units: list[int]) -> tuple[nn.Module, i
     return original, plan
 
 
+class Both(nn.Module):
+    """Two networks, each with attention of its own kind."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = PatchNet(first), PatchNet(second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.first(x) + self.second(x)
+        return out
+
+
+@pytest.mark.parametrize("kinds", [(TiedToInput, PyTorchs), (PyTorchs, TiedToInput)])
+def test_heads_of_one_kind_stay_tied_when_those_of_another_are_found(kinds: tuple[Any, Any]) -> None:
+    net = randomise(Both(kinds[0](24, 3), kinds[1](24, 4)))
+    structure = infoprune.trace(net, X)
+    sizes = {group.name: group.size for group in structure.prunable}
+    assert sizes == {"first.patches": 3, "first.mlp.0": 40, "second.patches": 4, "second.mlp.0": 40}
+    original, plan = copy.deepcopy(net), structure.plan({"first.patches": [1], "second.patches": [0, 2]})
+    infoprune.shrink(net, plan)
+    assert relative_error(original, net, plan, X) < 1e-12
+
+
 @pytest.mark.parametrize(("kind", "heads"), [(PyTorchs, 3), (PyTorchs, 4), (TiedToInput, 3), (TiedToInput, 6)])
 def test_whole_heads_go_with_the_width_that_comes_in(kind: type[nn.Module], heads: int) -> None:
     net = randomise(PatchNet(kind(24, heads)))  # type: ignore[call-arg]

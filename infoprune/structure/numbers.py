@@ -120,6 +120,8 @@ class Numbers:
         if len(self._heads) == before:
             return False
         self._session.run_again()
+        for heads in self._heads.values():
+            heads.tied = False  # what was united is forgotten with the run before
         return True
 
     def _head_count(self, module: str, splits: Splits) -> str | None:
