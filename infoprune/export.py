@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten
 
 from infoprune.criteria.calibration import evaluating
 from infoprune.errors import ConfigurationError, ExportError
-from infoprune.files import written_whole
+from infoprune.files import write_text_whole, written_whole
 from infoprune.shapes import batch_size, shapes_of, with_batch
 from infoprune.structure import plan_of, trace
 from infoprune.structure.tracer import Inputs, call
@@ -137,8 +137,7 @@ def to_weights(model: nn.Module, inputs: Inputs, weights: str | Path, structure:
     record = structure_record(model, inputs)
     with written_whole(weights) as scratch:
         torch.save({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, scratch)
-    with written_whole(structure) as scratch:
-        scratch.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_text_whole(structure, json.dumps(record, indent=1) + "\n")
 
 
 def structure_record(model: nn.Module, inputs: Inputs) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from infoprune.callbacks.run_folder import check_writable, run_folder
 from infoprune.callbacks.unpruned import Unpruned
 from infoprune.callbacks.validated import Validated
 from infoprune.errors import ConfigurationError
+from infoprune.files import write_text_whole
 from infoprune.report.collect import whole_run
 from infoprune.report.environment import device_name, versions
 from infoprune.report.html import render_html
@@ -208,7 +209,7 @@ class RunReport(EitherName):
             (self.folder / UNPRUNED).unlink(missing_ok=True)
             record.files = self._files(trainer)
             record.save(self.folder / "record.json")
-            (self.folder / "report.html").write_text(render_html(record), encoding="utf-8")
+            write_text_whole(self.folder / "report.html", render_html(record))
             RunLog(trainer.loggers).finish(record, self.folder, trainer.global_step)
         return record
 

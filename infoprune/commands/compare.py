@@ -18,6 +18,7 @@ from infoprune.criteria import get_criterion
 from infoprune.decide import Target
 from infoprune.errors import ConfigurationError
 from infoprune.evaluate import accuracy, output_change
+from infoprune.files import written_whole
 from infoprune.report.text import metric_value, percent, seconds
 
 WHAT = """\
@@ -92,7 +93,8 @@ def run(words: Sequence[str]) -> None:
     if options.plot is not None:
         from infoprune.report.figures import pareto
 
-        pareto(rows, options.kind).savefig(options.plot, dpi=160)
+        with written_whole(options.plot) as scratch:
+            pareto(rows, options.kind).savefig(scratch, dpi=160, format=Path(options.plot).suffix[1:])
     facts = {"model": named.describes, "kind": options.kind, "rows": [asdict(row) for row in rows]}
     show("compare", facts, options.json, lambda console: console.print(_table(rows, named.name)))
 

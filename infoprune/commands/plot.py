@@ -11,6 +11,7 @@ from rich.text import Text
 
 from infoprune.commands.parser import add_json_argument, make_parser, parse, show
 from infoprune.errors import ConfigurationError, nearest
+from infoprune.files import written_whole
 from infoprune.report.record import RunRecord
 
 WHAT = """\
@@ -55,7 +56,8 @@ def run(words: Sequence[str]) -> None:
     written = []
     for name in options.only or made:
         file = out / f"{name}.{options.format}"
-        made[name].savefig(file, dpi=160)
+        with written_whole(file) as scratch:
+            made[name].savefig(scratch, dpi=160, format=options.format)
         written.append(str(file))
     show("plot", {"run": str(path.parent), "files": written}, options.json, lambda console: _print(console, written))
 

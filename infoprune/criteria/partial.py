@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from infoprune.criteria.coalitions import Tally
 from infoprune.criteria.distributed import process, world_size
 from infoprune.errors import CheckpointError
+from infoprune.files import written_whole
 
 if TYPE_CHECKING:
     from infoprune.criteria.criterion import Criterion
@@ -94,10 +95,9 @@ class PartialScores:
         if self.path is None:
             return
         tallies = {name: [t.count, t.total, t.squares, t.low, t.high] for name, t in self.tallies.items()}
-        scratch = self.path.with_name(self.path.name + ".part")
         kept = {"run": self.run, "tallies": tallies, "spreads": dict(self.spreads), "batches": batches}
-        torch.save(kept, scratch)
-        scratch.replace(self.path)
+        with written_whole(self.path) as scratch:
+            torch.save(kept, scratch)
 
     def remove(self) -> None:
         """The run is over."""

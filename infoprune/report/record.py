@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from infoprune.errors import CheckpointError, nearest
+from infoprune.files import write_text_whole
 from infoprune.version import __version__
 
 FORMAT = 1
@@ -195,14 +196,14 @@ class RunRecord:
     def from_json(cls, text: str) -> RunRecord:
         """Read what `to_json` wrote; raises CheckpointError where the text is no such record."""
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
+            data = _printable(json.loads(text))
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"this record is not valid JSON ({error}): it may have been cut short") from error
         return cls.from_dict(data)
 
     def save(self, path: str | Path) -> None:
-        """Write the record as JSON."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        """Write the record as JSON, wholly or not at all; raises OSError where that cannot be."""
+        write_text_whole(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> RunRecord:
@@ -220,6 +221,17 @@ def finite(value: float) -> float | None:
     (0.5, None)
     """
     return float(value) if math.isfinite(value) else None
+
+
+def _printable(value: Any) -> Any:
+    """Write out control characters, with which a record from a stranger could steer the reader's terminal."""
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in value)
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    return value
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from infoprune.errors import PlanError, nearest
-from infoprune.files import written_whole
+from infoprune.files import write_text_whole
 from infoprune.structure.labels import Labels
-
-FORMAT = 1
+from infoprune.structure.plan_format import FORMAT, read_fields, write_ranges
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class PruningPlan:
                 raise PlanError(f"the plan cuts {tensor} but does not give its shape")
             for dim, indices in dims.items():
                 if id(indices) not in seen:
-                    seen[id(indices)] = (np.asarray(indices, dtype=np.int64), set())
+                    seen[id(indices)] = (_as_array(tensor, indices), set())
                 listed, sizes = seen[id(indices)]
                 if not 0 <= dim < len(shape):
                     raise PlanError(f"the plan cuts dimension {dim} of {tensor}, which has shape {shape}")
@@ -150,20 +149,7 @@ class PruningPlan:
         Raises:
             PlanError: the data is not a plan, names what is wrong.
         """
-        if not isinstance(data, Mapping) or "tensors" not in data:
-            raise PlanError("this is not a pruning plan: it has no 'tensors'")
-        if data.get("format") != FORMAT:
-            raise PlanError(f"the plan has format {data.get('format')!r}, this version of infoprune reads {FORMAT}")
-        removed, shapes = {}, {}
-        try:
-            for tensor, entry in data["tensors"].items():
-                shapes[str(tensor)] = tuple(_whole(n) for n in entry["shape"])
-                removed[str(tensor)] = {int(dim): read_ranges(text) for dim, text in entry["removed"].items()}
-            attributes = {str(k): (_whole(v[0]), _whole(v[1])) for k, v in data.get("attributes", {}).items()}
-            caches = tuple(_name(path) for path in data.get("caches", ()))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise PlanError(f"the pruning plan is malformed: {type(error).__name__}: {error}") from error
-        return cls(removed, shapes, attributes, caches)
+        return cls(*read_fields(data))
 
     def to_json(self) -> str:
         """The plan as JSON text."""
@@ -178,7 +164,7 @@ class PruningPlan:
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets nested as deeply
             raise PlanError(f"the pruning plan is truncated or not JSON: {error}") from error
         return cls.from_dict(data)
 
@@ -189,8 +175,7 @@ class PruningPlan:
             PlanError: the file cannot be written.
         """
         try:
-            with written_whole(path) as scratch:
-                scratch.write_text(self.to_json() + "\n", encoding="utf-8")
+            write_text_whole(path, self.to_json() + "\n")
         except OSError as error:
             raise PlanError(f"cannot write the pruning plan {path}: {error}") from error
 
@@ -207,6 +192,13 @@ class PruningPlan:
             raise PlanError(f"cannot read the pruning plan {path}: {error}") from error
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from error
+
+
+def _as_array(tensor: str, indices: tuple[int, ...]) -> Labels:
+    try:
+        return np.asarray(indices, dtype=np.int64)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise PlanError(f"the plan's indices for {tensor} are no whole numbers of 64 bits: {error}") from error
 
 
 def _check_indices(tensor: str, size: int, dim: int, listed: Labels) -> None:
@@ -236,46 +228,3 @@ def check_belongs(plan: PruningPlan, shapes: Mapping[str, tuple[int, ...]]) -> N
                 f"the plan was made for another model: {tensor} has shape {tuple(shapes[tensor])}, "
                 f"the plan expects {tuple(shape)}"
             )
-
-
-def write_ranges(indices: Iterable[int]) -> str:
-    """Write sorted indices as runs.
-
-    >>> write_ranges([0, 1, 2, 5, 8, 9])
-    '0-2,5,8-9'
-    """
-    runs: list[list[int]] = []
-    for i in indices:
-        if runs and i == runs[-1][1] + 1:
-            runs[-1][1] = i
-        else:
-            runs.append([i, i])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-
-
-def read_ranges(text: str) -> tuple[int, ...]:
-    """Read what :func:`write_ranges` wrote.
-
-    >>> read_ranges("0-2,5")
-    (0, 1, 2, 5)
-    """
-    result: list[int] = []
-    for run in filter(None, text.split(",")):
-        first, dash, last = run.partition("-")
-        indices = range(int(first), int(last if dash else first) + 1)
-        if not indices:
-            raise ValueError(f"the range {run!r} is empty")
-        result.extend(indices)
-    return tuple(result)
-
-
-def _name(text: Any) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"expected a name, got {text!r}")
-    return text
-
-
-def _whole(number: Any) -> int:
-    if type(number) is not int:
-        raise TypeError(f"expected a whole number, got {number!r}")
-    return number
