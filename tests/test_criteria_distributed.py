@@ -26,6 +26,8 @@ CRITERIA: list[dict[str, Any]] = [
     {"name": "chip", "images": 19},
     {"name": "taylor"},
     {"name": "taylor", "of": "weights"},
+    {"name": "grouped_taylor", "images": 19},
+    {"name": "hessian", "images": 19},
     {"name": "shapley", "images": 19},
     {"name": "shapley", "images": 19, "payoff": "probability", "absent": "zero", "least": 0.0},
     {"name": "shapley", "estimator": "complementary", "remove": 0.5, "settled": 0.0, "rounds": 3},

@@ -19,7 +19,10 @@ from infoprune.criteria.criterion import (
 )
 from infoprune.criteria.feature_map import FeatureMapCriterion
 from infoprune.criteria.geometric_median import GeometricMedian
+from infoprune.criteria.grouped_taylor import GroupedTaylor
+from infoprune.criteria.hessian import Hessian
 from infoprune.criteria.hrank import HRank
+from infoprune.criteria.lamp import LAMP
 from infoprune.criteria.norms import L1, L2
 from infoprune.criteria.random import Random
 from infoprune.criteria.shapley import Shapley
@@ -30,12 +33,15 @@ __all__ = [
     "CRITERIA",
     "L1",
     "L2",
+    "LAMP",
     "BatchNormScale",
     "CapacityIndependence",
     "Criterion",
     "FeatureMapCriterion",
     "GeometricMedian",
+    "GroupedTaylor",
     "HRank",
+    "Hessian",
     "LayerCriterion",
     "Random",
     "Scores",
