@@ -31,8 +31,8 @@ class GroupedTaylor(Criterion):
     """Sum of ``|gradient x value|`` over every parameter element that goes when a unit goes.
 
     Those are the unit's filters, their biases and norm parameters, and the kernels that read the unit in the layers
-    behind; `Taylor` looks at the filters alone. The gradient is that of the mean loss over all images. Cost: one forward
-    and one backward pass for each image.
+    behind; `Taylor` looks at the filters alone. The gradient is that of the mean loss over all images. Cost: one
+    forward and one backward pass for each image.
 
     Args:
         loss: ``"cross_entropy"``, the import path of a function, or a function of (outputs, targets) that returns the
