@@ -28,7 +28,7 @@ from benchmarks import zoo
 from benchmarks.machine import describe
 from benchmarks.zoo_others import OTHERS
 from infoprune.structure import check_plan
-from infoprune.structure.tracer import call
+from infoprune.structure.tracing.tracer import call
 
 RESULTS = Path(__file__).parent / "results"
 RESULT, TIMM, OTHER = (RESULTS / f"coverage{which}.md" for which in ("", "_timm", "_others"))

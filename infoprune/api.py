@@ -24,12 +24,12 @@ from infoprune.recalibration import check_norms
 from infoprune.registry import check_count
 from infoprune.snapshot import snapshot
 from infoprune.structure import PruningPlan, Structure, plan_of, shrink
-from infoprune.structure.blame import Blame
 from infoprune.structure.plan import check_belongs
-from infoprune.structure.rehearse import rehearse
 from infoprune.structure.tensors import owned_tensors
-from infoprune.structure.trace import MAX_REHEARSALS, TraceSession, labelled, rehearsed, yielding
-from infoprune.structure.tracer import Inputs
+from infoprune.structure.trace import MAX_DRY_RUNS, TraceSession, labelled, rehearsed, resolve_conflicts
+from infoprune.structure.tracing.tracer import Inputs
+from infoprune.structure.validation.conflict import Conflict
+from infoprune.structure.validation.dry_run import dry_run
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -143,13 +143,13 @@ def _decided(
 ) -> tuple[Structure, Decision]:
     """Decide until the model's code follows the plan; what stands in its way stays."""
     scores: Scores | None = None
-    blamed: list[Blame] = []
-    for _ in range(MAX_REHEARSALS):
+    blamed: list[Conflict] = []
+    for _ in range(MAX_DRY_RUNS):
         decision = decide_on(structure, scores=scores, measure=measure and measure(structure))
-        blamed = rehearse(session, structure, decision.plan)
+        blamed = dry_run(session, structure, decision.plan)
         if not blamed:
             return structure, decision
-        structure = yielding(session, structure, decision.plan, blamed)
+        structure = resolve_conflicts(session, structure, decision.plan, blamed)
         scores = {g.name: decision.scores[g.name] for g in structure.prunable if g.name in decision.scores}
     raise PlanError(f"no plan was found that the model's code follows: a channel {blamed[0].reason}; freeze that layer")
 

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from infoprune.errors import CheckpointError, PlanError
-from infoprune.structure.memory import first_shapes, plan_of, regrow
 from infoprune.structure.plan import PruningPlan, check_belongs
-from infoprune.structure.shrink import shrink
+from infoprune.structure.surgery.history import first_shapes, plan_of, regrow
+from infoprune.structure.surgery.shrink import shrink
 from infoprune.structure.tensors import owned_tensors
 
 RECORD = "infoprune"

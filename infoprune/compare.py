@@ -17,7 +17,7 @@ from infoprune.errors import ConfigurationError
 from infoprune.evaluate import Evaluate
 from infoprune.recalibration import recalibrate
 from infoprune.structure import check_plan, shrink, trace
-from infoprune.structure.tracer import Inputs
+from infoprune.structure.tracing.tracer import Inputs
 
 
 @dataclass(frozen=True)

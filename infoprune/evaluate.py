@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten
 
 from infoprune.criteria.calibration import batches, evaluating
 from infoprune.errors import DataError
-from infoprune.structure.tracer import Inputs, call
+from infoprune.structure.tracing.tracer import Inputs, call
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Measures a model; the first entry is the one that counts. Nothing of the model is changed."""

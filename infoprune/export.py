@@ -1,4 +1,4 @@
-"""Taking a model out of the framework: ONNX, a `torch.export` program, plain weights with a record of the structure."""
+"""Export a model out of the framework: ONNX, a `torch.export` program, plain weights with a record of the structure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from infoprune.errors import ConfigurationError, ExportError
 from infoprune.files import write_text_whole, written_whole
 from infoprune.shapes import batch_size, shapes_of, with_batch
 from infoprune.structure import plan_of, trace
-from infoprune.structure.tracer import Inputs, call
+from infoprune.structure.tracing.tracer import Inputs, call
 from infoprune.version import __version__
 
 FORMAT = 1

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from infoprune.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from infoprune.structure.tracer import Inputs
+    from infoprune.structure.tracing.tracer import Inputs
 
 
 def from_shapes(value: Any) -> Inputs:

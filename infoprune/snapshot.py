@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from infoprune.structure.memory import _KEY as MEMORY
+from infoprune.structure.surgery.history import KEY as HISTORY
 
 INSIDE = ("_modules", "_parameters", "_buffers")
 
@@ -29,7 +29,7 @@ def snapshot(network: nn.Module) -> nn.Module:
     """
     twin: nn.Module = type(network).__new__(type(network))
     vars(twin).update(vars(network))
-    copied = {name: vars(network)[name] for name in (*INSIDE, MEMORY) if name in vars(network)}
+    copied = {name: vars(network)[name] for name in (*INSIDE, HISTORY) if name in vars(network)}
     # The memo lets children that point back at the network point at the copy.
     vars(twin).update(copy.deepcopy(copied, {id(network): twin}))
     for name in [name for name in vars(twin) if name.endswith("_hooks") and isinstance(vars(twin)[name], OrderedDict)]:

@@ -20,7 +20,7 @@ from infoprune.criteria.calibration import evaluating
 from infoprune.registry import check_count
 from infoprune.shapes import batch_size
 from infoprune.structure import shrink, trace
-from infoprune.structure.tracer import Inputs, call
+from infoprune.structure.tracing.tracer import Inputs, call
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infoprune
-from infoprune.structure.replay import Recording
+from infoprune.structure.tracing.relabel import Recording
 from tests.alive import alive
 from tests.networks import randomise
 from tests.oracle import relative_error
@@ -255,7 +255,7 @@ def test_labelling_anew_says_what_running_again_says(
     assert anew.attributes
     assert anew.cost() == again.cost()
     for one, other in zip(anew.records, again.records, strict=True):
-        assert (str(one), one.numbers) == (str(other), other.numbers)
+        assert (str(one), one.scalars) == (str(other), other.scalars)
         assert (one.splits, one.choices) == (other.splits, other.choices)
 
 

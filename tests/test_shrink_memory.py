@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import infoprune
 from infoprune.errors import SurgeryError
-from infoprune.structure.cut import cut, cut_off, join
+from infoprune.structure.surgery.slicing import cut, cut_off, join
 
 MODULE = sys.modules[infoprune.shrink.__module__]  # its name in the package is the function
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64, torch.complex128)
@@ -43,7 +43,7 @@ def test_what_stays_and_what_goes_make_up_the_whole(case: tuple[Tensor, dict[int
     for dim, gone in removed.items():
         expected = expected.index_select(dim, torch.tensor([i for i in range(tensor.shape[dim]) if i not in gone]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("infoprune.structure.cut.SLICE", size)
+        patch.setattr("infoprune.structure.surgery.slicing.SLICE", size)
         stays, rests = cut(tensor, removed), cut_off(tensor, removed)
     assert torch.equal(stays, expected)
     assert stays.dtype == tensor.dtype
@@ -116,7 +116,7 @@ def test_a_failure_leaves_everything_bit_for_bit(monkeypatch: pytest.MonkeyPatch
         return same()
     if where == "attributes":
         failing = pytest.MonkeyPatch()
-        failing.setattr("infoprune.structure.attributes.rewrite", lambda *_: 1 / 0)
+        failing.setattr("infoprune.structure.surgery.attributes.rewrite", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             infoprune.shrink(net, plan, optimizer)
         failing.undo()

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import infoprune
 from infoprune.errors import ConfigurationError, PlanError, SurgeryError, TraceError
 from infoprune.structure import check_plan, rule
-from infoprune.structure.rules import RULES
-from infoprune.structure.trials import trials
+from infoprune.structure.tracing.rules import RULES
+from infoprune.structure.validation.probe_plans import probe_plans
 from tests.networks import randomise
 from tests.oracle import relative_error
 
@@ -358,7 +358,7 @@ def test_a_rule_of_the_users_own() -> None:
 
     @rule("infoprune_test::negate")
     def negate(op, args, kwargs, outs):  # type: ignore[no-untyped-def]
-        op.label(outs[0], infoprune.structure.get_flow(args[0]).axes)
+        op.label(outs[0], infoprune.structure.labels_of(args[0]).axes)
 
     try:
         assert not infoprune.trace(net, X).group("0").frozen
@@ -428,7 +428,7 @@ def test_the_garbage_collector_is_left_as_it_was(enabled: bool) -> None:
 
 def test_a_copied_structure_makes_the_same_plans() -> None:
     structure = infoprune.trace(nn.Sequential(Permuting(shuffle), nn.BatchNorm2d(5), nn.Conv2d(5, 2, 1)), X)
-    assert list(trials(copy.deepcopy(structure))) == list(trials(structure))
+    assert list(probe_plans(copy.deepcopy(structure))) == list(probe_plans(structure))
 
 
 def test_failure_in_the_middle_of_shrinking_leaves_everything(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -443,7 +443,7 @@ def test_failure_in_the_middle_of_shrinking_leaves_everything(monkeypatch: pytes
     def fail(*_: object) -> None:
         raise RuntimeError("simulated")
 
-    monkeypatch.setattr("infoprune.structure.attributes.rewrite", fail)
+    monkeypatch.setattr("infoprune.structure.surgery.attributes.rewrite", fail)
     with pytest.raises(RuntimeError, match=r"simulated"):
         infoprune.shrink(net, plan, [optimizer])
     assert unchanged(net, before)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import infoprune
 from infoprune.errors import PlanError
 from infoprune.structure import check_plan
-from infoprune.structure.caches import attributes_restored
+from infoprune.structure.module_state import attributes_restored
 from tests.networks import randomise
 from tests.oracle import relative_error
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import infoprune
 from infoprune.errors import PlanError
 from infoprune.structure import check_plan
-from infoprune.structure.attributes import number
-from infoprune.structure.numbers import same_code
+from infoprune.structure.surgery.attributes import number
+from infoprune.structure.validation.size_attributes import siblings
 from tests.networks import randomise
 from tests.oracle import relative_error
 
@@ -156,10 +156,10 @@ def test_likes_of_pytorchs_layers_are_those_in_the_same_place() -> None:
     """What calls one linear layer in a wrong way says nothing of all others."""
     net = nn.Sequential(Scales(), Scales(), nn.Sequential(nn.Conv2d(4, 4, 1)))
     modules = dict(net.named_modules())
-    assert same_code(modules, "0") == ["1"]
-    assert same_code(modules, "0.head") == ["1.head"]
-    assert same_code(modules, "1.convs.1") == ["0.convs.1"]
-    assert same_code(modules, "2.0") == same_code(modules, "") == []
+    assert siblings(modules, "0") == ["1"]
+    assert siblings(modules, "0.head") == ["1.head"]
+    assert siblings(modules, "1.convs.1") == ["0.convs.1"]
+    assert siblings(modules, "2.0") == siblings(modules, "") == []
 
 
 def test_a_number_by_its_name() -> None:

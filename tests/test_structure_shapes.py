@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from infoprune.structure.shapes import kernel_of
+from infoprune.structure.tracing.meta_kernels import kernel_of
 
 aten = torch.ops.aten
 

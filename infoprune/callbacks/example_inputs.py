@@ -19,7 +19,7 @@ from infoprune.shapes import from_shapes
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from infoprune.structure.tracer import Inputs
+    from infoprune.structure.tracing.tracer import Inputs
 
 EXAMPLES = 2
 """How many examples of a batch are kept: enough to tell the batch dimension from one of size 1."""

@@ -41,7 +41,7 @@ from infoprune.report.loggers import RunLog
 from infoprune.report.record import EventRecord
 from infoprune.schedule import Schedule
 from infoprune.structure import PruningPlan, Structure, check_plan, plan_of, trace
-from infoprune.structure.tracer import Inputs
+from infoprune.structure.tracing.tracer import Inputs
 
 
 class FilterPruning(EitherName):

@@ -9,12 +9,12 @@ from torch import nn
 
 from infoprune.callbacks.example_inputs import inputs_at
 from infoprune.errors import ConfigurationError, TraceError, nearest
-from infoprune.structure.caches import attributes_restored
+from infoprune.structure.module_state import attributes_restored
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from infoprune.structure.tracer import Inputs
+    from infoprune.structure.tracing.tracer import Inputs
 
 COMPILED = "_orig_mod"
 """Where ``torch.compile(net)`` keeps the net."""

@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from infoprune.checkpoint import is_attached
 from infoprune.errors import ConfigurationError
-from infoprune.structure.shrink import check_optimizer
+from infoprune.structure.surgery.shrink import check_optimizer
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -26,7 +26,7 @@ from infoprune.commands.parser import instantiate, make_parser
 from infoprune.errors import CheckpointError, ConfigurationError
 from infoprune.report.record import RunRecord
 from infoprune.shapes import random_inputs, shapes_of
-from infoprune.structure.tracer import Inputs, call
+from infoprune.structure.tracing.tracer import Inputs, call
 
 FILES = (".ckpt", ".pt", ".pth", ".yaml", ".yml")
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from infoprune.checkpoint import adapt, plan_in
 from infoprune.errors import CheckpointError
-from infoprune.structure.memory import first_shapes
 from infoprune.structure.plan import PruningPlan
+from infoprune.structure.surgery.history import first_shapes
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

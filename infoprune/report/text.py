@@ -1,4 +1,4 @@
-"""Numbers and sentences as a person reads them; shared by the console table and the HTML report."""
+"""Format numbers and sentences as a person reads them; shared by the console table and the HTML report."""
 
 from __future__ import annotations
 

@@ -1,24 +1,24 @@
 """Which channels live and die together, and removing them."""
 
-from infoprune.structure.flow import Flow, get_flow
 from infoprune.structure.groups import ChannelGroup, GroupSlot, Layer, Structure
-from infoprune.structure.memory import plan_of
+from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of
 from infoprune.structure.plan import PruningPlan
-from infoprune.structure.rules import rule
-from infoprune.structure.shrink import shrink
+from infoprune.structure.surgery.history import plan_of
+from infoprune.structure.surgery.shrink import shrink
 from infoprune.structure.trace import check_plan, trace
+from infoprune.structure.tracing.rules import rule
 from infoprune.structure.verify import Verification, verify
 
 __all__ = [
     "ChannelGroup",
-    "Flow",
     "GroupSlot",
     "Layer",
     "PruningPlan",
     "Structure",
+    "TensorLabels",
     "Verification",
     "check_plan",
-    "get_flow",
+    "labels_of",
     "plan_of",
     "rule",
     "shrink",

@@ -14,13 +14,13 @@ import numpy as np
 
 from infoprune.cost import Cost
 from infoprune.errors import ConfigurationError, PlanError, nearest
+from infoprune.structure.cost_model import CostModel
 from infoprune.structure.explain import explain
-from infoprune.structure.flow import Axis
 from infoprune.structure.labels import Labels, LabelSpace, Slot, ranges
-from infoprune.structure.op import Contraction, OpRecord
+from infoprune.structure.labels.tensor_labels import Axis
 from infoprune.structure.plan import PruningPlan, check_belongs
-from infoprune.structure.products import Products
-from infoprune.structure.tracer import Tracer
+from infoprune.structure.tracing.rule_context import Contraction, OpRecord
+from infoprune.structure.tracing.tracer import Tracer
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ class Structure:
         self.attributes = tuple(attributes)
         self.caches = tuple(caches)
         self.component = space.components()
-        self._alike = space.alike()
-        self._distinct = space.distinct(self._alike)
+        self._slot_classes = space.slot_classes()
+        self._representatives = space.representatives(self._slot_classes)
         self._slots = {(slot.tensor, slot.dim): slot for slot in space.slots}
         self._starts = np.array([slot.start for slot in space.slots], dtype=np.int64)
         self._parameters = list(parameters)
@@ -136,7 +136,7 @@ class Structure:
         self._batch = batch
         self.layers = tuple(_layers(space.slots, [*contractions, *other_contractions]))
         self.groups: tuple[ChannelGroup, ...] = ()
-        self._last_alive: tuple[PruningPlan, np.ndarray] | None = None
+        self._last_keep_mask: tuple[PruningPlan, np.ndarray] | None = None
         self._group()
 
     def with_attributes(self, attributes: Sequence[AttributeSlot]) -> Structure:
@@ -150,9 +150,9 @@ class Structure:
     def _group(self) -> None:
         """Sort the units into groups: those that lie in the same slots in the same number, for the same reason."""
         frozen, reasons = self._frozen_components()
-        _, labels = self._distinct
+        _, labels = self._representatives
         units = labels[(self.component[labels] == labels) & (frozen[labels] >= 0)]  # each by its smallest label
-        signature = self.space.signatures(self.component, self._alike)[units]
+        signature = self.space.signatures(self.component, self._slot_classes)[units]
         signature ^= _random_bits(len(reasons) + 2)[frozen[units]]
         starts, lengths = _runs(signature)  # far fewer than units
         _, example, number = np.unique(signature[starts], return_index=True, return_inverse=True)
@@ -176,7 +176,7 @@ class Structure:
         """Where each group lies, given the units' smallest labels, their groups and their places in these."""
         unit_of_root = np.full(self.space.size, -1, dtype=np.int64)
         unit_of_root[units] = np.arange(len(units))
-        slot, labels = self._distinct
+        slot, labels = self._representatives
         unit = unit_of_root[self.component[labels]]
         slot, labels, unit = slot[unit >= 0], labels[unit >= 0], unit[unit >= 0]
         # All labels that a group has in a slot stand together; mostly they do already.
@@ -188,7 +188,7 @@ class Structure:
         parts, first_run = np.unique(part[starts[order]], return_index=True)
         begins = (np.cumsum(lengths[order]) - lengths[order])[first_run]
         likes: dict[int, list[int]] = {}
-        for number, first in enumerate(self._alike.tolist()):
+        for number, first in enumerate(self._slot_classes.tolist()):
             likes.setdefault(first, []).append(number)
         found = []
         for key, (begin, end) in zip(parts.tolist(), pairwise([*begins.tolist(), len(part)]), strict=True):
@@ -298,7 +298,7 @@ class Structure:
 
     def _plan_of(self, goes: np.ndarray) -> PruningPlan:
         """The plan that removes these of all units in their row; its last entry, for what is no channel, is False."""
-        slot, labels = self._distinct
+        slot, labels = self._representatives
         gone = goes[self._unit_of_root[self.component[labels]]]
         slot, labels = slot[gone], labels[gone]
         indices = labels - self._starts[slot]
@@ -306,7 +306,7 @@ class Structure:
         cuts: dict[str, dict[int, tuple[int, ...]]] = {}
         once: dict[bytes, tuple[int, ...]] = {}  # what one channel takes of many slots is written down once
         lost: dict[int, tuple[int, ...]] = {}
-        for number, first in enumerate(self._alike.tolist()):
+        for number, first in enumerate(self._slot_classes.tolist()):
             begin, end = bounds[first : first + 2]
             if begin == end:
                 continue
@@ -317,8 +317,8 @@ class Structure:
             cuts.setdefault(where.tensor, {})[where.dim] = lost[first]
         kept: dict[str, tuple[int, int]] = {}
         if self.attributes:
-            alive = self._alive(labels)
-            kept = {a.path: (a.value, int(alive[a.labels].sum())) for a in self.attributes}
+            keep = self._keep_mask_without(labels)
+            kept = {a.path: (a.value, int(keep[a.labels].sum())) for a in self.attributes}
         attributes = {path: values for path, values in kept.items() if values[0] != values[1]}
         shapes = {tensor: self.shapes[tensor] for tensor in cuts}
         return PruningPlan(cuts, shapes, attributes, self.caches if cuts else ())
@@ -339,7 +339,7 @@ class Structure:
     def part_of(self, plan: PruningPlan, groups: Labels) -> PruningPlan:
         """What a plan cuts from groups given by their numbers."""
         goes = np.zeros(self._first_unit[-1] + 1, dtype=bool)
-        goes[self._unit_of_root[self.component[~self.alive(plan)[:-1]]]] = True
+        goes[self._unit_of_root[self.component[~self.keep_mask(plan)[:-1]]]] = True
         goes[:-1] &= np.isin(np.repeat(np.arange(len(self.groups)), np.diff(self._first_unit)), groups)
         goes[-1] = False
         return self._plan_of(goes)
@@ -375,13 +375,13 @@ class Structure:
         return {group.name: i for i, group in enumerate(self.prunable)}
 
     @cached_property
-    def _arithmetic(self) -> tuple[Products, Products]:
+    def _arithmetic(self) -> tuple[CostModel, CostModel]:
         macs = [(c.times / self._batch, [self._width(a, n) for a, n in c.sides]) for c in self._contractions]
         params = [
             (1.0, [self._width(self._slots[p, d].labels, n) for d, n in enumerate(self.shapes[p])])
             for p in self._parameters
         ]
-        return Products(macs), Products(params)
+        return CostModel(macs), CostModel(params)
 
     def _width(self, axis: Axis, size: int) -> tuple[float, np.ndarray]:
         """A dimension's size as ``fixed + coefficients @ widths``."""
@@ -418,34 +418,36 @@ class Structure:
 
     def _layer_macs(self, plan: PruningPlan) -> dict[str, float]:
         """Multiply-accumulates by weight, over all calls, for one example."""
-        alive = self.alive(plan)
+        keep = self.keep_mask(plan)
         macs: dict[str, float] = {}
         for c in self._contractions:
             count = c.times / self._batch
             for axis, size in c.sides:
-                count *= size if axis is None else int(alive[axis].sum())
+                count *= size if axis is None else int(keep[axis].sum())
             macs[c.parameter] = macs.get(c.parameter, 0.0) + count
         return macs
 
-    def alive(self, plan: PruningPlan) -> np.ndarray:
-        """For every label whether it survives a plan; ``alive[OUTSIDE]`` is True.
+    def keep_mask(self, plan: PruningPlan) -> np.ndarray:
+        """For every label whether it survives a plan; ``keep[OUTSIDE]`` is True.
 
         Raises:
             PlanError: the plan was made for another model.
         """
-        if self._last_alive is not None and self._last_alive[0] is plan:  # a call asks for its plan again and again
-            return self._last_alive[1]
+        if (
+            self._last_keep_mask is not None and self._last_keep_mask[0] is plan
+        ):  # a call asks for its plan again and again
+            return self._last_keep_mask[1]
         check_belongs(plan, self.shapes)
         gone = [
             self._slots[tensor, dim].start + plan.indices(tensor, dim)
             for tensor, dims in plan.removed.items()
             for dim in dims
         ]
-        alive = self._alive(np.concatenate(gone) if gone else np.empty(0, dtype=np.int64))
-        self._last_alive = (plan, alive)
-        return alive
+        keep = self._keep_mask_without(np.concatenate(gone) if gone else np.empty(0, dtype=np.int64))
+        self._last_keep_mask = (plan, keep)
+        return keep
 
-    def _alive(self, gone: Labels) -> np.ndarray:
+    def _keep_mask_without(self, gone: Labels) -> np.ndarray:
         """For every label whether it stays when these go with their units; a last one stands for ``OUTSIDE``."""
         dead = np.zeros(self.space.size, dtype=bool)
         dead[self.component[gone]] = True

@@ -72,10 +72,10 @@ class PruningPlan:
 
     def kept(self, tensor: str, dim: int) -> list[int]:
         """The indices that stay in one dimension."""
-        kept: list[int] = np.flatnonzero(self.stays(tensor, dim)).tolist()
+        kept: list[int] = np.flatnonzero(self.keep_mask(tensor, dim)).tolist()
         return kept
 
-    def stays(self, tensor: str, dim: int) -> npt.NDArray[np.bool_]:
+    def keep_mask(self, tensor: str, dim: int) -> npt.NDArray[np.bool_]:
         """For every index of one dimension whether it stays."""
         stays = np.ones(self.shapes[tensor][dim], dtype=bool)
         if (tensor, dim) in self._arrays:

@@ -12,22 +12,29 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten
 
 from infoprune.errors import ConfigurationError, PlanError, TraceError, nearest
-from infoprune.structure import read_widths
-from infoprune.structure.blame import Blame
-from infoprune.structure.caches import Attributes
-from infoprune.structure.flow import Flow, get_flow
 from infoprune.structure.groups import Passes, Structure
 from infoprune.structure.labels import LabelSpace
-from infoprune.structure.numbers import Numbers
-from infoprune.structure.op import OpRecord
+from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of
+from infoprune.structure.module_state import Attributes
 from infoprune.structure.plan import PruningPlan, check_belongs
-from infoprune.structure.rehearse import narrowed, rehearse
-from infoprune.structure.replay import Recording
 from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors, swapped
-from infoprune.structure.tracer import Inputs, Tracer, collector_paused, first_tensor, inputs_on_meta, run_labelled
-from infoprune.structure.trials import trials
+from infoprune.structure.tracing.relabel import Recording
+from infoprune.structure.tracing.rule_context import OpRecord
+from infoprune.structure.tracing.tracer import (
+    Inputs,
+    Tracer,
+    collector_paused,
+    first_tensor,
+    inputs_on_meta,
+    run_labelled,
+)
+from infoprune.structure.validation import size_aliases
+from infoprune.structure.validation.conflict import Conflict
+from infoprune.structure.validation.dry_run import bisect, dry_run
+from infoprune.structure.validation.probe_plans import probe_plans
+from infoprune.structure.validation.size_attributes import SizeAttributeFinder
 
-MAX_REHEARSALS = 50
+MAX_DRY_RUNS = 50
 
 _EVAL_ALWAYS = (_NormBase, nn.modules.dropout._DropoutNd)
 """Layers that are never traced in train mode: they would change statistics or draw random numbers."""
@@ -87,30 +94,32 @@ def rehearsed(session: TraceSession, structure: Structure) -> Structure:
 
 
 def _rehearsed(session: TraceSession, structure: Structure) -> Structure:
-    for _ in range(MAX_REHEARSALS):
+    for _ in range(MAX_DRY_RUNS):
         # The first trial cut that something stands in the way of; the second is not run before the first is clean.
-        tried = ((trial, rehearse(session, structure, trial)) for trial in trials(structure))
-        trial, blamed = next(((trial, blamed) for trial, blamed in tried if blamed), (None, []))
+        tried = ((trial, dry_run(session, structure, trial)) for trial in probe_plans(structure))
+        trial, conflicts = next(((trial, conflicts) for trial, conflicts in tried if conflicts), (None, []))
         if trial is None:
             return structure
-        structure = yielding(session, structure, trial, blamed)
+        structure = resolve_conflicts(session, structure, trial, conflicts)
     for group in structure.prunable:
         for slot in group.slots:
             session.space.freeze(session.labels[slot.tensor][slot.dim][slot.index], "no cut of it could be rehearsed")
     return session.structure()
 
 
-def yielding(session: TraceSession, structure: Structure, plan: PruningPlan, blamed: list[Blame]) -> Structure:
+def resolve_conflicts(
+    session: TraceSession, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]
+) -> Structure:
     """What remains where the code does not follow a plan.
 
     A width that it reads elsewhere is tied to that, a number that explains it is rewritten, or the part stays.
     """
-    if not read_widths.tie(session, structure, plan, blamed) and not session.numbers.find(structure, blamed):
+    if not size_aliases.tie(session, structure, plan, conflicts) and not session.numbers.find(structure, conflicts):
         settled: set[int] = set()
-        for blame in narrowed(session, structure, plan, blamed):
-            groups = set(structure.groups_cut(blame.labels).tolist())
+        for conflict in bisect(session, structure, plan, conflicts):
+            groups = set(structure.groups_cut(conflict.labels).tolist())
             if not groups or groups - settled:
-                session.space.freeze(structure.whole_groups(blame.labels), blame.reason, blame.op)
+                session.space.freeze(structure.whole_groups(conflict.labels), conflict.reason, conflict.op)
             settled |= groups
     return session.structure()
 
@@ -123,9 +132,9 @@ def check_plan(model: nn.Module, example_inputs: Inputs, structure: Structure, p
     Raises:
         PlanError: the model's code does not follow the plan; names the operator.
     """
-    blamed = rehearse(TraceSession.resume(model, example_inputs, structure), structure, plan)
-    if blamed:
-        first = blamed[0]
+    conflicts = dry_run(TraceSession.resume(model, example_inputs, structure), structure, plan)
+    if conflicts:
+        first = conflicts[0]
         where = f" ({structure.records[first.op]})" if first.op >= 0 else ""
         raise PlanError(f"the model cannot follow this plan: a channel {first.reason}{where}; freeze that layer")
 
@@ -167,7 +176,7 @@ class TraceSession:
         self._running: Tracer | None = None  # the last tracer that has been set going
         self._recording: Recording | None = None
         self._last: tuple[tuple[list[Tracer], int, int], Structure] | None = None
-        self.numbers = Numbers(self)
+        self.numbers = SizeAttributeFinder(self)
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -189,7 +198,7 @@ class TraceSession:
             self._zero_pass = self._pass(train=False, stand_ins=self.background())
         unused = self._unused()
         if unused and self.on_shapes:
-            self.space.settle()
+            self.space.resolve_balances()
             mark = (len(self.space.unions), len(self.space.freezes))
             try:
                 self.passes.append((True, self._pass(train=True)))
@@ -212,7 +221,7 @@ class TraceSession:
     def _freeze_outputs(self, outputs: Any) -> None:
         for leaf in tree_flatten(outputs)[0]:
             if isinstance(leaf, Tensor):
-                for axis in get_flow(leaf).axes:
+                for axis in labels_of(leaf).axes:
                     if axis is not None:
                         self.space.freeze(axis[axis >= 0], "reaches the model's output")
 
@@ -225,17 +234,17 @@ class TraceSession:
                 tensors[name] = stand_ins[name]
             elif self.on_shapes and entry.tensor.is_floating_point():
                 tensors[name] = on_meta(entry.tensor)
-        flows = [
-            (tensors.get(name, entry.tensor), Flow(labels[name], zero=True, origin=name))
+        labelled_tensors = [
+            (tensors.get(name, entry.tensor), TensorLabels(labels[name], zero=True, origin=name))
             for name, entry in self.owned.items()
         ]
         inputs = inputs_on_meta(self.inputs) if self.on_shapes else self.inputs
         with self._attributes.restored(), swapped(self.owned, tensors):
             for module in self.modules.values():  # past nn.Module.__setattr__: restored together with all the others
                 module.__dict__["training"] = train and not isinstance(module, _EVAL_ALWAYS)
-            outputs = run_labelled(tracer, self.model, inputs, flows)
+            outputs = run_labelled(tracer, self.model, inputs, labelled_tensors)
             if tracer is self._running:  # a trace, not a rehearsal
-                self._note_caches(self._attributes.filled([tensor for tensor, _ in flows]))
+                self._note_caches(self._attributes.filled([tensor for tensor, _ in labelled_tensors]))
             return outputs
 
     def _note_caches(self, filled: Iterable[tuple[nn.Module, str]]) -> None:
@@ -245,7 +254,7 @@ class TraceSession:
             if path not in self.caches:
                 self.caches.append(path)
 
-    def run_again(self) -> None:
+    def retrace(self) -> None:
         """Forget what the operators said and label all anew, with what has been found out since."""
         recording = self._recording if len(self.passes) == 1 and not self._unused() else None
         self._forget_operators()
@@ -293,7 +302,7 @@ class TraceSession:
             return {}
         return {n: torch.zeros_like(e.tensor) for n, e in self.owned.items() if e.tensor.is_floating_point()}
 
-    def rehearsed_passes(self) -> list[tuple[bool, Tracer]]:
+    def dry_run_passes(self) -> list[tuple[bool, Tracer]]:
         """The passes that a rehearsal has to repeat."""
         if self.on_shapes:
             return self.passes
@@ -342,7 +351,7 @@ class TraceSession:
 
     def structure(self) -> Structure:
         """The structure that the passes so far imply."""
-        self.space.settle()
+        self.space.resolve_balances()
         attributes = list(self.numbers.slots())
         said = (self._tracers(), len(self.space.unions), len(self.space.freezes))
         if self._last is not None and self._last[0] == said:  # nothing new but attributes
@@ -371,14 +380,14 @@ class TraceSession:
 
     @classmethod
     def resume(cls, model: nn.Module, inputs: Inputs, structure: Structure) -> TraceSession:
-        """Take up a model that has been traced before, to rehearse a plan on it."""
+        """Take up a model that has been traced before, to run a plan dry on it."""
         session = cls(model, inputs, owned_tensors(model))
         check_belongs(
             PruningPlan(shapes=structure.shapes), {n: tuple(e.tensor.shape) for n, e in session.owned.items()}
         )
         session.space = structure.space
         session.labels = {name: [] for name in session.owned}
-        for slot, labels in zip(structure.space.slots, structure.space.whole.values(), strict=True):
+        for slot, labels in zip(structure.space.slots, structure.space.slot_label_arrays.values(), strict=True):
             session.labels[slot.tensor].append(labels)  # the very arrays that the records hold
         passes = structure.passes
         session.on_shapes, session.passes, session._zero_pass = passes.on_shapes, passes.passes, passes.zero_pass

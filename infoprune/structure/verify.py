@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from infoprune.structure.caches import attributes_restored, drop
-from infoprune.structure.flow import Flow, get_flow, set_flow
 from infoprune.structure.labels import LabelSpace
+from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of, set_labels
+from infoprune.structure.module_state import attributes_restored, drop
 from infoprune.structure.plan import PruningPlan, check_belongs
-from infoprune.structure.rules import tensors_in
 from infoprune.structure.tensors import owned_tensors
-from infoprune.structure.tracer import Inputs, Operator, Tracer, run_labelled
+from infoprune.structure.tracing.rules import tensors_in
+from infoprune.structure.tracing.tracer import Inputs, Operator, Tracer, run_labelled
 
 NORMALISATIONS = ("aten.native_layer_norm", "aten.native_group_norm", "aten._fused_rms_norm")
 
@@ -100,15 +100,15 @@ def _run_masked(model: nn.Module, plan: PruningPlan, inputs: Inputs) -> list[Ten
     owned = owned_tensors(model)
     check_belongs(plan, {name: tuple(entry.tensor.shape) for name, entry in owned.items()})
     space = LabelSpace()
-    flows, gone = [], []
+    operands, gone = [], []
     for name, entry in owned.items():
         axes = [space.add_slot(name, dim, size) for dim, size in enumerate(entry.tensor.shape)]
-        flows.append((entry.tensor, Flow(axes, zero=True, origin=name)))
+        operands.append((entry.tensor, TensorLabels(axes, zero=True, origin=name)))
         for dim, indices in plan.removed.get(name, {}).items():
             entry.tensor.data.index_fill_(dim, torch.tensor(indices, device=entry.tensor.device), 0)
             gone.append(axes[dim][list(indices)])
     removed = np.concatenate([np.empty(0, dtype=np.int64), *gone])
-    return _tensors(run_labelled(_Masked(space, removed), model, inputs, flows))
+    return _tensors(run_labelled(_Masked(space, removed), model, inputs, operands))
 
 
 class _Doubled(Tracer):
@@ -131,7 +131,7 @@ class _Masked(_Doubled):
         result = super().observe(operator, args, kwargs)
         name = operator.name
         if name in NORMALISATIONS:
-            axes = get_flow(args[0]).axes
+            axes = labels_of(args[0]).axes
             dims = range(1, 2) if "group_norm" in name else range(len(axes) - len(args[1]), len(axes))
             for dim in dims:
                 axis = axes[dim]
@@ -159,5 +159,5 @@ class _Masked(_Doubled):
         first_out = tensors_in([full])[0]
         placed = torch.zeros_like(first_out)
         placed.index_copy_(dim, index, tensors_in([outs])[0])
-        set_flow(placed, get_flow(first_out))
+        set_labels(placed, labels_of(first_out))
         return (placed, *full[1:]) if isinstance(full, tuple) else placed

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from infoprune.structure.flow import get_flow
+from infoprune.structure.labels.tensor_labels import labels_of
 from infoprune.structure.plan import PruningPlan
 
 Container: TypeAlias = "dict[Any, Any] | list[Any] | set[Any]"
@@ -64,7 +64,7 @@ class Attributes:
             elif isinstance(value, dict) and id(value) in self._contents and name != _BUFFERS:
                 known = {id(one) for one in _values(self._contents[id(value)][1])}
                 new = [one for one in value.values() if isinstance(one, Tensor) and id(one) not in known]
-            if any(id(tensor) in ids or get_flow(tensor).labelled for tensor in new):
+            if any(id(tensor) in ids or labels_of(tensor).labelled for tensor in new):
                 yield module, name
 
     def _note(self, container: Container | None) -> None:

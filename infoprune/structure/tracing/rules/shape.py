@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from infoprune.structure.flow import Axis, get_flow
 from infoprune.structure.labels import Labels
-from infoprune.structure.op import Op
-from infoprune.structure.rules.elementwise import broadcast_axes
-from infoprune.structure.rules.registry import rule, unknown
+from infoprune.structure.labels.tensor_labels import Axis, labels_of
+from infoprune.structure.tracing.rule_context import RuleContext
+from infoprune.structure.tracing.rules.elementwise import broadcast_axes
+from infoprune.structure.tracing.rules.registry import rule, unknown
 
 
 @rule("aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.flatten", "aten.unflatten")
-def reshape(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+def reshape(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Merge and split dimensions; a labelled dimension that is split must lose the same in every part."""
-    flow = get_flow(args[0])
-    axes = reshape_axes(op, flow.axes, tuple(args[0].shape), tuple(outs[0].shape))
-    op.label(outs[0], axes, zero=flow.zero, origin=flow.origin)
+    operand = labels_of(args[0])
+    axes = reshape_axes(ctx, operand.axes, tuple(args[0].shape), tuple(outs[0].shape))
+    ctx.label(outs[0], axes, zero=operand.zero, origin=operand.origin)
 
 
-def reshape_axes(op: Op, axes: Sequence[Axis], before: tuple[int, ...], after: tuple[int, ...]) -> list[Axis]:
+def reshape_axes(ctx: RuleContext, axes: Sequence[Axis], before: tuple[int, ...], after: tuple[int, ...]) -> list[Axis]:
     """The axes of a tensor of shape ``before`` once it has shape ``after``."""
     result: list[Axis] = [None] * len(after)
     if not any(axis is not None for axis in axes):
@@ -42,13 +42,13 @@ def reshape_axes(op: Op, axes: Sequence[Axis], before: tuple[int, ...], after: t
             spread = axis.reshape([before[d] if d == dim else 1 for d in ins])
             if len(ins) > 1:
                 spread = np.broadcast_to(spread, [before[d] for d in ins])
-            where, labels = _rectangle(op, axis, spread.reshape([after[d] for d in outs]))
+            where, labels = _rectangle(ctx, axis, spread.reshape([after[d] for d in outs]))
             if where is None:
                 continue
             target = outs[where]
             if result[target] is not None:
-                op.freeze(axis, "two removable dimensions merge into one")
-                op.freeze(result[target], "two removable dimensions merge into one")
+                ctx.freeze(axis, "two removable dimensions merge into one")
+                ctx.freeze(result[target], "two removable dimensions merge into one")
                 result[target] = None
             else:
                 result[target] = labels
@@ -83,7 +83,7 @@ def _segments(before: tuple[int, ...], after: tuple[int, ...]) -> Sequence[tuple
     return segments
 
 
-def _rectangle(op: Op, axis: Labels, spread: np.ndarray) -> tuple[int | None, Labels]:
+def _rectangle(ctx: RuleContext, axis: Labels, spread: np.ndarray) -> tuple[int | None, Labels]:
     """Where the labels of one axis vary, ``spread`` over the dimensions that it becomes, and these labels.
 
     If they vary along several dimensions, removing single indices would leave holes: the labels are tied so that they
@@ -93,18 +93,18 @@ def _rectangle(op: Op, axis: Labels, spread: np.ndarray) -> tuple[int | None, La
     if not varying:
         return None, axis  # one index only: it can never be removed
     if len(varying) == 1:
-        keep = op.choose(varying[0])
+        keep = ctx.choose(varying[0])
         return (keep, _line(spread, keep)) if keep < spread.ndim else (None, axis)
     counts = [len(set(_line(spread, d).tolist())) for d in varying]
-    heads = [d for d, count in zip(varying[:-1], counts, strict=False) if (count, counts[-1]) == op.head_split]
-    keep = op.choose(heads[-1] if heads else max(varying, key=lambda d: (spread.shape[d], d)))
+    heads = [d for d, count in zip(varying[:-1], counts, strict=False) if (count, counts[-1]) == ctx.head_split]
+    keep = ctx.choose(heads[-1] if heads else max(varying, key=lambda d: (spread.shape[d], d)))
     if keep >= spread.ndim:  # a rehearsal in which the code reshapes otherwise than it did
         return None, axis
     labels = _line(spread, keep)
-    op.note_split(counts)
-    op.tie(np.moveaxis(spread, keep, -1).reshape(-1, spread.shape[keep]))
+    ctx.note_split(counts)
+    ctx.tie(np.moveaxis(spread, keep, -1).reshape(-1, spread.shape[keep]))
     if heads:
-        op.note_heads(labels[np.sort(np.unique(labels, return_index=True)[1])])
+        ctx.note_heads(labels[np.sort(np.unique(labels, return_index=True)[1])])
     return keep, labels
 
 
@@ -120,57 +120,57 @@ def _line(spread: np.ndarray, dim: int) -> Labels:
     return line
 
 
-def _rearranged(op: Op, args: Sequence[Any], outs: Sequence[Tensor], order: Sequence[int]) -> None:
-    flow = get_flow(args[0])
-    op.label(outs[0], [flow.axes[d] for d in order], zero=flow.zero, origin=flow.origin)
+def _rearranged(ctx: RuleContext, args: Sequence[Any], outs: Sequence[Tensor], order: Sequence[int]) -> None:
+    operand = labels_of(args[0])
+    ctx.label(outs[0], [operand.axes[d] for d in order], zero=operand.zero, origin=operand.origin)
 
 
 @rule("aten.permute")
-def permute(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+def permute(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Dimensions in another order."""
-    _rearranged(op, args, outs, [d % args[0].dim() for d in args[1]])
+    _rearranged(ctx, args, outs, [d % args[0].dim() for d in args[1]])
 
 
 @rule("aten.transpose", "aten.t", "aten.swapaxes", "aten.numpy_T", "aten.mT")
-def transpose(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+def transpose(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Two dimensions exchanged."""
     rank = args[0].dim()
     order = list(range(rank))
     if rank > 1:
         a, b = (args[1] % rank, args[2] % rank) if len(args) == 3 else (0, 1)
         order[a], order[b] = order[b], order[a]
-    _rearranged(op, args, outs, order)
+    _rearranged(ctx, args, outs, order)
 
 
 @rule("aten.unsqueeze")
-def unsqueeze(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+def unsqueeze(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """A new dimension of one."""
-    flow = get_flow(args[0])
-    axes = list(flow.axes)
+    operand = labels_of(args[0])
+    axes = list(operand.axes)
     axes.insert(args[1] % outs[0].dim(), None)
-    op.label(outs[0], axes, zero=flow.zero, origin=flow.origin)
+    ctx.label(outs[0], axes, zero=operand.zero, origin=operand.origin)
 
 
 @rule("aten.squeeze")
-def squeeze(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+def squeeze(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Dimensions of one dropped."""
     rank = args[0].dim()
     dims = range(rank) if len(args) == 1 else [args[1]] if isinstance(args[1], int) else args[1]
     gone = {d % rank for d in dims if args[0].shape[d] == 1} if rank else set()
-    _rearranged(op, args, outs, [d for d in range(rank) if d not in gone])
+    _rearranged(ctx, args, outs, [d for d in range(rank) if d not in gone])
 
 
 @rule("aten.expand", "aten.expand_as", "aten.broadcast_to")
-def expand(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+def expand(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Dimensions of one stretched."""
-    flow = get_flow(args[0])
-    op.label(outs[0], broadcast_axes(op, [args[0]], tuple(outs[0].shape)), zero=flow.zero, origin=flow.origin)
+    operand = labels_of(args[0])
+    ctx.label(outs[0], broadcast_axes(ctx, [args[0]], tuple(outs[0].shape)), zero=operand.zero, origin=operand.origin)
 
 
 @rule("aten.as_strided")
-def as_strided(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+def as_strided(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Only the memory layout changes if the shape does not; anything else is unknown."""
-    if op.name.endswith("as_strided_") or tuple(args[0].shape) == tuple(args[1]):
-        _rearranged(op, args, outs, range(args[0].dim()))
+    if ctx.name.endswith("as_strided_") or tuple(args[0].shape) == tuple(args[1]):
+        _rearranged(ctx, args, outs, range(args[0].dim()))
     else:
-        unknown(op, args, kwargs, outs)
+        unknown(ctx, args, kwargs, outs)

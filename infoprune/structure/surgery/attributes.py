@@ -100,7 +100,9 @@ def _of_layer(module: nn.Module, cut: dict[str, str], plan: PruningPlan) -> Iter
         return plan.shape_after(cut[key])
 
     if isinstance(module, _ConvNd) and "weight" in cut:
-        groups = int(plan.stays(cut["weight"], 0).reshape(module.groups, -1).any(axis=1).sum())  # that have rows left
+        groups = int(
+            plan.keep_mask(cut["weight"], 0).reshape(module.groups, -1).any(axis=1).sum()
+        )  # that have rows left
         first, second = after("weight")[:2]
         transposed = isinstance(module, _ConvTransposeNd)
         yield "groups", groups

@@ -14,26 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infoprune.structure.attributes import number
 from infoprune.structure.plan import PruningPlan
+from infoprune.structure.surgery.attributes import number
 from infoprune.structure.tensors import OwnedTensor, owned_tensors
 
-_KEY = "_infoprune_memory"
+KEY = "_infoprune_history"
 
 
 @dataclass
-class Memory:
+class History:
     """What one module has lost.
 
     Attributes:
         plan: all cuts of its own tensors, by their short names, and of its own numbers.
         attributes: every number that was rewritten, as it was at first.
-        children: the memories of its children, should one be replaced by a module with the same tensors.
+        children: the histories of its children, should one be replaced by a module with the same tensors.
     """
 
     plan: PruningPlan = field(default_factory=PruningPlan)
     attributes: dict[str, Any] = field(default_factory=dict)
-    children: dict[str, Memory] = field(default_factory=dict)
+    children: dict[str, History] = field(default_factory=dict)
 
 
 def remember(
@@ -55,29 +55,29 @@ def remember(
     lost: dict[nn.Module, dict[str, str]] = {}
     for name in plan.removed:
         for module, key in owned[name].owners:
-            memory = _memory(module)
-            if key in memory.plan.shapes and memory.plan.shape_after(key) != plan.shapes[name]:
-                memory.plan = _without(memory.plan, key)  # the tensor was replaced by somebody else in between
+            history = _history_of(module)
+            if key in history.plan.shapes and history.plan.shape_after(key) != plan.shapes[name]:
+                history.plan = _without(history.plan, key)  # the tensor was replaced by somebody else in between
             lost.setdefault(module, {})[key] = name
     for module, keys in lost.items():
-        memory = _memory(module)
+        history = _history_of(module)
         part = PruningPlan({k: plan.removed[n] for k, n in keys.items()}, {k: plan.shapes[n] for k, n in keys.items()})
-        memory.plan = memory.plan.then(part)
+        history.plan = history.plan.then(part)
     for module, key, value in old_values:
-        _memory(module).attributes.setdefault(key, value)
+        _history_of(module).attributes.setdefault(key, value)
     for path, values in plan.attributes.items():
         owner, _, key = path.rpartition(".")
-        memory = _memory(model.get_submodule(owner))
-        memory.plan = memory.plan.then(PruningPlan(attributes={key: values}))
+        history = _history_of(model.get_submodule(owner))
+        history.plan = history.plan.then(PruningPlan(attributes={key: values}))
     for path in plan.caches:
         owner, _, key = path.rpartition(".")
         for module in (module for name, module in model.named_modules() if name == owner):
-            memory = _memory(module)
-            memory.plan = memory.plan.then(PruningPlan(caches=(key,)))
+            history = _history_of(module)
+            history.plan = history.plan.then(PruningPlan(caches=(key,)))
     for module in reversed(modules):  # children before their parents
-        known = {name: child.__dict__[_KEY] for name, child in module.named_children() if _KEY in child.__dict__}
+        known = {name: child.__dict__[KEY] for name, child in module.named_children() if KEY in child.__dict__}
         if known:
-            _memory(module).children = known
+            _history_of(module).children = known
 
 
 def plan_of(model: nn.Module) -> PruningPlan:
@@ -96,9 +96,9 @@ def plan_of(model: nn.Module) -> PruningPlan:
             _, key = entry.owners[0]
             removed[name], shapes[name] = plan.removed[key], plan.shapes[key]
     for prefix, module in model.named_modules():
-        memory = module.__dict__.get(_KEY)
-        caches += [f"{prefix}.{key}" if prefix else key for key in memory.plan.caches] if memory else []
-        for key, (before, after) in memory.plan.attributes.items() if memory else ():
+        history = module.__dict__.get(KEY)
+        caches += [f"{prefix}.{key}" if prefix else key for key in history.plan.caches] if history else []
+        for key, (before, after) in history.plan.attributes.items() if history else ():
             with contextlib.suppress(AttributeError, LookupError):  # somebody has taken it away since
                 if number(module, key) == after:
                     attributes[f"{prefix}.{key}" if prefix else key] = (before, after)
@@ -126,36 +126,36 @@ def regrow(model: nn.Module) -> None:
         if plan is not None:
             entry.replace(_zeros_like(entry, plan.shapes[entry.owners[0][1]]))
     for module in model.modules():
-        memory = module.__dict__.pop(_KEY, None)
-        for key, value in memory.attributes.items() if memory else ():
+        history = module.__dict__.pop(KEY, None)
+        for key, value in history.attributes.items() if history else ():
             setattr(module, key, value)
 
 
-def _memory(module: nn.Module) -> Memory:
+def _history_of(module: nn.Module) -> History:
     # Past nn.Module.__setattr__: a note is neither a parameter nor a submodule.
-    if _KEY not in module.__dict__:
-        module.__dict__[_KEY] = Memory()
-    memory: Memory = module.__dict__[_KEY]
-    return memory
+    if KEY not in module.__dict__:
+        module.__dict__[KEY] = History()
+    history: History = module.__dict__[KEY]
+    return history
 
 
 def _inherit(modules: Iterable[nn.Module]) -> None:
-    """Give modules that took the place of others (SyncBatchNorm that of BatchNorm, and back) their memory."""
+    """Give modules that took the place of others (SyncBatchNorm that of BatchNorm, and back) their history."""
     for module in modules:
-        memory = module.__dict__.get(_KEY)
-        for name, lost in memory.children.items() if memory else ():
+        history = module.__dict__.get(KEY)
+        for name, lost in history.children.items() if history else ():
             child = module._modules.get(name)
             if child is not None:
-                child.__dict__.setdefault(_KEY, lost)
+                child.__dict__.setdefault(KEY, lost)
 
 
 def _loss(entry: OwnedTensor) -> PruningPlan | None:
     """What the owner of a tensor knows of its losses; None if it lost nothing or has been replaced since."""
     module, key = entry.owners[0]
-    memory = module.__dict__.get(_KEY)
-    if memory is None or key not in memory.plan.shapes:
+    history = module.__dict__.get(KEY)
+    if history is None or key not in history.plan.shapes:
         return None
-    plan: PruningPlan = memory.plan
+    plan: PruningPlan = history.plan
     return plan if plan.shape_after(key) == tuple(entry.tensor.shape) else None
 
 

@@ -9,16 +9,16 @@ import numpy as np
 
 from infoprune.structure.groups import ChannelGroup, Structure
 from infoprune.structure.labels import Labels
-from infoprune.structure.op import GIVEN_SIZES
 from infoprune.structure.plan import PruningPlan
-from infoprune.structure.read_widths import AxesIn
+from infoprune.structure.tracing.rule_context import GIVEN_SIZES
+from infoprune.structure.validation.size_aliases import AxesIn
 
 _FEW, _SMALL, _MORE = 8, 16, 6
 """So many of a group's slots tell which widths it has; groups of fewer units may lose a single one; so many further
-trials at most tell apart what the first made the same."""
+probe plans at most tell apart what the first made the same."""
 
 
-def trials(structure: Structure) -> Iterator[PruningPlan]:
+def probe_plans(structure: Structure) -> Iterator[PruningPlan]:
     """Plans that cut something from every prunable group, irregularly.
 
     One speaks for all, except where channels are taken by their places: there the second cuts what the first kept; and
@@ -46,14 +46,14 @@ def trials(structure: Structure) -> Iterator[PruningPlan]:
 
 def _same_widths(structure: Structure, plan: PruningPlan) -> Iterator[tuple[int, bytes]]:
     """Operators that may have read a width for another that a cut has made the same, with the groups of the other."""
-    alive = structure.alive(plan)
+    keep = structure.keep_mask(plan)
     axes_in = AxesIn(structure)
     left: dict[int, tuple[int, bytes]] = {}  # by an axis' identity: how wide it is now, and what that depends on
 
     def width(axis: Labels) -> tuple[int, bytes]:
         if id(axis) not in left:
             groups = np.sort(structure.group_of_root[structure.component[axis]])
-            left[id(axis)] = int(alive[axis].sum()), groups.tobytes()
+            left[id(axis)] = int(keep[axis].sum()), groups.tobytes()
         return left[id(axis)]
 
     for number, record in enumerate(structure.records):

@@ -3,7 +3,7 @@
 A model's code can contradict its labels: a size written out (``view(b, 197, 3, 64)``), a slice at a fixed place, a
 factor computed from a width. So the shrunk model runs once on shapes with the labels that its tensors would keep, and
 every operator's result must be the original's result without the removed labels: same sizes, same channels in the same
-order, same factors. Where it is not, those labels are to blame, and the caller freezes them.
+order, same factors. Where it is not, those labels are in conflict with the code, and the caller freezes them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import torch
 from torch import Tensor
 
 from infoprune.errors import TraceError
-from infoprune.structure import attributes
-from infoprune.structure.blame import FACTOR, FIXED, Asked, Blame
-from infoprune.structure.flow import Axis, Flow, get_flow, set_flow
 from infoprune.structure.labels import Labels
-from infoprune.structure.numbers import around, same_code
-from infoprune.structure.op import GIVEN_SIZES, OpRecord, Output
+from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, labels_of, set_labels
 from infoprune.structure.plan import PruningPlan
-from infoprune.structure.rehearsal_op import Diverged, RehearsalOp, UnalignedOp
-from infoprune.structure.rules import Rule, tensors_in
-from infoprune.structure.rules.elementwise import created
-from infoprune.structure.tracer import Operator, Tracer, apply, execute, holds_anything, numbers_in
+from infoprune.structure.surgery import attributes
+from infoprune.structure.tracing.rule_context import GIVEN_SIZES, OpRecord, Output
+from infoprune.structure.tracing.rules import Rule, tensors_in
+from infoprune.structure.tracing.rules.elementwise import created
+from infoprune.structure.tracing.tracer import Operator, Tracer, apply, execute, holds_anything, scalars_in
+from infoprune.structure.validation.conflict import FACTOR, FIXED, Asked, Conflict
+from infoprune.structure.validation.dry_run_context import Diverged, DryRunContext, UnalignedContext
+from infoprune.structure.validation.size_attributes import ancestors, siblings
 
 if TYPE_CHECKING:
     from infoprune.structure.groups import Structure
@@ -53,26 +53,26 @@ _WITH_BIAS = frozenset({"aten.addmm", "aten.baddbmm"})
 """A product and a sum in one."""
 
 MANY = 8
-"""Where more groups than these are blamed at once, it pays to find out which of them are at fault."""
+"""Where more groups than these are in conflict at once, it pays to find out which of them are at fault."""
 
 
-def rehearse(session: TraceSession, structure: Structure, plan: PruningPlan) -> list[Blame]:
+def dry_run(session: TraceSession, structure: Structure, plan: PruningPlan) -> list[Conflict]:
     """Run ``plan`` on shapes; return what stands in its way, nothing if the model's code follows it."""
     if plan.is_empty:
         return []
-    alive = structure.alive(plan)
+    keep = structure.keep_mask(plan)
     stand_ins = {name: _shrunk(session, name, plan.shape_after(name)) for name in plan.shapes}
     kept = {id(axis): axis for axes in session.labels.values() for axis in axes}
     for tensor, dims in plan.removed.items():
         for dim in dims:
             axis = session.labels[tensor][dim]
-            kept[id(axis)] = axis[alive[axis]]
+            kept[id(axis)] = axis[keep[axis]]
     labels = {name: [kept[id(axis)] for axis in axes] for name, axes in session.labels.items()}
     names = {id(entry.tensor): name for name, entry in session.owned.items()}
     changed = attributes.changes(session.modules, plan, names)
-    blamed: list[Blame] = []
-    for train, tracer in session.rehearsed_passes():
-        rehearsal = _Rehearsal(session, plan, tracer, structure, alive, kept)
+    conflicts: list[Conflict] = []
+    for train, tracer in session.dry_run_passes():
+        rehearsal = _DryRun(session, plan, tracer, structure, keep, kept)
         try:
             with attributes.rewritten(changed):
                 session.run_pass(rehearsal, train, session.background() | stand_ins, labels)
@@ -80,29 +80,29 @@ def rehearse(session: TraceSession, structure: Structure, plan: PruningPlan) -> 
         except TraceError:
             raise
         except Exception as error:
-            if rehearsal.blamed:
-                rehearsal.blamed += _blame_likes(session, structure, alive, rehearsal.blamed)
+            if rehearsal.conflicts:
+                rehearsal.conflicts += _sibling_conflicts(session, structure, keep, rehearsal.conflicts)
             else:
-                rehearsal.blamed = _blame_code(session, alive, plan, rehearsal, error)
-        blamed += rehearsal.blamed
-    return blamed
+                rehearsal.conflicts = _code_conflicts(session, keep, plan, rehearsal, error)
+        conflicts += rehearsal.conflicts
+    return conflicts
 
 
-def narrowed(session: TraceSession, structure: Structure, plan: PruningPlan, blamed: list[Blame]) -> list[Blame]:
-    """Where many groups are blamed at once, rehearse parts of the plan and blame those that are at fault."""
-    for blame in blamed:
-        groups = structure.groups_cut(blame.labels)
+def bisect(session: TraceSession, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> list[Conflict]:
+    """Narrow conflicts of many groups down: run parts of the plan dry and keep the groups at fault."""
+    for conflict in conflicts:
+        groups = structure.groups_cut(conflict.labels)
         if len(groups) > MANY:
             culprits = _culprits(session, structure, plan, groups)
-            return [replace(blame, labels=structure.labels_of(culprits))]
-    return blamed
+            return [replace(conflict, labels=structure.labels_of(culprits))]
+    return conflicts
 
 
 def _culprits(session: TraceSession, structure: Structure, plan: PruningPlan, groups: Labels) -> Labels:
     """Groups that the model's code cannot do without, found by halving: the part of the plan that still fails."""
     while len(groups) > 1:
         halves = np.array_split(groups, 2)
-        fails = (half for half in halves if rehearse(session, structure, structure.part_of(plan, half)))
+        fails = (half for half in halves if dry_run(session, structure, structure.part_of(plan, half)))
         failing = next(fails, None)
         if failing is None:  # only together
             break
@@ -123,32 +123,34 @@ def _by_module(tensors: Iterable[str]) -> dict[str, list[str]]:
     """For every module that has any of these tensors inside, which."""
     inside: dict[str, list[str]] = {}
     for tensor in tensors:
-        for module in around(tensor.rpartition(".")[0]):
+        for module in ancestors(tensor.rpartition(".")[0]):
             inside.setdefault(module, []).append(tensor)
     return inside
 
 
-def _cut_inside(session: TraceSession, alive: np.ndarray, cut: Mapping[str, list[str]], module: str) -> Labels:
-    """The labels that go from the tensors ``cut`` in a module, or in the nearest one around it that loses any."""
-    nearest = next(name for name in around(module) if name in cut)
-    return np.concatenate([axis[~alive[axis]] for tensor in cut[nearest] for axis in session.labels[tensor]])
+def _cut_inside(session: TraceSession, keep: np.ndarray, cut: Mapping[str, list[str]], module: str) -> Labels:
+    """The labels that go from the tensors ``cut`` in a module, or in the nearest module around it that loses any."""
+    nearest = next(name for name in ancestors(module) if name in cut)
+    return np.concatenate([axis[~keep[axis]] for tensor in cut[nearest] for axis in session.labels[tensor]])
 
 
-def _blame_likes(session: TraceSession, structure: Structure, alive: np.ndarray, blamed: list[Blame]) -> list[Blame]:
-    """Blame in a module's likes what its code does not let go: a rehearsal that broke off there is not repeated."""
+def _sibling_conflicts(
+    session: TraceSession, structure: Structure, keep: np.ndarray, conflicts: list[Conflict]
+) -> list[Conflict]:
+    """Return the same conflicts in the module's siblings: a dry run that broke off there did not reach them."""
     found = []
-    for blame in blamed:
-        if blame.reason == FACTOR:  # what is a factor here may be cut by whole heads there
+    for conflict in conflicts:
+        if conflict.reason == FACTOR:  # what is a factor here may be cut by whole heads there
             continue
-        module = structure.records[blame.op].module
-        slots = [slot for slot, where in session.space.slot_ranges() if _meets(blame.labels, where)]
+        module = structure.records[conflict.op].module
+        slots = [slot for slot, where in session.space.slot_ranges() if _meets(conflict.labels, where)]
         own = [slot for slot in slots if module and slot.tensor.startswith(f"{module}.")]
-        for like in same_code(session.modules, module) if own else ():
+        for like in siblings(session.modules, module) if own else ():
             names = [(like + slot.tensor.removeprefix(module), slot.dim) for slot in own]
             axes = [session.labels[name][dim] for name, dim in names if name in session.labels]
-            labels = [axis[~alive[axis]] for axis in axes]
+            labels = [axis[~keep[axis]] for axis in axes]
             if any(len(part) for part in labels):
-                found.append(Blame(np.concatenate(labels), blame.reason, blame.op, like, like=True))
+                found.append(Conflict(np.concatenate(labels), conflict.reason, conflict.op, like, like=True))
     return found
 
 
@@ -156,26 +158,26 @@ def _meets(labels: Labels, where: slice) -> bool:
     return bool(((labels >= where.start) & (labels < where.stop)).any())
 
 
-def _blame_code(
-    session: TraceSession, alive: np.ndarray, plan: PruningPlan, rehearsal: _Rehearsal, error: Exception
-) -> list[Blame]:
+def _code_conflicts(
+    session: TraceSession, keep: np.ndarray, plan: PruningPlan, rehearsal: _DryRun, error: Exception
+) -> list[Conflict]:
     """The model's code itself failed in a module: what is cut there, and in its likes, stays."""
     first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    blamed, cut, module = [], _by_module(plan.shapes), rehearsal.module
+    conflicts, cut, module = [], _by_module(plan.shapes), rehearsal.module
     ran = session.operators_of(module)
     place = ran.index(rehearsal.upcoming) if rehearsal.upcoming in ran else -1
-    for name in [module, *same_code(session.modules, module)]:
+    for name in [module, *siblings(session.modules, module)]:
         if name == module or (name and name in cut):
             where = f" in {name}" if name else ""
             reason = f"cannot go without breaking the model's code{where}: {first_line}"
             operators = session.operators_of(name)
             upcoming = operators[place] if 0 <= place < len(operators) else -1
-            labels = _cut_inside(session, alive, cut, name)
-            blamed.append(Blame(labels, reason, -1, name, upcoming, like=name != module))
-    return blamed
+            labels = _cut_inside(session, keep, cut, name)
+            conflicts.append(Conflict(labels, reason, -1, name, upcoming, like=name != module))
+    return conflicts
 
 
-class _Rehearsal(Tracer):
+class _DryRun(Tracer):
     """Replays a traced pass on the shrunk model and compares every operator's result."""
 
     def __init__(
@@ -184,11 +186,11 @@ class _Rehearsal(Tracer):
         plan: PruningPlan,
         traced: Tracer,
         structure: Structure,
-        alive: np.ndarray,
+        keep: np.ndarray,
         kept: Mapping[int, Labels],
     ) -> None:
         super().__init__(traced.space, traced._names, traced.first)
-        self.blamed: list[Blame] = []
+        self.conflicts: list[Conflict] = []
         self._session = session
         self._plan = plan
         self._expected = traced.records
@@ -200,7 +202,7 @@ class _Rehearsal(Tracer):
         self._ran: list[str] = []
         self._structure = structure
         self._component = np.append(structure.component, -1)
-        self._alive = alive
+        self._keep = keep
         self._kept = dict(kept)  # what the plan leaves of the original's axes, by their identity
         self._whole = {id(axis): axis for axis in kept.values()}
         self._on_shapes = session.on_shapes
@@ -209,7 +211,7 @@ class _Rehearsal(Tracer):
     def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rule, name = operator.rule, operator.name
         tensors = tensors_in(args, kwargs)
-        blamed_slice = self._pass_over_slice(name, tensors)
+        conflicting_slice = self._pass_over_slice(name, tensors)
         record = self._expected[self._next] if self._next < len(self._expected) else None
         try:
             result = execute(operator, args, kwargs, tensors)
@@ -220,30 +222,30 @@ class _Rehearsal(Tracer):
             if record is None or record.name != name or not record.outputs:
                 raise
             self._next += 1
-            if not blamed_slice:
-                self._blame(record, tensors, FIXED, args)
+            if not conflicting_slice:
+                self._note_conflict(record, tensors, FIXED, args)
             return self._as_expected(record, tensors)
         if self._on_shapes:  # as the traced pass did: what PyTorch runs depends on who else holds a tensor
             self._held.append((args, kwargs, result))
         outs = [result] if isinstance(result, Tensor) else tensors_in((result,))
         if not tensors and not holds_anything(outs):
             return result
-        numbers = numbers_in(args, kwargs, tensors)
+        numbers = scalars_in(args, kwargs, tensors)
         if numbers:
             self._numbers.update(numbers)
         self._ran.append(name)
         if self._aligned and record is not None and record.name == name and len(record.outputs) != len(outs):
             self._next += 1  # a split into parts of a fixed size
-            self._blame(record, tensors, FIXED, args)
+            self._note_conflict(record, tensors, FIXED, args)
             return self._as_expected(record, tensors)
         record = self._align(name, outs)
         if record is None:
-            unaligned = UnalignedOp(self.space, OpRecord(name, self.module), self._component, self._stays)
+            unaligned = UnalignedContext(self.space, OpRecord(name, self.module), self._component, self._stays)
             rule(unaligned, args, kwargs, outs)  # may say Diverged
             self._unaligned_outs = outs
             return result
         self._next += 1
-        op = RehearsalOp(self.space, record, self._whole)
+        op = DryRunContext(self.space, record, self._whole)
         if rule is not created:
             apply(rule, op, args, kwargs, outs)
         kept = [self._kept_axes(output) for output in record.outputs]
@@ -251,7 +253,7 @@ class _Rehearsal(Tracer):
         if reason is None:
             self._take_labels(outs, kept)
             return result
-        self._blame(record, tensors, reason, args, numbers)
+        self._note_conflict(record, tensors, reason, args, numbers)
         if record.name.endswith("_") or reason != FIXED:
             return result
         return self._as_expected(record, tensors)
@@ -294,7 +296,7 @@ class _Rehearsal(Tracer):
         wanted = tuple(size if axis is None else len(axis) for size, axis in kept)
         if any(tensor.shape == wanted for tensor in tensors):
             return False
-        self._blame(record, tensors, FIXED)
+        self._note_conflict(record, tensors, FIXED)
         return True
 
     def _align(self, name: str, outs: Sequence[Tensor]) -> OpRecord | None:
@@ -330,11 +332,11 @@ class _Rehearsal(Tracer):
         What was compared once is recognised at a glance from then on.
         """
         for out, expected in zip(outs, kept, strict=True):
-            flow = get_flow(out)
-            if any(axis is not wanted for axis, wanted in zip(flow.axes, expected, strict=True)):
-                pairs = zip(flow.axes, expected, strict=True)
+            operand = labels_of(out)
+            if any(axis is not wanted for axis, wanted in zip(operand.axes, expected, strict=True)):
+                pairs = zip(operand.axes, expected, strict=True)
                 axes = [self._unless_single(axis) if wanted is None else wanted for axis, wanted in pairs]
-                set_flow(out, Flow(axes, flow.zero, flow.origin))
+                set_labels(out, TensorLabels(axes, operand.zero, operand.origin))
 
     def _unless_single(self, axis: Axis) -> Axis:
         """Labels where the original has none; not those of one unit, which a reshape put on the wrong dimension."""
@@ -348,7 +350,7 @@ class _Rehearsal(Tracer):
         if self._lost_in is None:
             return
         self._modules[:] = [self._lost_in]  # where to look for what stands in the way
-        expected = Counter(number for record in self._expected for number in record.numbers)
+        expected = Counter(number for record in self._expected for number in record.scalars)
         if self._numbers != expected:
             raise Diverged("it runs other operators with other factors")
         before, after = [record.name for record in self._expected], self._ran
@@ -369,7 +371,7 @@ class _Rehearsal(Tracer):
         """What the plan leaves of an axis of the original; operators share axes, with each other and with weights."""
         kept = self._kept.get(id(axis))
         if kept is None:
-            kept = self._kept[id(axis)] = axis[self._alive[axis]]
+            kept = self._kept[id(axis)] = axis[self._keep[axis]]
         return kept
 
     def _sizes_match(self, out: Tensor, expected: Output, kept: Sequence[Axis]) -> bool:
@@ -384,20 +386,20 @@ class _Rehearsal(Tracer):
 
     def _difference(
         self,
-        op: RehearsalOp,
+        op: DryRunContext,
         rule: Rule,
         outs: Sequence[Tensor],
         kept: Sequence[Sequence[Axis]],
         numbers: tuple[float, ...],
     ) -> str | None:
         """In what an operator's result is not the original's without the removed labels."""
-        if rule is not created and numbers != op.record.numbers:
+        if rule is not created and numbers != op.record.scalars:
             return FACTOR
         for out, expected, wanted_axes in zip(outs, op.record.outputs, kept, strict=True):
             if not self._sizes_match(out, expected, wanted_axes):
                 return FIXED
             if rule is created:  # what the code makes anew has the original's labels if it has their number
-                set_flow(out, Flow(wanted_axes, zero="zeros" in op.name))
+                set_labels(out, TensorLabels(wanted_axes, zero="zeros" in op.name))
             if not self._carries(out, wanted_axes):
                 return "which channels it takes does not follow a cut"
         if op.met_unequal:  # PyTorch does not check all sizes when it runs on shapes
@@ -406,7 +408,7 @@ class _Rehearsal(Tracer):
 
     def _carries(self, out: Tensor, kept: Sequence[Axis]) -> bool:
         """Whether a tensor has these labels, up to units."""
-        pairs = zip(get_flow(out).axes, kept, strict=True)
+        pairs = zip(labels_of(out).axes, kept, strict=True)
         return all(wanted is None or self._same_channels(axis, wanted) for axis, wanted in pairs)
 
     def _same_channels(self, axis: Axis, wanted: Labels) -> bool:
@@ -418,7 +420,7 @@ class _Rehearsal(Tracer):
             return len(inside) == 0 or bool((inside == inside[0]).all())
         return np.array_equal(self._component[axis], wanted)
 
-    def _blame(
+    def _note_conflict(
         self,
         record: OpRecord,
         inputs: Sequence[Tensor],
@@ -426,39 +428,39 @@ class _Rehearsal(Tracer):
         args: Sequence[Any] = (),
         numbers: Sequence[float] = (),
     ) -> None:
-        """Blame the width that a factor comes from, else what has been cut of the operator's results or inputs."""
+        """Note a conflict of the width behind a factor, else of what was cut from the operator's results or inputs."""
         number = self.first + self._next - 1
         cut = self._widths_behind(record, numbers) if reason == FACTOR else []
         if not cut:
             axes = (axis for output in record.outputs for axis in output.axes if axis is not None)
-            cut = [axis[~self._alive[axis]] for axis in axes]
+            cut = [axis[~self._keep[axis]] for axis in axes]
         if not any(len(labels) for labels in cut):
-            cut = [self._cut_around(axis) for t in inputs for axis in get_flow(t).axes if axis is not None]
+            cut = [self._cut_around(axis) for t in inputs for axis in labels_of(t).axes if axis is not None]
         if not any(len(labels) for labels in cut):
             # The code mixed in a size of something else, most likely a width of the module that is running.
-            cut = [_cut_inside(self._session, self._alive, _by_module(self._plan.shapes), record.module)]
+            cut = [_cut_inside(self._session, self._keep, _by_module(self._plan.shapes), record.module)]
         asked = tuple(asked for asked in _sizes_asked_for(record, args) if asked.size != len(self._kept_of(asked.axis)))
-        self.blamed.append(Blame(np.concatenate(cut), reason, number, record.module, asked=asked))
+        self.conflicts.append(Conflict(np.concatenate(cut), reason, number, record.module, asked=asked))
 
     def _widths_behind(self, record: OpRecord, numbers: Sequence[float]) -> list[Labels]:
         """What was cut of widths in the module's attributes with which, or with whose root, a factor has changed."""
-        changes = [after / before for before, after in zip(record.numbers, numbers, strict=False) if before != after]
+        changes = [after / before for before, after in zip(record.scalars, numbers, strict=False) if before != after]
         found = []
         for slot in self._structure.attributes:
             before, after = self._plan.attributes.get(slot.path, (1, 1))
             powers = [(after / before) ** power for power in (1, -1, 0.5, -0.5)]
             explained = any(math.isclose(change, power) for change in changes for power in powers)
             if explained and before != after and slot.path.rpartition(".")[0] == record.module:
-                found.append(slot.labels[~self._alive[slot.labels]])
+                found.append(slot.labels[~self._keep[slot.labels]])
         return found
 
     def _cut_around(self, axis: Labels) -> Labels:
-        """What was removed beside the labels of a narrowed axis: the dead labels of the same slots."""
+        """What was removed beside the labels of a bisect axis: the dead labels of the same slots."""
         found = []
         for _, where in self.space.slot_ranges():
             if _meets(axis, where):
                 labels = np.arange(where.start, where.stop)
-                found.append(labels[~self._alive[labels]])
+                found.append(labels[~self._keep[labels]])
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
     def _as_expected(self, record: OpRecord, inputs: Sequence[Tensor]) -> Any:
@@ -468,7 +470,7 @@ class _Rehearsal(Tracer):
             kept = self._kept_axes(output)
             shape = [n if axis is None else len(axis) for n, axis in zip(output.shape, kept, strict=True)]
             out = torch.zeros(shape, dtype=output.dtype, device=device)
-            set_flow(out, Flow(kept))
+            set_labels(out, TensorLabels(kept))
             outs.append(out)
         return outs[0] if len(outs) == 1 else tuple(outs)
 

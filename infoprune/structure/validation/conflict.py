@@ -21,7 +21,7 @@ class Asked(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Blame:
+class Conflict:
     """Labels that the model's code does not let go; the operator (-1: none in particular) and module that showed it.
 
     Where the code failed before it ran an operator, ``upcoming`` is the one that it had come to. Where it ran one whose

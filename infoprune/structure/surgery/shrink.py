@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from infoprune.errors import PlanError, SurgeryError
-from infoprune.structure import attributes, caches
-from infoprune.structure.cut import Removed, cut, cut_off, forget, join
-from infoprune.structure.memory import remember
+from infoprune.structure import module_state
 from infoprune.structure.plan import PruningPlan, check_belongs
+from infoprune.structure.surgery import attributes
+from infoprune.structure.surgery.history import remember
+from infoprune.structure.surgery.slicing import Removed, cut, cut_off, forget, join
 from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors
 
 State = dict[str, Any]
 
-BESIDE = 1 << 26
+EXTRA_BYTES = 1 << 26
 """So many bytes of new tensors may be in memory beside the old ones, or as many as the largest old one has. Beyond them
 an old one is given up for the part of it that goes: both parts take no more memory than the whole, and make it up."""
 
@@ -63,7 +64,7 @@ def shrink(
     changed = attributes.changes(modules, plan, names)
     old_values = [(module, key, getattr(module, key)) for module, key, _ in changed]
     largest_first = sorted(filter(partial(_is_cut, plan), plan.shapes), key=lambda name: -_bytes(owned[name].tensor))
-    exchange = Exchange(_room([owned[name].tensor for name in largest_first]))
+    exchange = InPlaceSwap(_room([owned[name].tensor for name in largest_first]))
     with torch.inference_mode(False), torch.no_grad():
         try:
             replaced = {name: _cut_owned(owned[name], plan, exchange) for name in largest_first}
@@ -74,7 +75,7 @@ def shrink(
             raise
         finally:
             forget()  # nothing stays behind when the cut is made
-    caches.drop(modules, plan)
+    module_state.drop(modules, plan)
     remember(model, plan, owned, old_values)
     return mapping
 
@@ -92,7 +93,7 @@ def _is_cut(plan: PruningPlan, name: str) -> bool:
     return any(plan.removed[name].values())
 
 
-class Exchange:
+class InPlaceSwap:
     """Cuts tensors and can undo it, without much more memory than they take themselves."""
 
     def __init__(self, room: int) -> None:
@@ -121,7 +122,7 @@ class Exchange:
 
 def _room(old: Sequence[Tensor]) -> int:
     """How many bytes of new tensors may be in memory beside these old ones."""
-    return max([BESIDE, *map(_bytes, old)])
+    return max([EXTRA_BYTES, *map(_bytes, old)])
 
 
 def _can_be_emptied(tensor: Tensor) -> bool:
@@ -134,7 +135,7 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()  # Tensor.nbytes refuses sparse ones
 
 
-def _cut_owned(entry: OwnedTensor, plan: PruningPlan, exchange: Exchange) -> Tensor:
+def _cut_owned(entry: OwnedTensor, plan: PruningPlan, exchange: InPlaceSwap) -> Tensor:
     old = entry.tensor
     if entry.is_parameter and type(old) is not nn.Parameter:
         raise SurgeryError(
@@ -161,7 +162,7 @@ def _cut_states(
     owned: Mapping[str, OwnedTensor],
     plan: PruningPlan,
     replaced: Mapping[str, Tensor],
-    exchange: Exchange,
+    exchange: InPlaceSwap,
 ) -> dict[str, State]:
     """The new optimizer state of every replaced parameter, by name."""
     new_states = {}

@@ -7,13 +7,13 @@ from typing import TypeAlias
 
 import torch
 
-from infoprune.structure.labels import Labels
+from infoprune.structure.labels.components import Labels
 
 Axis: TypeAlias = "Labels | None"
 """The labels along one dimension of a tensor, or None where nothing of it can be removed."""
 
 
-class Flow:
+class TensorLabels:
     """The labels of one tensor.
 
     Attributes:
@@ -40,21 +40,23 @@ class Flow:
 _ATTRIBUTE = "_infoprune_flow"
 
 
-def get_flow(tensor: torch.Tensor) -> Flow:
+def labels_of(tensor: torch.Tensor) -> TensorLabels:
     """The tensor's labels; a tensor that was never labelled has none along any dimension."""
-    flow: Flow | None = tensor.__dict__.get(_ATTRIBUTE)  # in half the time of getattr; a trace asks thousands of times
+    found: TensorLabels | None = tensor.__dict__.get(
+        _ATTRIBUTE
+    )  # in half the time of getattr; a trace asks thousands of times
     # A tensor resized in place by an operator we do not know must not keep labels of its old shape.
-    if flow is None or len(flow.axes) != tensor.dim():
-        return Flow((None,) * tensor.dim())
-    return flow
+    if found is None or len(found.axes) != tensor.dim():
+        return TensorLabels((None,) * tensor.dim())
+    return found
 
 
-def set_flow(tensor: torch.Tensor, flow: Flow) -> None:
+def set_labels(tensor: torch.Tensor, found: TensorLabels) -> None:
     """Attach labels to a tensor."""
-    setattr(tensor, _ATTRIBUTE, flow)
+    setattr(tensor, _ATTRIBUTE, found)
 
 
-def clear_flow(tensor: torch.Tensor) -> None:
+def clear_labels(tensor: torch.Tensor) -> None:
     """Take a tensor's labels off."""
     if hasattr(tensor, _ATTRIBUTE):
         delattr(tensor, _ATTRIBUTE)

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from infoprune.structure.flow import Axis, Flow
 from infoprune.structure.labels import OUTSIDE, Labels, LabelSpace
-from infoprune.structure.op import Op, OpRecord
+from infoprune.structure.labels.tensor_labels import Axis, TensorLabels
+from infoprune.structure.tracing.rule_context import OpRecord, RuleContext
 
 
 class Diverged(Exception):
     """The shrunk model runs other operators than the original."""
 
 
-class RehearsalOp(Op):
+class DryRunContext(RuleContext):
     """Carries labels as before and records nothing: what the labels mean has been settled."""
 
     def __init__(self, space: LabelSpace, record: OpRecord, whole: dict[int, Labels]) -> None:
@@ -45,7 +45,7 @@ class RehearsalOp(Op):
     def balance(self, parts: Labels) -> None:
         """Settled when the model was traced."""
 
-    def contract(self, fa: Flow, a: Axis, fb: Flow, b: Axis) -> None:
+    def contract(self, fa: TensorLabels, a: Axis, fb: TensorLabels, b: Axis) -> None:
         """Settled when the model was traced."""
 
     def freeze(self, axis: Axis, reason: str | None) -> None:
@@ -68,7 +68,7 @@ class RehearsalOp(Op):
         """Counted when the model was traced."""
 
 
-class UnalignedOp(RehearsalOp):
+class UnalignedContext(DryRunContext):
     """An operator that the original did not run at this point (a dimension of one lets PyTorch take another way).
 
     There is no result to compare with, so what meets must be of one unit, position by position. Padding meets what
@@ -99,10 +99,10 @@ class UnalignedOp(RehearsalOp):
         if (self._component[rows] != self._component[rows[:1]]).any():
             raise Diverged(f"other channels meet in {self.record}")
 
-    def contract(self, fa: Flow, a: Axis, fb: Flow, b: Axis) -> None:
+    def contract(self, fa: TensorLabels, a: Axis, fb: TensorLabels, b: Axis) -> None:
         """Axes that have to be of one unit at each position."""
         self.unite_all([a, b])
 
-    def fresh(self, size: int) -> Axis:
+    def new_labels(self, size: int) -> Axis:
         """No labels: there is no original to have made them."""
         return None

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from infoprune.structure.flow import Flow, clear_flow, set_flow
-from infoprune.structure.op import OpRecord
-from infoprune.structure.rules import Rule
+from infoprune.structure.labels.tensor_labels import TensorLabels, clear_labels, set_labels
+from infoprune.structure.tracing.rule_context import OpRecord
+from infoprune.structure.tracing.rules import Rule
 
 if TYPE_CHECKING:
-    from infoprune.structure.tracer import Tracer
+    from infoprune.structure.tracing.tracer import Tracer
 
 
 class Step(NamedTuple):
@@ -32,12 +32,12 @@ class Recording:
     """A pass on shapes with all its tensors, which hold no numbers.
 
     Attributes:
-        flows: the model's tensors, with the labels that they start with.
+        labelled_tensors: the model's tensors, with the labels that they start with.
         steps: the operators.
         outputs: what the model returned.
     """
 
-    flows: Sequence[tuple[Tensor, Flow]] = ()
+    labelled_tensors: Sequence[tuple[Tensor, TensorLabels]] = ()
     steps: list[Step] = field(default_factory=list)
     outputs: Any = None
 
@@ -47,16 +47,16 @@ class Recording:
             return False
         for step in self.steps:
             for tensor in (*step.tensors, *step.outs):
-                clear_flow(tensor)
-        for tensor, flow in self.flows:
-            set_flow(tensor, flow)
+                clear_labels(tensor)
+        for tensor, tensor_labels in self.labelled_tensors:
+            set_labels(tensor, tensor_labels)
         try:
             for step in self.steps:
                 before = step.record
-                tracer.label(step._replace(record=OpRecord(before.name, before.module, before.numbers)))
+                tracer.label(step._replace(record=OpRecord(before.name, before.module, before.scalars)))
         finally:
-            for tensor, _ in self.flows:
-                clear_flow(tensor)
+            for tensor, _ in self.labelled_tensors:
+                clear_labels(tensor)
         return True
 
 

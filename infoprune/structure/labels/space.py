@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from infoprune.structure.balance import balanced_pairs
-
-Labels: TypeAlias = npt.NDArray[np.int64]
+from infoprune.structure.labels.balance import balanced_pairs
+from infoprune.structure.labels.components import Labels, connected, joined, ranges
 
 OUTSIDE = -1
 """The label of an index that is not ours to remove: of an input, a constant, a padded border."""
@@ -67,7 +66,7 @@ class LabelSpace:
     def __init__(self) -> None:
         self.slots: list[Slot] = []
         self.size = 0
-        self.whole: dict[int, Labels] = {}
+        self.slot_label_arrays: dict[int, Labels] = {}
         """By identity, the arrays known to hold labels of slots alone; nearly all that meet do."""
         self.unions: list[Union] = []
         self.freezes: list[Freeze] = []
@@ -79,7 +78,7 @@ class LabelSpace:
         """The components that so many of the unions make."""
         self._numbers: dict[int, int] = {}
         """By the identity of a slot's labels, its number."""
-        self._alike: tuple[Labels, int] | None = None
+        self._slot_classes: tuple[Labels, int] | None = None
         """What so many of the unions make of `alike`."""
 
     def add_slot(self, tensor: str, dim: int, size: int) -> Labels:
@@ -88,11 +87,11 @@ class LabelSpace:
         self.slots.append(slot)
         self.size += size
         labels = slot.labels
-        self.whole[id(labels)] = labels
+        self.slot_label_arrays[id(labels)] = labels
         self._numbers[id(labels)] = len(self._numbers)
         return labels
 
-    def fresh(self, size: int) -> Labels:
+    def new_labels(self, size: int) -> Labels:
         """Labels without a slot, for tensors that the model's code makes itself (``x.new_zeros(...)``).
 
         Such a tensor shrinks when the sizes that the code asks for shrink; rehearsal finds out whether they do.
@@ -113,11 +112,11 @@ class LabelSpace:
         """Note that ``parts`` (parts, positions) must lose equally many labels because of operator number ``op``."""
         self._balances.append(Balance(parts, op))
 
-    def settle(self) -> None:
+    def resolve_balances(self) -> None:
         """Turn balances into unions, now that all that is bound anyway is known."""
         if not self._balances:
             return
-        component, alike = self.components(), self.alike()
+        component, alike = self.components(), self.slot_classes()
         parent = np.arange(self.size, dtype=np.int64)  # of the roots that have been united since
         united = False
 
@@ -148,7 +147,7 @@ class LabelSpace:
         bits = np.random.default_rng(1).integers(0, 2**63, size=len(self.slots), dtype=np.uint64)
         sums = np.zeros_like(bits)
         np.add.at(sums, alike, bits)
-        slot_of, labels = self.distinct(alike)
+        slot_of, labels = self.representatives(alike)
         signature = np.zeros(self.size, dtype=np.uint64)
         np.add.at(signature, components[labels], sums[slot_of])
         return signature
@@ -157,7 +156,7 @@ class LabelSpace:
         """Forget all that was noted behind these numbers of unions and freezes, and all balances."""
         del self.unions[unions:], self.freezes[freezes:]
         self._balances.clear()
-        self._joined = self._alike = None
+        self._joined = self._slot_classes = None
 
     def slots_end(self) -> int:
         """Labels below this number belong to slots, the others were made by :meth:`fresh`."""
@@ -167,10 +166,12 @@ class LabelSpace:
         """The smallest label of each label's connected component, as an array over all labels."""
         if self._joined is None:
             starts, sizes = self._places()
-            shifts = np.repeat(starts[self.alike()] - starts, sizes)
+            shifts = np.repeat(starts[self.slot_classes()] - starts, sizes)
             known = np.arange(self.size, dtype=np.int64)
             known[: len(shifts)] += shifts
-            unions = [u for u in self.unions if id(u.a) not in self.whole or id(u.b) not in self.whole]
+            unions = [
+                u for u in self.unions if id(u.a) not in self.slot_label_arrays or id(u.b) not in self.slot_label_arrays
+            ]
         else:  # once more, with what has been noted since
             known, count = self._joined
             known = np.append(known, np.arange(len(known), self.size))
@@ -180,17 +181,17 @@ class LabelSpace:
         self._joined = known, len(self.unions)
         return known
 
-    def alike(self) -> Labels:
+    def slot_classes(self) -> Labels:
         """For every slot the first one that it is united with as a whole, index by index; most unions are such."""
-        if self._alike is None or self._alike[1] != len(self.unions):
+        if self._slot_classes is None or self._slot_classes[1] != len(self.unions):
             number = self._numbers.get
             pairs = [(number(id(a), -1), number(id(b), -1)) for a, b, _ in self.unions]
             edges = np.array(pairs, dtype=np.int64).reshape(-1, 2)
             edges = edges[(edges >= 0).all(axis=1)]
-            self._alike = connected(edges[:, 0], edges[:, 1], len(self.slots)), len(self.unions)
-        return self._alike[0]
+            self._slot_classes = connected(edges[:, 0], edges[:, 1], len(self.slots)), len(self.unions)
+        return self._slot_classes[0]
 
-    def distinct(self, alike: Labels) -> tuple[Labels, Labels]:
+    def representatives(self, alike: Labels) -> tuple[Labels, Labels]:
         """The labels of the slots that are the first of their like, which speak for the others; each label's slot."""
         firsts = np.flatnonzero(alike == np.arange(len(alike)))
         starts, sizes = (of_slots[firsts] for of_slots in self._places())
@@ -205,51 +206,3 @@ class LabelSpace:
         """Every slot with the range of its labels."""
         for slot in self.slots:
             yield slot, slice(slot.start, slot.start + slot.size)
-
-
-def ranges(starts: Labels, sizes: Labels) -> Labels:
-    """Runs of whole numbers, one behind the other.
-
-    >>> ranges(np.array([5, 0]), np.array([3, 2])).tolist()
-    [5, 6, 7, 0, 1]
-    """
-    return np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
-
-
-def joined(component: Labels, a: Labels, b: Labels) -> Labels:
-    """Components, given by their smallest members, once edges ``a[i] - b[i]`` join some of them.
-
-    >>> joined(np.array([0, 0, 2, 3, 3]), np.array([1]), np.array([4])).tolist()
-    [0, 0, 2, 0, 0]
-    """
-    a, b = component[a], component[b]
-    touched = np.zeros(len(component), dtype=bool)
-    touched[a] = touched[b] = True
-    nodes = np.flatnonzero(touched)  # few of all, so these alone take part in the search
-    new = np.arange(len(component), dtype=np.int64)
-    new[nodes] = np.arange(len(nodes))
-    new[nodes] = nodes[connected(new[a], new[b], len(nodes))]
-    return new[component]
-
-
-def connected(a: Labels, b: Labels, size: int) -> Labels:
-    """Connected components of the graph with edges ``a[i] - b[i]`` on ``size`` nodes: each node's smallest member.
-
-    Minimum labels hop over edges and pointers jump until nothing moves, so the number of rounds is logarithmic in the
-    longest chain and each round is a few vectorised passes.
-
-    >>> connected(np.array([0, 3]), np.array([2, 2]), 5).tolist()
-    [0, 1, 0, 0, 4]
-    """
-    parent = np.arange(size, dtype=np.int64)
-    while len(a):
-        np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
-        while True:
-            jumped = parent[parent]
-            if np.array_equal(jumped, parent):
-                break
-            parent = jumped
-        a, b = parent[a], parent[b]
-        apart = a != b
-        a, b = a[apart], b[apart]
-    return parent

@@ -15,13 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from infoprune.errors import TraceError
-from infoprune.structure import shapes
-from infoprune.structure.flow import Flow, clear_flow, get_flow, set_flow
 from infoprune.structure.labels import LabelSpace
-from infoprune.structure.op import Contraction, Op, OpRecord, Output
-from infoprune.structure.replay import Recording, Step
-from infoprune.structure.rules import Rule, find_rule, tensors_in
-from infoprune.structure.shapes import Kernel, kernel_of
+from infoprune.structure.labels.tensor_labels import TensorLabels, clear_labels, labels_of, set_labels
+from infoprune.structure.tracing import meta_kernels
+from infoprune.structure.tracing.meta_kernels import Kernel, kernel_of
+from infoprune.structure.tracing.relabel import Recording, Step
+from infoprune.structure.tracing.rule_context import Contraction, OpRecord, Output, RuleContext
+from infoprune.structure.tracing.rules import Rule, find_rule, tensors_in
 
 Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
 """Example inputs: one tensor, a tuple of positional arguments, or a dict of keyword arguments."""
@@ -80,20 +80,20 @@ class Tracer(TorchDispatchMode):
         result = execute(operator, args, kwargs, tensors)
         outs = [result] if isinstance(result, Tensor) else tensors_in((result,))
         if tensors or holds_anything(outs):
-            record = OpRecord(operator.name, self.module, numbers_in(args, kwargs, tensors))
+            record = OpRecord(operator.name, self.module, scalars_in(args, kwargs, tensors))
             self.label(Step(record, operator.rule, args, kwargs, tensors, outs))
         return result
 
     def label(self, step: Step) -> None:
         """Give an operator's results their labels and record it."""
         record, rule, args, kwargs, tensors, outs = step
-        op = Op(self.space, record, self.first + len(self.records), self.contractions)
+        op = RuleContext(self.space, record, self.first + len(self.records), self.contractions)
         for tensor in tensors:
-            origin = get_flow(tensor).origin
+            origin = labels_of(tensor).origin
             if origin is not None:
                 self.used.add(origin)
         apply(rule, op, args, kwargs, outs)
-        record.outputs = [Output(tuple(out.shape), out.dtype, get_flow(out).axes) for out in outs]
+        record.outputs = [Output(tuple(out.shape), out.dtype, labels_of(out).axes) for out in outs]
         self.records.append(record)
         if self.recording is not None:
             self.recording.steps.append(step)
@@ -118,7 +118,7 @@ class Tracer(TorchDispatchMode):
             last.remove()
 
 
-def apply(rule: Rule, op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+def apply(rule: Rule, op: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Apply a rule; a rule that fails is at fault itself, not the model that is traced."""
     try:
         rule(op, args, kwargs, outs)
@@ -149,7 +149,7 @@ def holds_anything(made: Sequence[Tensor]) -> bool:
     return any(any(tensor.shape) or not tensor.dim() for tensor in made)
 
 
-def numbers_in(args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]) -> tuple[float, ...]:
+def scalars_in(args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]) -> tuple[float, ...]:
     """The factors among an operator's arguments; one that changes when a model is shrunk was computed from a size.
 
     Factors are Python floats, and on shapes also real tensors of one element (``torch.tensor(c).sqrt()``) unless they
@@ -167,7 +167,7 @@ def numbers_in(args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence
 def _is_factor(tensor: Tensor, others: Sequence[Tensor]) -> bool:
     if tensor.numel() != 1 or not tensor.is_floating_point():
         return False
-    return any(other.is_meta for other in others) and not get_flow(tensor).labelled
+    return any(other.is_meta for other in others) and not labels_of(tensor).labelled
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
@@ -184,8 +184,10 @@ def first_tensor(inputs: Any) -> Tensor | None:
     return next((leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)), None)
 
 
-def run_labelled(tracer: Tracer, model: nn.Module, inputs: Inputs, flows: Sequence[tuple[Tensor, Flow]]) -> Any:
-    """One forward pass under ``tracer`` with ``flows`` attached to the model's tensors; gradients are off."""
+def run_labelled(
+    tracer: Tracer, model: nn.Module, inputs: Inputs, labelled_tensors: Sequence[tuple[Tensor, TensorLabels]]
+) -> Any:
+    """Run one forward pass under ``tracer``, without gradients, with labels attached to the model's tensors."""
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(enabled=not _on_meta(inputs)))
@@ -193,15 +195,15 @@ def run_labelled(tracer: Tracer, model: nn.Module, inputs: Inputs, flows: Sequen
         fast_path = torch.backends.mha.get_fastpath_enabled()
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
-        stack.callback(_clear_flows, [tensor for tensor, _ in flows])
-        stack.callback(shapes.forget)
-        for tensor, flow in flows:
-            set_flow(tensor, flow)
+        stack.callback(_clear_all_labels, [tensor for tensor, _ in labelled_tensors])
+        stack.callback(meta_kernels.forget)
+        for tensor, tensor_labels in labelled_tensors:
+            set_labels(tensor, tensor_labels)
         stack.enter_context(tracer.watching_modules())
         stack.enter_context(tracer)
         outputs = call(model, inputs)
     if tracer.recording is not None:
-        tracer.recording.flows, tracer.recording.outputs = flows, outputs
+        tracer.recording.labelled_tensors, tracer.recording.outputs = labelled_tensors, outputs
     return outputs
 
 
@@ -221,9 +223,9 @@ def collector_paused(paused: bool = True) -> Iterator[None]:
             gc.enable()
 
 
-def _clear_flows(tensors: Sequence[Tensor]) -> None:
+def _clear_all_labels(tensors: Sequence[Tensor]) -> None:
     for tensor in tensors:
-        clear_flow(tensor)
+        clear_labels(tensor)
 
 
 def _on_meta(inputs: Inputs) -> bool:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from infoprune.structure.flow import Axis, Flow, set_flow
 from infoprune.structure.labels import OUTSIDE, Labels, LabelSpace
+from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, set_labels
 
 GIVEN_SIZES = frozenset({
     "aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.expand", "aten.as_strided",
@@ -35,7 +35,7 @@ class OpRecord:
 
     name: str
     module: str
-    numbers: tuple[float, ...] = ()
+    scalars: tuple[float, ...] = ()
     outputs: list[Output] = field(default_factory=list)
     choices: list[int] = field(default_factory=list)
     splits: list[tuple[int, ...]] = field(default_factory=list)  # how many parts of how many parts of ... of an axis
@@ -59,12 +59,12 @@ class Contraction(NamedTuple):
     sides: tuple[tuple[Axis, int], ...]
 
 
-class Op:
+class RuleContext:
     """The hand that a rule writes with, while a model is traced."""
 
     def __init__(self, space: LabelSpace, record: OpRecord, number: int, contractions: list[Contraction]) -> None:
         self._space = space
-        self._whole = space.whole
+        self._whole = space.slot_label_arrays
         self._number = number
         self._contractions = contractions
         self.record = record
@@ -77,7 +77,7 @@ class Op:
 
     def label(self, tensor: torch.Tensor, axes: Sequence[Axis], zero: bool = False, origin: str | None = None) -> None:
         """Give a result its labels."""
-        set_flow(tensor, Flow(axes, zero, origin))
+        set_labels(tensor, TensorLabels(axes, zero, origin))
 
     def unite_all(self, axes: Sequence[Axis]) -> Axis:
         """These axes meet position by position: unite their labels and return one of them for all.
@@ -137,7 +137,7 @@ class Op:
         elif len(parts) > 1:
             self._space.balance(parts, self._number)
 
-    def contract(self, fa: Flow, a: Axis, fb: Flow, b: Axis) -> None:
+    def contract(self, fa: TensorLabels, a: Axis, fb: TensorLabels, b: Axis) -> None:
         """Sum over the products of two axes; exact where a removed index adds nothing."""
         if a is None and b is None:
             return
@@ -159,9 +159,9 @@ class Op:
         for axis in axes:
             self.freeze(axis, reason)
 
-    def fresh(self, size: int) -> Axis:
+    def new_labels(self, size: int) -> Axis:
         """Labels for a tensor that the model's code makes itself."""
-        return self._space.fresh(size)
+        return self._space.new_labels(size)
 
     def choose(self, value: int) -> int:
         """A decision that a rehearsal of this operator has to repeat."""

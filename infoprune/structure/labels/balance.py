@@ -8,13 +8,11 @@ when all else is known: equal positions where these bind nothing more, else part
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from infoprune.structure.labels import Labels
+from infoprune.structure.labels.components import Labels
 
 
 def balanced_pairs(

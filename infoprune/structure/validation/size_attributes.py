@@ -1,4 +1,4 @@
-"""Numbers that a model's code keeps in attributes and that have to follow a cut: head counts, written-out widths.
+"""Size attributes: numbers in a model's modules that have to follow a cut, such as head counts and written-out widths.
 
 Where a rehearsal fails, the module that is running may hold the number that its code asks for: ``self.num_heads`` in
 ``view(b, n, 3, self.num_heads, -1)``, ``self.hidden_dim`` in ``reshape(n, self.hidden_dim, -1)``. Such a number is
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 from torch import nn
 
-from infoprune.structure.attributes import element
-from infoprune.structure.blame import FACTOR, Blame
 from infoprune.structure.groups import AttributeSlot, Structure
 from infoprune.structure.labels import Labels
-from infoprune.structure.rules.contraction import HEAD_WIDTH
+from infoprune.structure.surgery.attributes import element
+from infoprune.structure.tracing.rules.contraction import HEAD_WIDTH
+from infoprune.structure.validation.conflict import FACTOR, Conflict
 
 if TYPE_CHECKING:
     from infoprune.structure.trace import TraceSession
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 Splits: TypeAlias = dict[str, dict[int, set[int]]]
 """For modules, by name: numbers of parts that a dimension is split into, and for each the widths of these parts."""
-AskedFor: TypeAlias = "Callable[[Structure, Blame], Iterable[tuple[list[str], Labels, int]]]"
-"""What a rehearsal's blame says was asked for: numbers that it may have been, the dimension, and at which place."""
+AskedFor: TypeAlias = "Callable[[Structure, Conflict], Iterable[tuple[list[str], Labels, int]]]"
+"""What a rehearsal's conflict says was asked for: numbers that it may have been, the dimension, and at which place."""
 
 
 MOST_TRIES = 6
@@ -45,7 +45,7 @@ class Heads:
     tied: bool = False
 
 
-class Taking(NamedTuple):
+class Candidate(NamedTuple):
     """A number taken for the width of a dimension, because an operator asked for it at some place of its arguments."""
 
     path: str
@@ -54,25 +54,25 @@ class Taking(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Written:
+class Rewrite:
     """A number that is rewritten: of which dimension, and what it was taken for.
 
     ``guessed``: because a module failed that runs the same code, not yet its own.
     """
 
     slot: AttributeSlot
-    taking: Taking
+    candidate: Candidate
     guessed: bool
 
 
-class Numbers:
+class SizeAttributeFinder:
     """The attributes of a model that follow its widths, as far as they have been found."""
 
     def __init__(self, session: TraceSession) -> None:
         self._session = session
         self._heads: dict[str, Heads] = {}
-        self._written: dict[str, Written] = {}
-        self._tried: set[Taking] = set()
+        self._rewrites: dict[str, Rewrite] = {}
+        self._tried: set[Candidate] = set()
         self._seen: set[str] = set()
 
     def slots(self) -> Iterator[AttributeSlot]:
@@ -81,18 +81,18 @@ class Numbers:
             labels = self._session.space.head_labels.get(module)
             if labels is not None and len(labels) == heads.count:  # else it is another dimension that was found
                 yield AttributeSlot(_join(module, heads.attribute), heads.count, labels)
-        yield from (written.slot for written in self._written.values())
+        yield from (written.slot for written in self._rewrites.values())
 
-    def find(self, structure: Structure, blamed: Sequence[Blame]) -> bool:
+    def find(self, structure: Structure, conflicts: Sequence[Conflict]) -> bool:
         """Look for numbers that explain what is in a cut's way; False if there is none that was not tried before."""
-        if self._split_into_heads(dict.fromkeys(blame.module for blame in blamed)):
+        if self._split_into_heads(dict.fromkeys(conflict.module for conflict in conflicts)):
             return True
-        blamed = [blame for blame in blamed if blame.reason != FACTOR]  # which no size explains
-        modules = dict.fromkeys(blame.module for blame in blamed)
-        if self._take_written(structure, blamed, self._by_operators):
+        conflicts = [conflict for conflict in conflicts if conflict.reason != FACTOR]  # which no size explains
+        modules = dict.fromkeys(conflict.module for conflict in conflicts)
+        if self._rewrite_sizes(structure, conflicts, self._by_operators):
             return True
         tied = [self._tie_inputs(structure, module) for module in modules]
-        return any(tied) or self._take_written(structure, blamed, self._by_checks)
+        return any(tied) or self._rewrite_sizes(structure, conflicts, self._by_checks)
 
     def find_frozen_heads(self) -> bool:
         """Let modules lose whole heads where the width of a head has to stay."""
@@ -108,7 +108,7 @@ class Numbers:
         splits = self._splits()
         for module in modules:
             attribute = None if module in self._seen else self._head_count(module, splits)
-            for like in self._likes(module) if attribute else ():
+            for like in self._with_siblings(module) if attribute else ():
                 count = self._integers(like).get(str(attribute), 0)
                 widths = splits.get(like, {}).get(count)
                 if like not in self._seen and widths:
@@ -119,7 +119,7 @@ class Numbers:
             self._seen.add(module)
         if len(self._heads) == before:
             return False
-        self._session.run_again()
+        self._session.retrace()
         for heads in self._heads.values():
             heads.tied = False  # what was united is forgotten with the run before
         return True
@@ -143,7 +143,7 @@ class Numbers:
         """Where head width times number of heads has to be the width that comes in: tie blocks of that to heads."""
         if module not in self._heads or self._heads[module].tied:
             return False
-        likes = self._likes(module)
+        likes = self._with_siblings(module)
         inside = self._operators_inside(structure, likes)
         for like in likes:
             heads, labels = self._heads.get(like), self._session.space.head_labels.get(like)
@@ -159,7 +159,7 @@ class Numbers:
         """By module: the numbers of the operators that it and its children run."""
         found: dict[str, list[int]] = {module: [] for module in modules}
         for number, record in enumerate(structure.records):
-            for module in around(record.module):
+            for module in ancestors(record.module):
                 if module in found:
                     found[module].append(number)
         return found
@@ -175,44 +175,48 @@ class Numbers:
 
     # -- written-out widths -------------------------------------------------------------------------------------------
 
-    def _take_written(self, structure: Structure, blamed: Sequence[Blame], asked_for: AskedFor) -> bool:
+    def _rewrite_sizes(self, structure: Structure, conflicts: Sequence[Conflict], asked_for: AskedFor) -> bool:
         """Widths that modules hold as numbers; where several numbers of a module are that width, one after another."""
         found: set[str] = set()
-        for blame in blamed:
-            op = max(blame.op, blame.upcoming)
-            if blame.like and blame.op >= 0:
+        for conflict in conflicts:
+            op = max(conflict.op, conflict.upcoming)
+            if conflict.like and conflict.op >= 0:
                 continue  # the operator is not its own
-            for paths, axis, place in asked_for(structure, blame):
-                takings = [Taking(path, op, place) for path in paths]
-                if not found.isdisjoint(paths) or (blame.like and not self._written.keys().isdisjoint(paths)):
+            for paths, axis, place in asked_for(structure, conflict):
+                candidates = [Candidate(path, op, place) for path in paths]
+                if not found.isdisjoint(paths) or (conflict.like and not self._rewrites.keys().isdisjoint(paths)):
                     continue  # first see what the one that has been taken does
-                self._give_up(takings)
-                taking = self._next(takings)
-                if taking is not None and np.isin(axis, blame.labels).any():
-                    slot = AttributeSlot(taking.path, len(axis), axis)
-                    self._written[taking.path] = Written(slot, taking, blame.like)
-                    self._tried.add(taking)
-                    found.add(taking.path)
+                self._give_up(candidates)
+                candidate = self._next(candidates)
+                if candidate is not None and np.isin(axis, conflict.labels).any():
+                    slot = AttributeSlot(candidate.path, len(axis), axis)
+                    self._rewrites[candidate.path] = Rewrite(slot, candidate, conflict.like)
+                    self._tried.add(candidate)
+                    found.add(candidate.path)
         return bool(found)
 
-    def _give_up(self, takings: Sequence[Taking]) -> None:
+    def _give_up(self, candidates: Sequence[Candidate]) -> None:
         """Leave the numbers alone with which the code got no further than to ask again; guesses may come again."""
-        for taking in takings:
-            written = self._written.get(taking.path)
-            if written and (written.guessed or written.taking.op > taking.op or written.taking == taking):
-                del self._written[taking.path]
+        for candidate in candidates:
+            written = self._rewrites.get(candidate.path)
+            if written and (written.guessed or written.candidate.op > candidate.op or written.candidate == candidate):
+                del self._rewrites[candidate.path]
                 if written.guessed:
-                    self._tried.discard(written.taking)
+                    self._tried.discard(written.candidate)
 
-    def _next(self, takings: Sequence[Taking]) -> Taking | None:
+    def _next(self, candidates: Sequence[Candidate]) -> Candidate | None:
         """The first that was not tried yet, if not too many were for the same operator."""
-        untried = (taking for taking in takings if taking.path not in self._written and taking not in self._tried)
-        alike = {taking[:2] for taking in takings}
+        untried = (
+            candidate
+            for candidate in candidates
+            if candidate.path not in self._rewrites and candidate not in self._tried
+        )
+        alike = {candidate[:2] for candidate in candidates}
         return next(untried, None) if sum(tried[:2] in alike for tried in self._tried) < MOST_TRIES else None
 
-    def _by_operators(self, structure: Structure, blame: Blame) -> Iterator[tuple[list[str], Labels, int]]:
+    def _by_operators(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
         """Each dimension that an operator makes, or splits, with the numbers that may stand for its size; its place."""
-        op, module = max(blame.op, blame.upcoming), blame.module
+        op, module = max(conflict.op, conflict.upcoming), conflict.module
         outputs = structure.records[op].outputs if op >= 0 else []
         splits = zip(*(output.axes for output in outputs), strict=False) if len(outputs) > 1 else ()
         parts = [[axis for axis in axes if axis is not None] for axes in splits if all(a is not None for a in axes)]
@@ -223,18 +227,18 @@ class Numbers:
                 if axis is not None:
                     yield [path], axis, place
         made = [axis for output in outputs for axis in output.axes if axis is not None]
-        for axis, place in [asked[:2] for asked in blame.asked] or zip(made, range(len(made)), strict=True):
+        for axis, place in [asked[:2] for asked in conflict.asked] or zip(made, range(len(made)), strict=True):
             yield self._equal_numbers(module, len(axis)), axis, place
         for place, axes in enumerate(parts):
             yield self._equal_numbers(module, sum(map(len, axes))), np.concatenate(axes), place
 
-    def _by_checks(self, structure: Structure, blame: Blame) -> Iterator[tuple[list[str], Labels, int]]:
+    def _by_checks(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
         """Where the code itself fails, as if it checked what comes in: each width that its tensors have, once."""
-        if blame.op < 0:
-            within = f"{blame.module}." if blame.module else ""
+        if conflict.op < 0:
+            within = f"{conflict.module}." if conflict.module else ""
             axes = (axis for name, axes in self._session.labels.items() if name.startswith(within) for axis in axes)
             for axis in {structure.component[axis].tobytes(): axis for axis in axes if len(axis)}.values():
-                yield self._equal_numbers(blame.module, len(axis)), axis, int(axis[0])
+                yield self._equal_numbers(conflict.module, len(axis)), axis, int(axis[0])
 
     def _sequence(self, module: str, sizes: Sequence[int]) -> list[str]:
         """The places of the one list or tuple of a module that holds just these sizes, of a split or a shape."""
@@ -249,7 +253,7 @@ class Numbers:
         """The numbers of a module, else of its children that are not PyTorch's own, that have a value."""
         children = self._session.model.get_submodule(module).named_children()
         own = [_join(module, name) for name, child in children if not type(child).__module__.startswith("torch.nn.")]
-        head_counts = {slot.path for slot in self.slots()} - set(self._written)
+        head_counts = {slot.path for slot in self.slots()} - set(self._rewrites)
         for places in ([module], own):
             found = [_join(place, name) for place in places for name, n in self._integers(place).items() if n == value]
             if found:
@@ -262,38 +266,38 @@ class Numbers:
         numbers = vars(self._session.model.get_submodule(module))
         return {name: value for name, value in numbers.items() if type(value) is int and value > 1}
 
-    def _likes(self, name: str) -> list[str]:
-        return [name, *same_code(self._session.modules, name)]
+    def _with_siblings(self, name: str) -> list[str]:
+        return [name, *siblings(self._session.modules, name)]
 
 
 @lru_cache(maxsize=4096)
-def around(module: str) -> tuple[str, ...]:
+def ancestors(module: str) -> tuple[str, ...]:
     """The modules that one is in, itself first.
 
-    >>> around("layer1.0.conv")
+    >>> ancestors("layer1.0.conv")
     ('layer1.0.conv', 'layer1.0', 'layer1', '')
     """
     parts = module.split(".") if module else []
     return tuple(".".join(parts[:n]) for n in range(len(parts), -1, -1))
 
 
-def same_code(modules: Mapping[str, nn.Module], name: str) -> list[str]:
+def siblings(modules: Mapping[str, nn.Module], name: str) -> list[str]:
     """The other modules that run the same code as the one called ``name``.
 
     PyTorch's own layers do as they are told: their likes are in the same place of modules that run their owner's code.
     """
     module = modules[name]
     kind = type(module)
-    if not _is_told(module):
+    if not _is_builtin_leaf(module):
         return [other for other, module in modules.items() if type(module) is kind and other != name]
     owner, _, child = name.rpartition(".")
     if not name:
         return []
-    others = (_join(other, child) for other in same_code(modules, owner))
+    others = (_join(other, child) for other in siblings(modules, owner))
     return [other for other in others if type(modules.get(other)) is kind]
 
 
-def _is_told(module: nn.Module) -> bool:
+def _is_builtin_leaf(module: nn.Module) -> bool:
     """Whether what a module is given, and when, is up to the code around it: a layer of PyTorch's or a list of some."""
     single = next(module.children(), None) is None or isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
     return single and type(module).__module__.startswith("torch.nn.")

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 
-class Products:
+class CostModel:
     """A sum of products of widths, each width linear in the groups' kept units.
 
     Args:
         terms: for each product a factor, and its widths as ``(fixed, coefficients)``.
 
     Example:
-        >>> macs = Products([(9.0, [(3.0, np.array([0.0, 0.0])), (0.0, np.array([1.0, 0.0]))])])
+        >>> macs = CostModel([(9.0, [(3.0, np.array([0.0, 0.0])), (0.0, np.array([1.0, 0.0]))])])
         >>> macs(np.array([8.0, 4.0]))
         216.0
     """

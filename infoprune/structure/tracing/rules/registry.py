@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from infoprune.structure.flow import get_flow
-from infoprune.structure.op import Op
+from infoprune.structure.labels.tensor_labels import labels_of
+from infoprune.structure.tracing.rule_context import RuleContext
 
-Rule: TypeAlias = Callable[[Op, Sequence[Any], dict[str, Any], Sequence[Tensor]], None]
+Rule: TypeAlias = Callable[[RuleContext, Sequence[Any], dict[str, Any], Sequence[Tensor]], None]
 
 RULES: dict[str, Rule] = {}
 
@@ -39,13 +39,13 @@ def find_rule(func: torch._ops.OpOverload) -> Rule:
     return found or unknown
 
 
-def unknown(op: Op, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+def unknown(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Never guess: what an unknown operator touches stays."""
     for tensor in tensors_in(args, kwargs):
-        for axis in get_flow(tensor).axes:
-            op.freeze(axis, f"{op.name} has no rule")
+        for axis in labels_of(tensor).axes:
+            ctx.freeze(axis, f"{ctx.name} has no rule")
     for out in outs:
-        op.label(out, [None] * out.dim())
+        ctx.label(out, [None] * out.dim())
 
 
 def tensors_in(args: Iterable[Any], kwargs: Mapping[str, Any] | None = None) -> list[Tensor]:

@@ -12,28 +12,28 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from infoprune.structure.blame import Blame
 from infoprune.structure.groups import Structure
 from infoprune.structure.labels import Labels
-from infoprune.structure.numbers import around
 from infoprune.structure.plan import PruningPlan
+from infoprune.structure.validation.conflict import Conflict
+from infoprune.structure.validation.size_attributes import ancestors
 
 if TYPE_CHECKING:
     from infoprune.structure.trace import TraceSession
 
 
-def tie(session: TraceSession, structure: Structure, plan: PruningPlan, blamed: list[Blame]) -> bool:
+def tie(session: TraceSession, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> bool:
     """Tie dimensions whose width the code reads elsewhere to what it reads; False if there is nothing new to tie."""
-    alive = structure.alive(plan)
+    keep = structure.keep_mask(plan)
     axes_in = AxesIn(structure)
     tied = False
-    for blame in blamed:
-        for axis, _, size in blame.asked:
+    for conflict in conflicts:
+        for axis, _, size in conflict.asked:
             if size == len(axis) or (axis < 0).any():  # it is written out, or not all of it is the model's
                 continue
-            read = next((other for other in axes_in(blame.module, len(axis)) if alive[other].sum() == size), None)
+            read = next((other for other in axes_in(conflict.module, len(axis)) if keep[other].sum() == size), None)
             if read is not None:  # should it be the wrong one, the next rehearsal finds the right one too
-                session.space.unite(axis, read, blame.op)
+                session.space.unite(axis, read, conflict.op)
                 tied = True
     return tied
 
@@ -49,8 +49,8 @@ class AxesIn:
         """By module and size: the arrays, each once."""
         axes: dict[tuple[str, int], dict[int, Labels]] = {}
         space = self._structure.space
-        for slot, labels in zip(space.slots, space.whole.values(), strict=True):
-            for module in around(slot.tensor.rpartition(".")[0]):
+        for slot, labels in zip(space.slots, space.slot_label_arrays.values(), strict=True):
+            for module in ancestors(slot.tensor.rpartition(".")[0]):
                 axes.setdefault((module, slot.size), {})[id(labels)] = labels
         for record in self._structure.records:
             for axis in (axis for output in record.outputs for axis in output.axes if axis is not None):

@@ -1,0 +1,1 @@
+"""Tracing: run the model once on shapes while labels travel with its tensors."""

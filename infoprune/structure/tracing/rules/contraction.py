@@ -1,0 +1,149 @@
+"""Convolutions, matrix products, attention: what is summed over meets, what is left carries on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, labels_of
+from infoprune.structure.tracing.rule_context import RuleContext
+from infoprune.structure.tracing.rules.elementwise import broadcast_axes
+from infoprune.structure.tracing.rules.registry import rule, tensors_in
+
+HEAD_WIDTH = "the head width sets the scale of attention"
+"""Why the width of a head stays; whole heads may go."""
+
+
+@rule("aten.convolution", "aten.convolution_overrideable", "aten._convolution", "aten.mkldnn_convolution")
+def convolution(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Filters become output channels, kernels meet input channels; groups keep equal widths or go as a whole."""
+    x, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
+    fx, fw = labels_of(x), labels_of(weight)
+    ctx.freeze_all(fx.axes[2:], "it is a spatial dimension of a convolution")
+    ctx.freeze_all(fw.axes[2:], None)
+    reads, makes = (fw.axes[0], fw.axes[1]) if transposed else (fw.axes[1], fw.axes[0])
+    if ctx.choose(int(groups == 1)):
+        wanted, channels = reads, makes
+    else:
+        wanted, channels = _grouped(ctx, fw, weight, groups, transposed)
+    ctx.contract(fx, fx.axes[1], fw, wanted)
+    zero = fw.zero
+    if bias is not None:
+        channels = ctx.unite_all([channels, labels_of(bias).axes[0]])
+        zero = zero and labels_of(bias).zero
+    ctx.label(outs[0], [fx.axes[0], channels, *[None] * (outs[0].dim() - 2)], zero=zero)
+    positions = x.numel() // x.shape[1] if transposed else outs[0].numel() // outs[0].shape[1]
+    kernel = weight.numel() // (weight.shape[0] * weight.shape[1])
+    ctx.cost(fw.origin, makes, positions * kernel, [(fw.axes[d], weight.shape[d]) for d in (0, 1)], kind="conv")
+
+
+def _grouped(ctx: RuleContext, fw: TensorLabels, weight: Tensor, groups: int, transposed: bool) -> tuple[Axis, Axis]:
+    """Labels that a grouped convolution reads and makes.
+
+    Either all groups lose equal positions, or whole groups go (depthwise convolutions among them): whichever leaves the
+    finer choice. Weights are ``(filters, kernels a filter, ...)``, transposed ``(inputs, outputs a group, ...)``.
+    """
+    rows, columns = fw.axes[0], fw.axes[1]
+    width = weight.shape[0] // groups
+    per_group = width if transposed else weight.shape[1]
+    if ctx.choose(int(per_group >= groups)):
+        if rows is not None:
+            ctx.tie(rows.reshape(groups, width))
+        tiled = None if columns is None else np.tile(columns, groups)
+        return (rows, tiled) if transposed else (tiled, rows)
+    ctx.freeze(columns, None)
+    if rows is None:
+        return None, None
+    ctx.tie(rows.reshape(groups, width).T)
+    other = np.repeat(rows[::width], weight.shape[1])
+    return (rows, other) if transposed else (other, rows)
+
+
+@rule("aten.addmm")
+def addmm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """A linear layer with bias."""
+    _matmul(ctx, args[1], args[2], outs[0], bias=args[0])
+
+
+@rule("aten.mm")
+def mm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """A matrix product, among them linear layers without bias."""
+    _matmul(ctx, args[0], args[1], outs[0])
+
+
+@rule("aten.bmm")
+def bmm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """A product of batches of matrices."""
+    _matmul(ctx, args[0], args[1], outs[0])
+
+
+@rule("aten.baddbmm")
+def baddbmm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """A product of batches of matrices, plus something."""
+    _matmul(ctx, args[1], args[2], outs[0], bias=args[0])
+
+
+def _matmul(ctx: RuleContext, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
+    """``(..., n, k) @ (..., k, m)``; a linear layer is this with ``b`` its transposed weight."""
+    fa, fb = labels_of(a), labels_of(b)
+    ctx.contract(fa, fa.axes[-1], fb, fb.axes[-2])
+    batch = [ctx.unite_all([x, y]) for x, y in zip(fa.axes[:-2], fb.axes[:-2], strict=True)]
+    rows, columns = fa.axes[-2], fb.axes[-1]
+    zero = (rows is None or fa.zero) and (columns is None or fb.zero)
+    axes: list[Axis] = [*batch, rows, columns]
+    if bias is not None:
+        zero = zero and labels_of(bias).zero
+        if bias.shape == out.shape[-1:]:  # as in all linear layers
+            axes[-1] = ctx.unite_all([columns, labels_of(bias).axes[0]])
+        else:
+            ctx.label(out, axes)
+            axes = broadcast_axes(ctx, [out, bias], tuple(out.shape))
+    ctx.label(out, axes, zero=zero)
+    if fa.origin or fb.origin:
+        origin, filters, other = (fb.origin, columns, a) if fb.origin else (fa.origin, rows, b)
+        weight = b if fb.origin else a
+        fw = labels_of(weight)
+        positions = other.numel() // a.shape[-1] if a.shape[-1] else 0
+        ctx.cost(origin, filters, positions, [(fw.axes[d], weight.shape[d]) for d in (-2, -1)], kind="linear")
+
+
+@rule("aten.linear")
+def linear(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Seen only where a backend has its own linear; elsewhere it comes apart into addmm."""
+    x, weight = args[0], args[1]
+    bias = args[2] if len(args) > 2 else None
+    fx, fw = labels_of(x), labels_of(weight)
+    ctx.contract(fx, fx.axes[-1], fw, fw.axes[1])
+    columns, zero = fw.axes[0], fw.zero
+    if bias is not None:
+        columns, zero = ctx.unite_all([columns, labels_of(bias).axes[0]]), zero and labels_of(bias).zero
+    ctx.label(outs[0], [*fx.axes[:-1], columns], zero=zero)
+    ctx.cost(fw.origin, fw.axes[0], x.numel() // x.shape[-1], [(fw.axes[d], weight.shape[d]) for d in (0, 1)], "linear")
+
+
+@rule(
+    "aten._scaled_dot_product_flash_attention", "aten._scaled_dot_product_flash_attention_for_cpu",
+    "aten._scaled_dot_product_efficient_attention", "aten._scaled_dot_product_cudnn_attention",
+    "aten._scaled_dot_product_fused_attention_overrideable", "aten._scaled_dot_product_attention_math",
+)  # fmt: skip
+def attention(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Whole heads may go; the head width sets the softmax's scale, so it stays."""
+    q, k, v = (labels_of(t) for t in args[:3])
+    for operand in (q, k):
+        ctx.freeze(operand.axes[-1], HEAD_WIDTH)
+    for operand in (k, v):
+        ctx.freeze(operand.axes[-2], "attention sums over it")
+    for extra in tensors_in(args[3:], kwargs):
+        ctx.freeze_all(labels_of(extra).axes, "it is an attention mask")
+    if args[0].shape[:-2] != args[2].shape[:-2]:
+        for operand in (q, k, v):
+            ctx.freeze_all(operand.axes[:-2], "query and value heads differ in number")
+        heads: list[Axis] = [None] * (outs[0].dim() - 2)
+    else:
+        heads = [ctx.unite_all([a, b, c]) for a, b, c in zip(q.axes[:-2], k.axes[:-2], v.axes[:-2], strict=True)]
+    ctx.label(outs[0], [*heads, q.axes[-2], v.axes[-1]], zero=v.zero)
+    for out in outs[1:]:
+        ctx.label(out, [None] * out.dim())

@@ -1,0 +1,265 @@
+"""Operators that take, join, move or repeat elements along a dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from infoprune.structure.labels import OUTSIDE, Labels
+from infoprune.structure.labels.tensor_labels import Axis, labels_of
+from infoprune.structure.tracing.rule_context import RuleContext
+from infoprune.structure.tracing.rules.elementwise import broadcast_axes
+from infoprune.structure.tracing.rules.registry import rule, unknown
+
+
+@rule("aten.slice")
+def slice_(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """A part of one dimension."""
+    operand = labels_of(args[0])
+    dim, start, end, step = (list(args[1:]) + [0, None, None, 1][len(args) - 1 :])[:4]
+    dim %= args[0].dim()
+    size = args[0].shape[dim]
+    first, last, step = slice(start, end, step).indices(size)
+    axes = list(operand.axes)
+    axis = axes[dim]
+    if axis is not None and (first, last, step) != (0, size, 1):
+        axes[dim] = _sliced(ctx, axis, first, last, step)
+    ctx.label(outs[0], axes, zero=operand.zero, origin=operand.origin)
+
+
+def _sliced(ctx: RuleContext, axis: Labels, start: int, stop: int, step: int) -> Labels:
+    """One of several equal parts must lose as many as the others; of every n-th index all n go together."""
+    size, length = len(axis), stop - start
+    if step > 1 and size % step == 0:
+        ctx.tie(axis.reshape(-1, step).T)
+    elif step == 1 and length and size % length == 0 and start % length == 0:
+        ctx.balance(axis.reshape(-1, length))
+    else:
+        ctx.takes_by_place(axis)
+    return axis[start:stop:step]
+
+
+@rule("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unsafe_split", "aten.tensor_split")
+def split(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Parts of one dimension; equal parts must lose the same."""
+    operand = labels_of(args[0])
+    dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % args[0].dim()
+    axis = operand.axes[dim]
+    sizes = [out.shape[dim] for out in outs]
+    if axis is not None and len(sizes) > 1:
+        if len(set(sizes)) == 1:
+            ctx.balance(axis.reshape(len(sizes), -1))
+        else:
+            ctx.takes_by_place(axis)
+    for out, end, size in zip(outs, accumulate(sizes), sizes, strict=True):
+        axes = list(operand.axes)
+        axes[dim] = None if axis is None else axis[end - size : end]
+        ctx.label(out, axes, zero=operand.zero, origin=operand.origin)
+
+
+@rule("aten.select", "aten.unbind")
+def select(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Picking one index by its number: the numbers of a removable dimension would change."""
+    operand = labels_of(args[0])
+    dim = (args[1] if len(args) > 1 else 0) % args[0].dim()
+    ctx.freeze(operand.axes[dim], f"{ctx.short_name} picks channels by number")
+    for out in outs:
+        ctx.label(out, [a for d, a in enumerate(operand.axes) if d != dim], zero=operand.zero, origin=operand.origin)
+
+
+@rule("aten.cat", "aten.concat")
+def cat(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Tensors one behind the other: their labels likewise."""
+    rank = outs[0].dim()
+    tensors = [t for t in args[0] if t.dim() == rank]  # an old exception lets empty 1-D tensors join anything
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % rank
+    operands = [labels_of(t) for t in tensors]
+    axes: list[Axis] = []
+    for d in range(rank):
+        if d != dim:
+            axes.append(ctx.unite_all([operand.axes[d] for operand in operands]))
+        elif all(operand.axes[d] is None for operand in operands):
+            axes.append(None)
+        else:
+            parts = [_labels_or_outside(f.axes[d], t.shape[d]) for t, f in zip(tensors, operands, strict=True)]
+            axes.append(np.concatenate(parts))
+    ctx.label(outs[0], axes, zero=all(operand.zero for operand in operands))
+
+
+def _labels_or_outside(axis: Axis, size: int) -> Labels:
+    return np.full(size, OUTSIDE, dtype=np.int64) if axis is None else axis
+
+
+@rule("aten.stack")
+def stack(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Tensors side by side in a new dimension: equal positions must stay together."""
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % outs[0].dim()
+    axes = broadcast_axes(ctx, args[0], tuple(args[0][0].shape))
+    axes.insert(dim, None)
+    ctx.label(outs[0], axes, zero=all(labels_of(t).zero for t in args[0]))
+
+
+@rule("aten.flip")
+def flip(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Reversed dimensions: exact for whatever is removed."""
+    operand = labels_of(args[0])
+    flipped = {d % args[0].dim() for d in args[1]}
+    axes = [a[::-1] if d in flipped and a is not None else a for d, a in enumerate(operand.axes)]
+    ctx.label(outs[0], axes, zero=operand.zero)
+
+
+@rule("aten.roll")
+def roll(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Exact only if the shift shrinks with the dimension (half of it, say), which rehearsal finds out."""
+    operand = labels_of(args[0])
+    dims = args[2] if len(args) > 2 else kwargs.get("dims", [])
+    if not dims:
+        return unknown(ctx, args, kwargs, outs)
+    axes = list(operand.axes)
+    for shift, dim in zip(args[1], dims, strict=True):
+        axis = axes[dim]
+        if axis is None:
+            continue
+        part = shift % len(axis)
+        if part and len(axis) % part == 0:
+            ctx.tie(axis.reshape(-1, part))
+        elif part:
+            ctx.freeze(axis, f"roll by {shift} of {len(axis)} channels")
+        axes[dim] = np.roll(axis, shift)
+    ctx.label(outs[0], axes, zero=operand.zero)
+
+
+@rule("aten.constant_pad_nd")
+def constant_pad(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """The border is not ours to remove: its width is a number in the model's code."""
+    operand = labels_of(args[0])
+    value = args[2] if len(args) > 2 else kwargs.get("value", 0)
+    axes = list(operand.axes)
+    for i in range(0, len(args[1]), 2):
+        dim = len(axes) - 1 - i // 2
+        low, high = args[1][i], args[1][i + 1]
+        axis = axes[dim]
+        if axis is not None and (low or high):
+            axis = axis[max(-low, 0) : len(axis) - max(-high, 0)]
+            axes[dim] = np.pad(axis, (max(low, 0), max(high, 0)), constant_values=OUTSIDE)
+    ctx.label(outs[0], axes, zero=operand.zero and value == 0)
+
+
+@rule("aten.repeat", "aten.tile")
+def repeat(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Copies of a tensor one behind the other."""
+    operand = labels_of(args[0])
+    times = list(args[1])
+    axes: list[Axis] = [*[None] * (len(times) - len(operand.axes)), *operand.axes]
+    times = [1] * (len(axes) - len(times)) + times
+    axes = [a if a is None or n == 1 else np.tile(a, n) for a, n in zip(axes, times, strict=True)]
+    ctx.label(outs[0], axes, zero=operand.zero)
+
+
+@rule("aten.pixel_shuffle")
+def pixel_shuffle(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """``(*, C r^2, H, W) -> (*, C, H r, W r)``: the r^2 channels that fill one output channel go together."""
+    operand = labels_of(args[0])
+    ctx.freeze_all(operand.axes[-2:], "space")
+    axes = [*operand.axes[:-2], None, None]
+    if axes[-3] is not None:
+        square = args[1] ** 2
+        ctx.tie(axes[-3].reshape(-1, square).T)
+        axes[-3] = axes[-3][::square]
+    ctx.label(outs[0], axes, zero=operand.zero)
+
+
+@rule("aten.pixel_unshuffle")
+def pixel_unshuffle(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """``(*, C, H r, W r) -> (*, C r^2, H, W)``: a channel becomes r^2 channels."""
+    operand = labels_of(args[0])
+    ctx.freeze_all(operand.axes[-2:], "space")
+    axes = [*operand.axes[:-2], None, None]
+    if axes[-3] is not None:
+        axes[-3] = np.repeat(axes[-3], args[1] ** 2)
+    ctx.label(outs[0], axes, zero=operand.zero)
+
+
+@rule("aten.channel_shuffle", "aten.native_channel_shuffle")
+def channel_shuffle(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """``(groups, C / groups)`` transposed: all groups must lose the same."""
+    operand = labels_of(args[0])
+    axes = list(operand.axes)
+    if axes[1] is not None:
+        parts = axes[1].reshape(args[1], -1)
+        ctx.tie(parts)
+        axes[1] = parts.T.reshape(-1)
+    ctx.label(outs[0], axes, zero=operand.zero)
+
+
+@rule("aten.index")
+def index(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Advanced indexing picks by number, so the dimensions that it reads stay; the others ride along."""
+    operand = labels_of(args[0])
+    indexed: list[int] = []
+    rest: list[tuple[bool, Axis]] = []
+    rank = dim = 0
+    for item in args[1]:
+        width = 1 if item is None or item.dtype not in (torch.bool, torch.uint8) else item.dim()
+        if item is None:
+            rest.append((len(indexed) > 0, operand.axes[dim]))
+        else:
+            ctx.freeze_all(operand.axes[dim : dim + width], "indexing picks channels by number")
+            ctx.freeze_all(labels_of(item).axes, "its entries are channel numbers")
+            rank = max(rank, 1 if width > 1 or item.dtype in (torch.bool, torch.uint8) else item.dim())
+            indexed.extend(range(dim, dim + width))
+        dim += width
+    adjacent = indexed == list(range(indexed[0], indexed[0] + len(indexed))) if indexed else True
+    before = [axis for behind, axis in rest if adjacent and not behind]
+    after = [axis for behind, axis in rest if not adjacent or behind] + list(operand.axes[dim:])
+    axes = before + [None] * rank + after
+    ctx.label(outs[0], axes if len(axes) == outs[0].dim() else [None] * outs[0].dim(), zero=operand.zero)
+    if len(axes) != outs[0].dim():
+        ctx.freeze_all(operand.axes, "indexing in an unusual form")
+
+
+@rule("aten.index_put")
+def index_put(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """``x[idx] = values``: the dimensions behind the indexed ones meet position by position."""
+    operand, values = labels_of(args[0]), args[2]
+    leading = sum(1 if i is None or i.dtype not in (torch.bool, torch.uint8) else i.dim() for i in args[1])
+    if any(i is None for i in args[1]):
+        return unknown(ctx, args, kwargs, outs)
+    ctx.freeze_all(operand.axes[:leading], "indexing picks channels by number")
+    trailing = len(operand.axes) - leading
+    value_axes = labels_of(values).axes
+    ctx.freeze_all(value_axes[: max(len(value_axes) - trailing, 0)], "indexing picks channels by number")
+    axes: list[Axis] = [None] * leading
+    for d in range(leading, len(operand.axes)):
+        own = d - len(operand.axes) + values.dim()
+        meeting = [operand.axes[d]]
+        if own >= 0 and values.shape[own] == args[0].shape[d]:
+            meeting.append(value_axes[own])
+        axes.append(ctx.unite_all(meeting))
+    ctx.label(outs[0], axes, zero=operand.zero and labels_of(values).zero)
+
+
+@rule("aten.index_select", "aten.gather", "aten.repeat_interleave", "aten.unfold")
+def along_one_dimension(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Operators that read one dimension by number and leave the others alone."""
+    operand = labels_of(args[0])
+    if ctx.short_name == "gather" or len(args) < 2 or not any(isinstance(a, int) for a in args[1:]):
+        return unknown(ctx, args, kwargs, outs)
+    dim = next(a for a in args[1:] if isinstance(a, int)) % args[0].dim()
+    ctx.freeze(operand.axes[dim], f"{ctx.short_name} reads channels by number")
+    axes = [None if d == dim else a for d, a in enumerate(operand.axes)]
+    ctx.label(outs[0], axes + [None] * (outs[0].dim() - len(axes)), zero=operand.zero)
+
+
+@rule("aten.embedding")
+def embedding(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Rows of a table by number: the width of the table is a channel dimension."""
+    operand = labels_of(args[0])
+    ctx.freeze(operand.axes[0], None)  # rows are words, not channels
+    ctx.freeze_all(labels_of(args[1]).axes, "its entries are numbers of embeddings")
+    ctx.label(outs[0], [*[None] * args[1].dim(), operand.axes[1]], zero=operand.zero)

@@ -1,0 +1,167 @@
+"""Normalisation, reduction, pooling and sampling: what happens along a dimension, and which dimensions ride along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from infoprune.structure.labels.tensor_labels import labels_of
+from infoprune.structure.tracing.rule_context import RuleContext
+from infoprune.structure.tracing.rules.elementwise import elementwise
+from infoprune.structure.tracing.rules.registry import RULES, Rule, rule, tensors_in, unknown
+
+
+@rule(
+    "aten.native_batch_norm", "aten._native_batch_norm_legit", "aten._native_batch_norm_legit_no_training",
+    "aten.cudnn_batch_norm", "aten.miopen_batch_norm", "aten._batch_norm_with_update",
+    "aten._batch_norm_no_update", "aten.batch_norm",
+)  # fmt: skip
+def batch_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Each channel by itself: scale, shift and statistics belong to the channel."""
+    operand = labels_of(args[0])
+    own = [labels_of(t) for t in tensors_in(args[1:5])]
+    axes = list(operand.axes)
+    axes[1] = ctx.unite_all([axes[1], *(f.axes[0] for f in own)])
+    affine = [labels_of(t) for t in args[1:3] if isinstance(t, Tensor)]
+    ctx.label(outs[0], axes, zero=len(affine) == 2 and all(f.zero for f in affine))
+    for out in outs[1:]:  # saved statistics: one number a channel, or nothing in eval mode
+        per_channel = out.dim() == 1 and out.shape[0] == args[0].shape[1]
+        ctx.label(out, [axes[1]] if per_channel else [None] * out.dim())
+
+
+@rule("aten.native_layer_norm", "aten._fused_rms_norm")
+def layer_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Statistics are taken over the channels that are kept; scale and shift belong to the channel."""
+    operand = labels_of(args[0])
+    axes = list(operand.axes)
+    first = len(axes) - len(args[1])
+    own = [labels_of(t) for t in tensors_in(args[2:4])]
+    for d in range(first, len(axes)):
+        axes[d] = ctx.unite_all([axes[d], *(f.axes[d - first] for f in own)])
+    if sum(a is not None for a in axes[first:]) > 1:
+        ctx.freeze_all(axes[first:], "layer norm over several removable dimensions")
+    ctx.label(outs[0], axes, zero=bool(own) and all(f.zero for f in own))
+    for out in outs[1:]:
+        ctx.label(out, [None] * out.dim())
+
+
+@rule("aten.native_group_norm")
+def group_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Groups keep equal widths: equal positions of all groups are tied."""
+    operand, groups = labels_of(args[0]), args[6]
+    own = [labels_of(t) for t in tensors_in(args[1:3])]
+    axes = list(operand.axes)
+    ctx.freeze_all(axes[2:], "it is a spatial dimension of a group norm")
+    axes[1] = ctx.unite_all([axes[1], *(f.axes[0] for f in own)])
+    if axes[1] is not None and groups > 1:
+        ctx.tie(axes[1].reshape(groups, -1))
+    ctx.label(outs[0], axes[:2] + [None] * (len(axes) - 2), zero=len(own) == 2 and all(f.zero for f in own))
+    for out in outs[1:]:
+        ctx.label(out, [None] * out.dim())
+
+
+@rule(
+    "aten.sum", "aten.mean", "aten.amax", "aten.amin", "aten.max", "aten.min", "aten.var", "aten.std", "aten.var_mean",
+    "aten.prod", "aten.any", "aten.all", "aten.argmax", "aten.argmin", "aten.linalg_vector_norm", "aten.norm",
+    "aten.logsumexp",
+)  # fmt: skip
+def reduction(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """A sum over removed channels is exact if they are zero; every other statistic over channels would change."""
+    if len(tensors_in(args)) > 1:  # max(a, b), min(a, b)
+        return elementwise(ctx, args, kwargs, outs)
+    operand, rank = labels_of(args[0]), args[0].dim()
+    dims = _reduced_dims(ctx, args, kwargs, rank)
+    for d in dims:
+        if not (ctx.short_name == "sum" and operand.zero):
+            ctx.freeze(operand.axes[d], f"{ctx.short_name} over channels would change")
+    keepdim = bool(rank) and outs[0].dim() == rank
+    axes = [None if d in dims else a for d, a in enumerate(operand.axes) if keepdim or d not in dims]
+    for out in outs:
+        ctx.label(out, axes, zero=operand.zero and ctx.short_name in ("sum", "mean", "amax", "amin"))
+
+
+def _reduced_dims(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], rank: int) -> set[int]:
+    position = 2 if ctx.short_name in ("linalg_vector_norm", "norm") else 1
+    dims = args[position] if len(args) > position else kwargs.get("dim")
+    if isinstance(dims, bool) or dims is None or (isinstance(dims, (list, tuple)) and not dims):
+        return set(range(rank))
+    return {d % rank for d in ([dims] if isinstance(dims, int) else dims)} if rank else set()
+
+
+@rule(
+    "aten._softmax", "aten._safe_softmax", "aten._log_softmax", "aten.softmax", "aten.log_softmax", "aten.cumsum",
+    "aten.cumprod", "aten.sort", "aten.topk", "aten.argsort", "aten.glu",
+)  # fmt: skip
+def mixing_one_dimension(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Every result depends on the whole dimension, so it stays; the other dimensions ride along."""
+    if ctx.short_name == "glu":
+        return glu(ctx, args, kwargs, outs)
+    operand, rank = labels_of(args[0]), args[0].dim()
+    numbers = [a for a in args[1:] if isinstance(a, int) and not isinstance(a, bool)]
+    if ctx.short_name == "topk":
+        numbers = numbers[1:]  # the first is k
+    dim = (numbers[0] if numbers else kwargs.get("dim", -1)) % rank if rank else 0
+    if rank:
+        ctx.freeze(operand.axes[dim], f"{ctx.short_name} runs over channels")
+    for out in outs:
+        ctx.label(out, [None if d == dim else a for d, a in enumerate(operand.axes)])
+
+
+def glu(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """``a * sigmoid(b)`` of the two halves: equal positions meet."""
+    operand = labels_of(args[0])
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", -1)) % args[0].dim()
+    axes = list(operand.axes)
+    if axes[dim] is not None:
+        halves = axes[dim].reshape(2, -1)
+        ctx.tie(halves)
+        axes[dim] = halves[0]
+    ctx.label(outs[0], axes, zero=operand.zero)
+
+
+def _spatial(rank: int) -> Rule:
+    def apply(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+        operand = labels_of(args[0])
+        ctx.freeze_all(operand.axes[-rank:], f"{ctx.short_name} runs over it")
+        for out in outs:
+            ctx.label(out, [*operand.axes[:-rank], *[None] * rank], zero=operand.zero)
+
+    apply.__doc__ = f"Pooling, resampling and padding of the last {rank} dimensions; channels ride along."
+    return apply
+
+
+for _rank, _names in {
+    1: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d upsample_linear1d "
+    "reflection_pad1d replication_pad1d _upsample_nearest_exact1d",
+    2: "max_pool2d_with_indices max_pool2d avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d "
+    "upsample_nearest2d "
+    "upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d "
+    "reflection_pad2d replication_pad2d mkldnn_max_pool2d fractional_max_pool2d",
+    3: "max_pool3d_with_indices max_pool3d avg_pool3d _adaptive_avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d "
+    "upsample_nearest3d "
+    "upsample_trilinear3d reflection_pad3d replication_pad3d _upsample_nearest_exact3d",
+}.items():
+    for _name in _names.split():
+        RULES[f"aten.{_name}"] = _spatial(_rank)
+
+
+@rule(
+    "aten.grid_sampler",
+    "aten.grid_sampler_2d",
+    "aten.grid_sampler_3d",
+    "torchvision::roi_align",
+    "torchvision::ps_roi_align",
+    "torchvision::roi_pool",
+)
+def sampler(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Samples every channel's map at given places."""
+    if "ps_roi" in ctx.name:
+        return unknown(ctx, args, kwargs, outs)
+    operand = labels_of(args[0])
+    ctx.freeze_all([operand.axes[0], *operand.axes[2:]], f"{ctx.short_name} reads it at given places")
+    ctx.freeze_all(labels_of(args[1]).axes, "it holds places, not channels")
+    for out in outs:
+        axes = [None, operand.axes[1], *[None] * (out.dim() - 2)] if out.dim() >= 2 else [None] * out.dim()
+        ctx.label(out, axes, zero=operand.zero)
