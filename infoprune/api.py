@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,9 +14,11 @@ from torch.optim import Optimizer
 
 from infoprune import recalibration
 from infoprune.allocation import Allocation, LatencyShare
+from infoprune.allocation.rounding import RoundTo
 from infoprune.allocation.solve import Measure
 from infoprune.cost import Cost
 from infoprune.criteria import Criterion, Scores
+from infoprune.criteria.calibration import as_batches
 from infoprune.decide import Decision, Target, decide
 from infoprune.errors import CheckpointError, ConfigurationError, PlanError
 from infoprune.files import written_whole
@@ -30,6 +32,9 @@ from infoprune.structure.trace import MAX_DRY_RUNS, TraceSession, labelled, rehe
 from infoprune.structure.tracing.tracer import Inputs
 from infoprune.structure.validation.conflict import Conflict
 from infoprune.structure.validation.dry_run import dry_run
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -75,10 +80,10 @@ def prune(
     params: float | None = None,
     latency: float | None = None,
     allocation: str | Mapping[str, Any] | Allocation = "uniform",
-    round_to: int = 1,
+    round_to: RoundTo = "auto",
     min_width: int = 1,
     frozen: Sequence[str] = (),
-    data: Iterable[Any] | None = None,
+    data: Iterable[Any] | LightningDataModule | None = None,
     recalibrate: int = 0,
     optimizers: Optimizer | Sequence[Optimizer] = (),
 ) -> PruneResult:
@@ -94,11 +99,12 @@ def prune(
         latency: share of the time of a forward pass on ``example_inputs`` to keep, in (0, 1], measured on the device
             where the model is; what is reached is measured too, see ``PruneResult.latency``.
         allocation: how the groups share the cut.
-        round_to: widths are multiples of this.
+        round_to: widths are multiples of this; "auto": of 4, 8 or 16 in layers of at least 16, 64 or 128 filters, since
+            other widths are slow in most runtimes.
         min_width: the fewest units a group keeps.
         frozen: patterns of layers whose filters all stay.
         data: batches of training images, for criteria that need them and for ``recalibrate``; with both, something
-            that can be gone through twice.
+            that can be gone through twice. Or a LightningDataModule after ``setup("fit")``, for its training batches.
         recalibrate: so many batches of ``data`` measure batch norm's statistics anew after the cut; show them as in
             training, augmentation included. 0: not. See :func:`infoprune.recalibrate`.
         optimizers: one or several optimizers, whose parameters and state follow the model.
@@ -119,6 +125,7 @@ def prune(
         (4, (4, 4, 3, 3))
     """
     target = Target(macs, params, amount, round_to, min_width, latency)
+    data = as_batches(data)
     if recalibrate:
         _check_recalibration(model, data, recalibrate)
     session, structure = labelled(model, example_inputs, frozen)

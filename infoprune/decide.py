@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from infoprune.allocation import Allocation, Budget, get_allocation, select
 from infoprune.allocation.budget import KINDS, check_amount
 from infoprune.allocation.grid import Grid
+from infoprune.allocation.rounding import AUTO, RoundTo, check_round_to
 from infoprune.criteria import Criterion, Scores, get_criterion
 from infoprune.errors import ConfigurationError
 
@@ -33,7 +34,7 @@ class Target:
     macs: float | None = None
     params: float | None = None
     amount: float | None = None
-    round_to: int = 1
+    round_to: RoundTo = AUTO
     min_width: int = 1
     latency: float | None = None
 
@@ -43,7 +44,8 @@ class Target:
             raise ConfigurationError(f"{' and '.join(f'{k}={v}' for k, v in given.items())} clash: give one of them")
         if self.amount is not None:
             check_amount(self.amount)
-        _ = self.budget, Grid(1, self.round_to, self.min_width)  # range checks
+        check_round_to(self.round_to)
+        _ = self.budget, Grid(1, 1, self.min_width)  # range checks
 
     @property
     def budget(self) -> Budget | None:

@@ -9,22 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from infoprune.criteria.calibration import evaluating, on_device, run, split_batch
+from infoprune.criteria.calibration import as_batches, evaluating, on_device, run, split_batch
 from infoprune.criteria.criterion import check_finite
 from infoprune.criteria.distributed import all_or_none, process, sum_over_processes, world_size
 from infoprune.errors import ConfigurationError, DataError
 from infoprune.registry import check_count
 
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
+
 OWNER = "recalibration"
 
 
-def recalibrate(model: nn.Module, data: Iterable[Any], batches: int | None = None) -> None:
+def recalibrate(model: nn.Module, data: Iterable[Any] | LightningDataModule, batches: int | None = None) -> None:
     """Replace batch norm's running means and variances by those of some training batches.
 
     As in training, each batch is normalised by its own statistics on its way through the model; everything else
@@ -43,7 +46,8 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int | None = Non
             number of batches, so that a layer with ``momentum=None`` goes on averaging from there. Layers that the
             forward does not reach keep what they have, and so does everything after an error. Train/eval flags, grad
             mode and random state are as before.
-        data: Batches of training images: tensors, ``(inputs, targets, ...)`` or mappings of keyword inputs.
+        data: Batches of training images: tensors, ``(inputs, targets, ...)`` or mappings of keyword inputs; or a
+            LightningDataModule after ``setup("fit")``, for its training batches.
         batches: How many to take; all of them by default.
 
     Raises:
@@ -64,7 +68,7 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int | None = Non
     norms = check_norms(model)
     tallies = {name: _Pooled(norm.num_features) for name, norm in norms.items()}
     with evaluating(model), torch.no_grad(), _statistics_of_the_batch(norms, tallies), all_or_none():
-        seen = _show(model, data, batches)
+        seen = _show(model, as_batches(data), batches)
     for tally in tallies.values():
         tally.over_processes()
     measured = {name: tally.statistics(name) for name, tally in tallies.items() if tally.count}

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from infoprune.allocation import Budget, get_allocation, select
+from infoprune.allocation.rounding import AUTO
 from infoprune.cost import latency
 from infoprune.criteria.calibration import evaluating
 from infoprune.registry import check_count
@@ -154,7 +155,7 @@ def uniformly_narrowed(model: nn.Module, inputs: Inputs, macs: float) -> nn.Modu
     """
     narrow = copy.deepcopy(model)
     structure = trace(narrow, inputs)
-    widths = get_allocation("uniform").widths(structure, None, Budget("macs", macs))
+    widths = get_allocation("uniform").widths(structure, None, Budget("macs", macs), round_to=AUTO)
     scores = {group.name: torch.zeros(group.size) for group in structure.prunable}
     shrink(narrow, select(structure, scores, widths))
     return narrow

@@ -214,7 +214,7 @@ def test_coarse_widths_say_how_near_they_come():
         ),
         (
             lambda: Uniform().widths(SMALL, amount=0.5, round_to=0),
-            "round_to must be a whole number of at least 1, got 0",
+            "round_to must be a whole number of at least 1, or 'auto', got 0",
         ),
         (
             lambda: Uniform().widths(SMALL, amount=0.5, min_width=0),

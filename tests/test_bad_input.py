@@ -202,7 +202,7 @@ CASES = {
     "two targets": Case(ConfigurationError, "macs=0.5 and amount=0.5 clash: give one", {"macs": 0.5, **HALF}),
     "no target": Case(ConfigurationError, "allocation 'uniform' needs a budget .* or an amount"),
     "round_to of zero": Case(
-        ConfigurationError, "round_to must be a whole number of at least 1, got 0", {"round_to": 0, **HALF}
+        ConfigurationError, "round_to must be a whole number of at least 1, or 'auto', got 0", {"round_to": 0, **HALF}
     ),
     "budget below the floor": Case(
         BudgetError,
@@ -388,7 +388,7 @@ def test_calibration_batches_that_do_not_fit() -> None:
 
 def test_widths_that_allow_no_cut_are_warned_about() -> None:
     net = TinyNet()
-    with pytest.warns(UserWarning, match="an amount of 0.5 removes nothing: round_to=1 and min_width=99 leave every"):
+    with pytest.warns(UserWarning, match="an amount of 0.5 removes nothing: round_to=auto and min_width=99 leave every"):
         assert infoprune.prune(net, X, "l1", amount=0.5, min_width=99).plan.is_empty
 
 

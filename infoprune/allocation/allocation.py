@@ -14,6 +14,7 @@ from torch import nn
 from infoprune.allocation.budget import Budget, check_amount, cost_share
 from infoprune.allocation.grid import Grid
 from infoprune.allocation.latency import LatencyShare
+from infoprune.allocation.rounding import RoundTo, steps
 from infoprune.allocation.solve import TOLERANCE, Measure, Path, Widths, solve
 from infoprune.allocation.timed import solve_timed
 from infoprune.errors import BudgetError, ConfigurationError
@@ -89,7 +90,7 @@ class Allocation(ABC):
         scores: Scores | None = None,
         budget: Budget | None = None,
         amount: float | None = None,
-        round_to: int = 1,
+        round_to: RoundTo | Mapping[str, int] = 1,
         min_width: int = 1,
         *,
         fraction: float = 1.0,
@@ -106,7 +107,8 @@ class Allocation(ABC):
             budget: What the model may cost afterwards. The result costs at most that, and within 1 % of it unless the
                 widths do not allow it, which is warned about.
             amount: Instead of a budget: the share of units to remove, in [0, 1).
-            round_to: Widths are multiples of it, unless a group stays whole.
+            round_to: Widths are multiples of it, unless a group stays whole; "auto": of a number that follows from the
+                layers' widths; a mapping: of a number for each group by name. See `infoprune.allocation.rounding`.
             min_width: Fewest units that a group keeps.
             fraction: How much of the way to go now (gradual schedules): a budget becomes 1 - fraction x (1 - keep).
             reference: The cost that the budget is a fraction of; that of ``structure`` by default. Gradual pruning
@@ -131,8 +133,9 @@ class Allocation(ABC):
             check_amount(amount)
         if not 0 < fraction <= 1:
             raise ConfigurationError(f"fraction must be in (0, 1], got {fraction!r}")
+        step = steps(structure, round_to, sizes)
         grids = {
-            group.name: Grid(group.size, round_to, min_width, (sizes or {}).get(group.name))
+            group.name: Grid(group.size, step[group.name], min_width, (sizes or {}).get(group.name))
             for group in prunable_groups(structure, scores)
         }
         if budget is None:

@@ -7,6 +7,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 import infoprune
+from infoprune.allocation.rounding import AUTO, RoundTo
 from infoprune.api import PruneResult
 from infoprune.commands.named_data import NamedData
 from infoprune.commands.named_model import NamedModel
@@ -26,7 +27,12 @@ def add_cut_arguments(parser: ArgumentParser) -> None:
 def add_selection_arguments(parser: ArgumentParser) -> None:
     """Add how the groups share a cut."""
     parser.add_argument("--allocation", type=str | dict, default="uniform", help="how the groups share the cut")
-    parser.add_argument("--round_to", type=int, default=1, help="widths are multiples of this")
+    parser.add_argument(
+        "--round_to",
+        type=RoundTo,
+        default=AUTO,
+        help="widths are multiples of this; auto: of 4, 8 or 16 in layers of at least 16, 64 or 128 filters",
+    )
     parser.add_argument("--min_width", type=int, default=1, help="the fewest units a group keeps")
     parser.add_argument("--frozen", nargs="+", default=[], help="patterns of layers whose filters all stay")
 

@@ -41,6 +41,35 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+class TrainingBatches:
+    """A LightningDataModule's training batches as a Trainer hands them to the model, the same in every pass.
+
+    Data modules may load bytes and normalise them on the device, in ``on_after_batch_transfer``: so do these batches.
+
+    Args:
+        datamodule: After ``setup("fit")``.
+    """
+
+    def __init__(self, datamodule: Any) -> None:
+        self.datamodule = datamodule
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            loader = self.datamodule.train_dataloader()  # a new one, which begins with the first epoch
+        except AttributeError as error:
+            raise DataError(
+                f"{type(self.datamodule).__name__} has no training data yet ({error}): call its prepare_data() and "
+                'setup("fit") first'
+            ) from error
+        for batch in loader:
+            yield self.datamodule.on_after_batch_transfer(self.datamodule.on_before_batch_transfer(batch, 0), 0)
+
+
+def as_batches(data: Any) -> Any:
+    """Return the training batches of a LightningDataModule; anything else as it is."""
+    return TrainingBatches(data) if hasattr(data, "on_after_batch_transfer") else data
+
+
 def batches(model: nn.Module, data: Iterable[Any], images: int | None, owner: str) -> Iterator[tuple[Any, Any, int]]:
     """Calibration batches on the model's device, cut off after a number of images.
 
@@ -124,9 +153,16 @@ def run(model: nn.Module, inputs: Any) -> Any:
     except InfopruneError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+        leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
         reason = str(error).partition("\n")[0]
+        advice = "give batches as the model is trained on"
+        if any(leaf.dtype == torch.uint8 for leaf in leaves):
+            advice = (
+                "the images are bytes, which a data module normalises only behind its loader: pass the data module "
+                "itself (data=datamodule), or batches of normalised floats"
+            )
         raise DataError(
             f"the model's forward failed on a calibration batch of shape {shapes} ({type(error).__name__}: {reason}): "
-            "give batches as the model is trained on"
+            f"{advice}"
         ) from error

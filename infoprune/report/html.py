@@ -102,7 +102,8 @@ def _result(record: RunRecord) -> str:
     )
     note = (
         '<p class="note">Before: measured just before the first pruning event. After: at the end of the run. MACs are '
-        "multiply-accumulates of one example; latency is the median of one forward pass on the example input.</p>"
+        "multiply-accumulates of one example; latency is the median of one forward pass on the example input, ± the "
+        "distance between the quartiles.</p>"
     )
     return _table(["", "before", "after", "change"], rows) + note
 

@@ -141,6 +141,8 @@ def _what_it_saved(record: RunRecord) -> str:
     if before.latency_s and after.latency_s:
         ratio = before.latency_s / after.latency_s
         verdict = f"{ratio:.2f} times as fast" if ratio > 1.02 else "no faster on this device"
+        if within_spread(before, after):
+            verdict = "a difference within the spread of the measurements"
         pair = f"{seconds(after.latency_s)} instead of {seconds(before.latency_s)}"
         sentence += f"; a forward pass takes {pair}, {verdict}"
     return sentence + "."
@@ -165,6 +167,17 @@ def _what_it_cost(record: RunRecord) -> str:
     )
 
 
+def within_spread(before: Totals, after: Totals) -> bool:
+    """Return whether two latencies differ by no more than their runs do among themselves, between the quartiles.
+
+    >>> before = Totals(2, 2, latency_s=1.0, latency_spread_s=0.1)
+    >>> [within_spread(before, Totals(1, 1, latency_s=after, latency_spread_s=0.2)) for after in (0.9, 0.5)]
+    [True, False]
+    """
+    spread = max(before.latency_spread_s or 0.0, after.latency_spread_s or 0.0)
+    return abs((before.latency_s or 0.0) - (after.latency_s or 0.0)) <= spread
+
+
 def speed_remarks(before: Totals, after: Totals) -> list[str]:
     """Return what the measured latency says about a cut that does not pay on this device.
 
@@ -178,6 +191,12 @@ def speed_remarks(before: Totals, after: Totals) -> list[str]:
     ideal, real = before.macs / max(after.macs, 1), before.latency_s / after.latency_s
     if ideal <= 1.1 or real >= 1 + 0.25 * (ideal - 1):
         return []
+    if within_spread(before, after):
+        return [
+            f"What this cut gains on this device cannot be told: the runs' times differ among themselves by more than "
+            f"the models do, which the MACs would allow to be {ideal:.1f} times apart. Measure on a quieter machine, "
+            "with more runs or larger batches (infoprune benchmark)."
+        ]
     verdict = "does not pay" if real <= 1.02 else "pays little"
     return [
         f"This cut {verdict} on this device: the MACs would allow {ideal:.1f} times the speed, measured with this "
@@ -196,7 +215,8 @@ def total_rows(record: RunRecord) -> list[tuple[str, str, str, str]]:
         ("MACs", count(before.macs), count(after.macs), change(before.macs, after.macs)),
     ]
     if before.latency_s is not None and after.latency_s is not None:
-        rows.append(("latency", _latency(before), _latency(after), change(before.latency_s, after.latency_s)))
+        shift = "within the spread" if within_spread(before, after) else change(before.latency_s, after.latency_s)
+        rows.append(("latency", _latency(before), _latency(after), shift))
     for name in shown_metrics(record):
         b, a = before.metrics[name], after.metrics[name]
         rows.append((name, metric_value(name, b), metric_value(name, a), metric_change(name, b, a)))
