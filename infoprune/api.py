@@ -125,17 +125,17 @@ def prune(
         (4, (4, 4, 3, 3))
     """
     target = Target(macs, params, amount, round_to, min_width, latency)
-    data = as_batches(data)
+    batches: Iterable[Any] | None = as_batches(data)
     if recalibrate:
-        _check_recalibration(model, data, recalibrate)
+        _check_recalibration(model, batches, recalibrate)
     session, structure = labelled(model, example_inputs, frozen)
     if data is not None or latency is not None or not structure.cuts_alike:
         structure = rehearsed(session, structure)  # else deciding is cheap, and the plan itself the best of trial cuts
-    decide_on = partial(decide, model, target=target, criterion=criterion, allocation=allocation, data=data)
+    decide_on = partial(decide, model, target=target, criterion=criterion, allocation=allocation, data=batches)
     measure = None if latency is None else partial(LatencyShare, model, example_inputs=example_inputs)
     structure, decision = _decided(session, structure, decide_on, measure)
     before, after = structure.cost(), structure.cost_of(decision.plan)
-    statistics = _statistics_after(model, decision.plan, data, recalibrate) if recalibrate else {}
+    statistics = _statistics_after(model, decision.plan, batches, recalibrate) if recalibrate else {}
     shrink(model, decision.plan, optimizers)
     for name, norm in statistics.items():
         model.get_submodule(name).load_state_dict(norm.state_dict())

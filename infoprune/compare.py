@@ -101,15 +101,15 @@ def compare(
         raise ConfigurationError("nothing to compare: give at least one criterion and one budget")
     found = [get_criterion(criterion) for criterion in criteria]
     targets = [Target(**{kind: keep}, round_to=round_to, min_width=min_width) for keep in budgets]
-    data = as_batches(data)
+    batches = as_batches(data)
     structure = trace(model, example_inputs, frozen)
     rows = [Compared("none", 1.0, 1.0, 1.0, dict(evaluate(model)), 0.0)]
     for spec, criterion in zip(criteria, found, strict=True):
         start = time.perf_counter()
-        scores = criterion(model, structure, data)
+        scores = criterion(model, structure, batches)
         seconds = time.perf_counter() - start
         for keep, target in zip(budgets, targets, strict=True):
-            plan = decide(model, structure, target, criterion, allocation, data, scores=scores).plan
+            plan = decide(model, structure, target, criterion, allocation, batches, scores=scores).plan
             check_plan(model, example_inputs, structure, plan)
             pruned = copy.deepcopy(model)
             shrink(pruned, plan)

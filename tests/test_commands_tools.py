@@ -173,7 +173,7 @@ class TestCompare:
         pytest.importorskip("matplotlib", reason="needs the plot extra")
         words = ["compare", *NET, "--model.in_channels", "1", "--input_shape", "1,1,8,8", "--data", "DigitsDataModule"]
         words += ["--images", "64", "--test_images", "64", "--criteria", "l1", "{name: random, seed: 3}"]
-        words += ["--budgets", "0.6", "--recalibrate", "--plot", "pareto.png"]
+        words += ["--budgets", "0.6", "--round_to", "1", "--recalibrate", "--plot", "pareto.png"]
         ran = shell(*words)
         assert ran.code == 0, ran.err
         assert "random (seed=3)" in ran.out

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import infoprune
 from infoprune.data import DigitsDataModule
 from infoprune.errors import ConfigurationError, DataError
+from infoprune.models import CifarResNet
 from tests.tiny import TinyModule, averaging, images, loader, pruning, same, trainer
 
 SIZES = (9, 1, 4, 16)
@@ -243,6 +244,24 @@ def test_prune_recalibrates_with_its_data() -> None:
     assert not same(model, other)
     infoprune.recalibrate(other, batches(), batches=3)
     assert same(model, other)
+
+
+def test_a_datamodule_is_data_as_its_trainer_would_show_it() -> None:
+    data = DigitsDataModule(batch_size=256)
+    data.prepare_data()
+    with pytest.raises(DataError, match=r'DigitsDataModule has no training data yet .*setup\("fit"\)'):
+        infoprune.recalibrate(CifarResNet(depth=8, in_channels=1), data, 1)
+    data.setup("fit")
+    images = torch.zeros(1, 1, 8, 8)
+    shown = [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
+    torch.manual_seed(0)
+    model = CifarResNet(depth=8, in_channels=1)
+    other = copy.deepcopy(model)
+    infoprune.prune(model, images, "hrank", macs=0.6, data=data, recalibrate=2)
+    infoprune.prune(other, images, "hrank", macs=0.6, data=shown, recalibrate=2)
+    assert same(model, other)
+    with pytest.raises(DataError, match=r"the images are bytes, .* pass the data module itself"):
+        infoprune.recalibrate(model, data.train_dataloader(), 1)
 
 
 @pytest.mark.parametrize(

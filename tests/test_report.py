@@ -16,7 +16,7 @@ from infoprune.errors import CheckpointError
 from infoprune.report import RunRecord, Totals, print_tables, render_html, summary
 from infoprune.report.record import finite
 from infoprune.report.svg import Panel, run_chart, score_curve
-from infoprune.report.text import speed_remarks
+from infoprune.report.text import speed_remarks, total_rows
 from tests.sample_record import sample_record
 
 
@@ -81,6 +81,17 @@ class TestSummary:
         for event in record.events:
             event.epoch = -1
         assert summary(record)[2] == "test/top1 went from 98.06 % to 97.78 % (−0.28 points)."
+
+    def test_a_gain_that_the_runs_hide_is_not_claimed(self) -> None:
+        record = sample_record()
+        record.before.latency_s, record.after.latency_s = 1.3e-3, 1.2e-3
+        record.before.latency_spread_s = 0.4e-3
+        assert "within the spread of the measurements" in summary(record)[1]
+        assert "as fast" not in summary(record)[1]
+        assert [row[-1] for row in total_rows(record) if row[0] == "latency"] == ["within the spread"]
+        assert "1.08 times, within the spread of the runs" in speed_remarks(record.before, record.after)[0]
+        record.before.latency_spread_s = record.after.latency_spread_s = 0.01e-3
+        assert "1.08 times as fast" in summary(record)[1]
 
     def test_a_cut_that_does_not_pay_is_said(self) -> None:
         record = sample_record()

@@ -141,7 +141,7 @@ def _what_it_saved(record: RunRecord) -> str:
     if before.latency_s and after.latency_s:
         ratio = before.latency_s / after.latency_s
         verdict = f"{ratio:.2f} times as fast" if ratio > 1.02 else "no faster on this device"
-        if within_spread(before, after):
+        if ratio > 1.02 and within_spread(before, after):
             verdict = "a difference within the spread of the measurements"
         pair = f"{seconds(after.latency_s)} instead of {seconds(before.latency_s)}"
         sentence += f"; a forward pass takes {pair}, {verdict}"
@@ -191,16 +191,12 @@ def speed_remarks(before: Totals, after: Totals) -> list[str]:
     ideal, real = before.macs / max(after.macs, 1), before.latency_s / after.latency_s
     if ideal <= 1.1 or real >= 1 + 0.25 * (ideal - 1):
         return []
-    if within_spread(before, after):
-        return [
-            f"What this cut gains on this device cannot be told: the runs' times differ among themselves by more than "
-            f"the models do, which the MACs would allow to be {ideal:.1f} times apart. Measure on a quieter machine, "
-            "with more runs or larger batches (infoprune benchmark)."
-        ]
-    verdict = "does not pay" if real <= 1.02 else "pays little"
+    unclear = real > 1.02 and within_spread(before, after)
+    verdict = "does not pay" if real <= 1.02 or unclear else "pays little"
     return [
         f"This cut {verdict} on this device: the MACs would allow {ideal:.1f} times the speed, measured with this "
-        f"example input are {real:.2f} times. Narrow layers often cost more than their MACs say: try round_to=16, "
+        f"example input are {real:.2f} times{', within the spread of the runs' * unclear}. Narrow layers often cost more "
+        "than their MACs say: try round_to=16, "
         "larger batches, or measure where the model will run (infoprune benchmark)."
     ]
 

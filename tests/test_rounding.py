@@ -1,0 +1,77 @@
+"""Which multiples widths are rounded to by default."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import infoprune
+from infoprune.allocation import Budget, Uniform
+from infoprune.allocation.rounding import steps
+from infoprune.decide import Target
+from infoprune.errors import ConfigurationError
+
+IMAGES = torch.zeros(1, 3, 8, 8)
+
+
+def chain(*widths: int) -> nn.Sequential:
+    """Convolutions of these widths, and a head."""
+    layers: list[nn.Module] = []
+    for before, after in zip((3, *widths), (*widths, 5), strict=True):
+        layers += [nn.Conv2d(before, after, 1), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def test_wider_layers_take_larger_steps() -> None:
+    structure = infoprune.trace(chain(8, 15, 16, 63, 64, 127, 128, 200), IMAGES)
+    assert list(steps(structure, "auto").values()) == [1, 1, 4, 4, 8, 8, 16, 16]
+    assert set(steps(structure, 6).values()) == {6}
+
+
+def test_steps_are_those_of_the_width_before_the_first_cut() -> None:
+    structure = infoprune.trace(chain(56), IMAGES)
+    assert steps(structure, "auto") == {"0": 4}
+    assert steps(structure, "auto", sizes={"0": 128}) == {"0": 16}
+
+
+class Gated(nn.Module):
+    """Each channel of the first half is multiplied by one of the second, so a unit is two channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 64, 1)
+        self.head = nn.Conv2d(32, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        value, gate = self.conv(x).chunk(2, dim=1)
+        out: torch.Tensor = self.head(value * gate)
+        return out
+
+
+def test_units_of_several_channels_count_as_such() -> None:
+    structure = infoprune.trace(Gated(), IMAGES)
+    assert structure.group("conv").size == 32
+    assert steps(structure, "auto") == {"conv": 4}  # eight of 64 channels
+
+
+def test_by_default_a_cut_leaves_multiples() -> None:
+    net = chain(24, 96, 160)
+    infoprune.prune(net, IMAGES, "l1", macs=0.5)
+    assert [layer.out_channels % step for layer, step in zip(net[::2], (4, 8, 16), strict=False)] == [0, 0, 0]
+    exact = chain(24, 96, 160)
+    infoprune.prune(exact, IMAGES, "l1", amount=0.3, round_to=1)
+    assert [layer.out_channels for layer in exact[::2]] == [16, 67, 112, 5]
+
+
+def test_a_mapping_gives_a_step_for_each_group() -> None:
+    structure = infoprune.trace(chain(40, 40), IMAGES)
+    widths = Uniform().widths(structure, amount=0.3, round_to={"0": 10})
+    assert widths == {"0": 30, "2": 28}
+    assert Uniform().widths(structure, budget=Budget("macs", 1.0), round_to="auto") == {"0": 40, "2": 40}
+
+
+@pytest.mark.parametrize("value", ["Auto", "16", 0, True, 1.5, None])
+def test_anything_else_is_refused(value: object) -> None:
+    with pytest.raises(ConfigurationError, match="round_to must be a whole number of at least 1, or 'auto', got"):
+        Target(macs=0.5, round_to=value)  # type: ignore[arg-type]
