@@ -195,8 +195,8 @@ def speed_remarks(before: Totals, after: Totals) -> list[str]:
     verdict = "does not pay" if real <= 1.02 or unclear else "pays little"
     return [
         f"This cut {verdict} on this device: the MACs would allow {ideal:.1f} times the speed, measured with this "
-        f"example input are {real:.2f} times{', within the spread of the runs' * unclear}. Narrow layers often cost more "
-        "than their MACs say: try round_to=16, "
+        f"example input are {real:.2f} times{', within the spread of the runs' * unclear}. Narrow layers often cost "
+        "more than their MACs say: try round_to=16, "
         "larger batches, or measure where the model will run (infoprune benchmark)."
     ]
 
