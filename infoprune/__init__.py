@@ -11,19 +11,35 @@ from typing import TYPE_CHECKING, Any
 from infoprune.version import __version__
 
 if TYPE_CHECKING:
+    from infoprune.allocation import Allocation
     from infoprune.api import PruneResult, load, prune, save
-    from infoprune.callbacks import FilterPruning
+    from infoprune.callbacks import FilterPruning, RunReport
     from infoprune.checkpoint import attach, load_from_checkpoint
     from infoprune.cost import Cost, Latency, latency
+    from infoprune.criteria import Criterion
     from infoprune.recalibration import recalibrate
-    from infoprune.structure import PruningPlan, Structure, Verification, plan_of, shrink, trace, verify
+    from infoprune.schedule import Schedule
+    from infoprune.structure import (
+        PruningPlan,
+        Structure,
+        Verification,
+        plan_of,
+        register_rule,
+        shrink,
+        trace,
+        verify,
+    )
 
 _HOME = {
+    "Allocation": "infoprune.allocation",
     "Cost": "infoprune.cost",
+    "Criterion": "infoprune.criteria",
     "FilterPruning": "infoprune.callbacks",
     "Latency": "infoprune.cost",
     "PruneResult": "infoprune.api",
     "PruningPlan": "infoprune.structure",
+    "RunReport": "infoprune.callbacks",
+    "Schedule": "infoprune.schedule",
     "Structure": "infoprune.structure",
     "Verification": "infoprune.structure",
     "attach": "infoprune.checkpoint",
@@ -33,6 +49,7 @@ _HOME = {
     "plan_of": "infoprune.structure",
     "prune": "infoprune.api",
     "recalibrate": "infoprune.recalibration",
+    "register_rule": "infoprune.structure",
     "save": "infoprune.api",
     "shrink": "infoprune.structure",
     "trace": "infoprune.structure",
@@ -40,22 +57,31 @@ _HOME = {
 }
 
 
+_SUBPACKAGES = ("allocation", "callbacks", "criteria", "data", "errors", "models", "report", "structure")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"infoprune.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'infoprune' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted({*globals(), *_HOME, *_SUBPACKAGES})
 
 
 __all__ = [
+    "Allocation",
     "Cost",
+    "Criterion",
     "FilterPruning",
     "Latency",
     "PruneResult",
     "PruningPlan",
+    "RunReport",
+    "Schedule",
     "Structure",
     "Verification",
     "__version__",
@@ -66,6 +92,7 @@ __all__ = [
     "plan_of",
     "prune",
     "recalibrate",
+    "register_rule",
     "save",
     "shrink",
     "trace",

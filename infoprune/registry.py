@@ -7,6 +7,8 @@ configured, checked and written into a run record.
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import importlib.metadata
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -48,36 +50,68 @@ class Registry(Generic[T]):
         """Return the part that ``spec`` describes.
 
         Args:
-            spec: A name, a mapping of ``name`` and options, or a finished object, which is returned as it is.
+            spec: A registered name, the import path of a class (``"my_project.Peak"``), a mapping of ``name`` and
+                options or of ``class_path`` and ``init_args``, or a finished object, which is returned as it is.
 
         Raises:
-            ConfigurationError: unknown name or option; the message gives the nearest known one.
+            ConfigurationError: unknown name, class or option; the message gives the nearest known one.
         """
         if isinstance(spec, self.base):
             return spec
-        if isinstance(spec, str):
-            spec = {"name": spec}
-        if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
-            raise ConfigurationError(
-                f"a {self.kind} is given as a name, a mapping with a 'name', or a {self.base.__name__}; got {spec!r}"
-            )
-        options = {str(key): value for key, value in spec.items() if key != "name"}
-        cls = self._find(spec["name"])
+        name, options = self._name_and_options(spec)
+        cls = self._find(name)
         known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
         for option in options:
             if option not in known:
                 raise ConfigurationError(
-                    f"{self.kind} {spec['name']!r} has no option {option!r}{nearest(option, known)} "
+                    f"{self.kind} {name!r} has no option {option!r}{nearest(option, known)} "
                     f"(its options: {', '.join(sorted(known)) or 'none'})"
                 )
         return cls(**options)
 
+    def _name_and_options(self, spec: Any) -> tuple[str, dict[str, Any]]:
+        """Split a description into the name (or import path) of a class and its options."""
+        if isinstance(spec, str):
+            return spec, {}
+        if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
+            return spec["name"], {str(key): value for key, value in spec.items() if key != "name"}
+        if isinstance(spec, Mapping) and isinstance(spec.get("class_path"), str):
+            return spec["class_path"], dict(spec.get("init_args") or {})
+        raise ConfigurationError(
+            f"a {self.kind} is given as a name, an import path, a mapping with a 'name' or a 'class_path', or a "
+            f"{self.base.__name__}; got {spec!r}"
+        )
+
     def _find(self, name: str) -> type[T]:
         if name not in self._classes:
-            raise ConfigurationError(
-                f"unknown {self.kind} {name!r}{nearest(name, self.names)} (known: {', '.join(self.names)})"
-            )
-        return self._classes[name]
+            self._load_entry_points()
+        if name in self._classes:
+            return self._classes[name]
+        if "." in name:
+            return self._import(name)
+        raise ConfigurationError(
+            f"unknown {self.kind} {name!r}{nearest(name, self.names)} (known: {', '.join(self.names)}); "
+            f"your own {self.kind} is given by its import path, as in my_project.MyClass"
+        )
+
+    def _load_entry_points(self) -> None:
+        """Import the parts that installed packages offer under the entry points ``infoprune.<kind>``."""
+        for entry in importlib.metadata.entry_points(group=f"infoprune.{self.kind}"):
+            if entry.name not in self._classes:
+                self._classes[entry.name] = self._checked(entry.load(), f"entry point {entry.value}")
+
+    def _import(self, path: str) -> type[T]:
+        module, _, name = path.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ConfigurationError(f"{self.kind} {path!r} cannot be imported: {error}") from error
+        return self._checked(found, path)
+
+    def _checked(self, found: Any, path: str) -> type[T]:
+        if not isinstance(found, type) or not issubclass(found, self.base):
+            raise ConfigurationError(f"{path} is no {self.kind}: it does not derive from {self.base.__name__}")
+        return found
 
 
 def check_choice(owner: str, option: str, value: object, known: Collection[str]) -> None:

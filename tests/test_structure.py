@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import infoprune
 from infoprune.errors import ConfigurationError, PlanError, SurgeryError, TraceError
-from infoprune.structure import check_plan, rule
+from infoprune.structure import check_plan, register_rule
 from infoprune.structure.tracing.rules import RULES
 from infoprune.structure.validation.probe_plans import probe_plans
 from tests.networks import randomise
@@ -356,7 +356,7 @@ def test_a_rule_of_the_users_own() -> None:
     net.forward = lambda x: net[2](torch.ops.infoprune_test.negate(net[0](x)))  # type: ignore[method-assign]
     assert "no rule" in (infoprune.trace(net, X).group("0").reason or "")
 
-    @rule("infoprune_test::negate")
+    @register_rule("infoprune_test::negate")
     def negate(op, args, kwargs, outs):  # type: ignore[no-untyped-def]
         op.label(outs[0], infoprune.structure.labels_of(args[0]).axes)
 

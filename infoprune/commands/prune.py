@@ -24,6 +24,7 @@ from infoprune.commands.cutting import add_criterion_argument, add_cut_arguments
 from infoprune.commands.named_data import NamedData, add_data_arguments, open_data
 from infoprune.commands.named_model import NamedModel, add_model_arguments, open_model
 from infoprune.commands.parser import add_json_argument, make_parser, parse, show
+from infoprune.criteria import get_criterion
 from infoprune.errors import ConfigurationError
 from infoprune.report import RunRecord, Totals, print_tables, render_html
 from infoprune.report.collect import event_record
@@ -89,7 +90,7 @@ def _record(
     command: list[str],
 ) -> RunRecord:  # fmt: skip
     structure = result.structure
-    criterion = options.criterion if isinstance(options.criterion, str) else options.criterion["name"]
+    criterion = get_criterion(options.criterion).short_name
     event = event_record(0, -1, 0, criterion, structure, result.plan, result.scores)
     before, after = _totals(named, original, result, options.latency_repeats, data)
     return RunRecord(

@@ -24,6 +24,7 @@ from infoprune.criteria.hessian import Hessian
 from infoprune.criteria.hrank import HRank
 from infoprune.criteria.lamp import LAMP
 from infoprune.criteria.norms import L1, L2
+from infoprune.criteria.preserved import preserved
 from infoprune.criteria.random import Random
 from infoprune.criteria.shapley import Shapley
 from infoprune.criteria.taylor import Taylor
@@ -49,4 +50,5 @@ __all__ = [
     "Taylor",
     "WeightCriterion",
     "get_criterion",
+    "preserved",
 ]

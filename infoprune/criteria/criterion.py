@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from infoprune.criteria.aggregation import COMBINE, NORMALIZE, combine_members
-from infoprune.errors import ConfigurationError
+from infoprune.criteria.preserved import preserved
+from infoprune.errors import ConfigurationError, nearest
 from infoprune.registry import Registry, check_choice
 
 if TYPE_CHECKING:
@@ -47,8 +48,13 @@ class Criterion(ABC):
         cls.name = vars(cls).get("name", "")  # what derives from a registered criterion is not that criterion
 
     @property
+    def short_name(self) -> str:
+        """Return the registered name, or the name of the class where it is not registered."""
+        return self.name or type(self).__name__
+
+    @property
     def label(self) -> str:
-        """How messages call this criterion."""
+        """Return what messages call this criterion."""
         return f"criterion {self.name!r}" if self.name else type(self).__name__
 
     @property
@@ -74,10 +80,26 @@ class Criterion(ABC):
         check_weights(model)
         if self.as_trained:
             data = getattr(data, "as_trained", data)
-        scores = self.group_scores(model, structure, data)
-        for name, values in scores.items():
-            check_finite(values, name, f"the scores of {self.label}")
+        with preserved(model):
+            scores = self.group_scores(model, structure, data)
+        self._check_groups(scores, structure)
         return scores
+
+    def _check_groups(self, scores: Scores, structure: Structure) -> None:
+        """Refuse scores of unknown groups, of too few or too many units, or that are not finite."""
+        sizes = {group.name: group.size for group in structure.groups}
+        for name, values in scores.items():
+            if name not in sizes:
+                raise ConfigurationError(
+                    f"{self.label} scores a group {name!r}, which the structure does not have{nearest(name, sizes)}; "
+                    "score the groups of structure.prunable by their names"
+                )
+            if tuple(values.shape) != (sizes[name],):
+                raise ConfigurationError(
+                    f"{self.label} gives scores of shape {tuple(values.shape)} for group {name!r}, which has "
+                    f"{sizes[name]} units; return one score for each unit"
+                )
+            check_finite(values, name, f"the scores of {self.label}")
 
 
 @dataclass(kw_only=True)
@@ -121,10 +143,26 @@ class LayerCriterion(Criterion):
             check_finite(of_layer[name], name, f"the scores of {self.label}")
         scores: Scores = {}
         for group in structure.prunable:
-            rows = [(of_layer[name], slot) for name, slot in self.members(model, structure, group)]
+            members = self.members(model, structure, group)
+            rows = [(self._scores_of(of_layer, name, slot, structure), slot) for name, slot in members]
             if rows:
                 scores[group.name] = combine_members(rows, group.size, self.normalize, self.combine)
         return scores
+
+    def _scores_of(self, of_layer: Mapping[str, Tensor], name: str, slot: GroupSlot, structure: Structure) -> Tensor:
+        """Return the scores of a layer, or refuse where they are missing or not one for each filter."""
+        if name not in of_layer:
+            raise ConfigurationError(
+                f"{self.label} gives no scores for layer {name!r}{nearest(name, of_layer)}; score every layer that "
+                "feeds a prunable group, by the names in structure.layers"
+            )
+        values, filters = of_layer[name], structure.shapes[slot.tensor][slot.dim]
+        if tuple(values.shape) != (filters,):
+            raise ConfigurationError(
+                f"{self.label} gives scores of shape {tuple(values.shape)} for layer {name!r}, which has {filters} "
+                "filters; return one score for each filter"
+            )
+        return values
 
 
 class WeightCriterion(LayerCriterion):

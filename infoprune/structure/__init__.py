@@ -1,4 +1,10 @@
-"""Which channels live and die together, and removing them."""
+"""Find the channels of a model that must be removed together, and remove them.
+
+Four floors, each of which imports only those before it: ``labels``, ``tracing``, ``validation``, ``surgery``.
+"""
+
+import warnings
+from typing import Any
 
 from infoprune.structure.groups import ChannelGroup, GroupSlot, Layer, Structure
 from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of
@@ -6,7 +12,7 @@ from infoprune.structure.plan import PruningPlan
 from infoprune.structure.surgery.history import plan_of
 from infoprune.structure.surgery.shrink import shrink
 from infoprune.structure.trace import check_plan, trace
-from infoprune.structure.tracing.rules import rule
+from infoprune.structure.tracing.rules import register_rule
 from infoprune.structure.verify import Verification, verify
 
 __all__ = [
@@ -20,8 +26,22 @@ __all__ = [
     "check_plan",
     "labels_of",
     "plan_of",
-    "rule",
+    "register_rule",
     "shrink",
     "trace",
     "verify",
 ]
+
+_RENAMED = {"Flow": TensorLabels, "get_flow": labels_of, "rule": register_rule}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RENAMED:
+        raise AttributeError(f"module 'infoprune.structure' has no attribute {name!r}")
+    new = _RENAMED[name]
+    warnings.warn(
+        f"infoprune.structure.{name} is now {new.__name__}; the old name goes in 0.3",  # type: ignore[attr-defined]
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return new

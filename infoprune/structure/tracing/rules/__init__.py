@@ -7,12 +7,12 @@ the plain operator. Operators without a rule are never guessed at: whatever they
 
 Add a rule for an operator of your own::
 
-    @infoprune.structure.rule("mylib::swap_halves")
+    @infoprune.register_rule("mylib::swap_halves")
     def swap_halves(ctx, args, kwargs, outs): ...
 """
 
 from infoprune.structure.tracing.rules import contraction, elementwise, movement, reduction, shape
-from infoprune.structure.tracing.rules.registry import RULES, Rule, find_rule, rule, tensors_in, unknown
+from infoprune.structure.tracing.rules.registry import RULES, Rule, find_rule, register_rule, rule, tensors_in, unknown
 
 __all__ = [
     "RULES",
@@ -22,6 +22,7 @@ __all__ = [
     "find_rule",
     "movement",
     "reduction",
+    "register_rule",
     "rule",
     "shape",
     "tensors_in",

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from infoprune.errors import ConfigurationError
 from infoprune.structure.labels.tensor_labels import labels_of
 from infoprune.structure.tracing.rule_context import RuleContext
 
@@ -27,6 +28,35 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+def register_rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators of your own, or replace the rule of one of PyTorch's.
+
+    Args:
+        names: operators as ``"namespace::name"``, without overload.
+
+    Raises:
+        ConfigurationError: the dispatcher knows no operator of that name, so the rule would never be applied.
+
+    Example:
+        >>> @register_rule("aten::frobnicate")
+        ... def frobnicate(ctx, args, kwargs, outs): ...
+        Traceback (most recent call last):
+        infoprune.errors.ConfigurationError: no operator is called 'aten::frobnicate'; ...
+    """
+    for name in names:
+        if not _is_operator(name):
+            raise ConfigurationError(
+                f"no operator is called {name!r}; define it before its rule, and name it as torch.library does, "
+                "'namespace::name'"
+            )
+    return rule(*names)
+
+
+def _is_operator(name: str) -> bool:
+    namespace, _, operator = name.replace("::", ".").partition(".")
+    return hasattr(getattr(torch.ops, namespace), operator)
 
 
 def find_rule(func: torch._ops.OpOverload) -> Rule:
