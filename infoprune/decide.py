@@ -52,6 +52,13 @@ class Target:
         """The budget, if there is one."""
         return next((Budget(kind, keep) for kind in KINDS if (keep := getattr(self, kind)) is not None), None)
 
+    def goal(self, fraction: float = 1.0) -> tuple[str, float]:
+        """What is to shrink (a kind of budget, or ``"amount"``), and the share that stays after part of the way."""
+        budget = self.budget
+        if budget is not None:
+            return budget.kind, 1 - fraction * (1 - budget.keep)
+        return "amount", 1 - fraction * (self.amount or 0.0)
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -104,9 +111,10 @@ def decide(
     """
     if scores is None:
         scores = get_criterion(criterion)(model, structure, data)
+    kind, keep = target.goal(fraction)
     widths = (
         get_allocation(allocation)
-        .prepared(model, structure, data)
+        .prepared(model, structure, data, scores=scores, kind=kind, keep=keep)
         .widths(
             structure,
             scores,

@@ -6,8 +6,10 @@ the pressure that meets the budget. All of it is pure: the same structure, score
 
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation, get_allocation
 from infoprune.allocation.budget import Budget
+from infoprune.allocation.curves import LossCurves
 from infoprune.allocation.global_ranking import GlobalRanking
 from infoprune.allocation.information_concentration import InformationConcentration
+from infoprune.allocation.information_loss import InformationLoss
 from infoprune.allocation.latency import LatencyShare
 from infoprune.allocation.per_layer import PerLayer
 from infoprune.allocation.per_stage import PerStage
@@ -20,7 +22,9 @@ __all__ = [
     "Budget",
     "GlobalRanking",
     "InformationConcentration",
+    "InformationLoss",
     "LatencyShare",
+    "LossCurves",
     "PerLayer",
     "PerStage",
     "Uniform",

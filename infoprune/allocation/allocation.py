@@ -37,13 +37,25 @@ class Allocation(ABC):
     name: ClassVar[str] = ""
     needs_data: ClassVar[bool] = False
 
-    def prepared(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> Allocation:
+    def prepared(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        data: Iterable[Any] | None,
+        *,
+        scores: Scores | None = None,
+        kind: str = "macs",
+        keep: float = 0.0,
+    ) -> Allocation:
         """This allocation with everything that it has to measure on the model; itself if that is nothing.
 
         Args:
             model: The model that ``structure`` was traced from. It is not changed.
             structure: Its channel groups.
             data: Batches of training images, for allocations with ``needs_data``.
+            scores: Group name -> (units,) scores: which units of a group go first.
+            kind: What the budget is of: ``"macs"``, ``"params"``, ``"latency"``, or ``"amount"`` for a share of units.
+            keep: Share of it that is to stay; 0 prepares for any.
         """
         return self
 
@@ -56,6 +68,13 @@ class Allocation(ABC):
     def path(self, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
         """Widths of the groups in ``grids`` at a pressure in [0, 1], shrinking from all units to the fewest."""
 
+    def path_for(self, kind: str, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
+        """The path for a budget of one kind (``"macs"``, ``"params"``, ``"latency"``) or an ``"amount"``.
+
+        By default :meth:`path`, whatever the kind.
+        """
+        return self.path(structure, scores, grids)
+
     def without_budget(
         self,
         structure: Structure,
@@ -66,7 +85,7 @@ class Allocation(ABC):
     ) -> Widths:
         """Widths where no budget is given: together the groups lose ``fraction`` x ``amount`` of their units."""
         amount = self.need_amount(amount)
-        path = self.path(structure, scores, grids)
+        path = self.path_for("amount", structure, scores, grids)
         whole = sum(grid.original or grid.size for grid in grids.values())
         fewest = sum(path(1.0).values()) / whole
         target = 1 - fraction * amount
@@ -153,7 +172,9 @@ class Allocation(ABC):
                     "a latency budget needs a measure: pass measure=LatencyShare(model, structure, inputs)"
                 )
             measure = cost_share(structure, budget.kind, reference)
-        return within_budget(structure, budget, fraction, self.path(structure, scores, grids), grids, measure)
+        return within_budget(
+            structure, budget, fraction, self.path_for(budget.kind, structure, scores, grids), grids, measure
+        )
 
 
 ALLOCATIONS: Registry[Allocation] = Registry("allocation", Allocation)  # type: ignore[type-abstract]

@@ -72,7 +72,16 @@ class InformationConcentration(Allocation):
         names = [field.name for field in dataclasses.fields(Concentration)]
         return Concentration(**{name: getattr(self, name) for name in names})
 
-    def prepared(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> InformationConcentration:
+    def prepared(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        data: Iterable[Any] | None,
+        *,
+        scores: Scores | None = None,
+        kind: str = "macs",
+        keep: float = 0.0,
+    ) -> InformationConcentration:
         """A copy with the concentrations measured on ``data``; this one if it has them."""
         if self.concentrations is not None:
             return self

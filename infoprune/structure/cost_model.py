@@ -38,3 +38,19 @@ class CostModel:
         for fixed, coefficients in zip(self._fixed, self._coefficients, strict=True):
             value *= fixed + coefficients @ kept
         return float(value.sum())
+
+    def gradient(self, kept: np.ndarray) -> np.ndarray:
+        """How fast the sum grows with each group's kept units.
+
+        >>> Products([(9.0, [(0.0, np.array([1.0, 0.0])), (0.0, np.array([0.0, 2.0]))])]).gradient(np.array([8.0, 4.0]))
+        array([ 72., 144.])
+        """
+        factors = [fixed + terms @ kept for fixed, terms in zip(self._fixed, self._coefficients, strict=True)]
+        total = np.zeros_like(kept)
+        for position, terms in enumerate(self._coefficients):
+            rest = self._scale.copy()
+            for other, factor in enumerate(factors):
+                if other != position:
+                    rest *= factor
+            total += rest @ terms
+        return total

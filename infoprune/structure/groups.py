@@ -362,13 +362,22 @@ class Structure:
         """
         if not widths:
             return self.cost_of(PruningPlan())
-        kept = self._prunable_sizes.copy()
+        macs, params = self._arithmetic
+        kept = self._kept(widths)
+        return Cost(round(macs(kept)), round(params(kept)))
+
+    def cost_of_units(self, widths: Mapping[str, int]) -> dict[str, tuple[float, float]]:
+        """What one unit of each prunable group costs at these widths: group name -> (MACs, parameters)."""
+        macs, params = (products.gradient(self._kept(widths)) for products in self._arithmetic)
+        return {name: (float(macs[i]), float(params[i])) for name, i in self._prunable_position.items()}
+
+    def _kept(self, widths: Mapping[str, int]) -> np.ndarray:
+        kept: np.ndarray = self._prunable_sizes.copy()
         for name, width in widths.items():
             if name not in self._prunable_position:
                 raise ConfigurationError(f"group {self.group(name).name!r} is frozen; its width cannot be {width}")
             kept[self._prunable_position[name]] = width
-        macs, params = self._arithmetic
-        return Cost(round(macs(kept)), round(params(kept)))
+        return kept
 
     @cached_property
     def _prunable_position(self) -> dict[str, int]:

@@ -1,0 +1,131 @@
+"""What cutting each channel group costs, as a value that is measured once and serves every budget."""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infoprune.errors import CheckpointError, ConfigurationError
+from infoprune.files import written_whole
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Round:
+    """The losses of single cuts, each made in a model that has certain widths already.
+
+    Attributes:
+        widths: group name -> units that the model has.
+        loss: what these widths have cost so far.
+        curves: group name -> width below that of the model -> loss if this group alone is cut to it.
+    """
+
+    widths: Mapping[str, int]
+    loss: float
+    curves: Mapping[str, Mapping[int, float]]
+
+    def added(self, name: str, width: float) -> float:
+        """What cutting one group to a width adds to the loss, interpolated between the measured widths.
+
+        The square root of the loss is taken as linear in the width, since small changes cost their square. More cannot
+        cost less: a measured loss counts as at least that of every larger width.
+
+        >>> Round({"a": 8}, 0.0, {"a": {4: 0.04}}).added("a", 6)
+        0.01
+        """
+        points = [(0, 0.0), *self._points(name)]  # units that are gone, and the root of what that adds
+        gone = max(0.0, self.widths[name] - width)
+        place = min(max(bisect_left(points, (gone, -1.0)), 1), len(points) - 1)
+        if place == 0:
+            return 0.0
+        (less, low), (more, high) = points[place - 1], points[place]
+        return max(0.0, low + (high - low) * (gone - less) / (more - less)) ** 2
+
+    def _points(self, name: str) -> list[tuple[int, float]]:
+        highest, points = 0.0, []
+        for width, loss in sorted(self.curves.get(name, {}).items(), reverse=True):
+            highest = max(highest, math.sqrt(max(0.0, loss - self.loss)))
+            points.append((self.widths[name] - width, highest))
+        return points
+
+
+@dataclass(frozen=True)
+class LossCurves:
+    """Rounds of measurements, from the whole model down to small ones.
+
+    Attributes:
+        rounds: Each with smaller widths than the one before.
+        unit: What the losses are, in words.
+        images: How many images they were measured on.
+    """
+
+    rounds: tuple[Round, ...]
+    unit: str = ""
+    images: int = 0
+
+    def check(self, sizes: Mapping[str, int]) -> None:
+        """Raise a ConfigurationError unless these are curves of a model with groups of these sizes."""
+        measured = self.rounds[0].widths
+        for name, size in sizes.items():
+            if measured.get(name) != size:
+                raise ConfigurationError(
+                    f"the loss curves were measured on another model: group {name} has {size} units here, "
+                    f"{measured.get(name, 'none')} there; measure this model"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return primitives only."""
+        rounds = [
+            {
+                "widths": dict(one.widths),
+                "loss": one.loss,
+                "curves": {name: {str(w): loss for w, loss in curve.items()} for name, curve in one.curves.items()},
+            }
+            for one in self.rounds
+        ]
+        return {"format": FORMAT, "unit": self.unit, "images": self.images, "rounds": rounds}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> LossCurves:
+        """Read :meth:`to_dict`'s form; raises CheckpointError where it is something else."""
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise CheckpointError(f"these are no loss curves of format {FORMAT}")
+        try:
+            rounds = tuple(
+                Round(
+                    {str(name): int(width) for name, width in one["widths"].items()},
+                    float(one["loss"]),
+                    {
+                        str(name): {int(w): float(loss) for w, loss in curve.items()}
+                        for name, curve in one["curves"].items()
+                    },
+                )
+                for one in data["rounds"]
+            )
+            if not rounds:
+                raise ValueError("there is no round")
+            return cls(rounds, str(data["unit"]), int(data["images"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"the loss curves are damaged: {type(error).__name__}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the curves as JSON; raises CheckpointError where the file cannot be written."""
+        try:
+            with written_whole(path) as scratch:
+                scratch.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"cannot write the loss curves {path}: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> LossCurves:
+        """Read what :meth:`save` wrote; raises CheckpointError that names the file where it cannot."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, ValueError, CheckpointError) as error:
+            raise CheckpointError(f"cannot read the loss curves {path}: {error}") from error

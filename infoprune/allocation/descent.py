@@ -1,0 +1,104 @@
+"""From loss curves to widths: step by step, always where the least information goes for the cost that is saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from infoprune.allocation.curves import LossCurves, Round
+from infoprune.allocation.grid import Grid
+from infoprune.allocation.solve import Path, Widths
+
+if TYPE_CHECKING:
+    from infoprune.structure import Structure
+
+STEPS = 16
+"""In so many steps a group goes from whole to nothing, or in single ones if it has fewer units."""
+
+UnitCosts = Callable[[Mapping[str, int]], Mapping[str, float]]
+"""From widths to what one unit of each group costs there."""
+
+
+def unit_costs(structure: Structure, kind: str) -> UnitCosts:
+    """What units cost, in the measure of a budget; latency goes by MACs, and an amount counts every unit alike."""
+    if kind == "amount":
+        return lambda widths: dict.fromkeys(widths, 1.0)
+    which = 1 if kind == "params" else 0
+    return lambda widths: {name: costs[which] for name, costs in structure.cost_of_units(widths).items()}
+
+
+def descend(
+    curves: LossCurves, costs: UnitCosts, grids: Mapping[str, Grid], floors: Mapping[str, int], depth: float
+) -> Iterator[Widths]:
+    """Widths from the whole model down to the floors, and from there evenly to the lowest.
+
+    Each step makes one group narrower: the one where a unit of saved cost adds the least to the loss, as the round of
+    measurements that was made nearest above tells, plus ``depth`` times the logarithm of how many times narrower the
+    group becomes.
+    """
+    state = {name: grid.size for name, grid in grids.items()}
+    yield dict(state)
+    for number, one in enumerate(curves.rounds):
+        last = number + 1 == len(curves.rounds)
+        ends = floors if last else {name: curves.rounds[number + 1].widths.get(name, 1) for name in grids}
+        ends = {name: min(state[name], max(ends[name], grids[name].lowest)) for name in grids}
+        slopes = {name: _slopes(one, name, state[name], ends[name], grids[name], depth) for name in grids}
+        while any(slopes.values()):
+            unit = costs(state)
+            name = min(
+                (name for name in slopes if slopes[name]), key=lambda name: _ratio(slopes[name][0][1], unit[name])
+            )
+            width, _ = slopes[name].pop(0)
+            state[name] = width
+            yield dict(state)
+    for share in range(STEPS - 1, -1, -1):
+        yield {name: max(grids[name].lowest, width * share // STEPS) for name, width in state.items()}
+
+
+def _ratio(loss: float, cost: float) -> float:
+    return loss / cost if cost > 0 else math.inf
+
+
+def _slopes(one: Round, name: str, start: int, end: int, grid: Grid, depth: float) -> list[tuple[int, float]]:
+    """The steps of a group from one width to another, each with the loss that it adds for a unit.
+
+    The losses are replaced by their largest convex bound from below, so that a cheap deep step behind a dear one counts
+    together with it.
+    """
+    step = max(grid.step, grid.size // STEPS)
+    widths = [start, *range((start - 1) // step * step, end, -step), end] if end < start else []
+
+    def loss(width: int) -> float:
+        return one.added(name, width) + depth * math.log(start / width)
+
+    return _convex(list(dict.fromkeys(widths)), loss)
+
+
+def _convex(widths: Sequence[int], loss: Callable[[int], float]) -> list[tuple[int, float]]:
+    values = [loss(width) for width in widths]
+    corners: list[int] = []
+    for place in range(len(widths)):
+        while len(corners) > 1 and _slope(widths, values, corners[-2], corners[-1]) >= _slope(
+            widths, values, corners[-1], place
+        ):
+            corners.pop()
+        corners.append(place)
+    steps = []
+    for first, last in zip(corners, corners[1:], strict=False):
+        steps += [(widths[place], _slope(widths, values, first, last)) for place in range(first + 1, last + 1)]
+    return steps
+
+
+def _slope(widths: Sequence[int], values: Sequence[float], first: int, last: int) -> float:
+    return (values[last] - values[first]) / (widths[first] - widths[last])
+
+
+def as_path(states: Sequence[Widths], grids: Mapping[str, Grid]) -> Path:
+    """The path through some states, at widths that the grids allow."""
+
+    def widths(pressure: float) -> Widths:
+        state = states[round(pressure * (len(states) - 1))]
+        return {name: grid.at(state[name] / (grid.original or grid.size)) for name, grid in grids.items()}
+
+    return widths

@@ -1,0 +1,105 @@
+"""How much information a changed model's outputs have lost of the original's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from infoprune.errors import DataError
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""From the original's output and the changed one's, both (N, ...), to one value for each of N images."""
+
+PROBABILITIES_SUM_TO_ONE = 1e-3
+
+
+def divergence_of_scores(original: Tensor, changed: Tensor) -> Tensor:
+    """Kullback-Leibler divergence, in nats, of class scores along dimension 1; the mean over pixels or positions.
+
+    >>> divergence_of_scores(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]])).item() > 0
+    True
+    """
+    p, q = F.log_softmax(original, dim=1), F.log_softmax(changed, dim=1)
+    return (p.exp() * (p - q)).sum(dim=1).flatten(1).mean(dim=1) if p.dim() > 2 else (p.exp() * (p - q)).sum(dim=1)
+
+
+def divergence_of_probabilities(original: Tensor, changed: Tensor) -> Tensor:
+    """The same for outputs that are probabilities already."""
+    least = torch.finfo(torch.float32).tiny
+    return divergence_of_scores(original.clamp(min=least).log(), changed.clamp(min=least).log())
+
+
+def divergence_of_labels(original: Tensor, changed: Tensor) -> Tensor:
+    """Kullback-Leibler divergence, in nats, of independent yes-or-no scores (before the sigmoid), summed over labels."""
+    yes, no = F.logsigmoid(original), F.logsigmoid(-original)
+    gap = yes.exp() * (yes - F.logsigmoid(changed)) + no.exp() * (no - F.logsigmoid(-changed))
+    return gap.flatten(1).sum(dim=1)
+
+
+def relative_error(original: Tensor, changed: Tensor) -> Tensor:
+    """Squared error over the variance of the original's outputs across images, or over their square if they are equal.
+
+    >>> relative_error(torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [2.0]])).tolist()
+    [0.0, 1.0]
+    """
+    original, changed = original.flatten(1), changed.flatten(1)
+    size = original.square().mean()
+    spread = (original - original.mean(dim=0)).square().mean()
+    scale = spread if spread > 1e-8 * size else size
+    return (original - changed).square().mean(dim=1) / scale.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+NAMES = {
+    divergence_of_scores: "KL divergence of class scores, in nats",
+    divergence_of_probabilities: "KL divergence of class probabilities, in nats",
+    divergence_of_labels: "KL divergence of yes-or-no labels, in nats",
+    relative_error: "relative squared error",
+}
+
+
+def scored(outputs: Any) -> list[Tensor]:
+    """The floating-point tensors of a model's outputs, in float32.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = [leaf.float() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if not found:
+        raise DataError("the model's outputs hold no floating-point tensor to compare: give the allocation an evaluate")
+    return found
+
+
+def distances_for(outputs: Sequence[Tensor], targets: Any, images: int) -> list[Distance]:
+    """Decide for each output how to compare it.
+
+    Whole-number targets that fit an output, (N,) to (N, C) or (N, H, W) to (N, C, H, W), make it class scores. Without
+    targets a matrix (N, C) is taken for class scores. Targets of the output's own shape that are 0 or 1 make it labels.
+    Everything else is compared by its relative error.
+    """
+    wanted = [leaf for leaf in tree_leaves(targets) if isinstance(leaf, Tensor)]
+    return [_distance_for(output, wanted, images) for output in outputs]
+
+
+def _distance_for(output: Tensor, targets: Sequence[Tensor], images: int) -> Distance:
+    if output.dim() < 2 or len(output) != images:
+        return relative_error
+    if _sums_to_one(output):
+        return divergence_of_probabilities
+    for target in targets:
+        if not target.is_floating_point() and target.shape == (len(output), *output.shape[2:]) and output.shape[1] > 1:
+            return divergence_of_scores
+        if target.shape == output.shape and bool(((target == 0) | (target == 1)).all()):
+            one_hot = output.shape[1] > 1 and bool((target.sum(dim=1) == 1).all())
+            return divergence_of_scores if one_hot else divergence_of_labels
+    return divergence_of_scores if not targets and output.dim() == 2 and output.shape[1] > 1 else relative_error
+
+
+def _sums_to_one(output: Tensor) -> bool:
+    if output.shape[1] < 2 or bool((output < 0).any()):
+        return False
+    return bool(((output.sum(dim=1) - 1).abs() < PROBABILITIES_SUM_TO_ONE).all())

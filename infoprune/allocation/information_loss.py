@@ -1,0 +1,161 @@
+"""Widths from measured information loss: how far the outputs move when a group is cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from infoprune.allocation.allocation import ALLOCATIONS, Allocation
+from infoprune.allocation.curves import LossCurves
+from infoprune.allocation.descent import as_path, descend, unit_costs
+from infoprune.allocation.grid import Grid
+from infoprune.allocation.measure_loss import LossMeter
+from infoprune.allocation.solve import Path, Widths
+from infoprune.criteria.progress import Progress
+from infoprune.errors import ConfigurationError
+from infoprune.registry import check_count, check_number
+
+if TYPE_CHECKING:
+    from infoprune.criteria import Scores
+    from infoprune.structure import Structure
+
+OWNER = "allocation 'information_loss'"
+
+ROUNDS = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
+"""Shares of the cost at which the curves are measured again."""
+
+FIRST_LEVELS = (0.75, 0.5, 0.25)
+LATER_LEVELS = (0.75, 0.5)
+"""Shares of a group's units at which a round measures."""
+
+
+@ALLOCATIONS.register("information_loss")
+@dataclass(kw_only=True)
+class InformationLoss(Allocation):
+    """The units go whose loss costs the least information about the outputs for the cost that they save.
+
+    Every group is cut alone at a few widths, batch norm's statistics are measured anew, and the outputs are compared
+    with the original's: by the KL divergence, in nats, for class scores (for each pixel in segmentation), else by the
+    relative squared error; several outputs add. Single cuts say too little about many at once, so the curves are
+    measured again at several points on the way down, from the model as it is cut by then.
+
+    Needs data once: ``InformationLoss().prepared(model, structure, batches, scores=scores)`` returns a copy that holds
+    the curves and is pure from then on.
+
+    Args:
+        images: Number of calibration images; all of the data if it holds fewer.
+        rounds: How often the curves are measured: once on the whole model, then at 70, 50, 35, 25, 18 and 12 % of the
+            cost, as far as the budget goes.
+        floor: Share of its units that every group keeps, until all have come down to it; in [0, 1).
+        depth: Nats that a group counts for each factor e that it becomes narrower, on top of what is measured.
+        evaluate: A function of a model that returns its quality, higher is better, instead of comparing outputs.
+        curves: Loss curves that were measured before, or the file that holds them.
+        progress: Whether to show a progress bar; None shows it on terminals.
+
+    Raises:
+        ConfigurationError: an option out of range; (when it measures) no data.
+        DataError: (when it measures) no image, or outputs that are not finite; the message names the group.
+    """
+
+    images: int = 256
+    rounds: int = 1
+    floor: float = 0.25
+    depth: float = 0.0
+    evaluate: Callable[[nn.Module], float] | None = None
+    curves: LossCurves | str | None = None
+    progress: bool | None = None
+
+    needs_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_count(OWNER, "images", self.images, 1)
+        check_count(OWNER, "rounds", self.rounds, 1)
+        check_number(OWNER, "floor", self.floor, 0, 1)
+        check_number(OWNER, "depth", self.depth, 0)
+        if isinstance(self.curves, str):
+            self.curves = LossCurves.load(self.curves)
+
+    def prepared(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        data: Iterable[Any] | None,
+        *,
+        scores: Scores | None = None,
+        kind: str = "macs",
+        keep: float = 0.0,
+    ) -> InformationLoss:
+        """A copy with the curves measured on ``data``; this one if it has them.
+
+        Args:
+            model: The model that ``structure`` was traced from. It is not changed.
+            structure: Its channel groups.
+            data: Batches of training images.
+            scores: Which units of a group go first.
+            kind: What the budget is of.
+            keep: How much of it stays; rounds below are left out.
+        """
+        if self.curves is not None:
+            return self
+        if data is None and self.evaluate is None:
+            raise ConfigurationError(f"{OWNER} measures the model: pass batches of training images as data")
+        if scores is None:
+            raise ConfigurationError(f"{OWNER} cuts the units with the lowest scores: pass the scores of a criterion")
+        meter = LossMeter(
+            model, structure, scores, getattr(data, "as_trained", data) or (), self.images, self.evaluate, OWNER
+        )
+        grids = {name: Grid(group.size) for name, group in meter.groups.items()}
+        shares = [share for share in ROUNDS[: self.rounds - 1] if share > keep]
+        curves = LossCurves((), meter.unit, meter.images)
+        widths = {name: grid.size for name, grid in grids.items()}
+        with Progress(OWNER, 1, self.progress) as bar:
+            for share in [*shares, None]:
+                levels = {
+                    name: _levels(width, FIRST_LEVELS if not curves.rounds else LATER_LEVELS)
+                    for name, width in widths.items()
+                }
+                curves = dataclasses.replace(curves, rounds=(*curves.rounds, meter.round(widths, levels, bar)))
+                if share is not None:
+                    widths = self._widths_at(structure, curves, grids, kind, share)
+        return dataclasses.replace(self, curves=curves)
+
+    def _widths_at(
+        self, structure: Structure, curves: LossCurves, grids: Mapping[str, Grid], kind: str, share: float
+    ) -> Widths:
+        costs = unit_costs(structure, kind)
+        whole = None
+        for state in self._states(structure, curves, grids, kind):
+            cost = structure.cost(state)
+            value = cost.params if kind == "params" else sum(state.values()) if kind == "amount" else cost.macs
+            whole = whole or value
+            if value <= share * whole:
+                return state
+        return state
+
+    def _states(
+        self, structure: Structure, curves: LossCurves, grids: Mapping[str, Grid], kind: str
+    ) -> Iterable[Widths]:
+        floors = {
+            name: max(grid.lowest, math.ceil(self.floor * (grid.original or grid.size))) for name, grid in grids.items()
+        }
+        return descend(curves, unit_costs(structure, kind), grids, floors, self.depth)
+
+    def path(self, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
+        """The way down for a budget of MACs."""
+        return self.path_for("macs", structure, scores, grids)
+
+    def path_for(self, kind: str, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
+        """The way down: each step where the least information goes for the cost that it saves."""
+        if not isinstance(self.curves, LossCurves):
+            raise ConfigurationError(f"{OWNER} has nothing measured yet: call prepared(model, structure, data)")
+        return as_path(list(self._states(structure, self.curves, grids, kind)), grids)
+
+
+def _levels(width: int, shares: Sequence[float]) -> list[int]:
+    """The widths at which a group of some width is measured, from the largest."""
+    return sorted({level for share in shares if 0 < (level := int(share * width)) < width}, reverse=True)

@@ -1,0 +1,148 @@
+"""Running a model again and again from the first use of some weights on.
+
+What a model computes before it uses a weight does not depend on it. A run is therefore remembered up to there: the
+model's own code runs each time under a torch function mode, which answers all earlier calls from memory. The memory of
+one place serves to reach the next, so that walking through a whole model costs a single pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from infoprune.criteria.calibration import run
+from infoprune.criteria.replay import ReplayError, _Call, _remember, _Result
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The calls of a run up to some place, and those of their results that are in use there.
+
+    An empty one stands for the model's entrance.
+    """
+
+    calls: list[_Call] = field(default_factory=list)
+    kept: dict[int, Tensor] = field(default_factory=dict)
+
+
+class _Reached(BaseException):
+    """Ends a run at the wanted place. No Exception, so that no model's code handles it."""
+
+
+class _Resumed(TorchFunctionMode):
+    """Answers the calls of a prefix from memory, and computes from there on.
+
+    Args:
+        prefix: What is remembered.
+        until: Ids of the weights before whose first use the run ends with :class:`_Reached`; None runs to the end.
+    """
+
+    def __init__(self, prefix: Prefix, until: Collection[int] | None = None) -> None:
+        super().__init__()
+        self._prefix = prefix
+        self._until = until
+        self._position = 0
+        self._calls: list[_Call] = []
+        self._made: dict[int, Tensor] = {}
+        self.reached: Prefix | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        answered = self._position < len(self._prefix.calls)
+        if answered:
+            output = self._answer(func)
+        else:
+            if self._until and any(id(leaf) in self._until for leaf in tree_leaves((args, kwargs))):
+                self.reached = self._remembered()
+                raise _Reached
+            output = func(*args, **kwargs)
+        if self._until is not None:
+            leaves, spec = tree_flatten(output)
+            self._calls.append(_Call(func, [_remember(leaf) for leaf in leaves], spec))
+        return output
+
+    def _answer(self, func: Any) -> Any:
+        call = self._prefix.calls[self._position]
+        self._position += 1
+        if call.func != func:
+            raise ReplayError(f"{func} was called where the recording has {call.func}")
+        return tree_unflatten([self._leaf(leaf) for leaf in call.leaves], call.spec)
+
+    def _leaf(self, leaf: Any) -> Any:
+        if not isinstance(leaf, _Result):
+            return leaf
+        if leaf.kept is None:
+            return leaf.stand_in()
+        if leaf.kept not in self._made:  # a copy, since what follows may write into it
+            self._made[leaf.kept] = self._prefix.kept[leaf.kept].clone()
+        return self._made[leaf.kept]
+
+    def _remembered(self) -> Prefix:
+        kept: dict[int, Tensor] = {}
+        self._made.clear()  # so that only what the model still holds is in use
+        for call in self._calls:
+            for place, leaf in enumerate(call.leaves):
+                tensor = leaf.reference() if isinstance(leaf, _Result) else None
+                if tensor is not None and not _is_stand_in(tensor):
+                    kept.setdefault(id(tensor), tensor.clone())
+                    call.leaves[place] = _Result(leaf.reference, leaf.shape, leaf.dtype, leaf.device, id(tensor))
+        return Prefix(self._calls, kept)
+
+
+def _is_stand_in(tensor: Tensor) -> bool:
+    """A number expanded to the shape of a result that nobody used any more at an earlier place."""
+    return tensor.numel() > 1 and not any(tensor.stride())
+
+
+def advance(model: nn.Module, inputs: Any, prefix: Prefix, weights: Iterable[Tensor]) -> Prefix | None:
+    """Remember a run up to its first use of one of some weights; None if it uses none of them.
+
+    Args:
+        model: In eval mode, without gradients.
+        inputs: The batch that ``prefix`` was made with.
+        prefix: From where on to compute.
+        weights: Parameters or buffers; none of them may be used within ``prefix``.
+    """
+    mode = _Resumed(prefix, {id(weight) for weight in weights})
+    try:
+        with mode:
+            run(model, inputs)
+    except _Reached:
+        return mode.reached
+    return None
+
+
+def resume(model: nn.Module, inputs: Any, prefix: Prefix) -> Any:
+    """Return the model's outputs, computed from a place on.
+
+    Raises:
+        ReplayError: the run takes another way than the one that is remembered.
+    """
+    with _Resumed(prefix):
+        return run(model, inputs)
+
+
+class _FirstUses(TorchFunctionMode):
+    def __init__(self, wanted: Collection[int]) -> None:
+        super().__init__()
+        self._wanted = set(wanted)
+        self.order: list[int] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if id(leaf) in self._wanted:
+                self._wanted.discard(id(leaf))
+                self.order.append(id(leaf))
+        return func(*args, **(kwargs or {}))
+
+
+def first_uses(model: nn.Module, inputs: Any, weights: Iterable[Tensor]) -> tuple[Any, list[int]]:
+    """Return the outputs of a run, and the ids of the weights that it used in the order of their first use."""
+    mode = _FirstUses({id(weight) for weight in weights})
+    with mode:
+        return run(model, inputs), mode.order
