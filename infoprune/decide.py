@@ -52,13 +52,6 @@ class Target:
         """The budget, if there is one."""
         return next((Budget(kind, keep) for kind in KINDS if (keep := getattr(self, kind)) is not None), None)
 
-    def goal(self, fraction: float = 1.0) -> tuple[str, float]:
-        """What is to shrink (a kind of budget, or ``"amount"``), and the share that stays after part of the way."""
-        budget = self.budget
-        if budget is not None:
-            return budget.kind, 1 - fraction * (1 - budget.keep)
-        return "amount", 1 - fraction * (self.amount or 0.0)
-
 
 @dataclass(frozen=True)
 class Decision:
@@ -111,7 +104,7 @@ def decide(
     """
     if scores is None:
         scores = get_criterion(criterion)(model, structure, data)
-    kind, keep = target.goal(fraction)
+    kind, keep = goal(target, structure, fraction, reference, sizes)
     widths = (
         get_allocation(allocation)
         .prepared(model, structure, data, scores=scores, kind=kind, keep=keep)
@@ -131,3 +124,29 @@ def decide(
     return Decision(
         select(structure, scores, widths), scores, widths, latency=None if measure is None else measure(widths)
     )
+
+
+def goal(
+    target: Target,
+    structure: Structure,
+    fraction: float = 1.0,
+    reference: Cost | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> tuple[str, float]:
+    """What is to shrink, a kind of budget or ``"amount"``, and the share of what it is now that stays.
+
+    Args:
+        target: how far to prune.
+        structure: the channel groups as they are now.
+        fraction: how much of the way to go now.
+        reference: the cost before the first event.
+        sizes: group name -> units before the first event.
+    """
+    budget, now = target.budget, structure.cost()
+    if budget is None:
+        units = {group.name: group.size for group in structure.prunable}
+        whole = sum((sizes or units).values())
+        return "amount", (1 - fraction * (target.amount or 0.0)) * whole / max(sum(units.values()), 1)
+    of = "params" if budget.kind == "params" else "macs"  # time goes with the MACs, roughly
+    whole = getattr(reference or now, of)
+    return budget.kind, (1 - fraction * (1 - budget.keep)) * whole / max(getattr(now, of), 1)

@@ -54,7 +54,7 @@ def relative_error(original: Tensor, changed: Tensor) -> Tensor:
     return (original - changed).square().mean(dim=1) / scale.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-NAMES = {
+NAMES: dict[Distance, str] = {
     divergence_of_scores: "KL divergence of class scores, in nats",
     divergence_of_probabilities: "KL divergence of class probabilities, in nats",
     divergence_of_labels: "KL divergence of yes-or-no labels, in nats",

@@ -33,7 +33,7 @@ from infoprune.checkpoint import RECORD, attach, plan_record
 from infoprune.cost import Cost
 from infoprune.criteria import Criterion, Scores, get_criterion
 from infoprune.criteria.criterion import check_weights
-from infoprune.decide import Decision, Target, decide
+from infoprune.decide import Decision, Target, decide, goal
 from infoprune.errors import ConfigurationError
 from infoprune.recalibration import check_norms, recalibrate
 from infoprune.registry import check_count
@@ -354,19 +354,25 @@ class FilterPruning(EitherName):
             decision = Decision(announced.plan, announced.scores, latency=announced.latency)
             return self.structure(pl_module), decision
 
-        def score() -> tuple[Structure, Scores, Allocation]:
+        looks = self.criterion.needs_data or self.allocation.needs_data
+        data = calibration_batches(trainer, self.calibration_images) if looks else None
+
+        def score() -> tuple[Structure, Scores]:
             structure = self.structure(pl_module)
-            looks = self.criterion.needs_data or self.allocation.needs_data
-            data = calibration_batches(trainer, self.calibration_images) if looks else None
             with torch.compiler.set_stance("force_eager"):
-                scores = self.criterion(network, structure, data)
-                return structure, scores, self.allocation.prepared(network, structure, data)
+                return structure, self.criterion(network, structure, data)
+
+        def prepare() -> Allocation:
+            kind, keep = goal(self.target, structure, fraction, original.cost, original.sizes)
+            with torch.compiler.set_stance("force_eager"):
+                return self.allocation.prepared(network, structure, data, scores=scores, kind=kind, keep=keep)
 
         if self.original is None:  # a stream shows what the model takes only once training runs
             together(trainer, lambda: self._rehearse(trainer, pl_module))
         assert self.original is not None
-        structure, own_scores, allocation = together(trainer, score)
+        structure, own_scores = together(trainer, score)
         original, scores = self.original, averaged(trainer, own_scores)
+        allocation = together(trainer, prepare)
 
         def choose() -> Decision:
             if self.target.latency is not None and not trainer.is_global_zero:
