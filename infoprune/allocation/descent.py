@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from infoprune.allocation.curves import LossCurves, Round
@@ -85,7 +86,7 @@ def _convex(widths: Sequence[int], loss: Callable[[int], float]) -> list[tuple[i
             corners.pop()
         corners.append(place)
     steps = []
-    for first, last in zip(corners, corners[1:], strict=False):
+    for first, last in pairwise(corners):
         steps += [(widths[place], _slope(widths, values, first, last)) for place in range(first + 1, last + 1)]
     return steps
 

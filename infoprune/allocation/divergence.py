@@ -35,7 +35,7 @@ def divergence_of_probabilities(original: Tensor, changed: Tensor) -> Tensor:
 
 
 def divergence_of_labels(original: Tensor, changed: Tensor) -> Tensor:
-    """Kullback-Leibler divergence, in nats, of independent yes-or-no scores (before the sigmoid), summed over labels."""
+    """Kullback-Leibler divergence, in nats, of yes-or-no scores (before the sigmoid), summed over labels."""
     yes, no = F.logsigmoid(original), F.logsigmoid(-original)
     gap = yes.exp() * (yes - F.logsigmoid(changed)) + no.exp() * (no - F.logsigmoid(-changed))
     return gap.flatten(1).sum(dim=1)

@@ -127,7 +127,6 @@ class InformationLoss(Allocation):
     def _widths_at(
         self, structure: Structure, curves: LossCurves, grids: Mapping[str, Grid], kind: str, share: float
     ) -> Widths:
-        costs = unit_costs(structure, kind)
         whole = None
         for state in self._states(structure, curves, grids, kind):
             cost = structure.cost(state)
@@ -153,6 +152,7 @@ class InformationLoss(Allocation):
         """The way down: each step where the least information goes for the cost that it saves."""
         if not isinstance(self.curves, LossCurves):
             raise ConfigurationError(f"{OWNER} has nothing measured yet: call prepared(model, structure, data)")
+        self.curves.check({name: grid.size for name, grid in grids.items()})
         return as_path(list(self._states(structure, self.curves, grids, kind)), grids)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from infoprune.allocation.curves import Round
@@ -18,14 +18,14 @@ from infoprune.allocation.suffix import Prefix, advance, first_uses, resume
 from infoprune.criteria.calibration import batch_size, on_device, rows_of, run, split_batch
 from infoprune.criteria.distributed import all_or_none, process, sum_over_processes, world_size
 from infoprune.criteria.replay import ReplayError
-from infoprune.errors import ConfigurationError, DataError
+from infoprune.errors import DataError
 from infoprune.snapshot import snapshot
 from infoprune.structure.tensors import owned_tensors
 
 if TYPE_CHECKING:
     from infoprune.criteria import Scores
     from infoprune.criteria.progress import Progress
-    from infoprune.structure import ChannelGroup, Structure
+    from infoprune.structure import ChannelGroup, GroupSlot, Structure
 
 BATCH = 64
 """Smaller batches are joined up to so many images: statistics of few images are none."""
@@ -37,7 +37,7 @@ Quality = Callable[[nn.Module], float]
 class LossMeter:
     """Measures models that are cut, against the model as it is.
 
-    The cuts are made in a copy, by setting the weights of removed channels to zero. In the copy every batch norm
+    The cuts are made in a copy, by setting the weights that read removed channels to zero. In the copy every batch norm
     normalises by the statistics of the batch at hand, as it would with statistics measured anew after the cut. The
     original's outputs are taken in the same way, so that no cut costs nothing.
 
@@ -76,7 +76,8 @@ class LossMeter:
         self.model = snapshot(model)
         self.model.to(memory_format=torch.channels_last)  # twice as fast on CPUs
         self._scores = scores
-        self._tensors = _weights_by_name(self.model)
+        self._tensors = {name: owned.tensor for name, owned in owned_tensors(self.model).items()}
+        self._readers = {name: _readers(structure, group) for name, group in self.groups.items()}
         self._evaluate = evaluate
         self._batches: list[_Batch] = []
         self.unit = "drop of the given quality"
@@ -192,7 +193,7 @@ class LossMeter:
         return all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(again, batch.outputs, strict=True))
 
     def _weights(self, name: str) -> list[Tensor]:
-        return [self._tensors[slot.tensor] for slot in self.groups[name].slots if slot.tensor in self._tensors]
+        return [self._tensors[slot.tensor] for slot in self._readers[name]]
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
@@ -213,25 +214,19 @@ class LossMeter:
         """Inside, the copy computes as if these groups had so many units."""
         saved: dict[str, Tensor] = {}
         for name, width in widths.items():
-            group = self.groups[name]
-            gone = torch.zeros(group.size, dtype=torch.bool)
-            gone[lowest_units(self._scores[name], group.size - width)] = True
-            self._clear(group, gone, saved)
+            gone = torch.zeros(self.groups[name].size, dtype=torch.bool)
+            gone[lowest_units(self._scores[name], len(gone) - width)] = True
+            for slot in self._readers[name]:
+                weight = self._tensors[slot.tensor]
+                if slot.tensor not in saved:
+                    saved[slot.tensor] = weight.clone()
+                places = torch.as_tensor(slot.index)[gone[torch.as_tensor(slot.unit)]]
+                weight.index_fill_(slot.dim, places.to(weight.device), 0)
         try:
             yield
         finally:
             for name, values in saved.items():
                 self._tensors[name].copy_(values)
-
-    def _clear(self, group: ChannelGroup, gone: Tensor, saved: dict[str, Tensor]) -> None:
-        for slot in group.slots:
-            tensor = self._tensors.get(slot.tensor)
-            if tensor is None or not gone.any():
-                continue
-            if slot.tensor not in saved:
-                saved[slot.tensor] = tensor.clone()
-            places = torch.as_tensor(slot.index)[gone[torch.as_tensor(slot.unit)]]
-            tensor.index_fill_(slot.dim, places.to(tensor.device), 0)
 
 
 class _Batch:
@@ -249,11 +244,15 @@ class _Batch:
         return min((self._order.get(id(p), len(self._order)) for p in weights), default=len(self._order))
 
 
-def _weights_by_name(model: nn.Module) -> dict[str, Tensor]:
-    """All tensors that a cut sets to zero: not the statistics of norms, which are measured anew."""
-    norms = [name for name, module in model.named_modules() if isinstance(module, _NormBase)]
-    statistics = {f"{name}.running_{which}" for name in norms for which in ("mean", "var")}
-    return {name: entry.tensor for name, entry in owned_tensors(model).items() if name not in statistics}
+def _readers(structure: Structure, group: ChannelGroup) -> list[GroupSlot]:
+    """The slots that read a group's channels; all of its slots where only activations meet, as in attention.
+
+    A channel that nobody reads is gone. What makes it stays as it is, so that nothing divides by a norm of zeros, and
+    layer norm keeps its scale.
+    """
+    made = {layer.weight: layer.dim for layer in structure.layers}
+    readers = [slot for slot in group.slots if slot.tensor in made and slot.dim != made[slot.tensor]]
+    return readers or list(group.slots)
 
 
 def _normalise_by_the_batch(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:

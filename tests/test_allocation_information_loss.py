@@ -1,0 +1,273 @@
+"""Widths by measured information loss: what is measured, what becomes of it, and what is refused."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import infoprune
+from infoprune.allocation import Budget, InformationLoss, LossCurves, select
+from infoprune.allocation.curves import Round
+from infoprune.allocation.divergence import distances_for, divergence_of_labels, divergence_of_scores, relative_error
+from infoprune.allocation.measure_loss import LossMeter
+from infoprune.criteria import get_criterion
+from infoprune.criteria.progress import Progress
+from infoprune.errors import CheckpointError, ConfigurationError, DataError
+from infoprune.models import CifarResNet
+from infoprune.structure import Structure, shrink
+
+IMAGES = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """A convolution that the outputs depend on and one that they hardly do, beside each other."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.vital = nn.Conv2d(8, 16, 3, padding=1)
+        self.vital_norm = nn.BatchNorm2d(16)
+        self.spare = nn.Conv2d(8, 16, 3, padding=1)
+        self.spare_norm = nn.BatchNorm2d(16)
+        self.head = nn.Linear(32, classes)
+        self.head.weight.data[:, 16:] *= 1e-3
+        self.head.weight.data[:, :16] *= 10
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        both = torch.cat([self.vital_norm(self.vital(x)), self.spare_norm(self.spare(x))], dim=1)
+        return self.head(torch.relu(both).mean(dim=(2, 3)))
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def traced(net: nn.Module) -> tuple[Structure, dict[str, Tensor]]:
+    structure = infoprune.trace(net, torch.zeros(1, 3, 8, 8))
+    return structure, get_criterion("l1")(net, structure)
+
+
+def meter(net: nn.Module, **options) -> LossMeter:
+    structure, scores = traced(net)
+    given = {"data": [IMAGES], "images": 48, "evaluate": None, "owner": "test"} | options
+    return LossMeter(net, structure, scores, **given)
+
+
+def measured(meter: LossMeter, levels: dict[str, list[int]], widths: dict[str, int] | None = None) -> Round:
+    with Progress("test", 1, False) as bar:
+        return meter.round(widths or {name: group.size for name, group in meter.groups.items()}, levels, bar)
+
+
+def by_hand(net: nn.Module, widths: dict[str, int]) -> float:
+    """The divergence of a really shrunk copy whose batch norms see the batch."""
+    structure, scores = traced(net)
+    smaller = copy.deepcopy(net)
+    shrink(smaller, select(structure, scores, widths))
+    for module in (smaller, whole := copy.deepcopy(net)):
+        for norm in module.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.train()
+    with torch.no_grad():
+        return F.kl_div(smaller(IMAGES).log_softmax(1), whole(IMAGES).softmax(1), reduction="batchmean").item()
+
+
+def test_a_loss_is_the_divergence_of_a_really_shrunk_model(net: nn.Module):
+    found = measured(meter(net), {"vital": [8], "spare": [4], "stem": [6, 3]})
+    assert found.loss == pytest.approx(0, abs=1e-6)
+    for name, curve in found.curves.items():
+        for width, loss in curve.items():
+            assert loss == pytest.approx(by_hand(net, {name: width}), rel=1e-3, abs=1e-6), name
+
+
+def test_later_rounds_start_from_the_model_as_it_is_cut(net: nn.Module):
+    found = measured(meter(net), {"vital": [6]}, {"stem": 5, "vital": 12, "spare": 9})
+    assert found.loss == pytest.approx(by_hand(net, {"stem": 5, "vital": 12, "spare": 9}), rel=1e-3)
+    assert found.curves["vital"][6] == pytest.approx(by_hand(net, {"stem": 5, "vital": 6, "spare": 9}), rel=1e-3)
+
+
+def test_residual_streams_too():
+    torch.manual_seed(1)
+    net = CifarResNet(depth=14).eval()
+    wanted = {"conv1": [9], "layer1.1.conv1": [4], "layer2.0.conv2": [3], "layer3.1.conv1": [20]}
+    found = measured(meter(net), wanted)
+    for name, curve in found.curves.items():
+        for width, loss in curve.items():
+            assert loss == pytest.approx(by_hand(net, {name: width}), rel=1e-2, abs=1e-6), name
+
+
+def test_the_model_is_as_it_was(net: nn.Module):
+    before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    net.train()
+    structure, scores = traced(net)
+    InformationLoss(images=32, rounds=2).prepared(net, structure, [IMAGES], scores=scores)
+    assert net.training
+    assert not any(module._forward_pre_hooks for module in net.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("target", [{"macs": 0.5}, {"params": 0.4}, {"amount": 0.3}, {"macs": 0.6, "round_to": 4}])
+def test_spare_filters_go_before_vital_ones(net: nn.Module, target: dict, rounds: int):
+    options = {"name": "information_loss", "rounds": rounds}
+    result = infoprune.prune(net, IMAGES[:1], "l1", **target, allocation=options, data=[IMAGES])
+    vital, spare = (result.plan.shape_after(f"{name}.weight")[0] if f"{name}.weight" in result.plan.shapes else 16
+                    for name in ("vital", "spare"))  # fmt: skip
+    assert spare < vital
+    if "round_to" in target:
+        assert spare % 4 == vital % 4 == 0
+
+
+def test_a_budget_is_met_and_one_measurement_serves_them_all(net: nn.Module, tmp_path):
+    structure, scores = traced(net)
+    prepared = InformationLoss(images=48, rounds=3).prepared(net, structure, [IMAGES], scores=scores)
+    prepared.curves.save(tmp_path / "curves.json")
+    again = InformationLoss(curves=str(tmp_path / "curves.json"))
+    before = dict.fromkeys(scores, math.inf)
+    for keep in (0.9, 0.7, 0.5, 0.3, 0.1):
+        widths = prepared.widths(structure, scores, Budget("macs", keep))
+        assert again.widths(structure, scores, Budget("macs", keep)) == widths
+        assert 0.8 * keep < structure.cost(widths).macs / structure.cost().macs <= keep
+        assert all(widths[name] <= before[name] + 2 for name in widths)
+        before = widths
+    assert prepared.prepared(net, structure, None) is prepared
+
+
+def test_budgets_below_the_floor_can_still_be_met(net: nn.Module):
+    structure, scores = traced(net)
+    prepared = InformationLoss(images=16, floor=0.5).prepared(net, structure, [IMAGES], scores=scores)
+    high = prepared.widths(structure, scores, Budget("macs", 0.45))
+    low = prepared.widths(structure, scores, Budget("macs", 0.03))
+    assert min(width / structure.group(name).size for name, width in high.items()) > 0.35
+    assert min(width / structure.group(name).size for name, width in low.items()) < 0.25
+
+
+def test_a_users_own_quality_decides(net: nn.Module):
+    def spared(model: nn.Module) -> float:
+        return float(model.head.weight[:, 16:].abs().sum())
+
+    structure, scores = traced(net)
+    prepared = InformationLoss(evaluate=spared).prepared(net, structure, None, scores=scores)
+    assert prepared.curves.unit == "drop of the given quality"
+    widths = prepared.widths(structure, scores, Budget("macs", 0.6))
+    assert widths["spare"] >= 15
+
+
+@pytest.mark.parametrize(
+    ("output", "targets", "expected"),
+    [
+        (torch.randn(4, 3), torch.tensor([0, 2, 1, 1]), divergence_of_scores),
+        (torch.randn(4, 3), None, divergence_of_scores),
+        (torch.randn(4, 3, 5, 5), torch.zeros(4, 5, 5, dtype=torch.long), divergence_of_scores),
+        (torch.randn(4, 3, 5, 5), None, relative_error),
+        (torch.randn(4, 1), torch.randn(4, 1), relative_error),
+        (torch.randn(4, 6), torch.randint(0, 2, (4, 6)).float() + torch.eye(4, 6) * 0, None),
+        (torch.randn(4, 3), torch.randn(4, 3), relative_error),
+    ],
+)
+def test_outputs_tell_how_to_compare_them(output: Tensor, targets: Tensor | None, expected):
+    found = distances_for([output], targets, 4)[0]
+    assert found is (expected or divergence_of_labels)
+
+
+def test_several_outputs_add():
+    class Two(Net):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            scores = super().forward(x)
+            return {"scores": scores, "map": x[:, :1] * scores.mean()}
+
+    torch.manual_seed(0)
+    found = meter(Two().eval(), data=[(IMAGES, torch.zeros(48, dtype=torch.long))])
+    assert found.unit == "KL divergence of class scores, in nats + relative squared error"
+
+
+@pytest.mark.parametrize("size", [1, 7, 48])
+def test_small_batches_are_joined(net: nn.Module, size: int):
+    whole = measured(meter(net), {"vital": [8]})
+    parts = measured(meter(net, data=IMAGES.split(size)), {"vital": [8]})
+    assert parts.curves["vital"][8] == pytest.approx(whole.curves["vital"][8], rel=1e-4)
+
+
+def test_a_model_with_scripted_parts_is_run_whole(net: nn.Module):
+    class Scripted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = copy.deepcopy(net)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch._C.DisableTorchFunction():
+                x = x * 1.0
+            return self.net(x)
+
+    found = measured(meter(Scripted().eval()), {"net.vital": [8]})
+    assert found.curves["net.vital"][8] == pytest.approx(
+        measured(meter(net), {"vital": [8]}).curves["vital"][8], rel=1e-3
+    )
+
+
+def test_a_group_that_the_outputs_do_not_depend_on_costs_nothing(net: nn.Module):
+    net.head.weight.data[:, 16:] = 0
+    found = measured(meter(net), {"spare": [8, 1]})
+    assert list(found.curves["spare"].values()) == pytest.approx([0, 0], abs=1e-9)
+
+
+def test_interpolation_is_quadratic_at_first_and_never_falls():
+    curves = Round({"a": 8}, 0.1, {"a": {6: 0.14, 4: 0.11, 2: 0.26}})
+    assert curves.added("a", 8) == 0
+    assert curves.added("a", 7) == pytest.approx(0.01)
+    assert curves.added("a", 6) == pytest.approx(0.04)
+    assert curves.added("a", 4) == pytest.approx(0.04)
+    assert curves.added("a", 0) > curves.added("a", 1) > curves.added("a", 2) == pytest.approx(0.16)
+
+
+def test_bad_input_is_refused(net: nn.Module, tmp_path):
+    structure, scores = traced(net)
+    with pytest.raises(ConfigurationError, match="pass batches of training images"):
+        InformationLoss().prepared(net, structure, None, scores=scores)
+    with pytest.raises(ConfigurationError, match="pass the scores"):
+        InformationLoss().prepared(net, structure, [IMAGES])
+    with pytest.raises(ConfigurationError, match="nothing measured yet"):
+        InformationLoss().widths(structure, scores, Budget("macs", 0.5))
+    with pytest.raises(DataError, match="no image"):
+        meter(net, data=[])
+    (tmp_path / "torn.json").write_text('{"format": 1')
+    with pytest.raises(CheckpointError, match=r"torn\.json"):
+        InformationLoss(curves=str(tmp_path / "torn.json"))
+    net.spare.weight.data[0] = math.inf
+    with pytest.raises(DataError, match="whole model are not finite"):
+        LossMeter(net, structure, scores, [IMAGES], 8, None, "test")
+
+
+def test_a_quality_that_is_not_finite_names_the_group(net: nn.Module):
+    def fragile(model: nn.Module) -> float:
+        return math.nan if (model.head.weight[:, :16] == 0).any() else 1.0
+
+    with pytest.raises(DataError, match="vital at 8 units"):
+        measured(meter(net, evaluate=fragile), {"stem": [4], "vital": [8]})
+
+
+def test_channels_that_are_divided_by_their_norm_can_be_cut(net: nn.Module):
+    class Normed(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.stem(x))
+            x = x / x.square().sum(dim=(2, 3), keepdim=True).sqrt()
+            return self.head(torch.cat([self.vital(x), self.spare(x)], dim=1).abs().log().mean(dim=(2, 3)))
+
+    torch.manual_seed(0)
+    found = measured(meter(Normed().eval()), {"stem": [4], "vital": [8]})
+    assert all(0 < loss < math.inf for curve in found.curves.values() for loss in curve.values())
+
+
+def test_curves_of_another_model_are_refused(net: nn.Module):
+    curves = LossCurves((Round({"stem": 4}, 0.0, {}),))
+    structure, scores = traced(net)
+    with pytest.raises(ConfigurationError, match="another model"):
+        InformationLoss(curves=curves).widths(structure, scores, Budget("macs", 0.5))
