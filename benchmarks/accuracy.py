@@ -81,8 +81,9 @@ def theirs(task: Task, budget: float, seed: int, importance: str, sharing: str) 
 def streams_whole(task: Task, budget: float, seed: int) -> nn.Module:
     """The rule of thumb: groups that several layers make stay whole, the others lose alike."""
     structure = infoprune.trace(task.model, task.example)
-    made_by_several = [group.name for group in structure.prunable if len(structure.producers(group)) > 1]
-    return ours(task, budget, seed, criterion="l1", allocation="uniform", frozen=made_by_several)
+    makers_of = [[layer.name for layer, _ in structure.producers(group)] for group in structure.prunable]
+    streams = [name for names in makers_of if len(names) > 1 for name in names]
+    return ours(task, budget, seed, criterion="l1", allocation="uniform", frozen=streams)
 
 
 METHODS: dict[str, Method] = {

@@ -1,69 +1,93 @@
-"""Write RESULTS.md from the records of the runs that `benchmarks.reproduce` has finished.
+"""Write RESULTS.md from a summary of every run that `benchmarks.reproduce` has finished.
 
-    python -m benchmarks.reproduced    # copies the small files of runs/reproduce to benchmarks/results/reproduce first
+    python -m benchmarks.reproduced    # adds the runs in runs/reproduce to benchmarks/results/reproduced.jsonl first
 
-Every figure comes from a record. Nothing is taken from a paper but the names of the rows.
+Every figure comes from a run. Nothing is taken from a paper but the names of the rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
-import shutil
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import yaml
 
 from benchmarks.reproduce import CONTROLS, DENSE, MADE_BY, RUNS, rows
+from infoprune.report.figures import LINE, SERIES, SOFT, axes, figure
 from infoprune.report.record import LayerRow, RunRecord
 
-KEPT = Path(__file__).parent / "results" / "reproduce"
-EVIDENCE = KEPT / "evidence.md"
-"""What the runs support and what not, written by hand."""
 RESULTS = Path(__file__).parents[1] / "RESULTS.md"
-ACCURACY = "test/acc"
+KEPT = Path(__file__).parent / "results" / "reproduced.jsonl"
+EVIDENCE = KEPT.with_name("reproduced_evidence.md")
+"""What the runs support and what not, written by hand."""
+PICTURE = KEPT.with_suffix(".svg")
+TEST, VALIDATION = "test/acc", "val/acc"
 TABLE_HEAD = """\
-| run | seeds | epochs | start | before | after | change (points) | MACs | parameters | as the papers count |
-|---|---|---|---|---|---|---|---|---|---|"""
+| net | run | seeds | training | start | before | after | change (points) | MACs | parameters | as the papers count |
+|---|---|---|---|---|---|---|---|---|---|---|"""
 HEAD = """\
 # Results
 
-Written by `python -m benchmarks.reproduced` from the records in `benchmarks/results/reproduce`; each holds its
-configuration, seed, hardware and metrics. No figure in a table comes from a paper.
+Written by `python -m benchmarks.reproduced` from `benchmarks/results/reproduced.jsonl`, one summary a run. No figure
+in a table comes from a paper. How methods and allocations compare at equal MACs is in
+[`benchmarks/results/accuracy.md`](benchmarks/results/accuracy.md).
 
 What the papers claim, to compare with: method A (Tang et al., arXiv 2303.03645) ResNet-110, −71.9 % FLOPs, −69.4 %
 parameters, +0.28 points; method B (Chen & Wang, arXiv 2408.16772) ResNet-56, −45.5 % FLOPs, −40.3 % parameters, +0.21
 points. Their baselines, recipes and widths are not public, and our methods A and B are reconstructions.
-
-- The rows of both methods at the same widths share their controls: **random** and **l1** are the same run with another
-  criterion, **dense** is the same fine-tuning with nothing cut. A method has shown something where it beats all three.
-- **before** and **after**: accuracy on the test images, in percent, of the net that the run started from and of the one
-  that it ended with (its last epoch, never its best); mean ± standard deviation over seeds, and the change is that of
-  each run from *its own* start. One seed has no spread, and differences of a few tenths need several.
-- **MACs**, **parameters**: what was removed, by our count (multiply-accumulates of convolutions and linear layers).
-  **As the papers count**: HRankPlus and CHIP add two operations for each output of a batch norm, but only to the pruned
-  net, and thus state a smaller cut.
+"""
+LEGEND = """\
+- **random** and **l1** are the row with another criterion, **dense** is the same fine-tuning with nothing cut. A method
+  has shown something where it beats all three.
+- **before** and **after**: test accuracy in percent of the net that the run started from and of the one that it ended
+  with (its last epoch, never its best); mean ± standard deviation over seeds. The change is that of each run from *its
+  own* start. One seed has no spread, and differences of a few tenths need several.
+- **MACs**, **parameters**: what was removed, by our count. **As the papers count**: HRankPlus and CHIP add two
+  operations for each output of a batch norm, but only to the pruned net, and thus state a smaller cut.
 """
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run.
+    """One finished run, as small as the table and the picture need it.
 
     Attributes:
         row: its row.
         variant: ``"row"`` or the control.
-        record: what it left.
+        seed: of everything.
+        criterion: that chose the filters.
+        training: epochs, batch and precision: what has to be equal for runs to be compared.
+        start: file of weights that it started from.
+        before: test accuracy in per cent of the net that it started from.
+        after: the same at the end.
+        curve: accuracy in per cent on the validation images after each epoch; the rows validate on the test images.
+        macs: share of the MACs removed, by our count.
+        params: share of the parameters removed.
+        lineage: share of the MACs removed, as HRankPlus and CHIP count.
+        device: that it ran on.
         made_by: the command, but for the seed.
     """
 
     row: str
     variant: str
-    record: RunRecord
+    seed: int | None
+    criterion: str
+    training: str
+    start: str
+    before: float | None
+    after: float | None
+    curve: list[float]
+    macs: float
+    params: float
+    lineage: float
+    device: str
     made_by: str = ""
 
     @property
@@ -72,31 +96,56 @@ class Run:
         return self.row if self.variant == "row" else self.variant
 
     @property
-    def config(self) -> dict[str, Any]:
-        """The resolved configuration."""
-        return yaml.safe_load(self.record.config)
+    def setting(self) -> str:
+        """What rows of the two methods at the same widths have in common, controls included."""
+        return setting(self.row)
 
-    @property
-    def training(self) -> str:
-        """How long it trained, in words: what has to be equal for runs to be compared."""
-        trainer, batch = self.config["trainer"], self.config["data"]["init_args"]["batch_size"]
-        limit = trainer.get("limit_train_batches")
-        part = "" if limit is None else f" × {limit} batches" if isinstance(limit, int) else f" × {limit:.0%}"
-        precision = trainer.get("precision")
-        return f"{trainer['max_epochs']}{part}, batch {batch}" + (f", {precision}" if precision else "")
 
-    @property
-    def start(self) -> str:
-        """Name of the file of weights that it started from."""
-        path = self.config["model"]["init_args"].get("init_from")
-        if path is None:
-            return "torchvision" if "weights" in str(self.config["model"]) else "scratch"
-        return "own dense" if DENSE in Path(path).parts else Path(path).name
+def summary(folder: Path, row: str, variant: str) -> Run:
+    """Summarise the run in a folder."""
+    record = RunRecord.load(folder / "record.json")
+    config = yaml.safe_load(record.config)
+    before, after = (percent(totals.metrics.get(TEST)) for totals in (record.before, record.after))
+    return Run(
+        row,
+        variant,
+        record.seed,
+        record.criterion,
+        training(config),
+        start(config),
+        before,
+        after,
+        [reached for entry in record.history if (reached := percent(entry.get(VALIDATION))) is not None],
+        round(1 - record.after.macs / record.before.macs, 7),
+        round(1 - record.after.params / record.before.params, 7),
+        round(lineage_cut(record), 7) if record.after.macs < record.before.macs else 0.0,
+        record.device,
+        (folder / MADE_BY).read_text(encoding="utf-8").strip(),
+    )
 
-    def metric(self, when: str) -> float | None:
-        """Test accuracy in percent, ``"before"`` or ``"after"``."""
-        value = getattr(self.record, when).metrics.get(ACCURACY)
-        return None if value is None else 100 * value
+
+def percent(share: float | None) -> float | None:
+    """A share in per cent, to four digits."""
+    return None if share is None else round(100 * share, 4)
+
+
+def training(config: dict[str, Any]) -> str:
+    """Say how long and how a run trained."""
+    trainer, batch = config["trainer"], config["data"]["init_args"]["batch_size"]
+    limit = trainer.get("limit_train_batches")
+    part = "" if limit is None else f" × {limit} batches" if isinstance(limit, int) else f" × {limit:.0%}"
+    precision = trainer.get("precision")
+    return f"{trainer['max_epochs']} epoch{'s' * (trainer['max_epochs'] != 1)}{part}, batch {batch}" + (
+        f", {precision}" if precision else ""
+    )
+
+
+def start(config: dict[str, Any]) -> str:
+    """Name the weights that a run started from."""
+    path = config["model"]["init_args"].get("init_from")
+    if path is None:
+        return "torchvision" if "weights" in str(config["model"]) else "scratch"
+    return "own dense" if DENSE in Path(path).parts else Path(path).name
 
 
 def lineage_macs(layers: Sequence[LayerRow], when: str) -> float:
@@ -126,26 +175,22 @@ def lineage_cut(record: RunRecord) -> float:
     return 1 - lineage_macs(record.layers, "after") / lineage_macs(record.layers, "before")
 
 
-def read(folder: Path = KEPT) -> list[Run]:
-    """All runs kept in a folder."""
-    runs = []
-    for path in sorted(folder.rglob("record.json")):
-        *row, variant, _seed = path.parent.relative_to(folder).parts
-        command = path.with_name(MADE_BY).read_text(encoding="utf-8").strip()
-        runs.append(Run("/".join(row), variant, RunRecord.load(path), command))
-    return runs
+def read(kept: Path = KEPT) -> list[Run]:
+    """All runs that are kept."""
+    return [Run(**json.loads(line)) for line in kept.read_text(encoding="utf-8").splitlines()] if kept.exists() else []
 
 
-def collect(source: Path, target: Path = KEPT) -> None:
-    """Copy the small files of all finished runs; the records without their words on coupling, which are long."""
-    for path in source.rglob("record.json"):
-        folder = target / path.parent.relative_to(source)
-        folder.mkdir(parents=True, exist_ok=True)
-        record = RunRecord.load(path)
-        record.coupling = {}
-        record.save(folder / path.name)
-        for small in (path.parent / MADE_BY, path.parent / "config.yaml", *path.parent.glob("metrics*.csv")):
-            shutil.copyfile(small, folder / small.name)
+def collect(source: Path, kept: Path = KEPT) -> None:
+    """Add the summaries of all finished runs in a folder; they replace those of the same row, seed and training."""
+    runs = read(kept)
+    for path in sorted(source.rglob("record.json")):
+        *row, variant, _seed = path.parent.relative_to(source).parts
+        runs.append(summary(path.parent, "/".join(row), variant))
+    latest = {(run.row, run.variant, run.seed, run.training): run for run in runs}
+    lines = [
+        json.dumps(asdict(run), ensure_ascii=False) for _, run in sorted(latest.items(), key=lambda item: str(item[0]))
+    ]
+    kept.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def mean(values: Sequence[float], form: str = ".2f") -> str:
@@ -157,67 +202,102 @@ def mean(values: Sequence[float], form: str = ".2f") -> str:
 def line(runs: Sequence[Run]) -> str:
     """The row of a table for runs that differ in nothing but the seed."""
     first = runs[0]
-    before, after = ([value for run in runs if (value := run.metric(when)) is not None] for when in ("before", "after"))
-    changes = [
-        b - a for run in runs if (a := run.metric("before")) is not None and (b := run.metric("after")) is not None
-    ]
-    record = first.record
-    cuts = (1 - record.after.macs / record.before.macs, 1 - record.after.params / record.before.params)
+    before, after = (
+        [value for run in runs if (value := getattr(run, when)) is not None] for when in ("before", "after")
+    )
+    changes = [run.after - run.before for run in runs if run.before is not None and run.after is not None]
     cells = [
-        first.name if first.name in CONTROLS else f"**{Path(first.name).name}** ({record.criterion})",
-        ", ".join(str(run.record.seed) for run in runs),
+        Path(first.row).parent.as_posix(),
+        first.name if first.name in CONTROLS else f"**{Path(first.name).name}** ({first.criterion})",
+        ", ".join(str(run.seed) for run in runs),
         first.training,
         first.start,
         *(mean(values) if values else "" for values in (before, after)),
         mean(changes, "+.2f") if changes else "",
-        *(f"−{cut:.2%}" if cut else "0" for cut in cuts),
-        f"−{lineage_cut(record):.2%}" if cuts[0] else "0",
+        *(f"−{cut:.2%}" if cut else "0" for cut in (first.macs, first.params, first.lineage)),
     ]
     return "| " + " | ".join(cells).replace("%", " %") + " |"
 
 
 def setting(row: str) -> str:
-    """What rows of the two methods at the same widths have in common, controls included."""
+    """What rows of the two methods at the same widths have in common."""
     return re.sub(r"method_[ab]_?", "", row)
 
 
-def section(members: Sequence[str], runs: Sequence[Run]) -> str:
-    """What is known about the rows of a setting."""
-    text = [f"## {' and '.join(members)}", "", *(f"- `make reproduce ROW={row}`" for row in members), ""]
-    if not runs:
-        return "\n".join([*text, "Not run yet."])
-    alike: dict[tuple[str, str, str], list[Run]] = {}
-    order = [*members, *CONTROLS]
-    for run in sorted(runs, key=lambda run: (run.training, order.index(run.name), run.record.seed or 0)):
-        alike.setdefault((run.name, run.training, run.start), []).append(run)
-    text += [TABLE_HEAD, *map(line, alike.values()), ""]
-    text += [f"On {', '.join(sorted({run.record.device for run in runs}))}."]
-    wanted = members if DENSE in (Path(row).name for row in members) else order
-    missing = [name for name in wanted if name not in {run.name for run in runs}]
-    text += [f"Not run yet: {', '.join(missing)}."] if missing else []
-    text += ["", "Made by (`--seed` apart):", "", "```bash", *(group[0].made_by for group in alike.values()), "```"]
-    return "\n".join(text)
+def alike(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs that differ in nothing but the seed, together; methods before controls."""
+    order = [*rows(), *CONTROLS]
+    found: dict[tuple[str, ...], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.setting, run.training, order.index(run.name), run.seed or 0)):
+        found.setdefault((run.name, run.setting, run.training, run.start), []).append(run)
+    return list(found.values())
 
 
-def page(runs: Sequence[Run]) -> str:
-    """The whole of RESULTS.md: the settings that were run first."""
-    settings: dict[str, list[str]] = {}
-    for row in rows():
-        settings.setdefault(setting(row), []).append(row)
-    found = {key: [run for run in runs if run.row in members] for key, members in settings.items()}
-    order = sorted(settings, key=lambda key: not found[key])
-    evidence = EVIDENCE.read_text(encoding="utf-8")
-    return HEAD + "\n" + evidence + "\n" + "\n\n".join(section(settings[key], found[key]) for key in order) + "\n"
+def table(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """A line for each group of runs, and how they were made."""
+    lines = [
+        TABLE_HEAD,
+        *map(line, groups),
+        "",
+        f"On {', '.join(sorted({run.device for g in groups for run in g}))}.",
+        "",
+    ]
+    return [*lines, "Made by (`--seed` apart):", "", "```bash", *(group[0].made_by for group in groups), "```", ""]
+
+
+def compared(runs: Sequence[Run]) -> set[tuple[str, str]]:
+    """Settings and trainings that have a dense control: those in which a method can be judged."""
+    return {(run.setting, run.training) for run in runs if run.variant == DENSE}
+
+
+def draw(runs: Sequence[Run], path: Path) -> None:
+    """Accuracy over epochs of every run that can be judged, a panel for each setting and training."""
+    panels = sorted(compared(runs))
+    made = figure(5.2 * max(len(panels), 1), 3.8)
+    for place, panel in enumerate(panels):
+        ax = axes(made, 1, len(panels), place + 1, title=f"{panel[0].removeprefix('cifar10/')}: {panel[1]}")
+        members = [group for group in alike(runs) if (group[0].setting, group[0].training) == panel]
+        for number, group in enumerate(members):
+            for run in group:
+                label = Path(run.name).name if run is group[0] else None
+                epochs = range(1, len(run.curve) + 1)
+                ax.plot(epochs, run.curve, color=SERIES[number], linewidth=1.4, marker="o", markersize=3, label=label)
+        start_at = next((run.before for group in members for run in group if run.before is not None), None)
+        if start_at is not None:
+            ax.axhline(start_at, color=SOFT, linewidth=0.8, linestyle=(0, (3, 2)), label="unpruned")
+        ax.set_xlabel("epoch", fontsize=8, color=SOFT)
+        ax.set_ylabel("test accuracy, %", fontsize=8, color=SOFT)
+        ax.grid(color=LINE, linewidth=0.6)
+        ax.legend(frameon=False, fontsize=7, loc="lower right")
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "reproduced"}):
+        made.savefig(path, metadata={"Date": None})
+
+
+def page(runs: Sequence[Run], picture: str = PICTURE.name) -> str:
+    """The whole of RESULTS.md."""
+    judged = compared(runs)
+    groups = alike(runs)
+    first = [group for group in groups if (group[0].setting, group[0].training) in judged]
+    others = [group for group in groups if group not in first]
+    done = {run.row for run in runs}
+    parts = [HEAD, EVIDENCE.read_text(encoding="utf-8"), "## Runs with all their controls\n", *table(first)]
+    parts += [f"![accuracy over epochs](benchmarks/results/{picture})\n", LEGEND]
+    parts += ["<details>", "<summary>Runs without a dense control of the same training</summary>\n", *table(others)]
+    parts += ["</details>\n", "## Rows\n"]
+    parts += [f"- `make reproduce ROW={row}`" + ("" if row in done else ": not run yet") for row in rows()]
+    return "\n".join(parts) + "\n"
 
 
 def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=RUNS, help="where to look for finished runs")
-    parser.add_argument("--kept", type=Path, default=KEPT, help="where their small files are kept")
+    parser.add_argument("--kept", type=Path, default=KEPT, help="file of their summaries")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(args)
     collect(options.runs, options.kept)
-    options.out.write_text(page(read(options.kept)), encoding="utf-8")
+    runs = read(options.kept)
+    draw(runs, options.kept.with_suffix(".svg"))
+    options.out.write_text(page(runs, options.kept.with_suffix(".svg").name), encoding="utf-8")
     print(f"wrote {options.out}")
 
 

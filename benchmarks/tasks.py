@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import infoprune
 from benchmarks.subject import MEAN, PADDING, STD, TUNING
+from infoprune.callbacks.distillation import soft_targets
 from infoprune.data import CIFAR10DataModule, DigitsDataModule
 from infoprune.data.augment import draw_views, take_views
 from infoprune.models import CifarResNet
@@ -26,6 +27,8 @@ from infoprune.models.weights import load_weights
 CALIBRATION_IMAGES = 640
 RECALIBRATION_IMAGES = 2000
 EVALUATED_AT_ONCE = 100
+TEMPERATURE = 4.0
+"""Of distillation."""
 CLASSES = 3
 """Of pixels: background, disc, square."""
 
@@ -90,17 +93,35 @@ class Task:
         images = min(RECALIBRATION_IMAGES, len(self.train[1]))
         infoprune.recalibrate(model, self.batches(images, seed + 1, batch=200))
 
-    def tune(self, model: nn.Module, steps: int, seed: int, rate: float | None = None) -> None:
-        """Train for so many steps, in place: SGD with momentum and weight decay, half a cosine down to 0."""
+    def tune(
+        self, model: nn.Module, steps: int, seed: int, rate: float | None = None, warm_up: int = 0, distil: float = 0.0
+    ) -> None:
+        """Train for so many steps, in place: SGD with momentum and weight decay, half a cosine down to 0.
+
+        Args:
+            model: what is left of the network.
+            steps: of batches.
+            seed: of the images.
+            rate: the highest learning rate; None: the task's.
+            warm_up: steps in which the rate rises to it.
+            distil: share of the loss that is the distance to the unpruned network's class probabilities.
+        """
         peak = rate or self.rate
         momentum, decay = float(TUNING["momentum"]), float(TUNING["weight_decay"])
         optimizer = torch.optim.SGD(model.parameters(), peak, momentum=momentum, weight_decay=decay)
         model.train()
         for step, (inputs, targets) in enumerate(self.batches(steps * self.batch, seed + 2)):
             for group in optimizer.param_groups:
-                group["lr"] = peak * (1 + math.cos(math.pi * step / steps)) / 2
+                rise = min((step + 1) / (warm_up + 1), 1.0)
+                group["lr"] = rise * peak * (1 + math.cos(math.pi * step / steps)) / 2
             optimizer.zero_grad()
-            self.loss(model(_channels_last(inputs)), targets).backward()
+            outputs = model(_channels_last(inputs))
+            loss = self.loss(outputs, targets)
+            if distil:
+                with torch.no_grad():
+                    taught = self.model(inputs)
+                loss = (1 - distil) * loss + distil * soft_targets(outputs, taught, TEMPERATURE)
+            loss.backward()
             optimizer.step()
         model.eval()
 
@@ -200,13 +221,13 @@ class Measurer(nn.Module):
         return self.head(F.avg_pool2d(self.features(x), 2).flatten(1))
 
 
-def resnet(depth: int, cifar: Path, weights: Path) -> Task:
-    """A CIFAR ResNet with its public weights."""
+def resnet(depth: int, cifar: Path, weights: Path, held_out: float = 0.0) -> Task:
+    """A CIFAR ResNet with its public weights, scored on the test images or a held-out share of the training images."""
     model = CifarResNet(depth).eval()
     load_weights(model, weights / f"resnet{depth}.pt")
-    data = CIFAR10DataModule(str(cifar), mean=MEAN, std=STD, val_fraction=0.0, download=False)
+    data = CIFAR10DataModule(str(cifar), mean=MEAN, std=STD, val_fraction=held_out, download=False)
     data.setup()
-    train, test = ((part.images, part.labels) for part in (data.train_set, data.test_set))
+    train, test = ((part.images, part.labels) for part in (data.train_set, data.val_set))
     return Task(
         f"resnet{depth}",
         model,

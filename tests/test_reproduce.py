@@ -178,30 +178,44 @@ def test_make_hands_its_variables_on() -> None:
     assert f"-m benchmarks.reproduce cifar10/vgg16/dense {options}" in " ".join(done.stdout.split())
 
 
-def test_results_are_what_the_kept_records_say() -> None:
+def test_results_are_what_the_kept_summaries_say() -> None:
     text = reproduced.RESULTS.read_text(encoding="utf-8")
     assert text == reproduced.page(reproduced.read()), "run python -m benchmarks.reproduced"
     for row in reproduce.rows():
-        assert f"- `make reproduce ROW={row}`\n" in text
+        assert f"- `make reproduce ROW={row}`" in text
 
 
-def test_a_row_without_records_says_so() -> None:
-    assert reproduced.section(["cifar10/vgg16/dense"], []).endswith("Not run yet.")
+CONFIG = "{trainer: {max_epochs: 3}, data: {init_args: {batch_size: 8}}, model: {init_args: {}}}"
 
 
-def test_what_is_kept_of_a_run_is_small(tmp_path: Path) -> None:
-    folder = tmp_path / "runs" / "net" / "row" / "seed_1"
+def finished(folder: Path, seed: int, after: float, config: str = CONFIG) -> None:
+    """What a finished run leaves behind, as far as its summary needs it."""
     folder.mkdir(parents=True)
-    record = RunRecord("net", "l1", Totals(100, 10), Totals(54, 6), coupling={"conv": "many words"})
+    record = RunRecord("net", "l1", Totals(3600, 10), Totals(1800, 6), seed=seed, config=config)
+    record.before.metrics, record.after.metrics = {"test/acc": 0.9}, {"test/acc": after}
+    record.layers = [LayerRow("conv", "conv", "conv", 4, 2, 36, 18, 3600, 1800)]
+    record.history = [{"epoch": 0, "val/acc": 0.5}, {"epoch": 1, "train/loss": 1.0}, {"epoch": 2, "val/acc": after}]
     record.save(folder / "record.json")
-    for name in ("command.txt", "config.yaml", "metrics.csv", "metrics_1.csv", "pruned.pt"):
-        (folder / name).write_text(name)
-    reproduced.collect(tmp_path / "runs", tmp_path / "kept")
-    (run,) = reproduced.read(tmp_path / "kept")
-    assert (run.row, run.variant, run.record.coupling, run.record.before) == ("net", "row", {}, record.before)
-    assert run.made_by == "command.txt"
-    names = {path.name for path in (tmp_path / "kept" / "net" / "row" / "seed_1").iterdir()}
-    assert names == {"record.json", "command.txt", "config.yaml", "metrics.csv", "metrics_1.csv"}
+    (folder / reproduce.MADE_BY).write_text("make it\n")
+
+
+def test_a_finished_run_is_kept_as_one_line_that_a_later_one_replaces(tmp_path: Path) -> None:
+    kept, runs = tmp_path / "kept.jsonl", tmp_path / "runs"
+    finished(runs / "net" / "l1" / "seed_1", 1, 0.8)
+    finished(runs / "net" / "l1" / "seed_2", 2, 0.7)
+    reproduced.collect(runs, kept)
+    finished(tmp_path / "again" / "net" / "l1" / "seed_2", 2, 0.75)
+    finished(tmp_path / "again" / "net" / "l1" / "longer", 2, 0.85, CONFIG.replace("epochs: 3", "epochs: 9"))
+    reproduced.collect(tmp_path / "again", kept)
+    found = {(run.seed, run.training): run for run in reproduced.read(kept)}
+    assert {key: run.after for key, run in found.items()} == {
+        (1, "3 epochs, batch 8"): 80.0,
+        (2, "3 epochs, batch 8"): 75.0,
+        (2, "9 epochs, batch 8"): 85.0,
+    }
+    run = found[1, "3 epochs, batch 8"]
+    assert (run.row, run.variant, run.criterion, run.start, run.made_by) == ("net", "l1", "l1", "scratch", "make it")
+    assert (run.before, run.curve, run.macs, run.params) == (90.0, [50.0, 80.0], 0.5, 0.4)
 
 
 def test_the_command_of_a_run_is_noted_without_seed_and_slices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -213,26 +227,50 @@ def test_the_command_of_a_run_is_noted_without_seed_and_slices(monkeypatch: pyte
     assert shlex.split(noted) == [*words, "--data.init_args.mean=[0.5, 0.4, 0.4]"]
 
 
-def test_rows_at_the_same_widths_stand_in_one_table_with_their_controls() -> None:
-    records = {name: RunRecord("net", name, Totals(100, 10), Totals(54, 6), seed=1) for name in ("l1", "shapley")}
-    for seed, record in enumerate(records.values(), 42):
-        record.seed = seed
-        record.before.metrics, record.after.metrics = {"test/acc": 0.9}, {"test/acc": 0.8 + seed / 100}
-        record.layers = [LayerRow("conv", "conv", "conv", 4, 2, 36, 18, 3600, 1800)]
-        record.config = "{trainer: {max_epochs: 3}, data: {init_args: {batch_size: 8}}, model: {init_args: {}}}"
+def test_how_long_a_run_trained_is_told_with_its_precision() -> None:
+    config = {"trainer": {"max_epochs": 1, "precision": "bf16-mixed"}, "data": {"init_args": {"batch_size": 8}}}
+    assert reproduced.training(config) == "1 epoch, batch 8, bf16-mixed"
+    config["trainer"]["limit_train_batches"] = 0.5
+    assert reproduced.training(config) == "1 epoch × 50%, batch 8, bf16-mixed"
+
+
+def runs_of_both_methods() -> list[reproduced.Run]:
+    """A method with two seeds, the other method, and a dense control of the same training; a row alone."""
+    shared: dict[str, Any] = {"start": "a.pt", "before": 90.0, "curve": [80.0], "device": "cpu"}
+    cut = {**shared, "macs": 0.46, "params": 0.4, "lineage": 0.45, "training": "3 epochs, batch 8"}
+    dense = {**cut, "macs": 0.0, "params": 0.0, "lineage": 0.0}
     row = "cifar10/resnet56/method_b_46"
-    runs = [
-        reproduced.Run(row, "row", records["shapley"], "make the row"),
-        reproduced.Run(row, "l1", records["l1"], "make a control"),
+    return [
+        reproduced.Run(row, "row", 42, "shapley", after=89.0, made_by="make b", **cut),
+        reproduced.Run(row, "row", 43, "shapley", after=90.0, made_by="make b", **cut),
+        reproduced.Run(row.replace("_b_", "_a_"), "row", 42, "l1", after=88.0, made_by="make a", **cut),
+        reproduced.Run(row, "dense", 42, "random", after=90.5, made_by="make dense", **dense),
+        reproduced.Run(row, "l1", 42, "l1", after=89.5, made_by="longer", **{**cut, "training": "9 epochs, batch 8"}),
     ]
-    assert {reproduced.setting(run.row) for run in runs} == {reproduced.setting(row.replace("_b_", "_a_"))}
-    text = reproduced.section([row], [*runs, reproduced.Run(row, "l1", records["shapley"])])
-    assert "| **method_b_46** (shapley) | 43 | 3, batch 8 | scratch | 90.00 | 123.00 | +33.00 |" in text
-    assert "| l1 | 42, 43 | 3, batch 8 | scratch | 90.00 ± 0.00 | 122.50 ± 0.71 | +32.50 ± 0.71 | −46.00 % |" in text
-    records["l1"].config = records["l1"].config.replace("max_epochs: 3", "max_epochs: 3, precision: bf16-mixed")
-    assert reproduced.Run(row, "l1", records["l1"]).training == "3, batch 8, bf16-mixed"
-    assert "Not run yet: random, dense." in text
-    assert text.endswith("```bash\nmake the row\nmake a control\n```")
+
+
+def test_runs_with_a_dense_control_of_the_same_training_come_first() -> None:
+    text = reproduced.page(runs_of_both_methods())
+    first, others = text.split("<details>")
+    net = "| cifar10/resnet56 | "
+    assert (
+        net + "**method_b_46** (shapley) | 42, 43 | 3 epochs, batch 8 | a.pt | 90.00 ± 0.00 | 89.50 ± 0.71 |" in first
+    )
+    assert net + "dense | 42 | 3 epochs, batch 8 | a.pt | 90.00 | 90.50 | +0.50 | 0 | 0 | 0 |" in first
+    assert first.index("method_a_46** (l1)") < first.index("method_b_46** (shapley)") < first.index("| dense |")
+    assert "```bash\nmake a\nmake b\nmake dense\n```" in first
+    assert (
+        net + "l1 | 42 | 9 epochs, batch 8 | a.pt | 90.00 | 89.50 | −0.50 | −46.00 % | −40.00 % | −45.00 % |" in others
+    )
+    assert "- `make reproduce ROW=cifar10/resnet56/method_b_46`\n" in text
+    assert "- `make reproduce ROW=cifar10/vgg16/dense`: not run yet\n" in text
+
+
+def test_the_picture_shows_the_accuracy_of_every_run_that_can_be_judged(tmp_path: Path) -> None:
+    reproduced.draw(runs_of_both_methods(), tmp_path / "curves.svg")
+    text = (tmp_path / "curves.svg").read_text(encoding="utf-8")
+    assert all(name in text for name in ("method_a_46", "method_b_46", "dense", "unpruned", "3 epochs, batch 8"))
+    assert "9 epochs" not in text
 
 
 SMALL = {
