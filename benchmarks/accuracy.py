@@ -67,9 +67,9 @@ Method = Callable[[Task, float, int], nn.Module]
 
 
 def ours(task: Task, budget: float, seed: int, **options: Any) -> nn.Module:
-    """Prune a copy with infoprune."""
+    """Prune a copy with infoprune, with widths of any number, as Torch-Pruning chooses them."""
     model = copy.deepcopy(task.model)
-    infoprune.prune(model, task.example, macs=budget, data=task.calibration(seed), **options)
+    infoprune.prune(model, task.example, macs=budget, data=task.calibration(seed), **{"round_to": 1, **options})
     return model
 
 
@@ -87,7 +87,8 @@ def streams_whole(task: Task, budget: float, seed: int) -> nn.Module:
 
 
 METHODS: dict[str, Method] = {
-    "default": ours,
+    "default": partial(ours, round_to="auto"),
+    "default, any widths": ours,
     "information_loss, l1": partial(ours, criterion="l1", allocation="information_loss"),
     "uniform, l1": partial(ours, criterion="l1", allocation="uniform"),
     "global, taylor": partial(ours, criterion={"name": "taylor"}, allocation="global"),

@@ -36,7 +36,7 @@ HEAD = """\
 `python -m benchmarks.recovery` on {machine}. ResNet-20 at {budget:.0%} of its MACs (L1, residual streams whole), batch
 norm recalibrated, then {steps} steps of 128 images; accuracy in per cent on 5,000 held-out training images, which the
 network saw in its own training. One standard error is 0.4. *Distillation* is the share of the loss that is the distance
-to the unpruned network's class probabilities at temperature {temperature:g}. Recalibrated, before any training: {before}.
+to the unpruned network's class probabilities at temperature {temperature:g}. Recalibrated only: {before}.
 
 | peak rate | distillation | warm-up, steps | accuracy |
 |---:|---:|---:|---:|
