@@ -244,7 +244,7 @@ def test_a_module_is_left_as_it_was_found() -> None:
 def test_spawned_processes_are_refused_unless_attached() -> None:
     """Trap 9: after ddp_spawn the main process loads the weights into its own, unpruned module. Nothing of a callback
     runs there before the launch, so this is told by the first thing that does: setup, in the new process."""
-    from infoprune.callbacks.support import check_strategy
+    from infoprune.callbacks.trainer_checks import check_strategy
 
     launched = trainer(strategy="ddp_fork", devices=2)
     module = TinyModule()

@@ -57,7 +57,7 @@ def test_a_momentum_encoder_shrinks_alike(everything: bool) -> None:
                 assert torch.equal(pl_module.momentum_net.stem.weight, before["stem.weight"][kept])
                 assert torch.equal(pl_module.momentum_net.norm.running_var, before["norm.running_var"][kept])
 
-    module, callback, sound = Momentum(everything), pruning((1, 2), copies=FOLLOWS), Sound()
+    module, callback, sound = Momentum(everything), pruning((1, 2), follow=FOLLOWS), Sound()
     trainer(Before(), callback, After(), sound).fit(module, loader(), loader())
     assert before
     assert sound.events == 2
@@ -71,11 +71,11 @@ def test_a_run_with_a_copy_resumes_to_the_same_bits(tmp_path: Path) -> None:
     torch.manual_seed(1)
     whole = Momentum()
     keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    trainer(pruning((1, 2), copies=FOLLOWS), keep, epochs=4, enable_checkpointing=True).fit(whole, loader())
+    trainer(pruning((1, 2), follow=FOLLOWS), keep, epochs=4, enable_checkpointing=True).fit(whole, loader())
     for epoch in (0, 1, 2):
         module = Momentum()
         ckpt_path = tmp_path / f"epoch={epoch}.ckpt"
-        trainer(pruning((1, 2), copies=FOLLOWS), epochs=4).fit(module, loader(), ckpt_path=ckpt_path)
+        trainer(pruning((1, 2), follow=FOLLOWS), epochs=4).fit(module, loader(), ckpt_path=ckpt_path)
         assert same(module, whole)
     assert same(infoprune.load_from_checkpoint(Momentum, tmp_path / "epoch=3.ckpt"), whole)
 
@@ -93,7 +93,7 @@ def test_nested_and_named_networks() -> None:
             return self.query(x) + self.key(x)
 
     module, sound = TinyModule(net=Both()), Sound()
-    trainer(pruning((1,), amount=0.5, copies={"net.key": "net.query"}), sound, epochs=2).fit(module, loader())
+    trainer(pruning((1,), amount=0.5, follow={"net.key": "net.query"}), sound, epochs=2).fit(module, loader())
     assert sound.events == 1
     assert widths(module.net.key) == widths(module.net.query) == [6, 6, 6, 3]
 
@@ -108,7 +108,7 @@ def fit_is_refused(module: TinyModule, message: str, **options: Any) -> None:
 def test_what_looks_like_a_copy_has_to_be_spoken_of() -> None:
     """An average and a teacher look the same; a wrong guess would break the first or spoil the second."""
     message = (
-        r"'momentum_net' has the tensors of 'net'.*copies=\{'momentum_net': 'net'\}.*\(a teacher\), give copies=\{\}"
+        r"'momentum_net' has the tensors of 'net'.*follow=\{'momentum_net': 'net'\}.*\(a teacher\), give follow=\{\}"
     )
     fit_is_refused(Momentum(), message)
     averaged = TinyModule()
@@ -128,18 +128,18 @@ def test_a_teacher_stays_as_it_is() -> None:
 
     module, sound = Taught(), Sound()
     teacher = copy.deepcopy(module.teacher)
-    trainer(pruning((1, 2), copies={}), sound).fit(module, loader())
+    trainer(pruning((1, 2), follow={}), sound).fit(module, loader())
     assert sound.events == 2
     assert repr(module.teacher) == repr(teacher)
     assert torch.equal(module.teacher.stem.weight, teacher.stem.weight)
 
 
 def test_copies_that_are_none_are_refused() -> None:
-    fit_is_refused(Momentum(), "has no submodule 'momentum', did you mean 'momentum_net'", copies={"momentum": "net"})
+    fit_is_refused(Momentum(), "has no submodule 'momentum', did you mean 'momentum_net'", follow={"momentum": "net"})
     fit_is_refused(
         Momentum(),
         r"'momentum_net' is no copy of 'net\.stem': stem.weight has shape \(12, 3, 3, 3\) in the one and None",
-        copies={"momentum_net": "net.stem"},
+        follow={"momentum_net": "net.stem"},
     )
 
 

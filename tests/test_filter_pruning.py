@@ -32,10 +32,10 @@ def test_history_metrics_and_original() -> None:
     run.fit(module, loader(), loader())
     first, last = callback.history
     assert (first.epoch, last.epoch, first.global_step) == (1, 2, 3)
-    assert callback.original is not None
-    assert callback.original.cost == infoprune.trace(TinyNet(), torch.zeros(1, 3, 8, 8)).cost()
+    assert callback.unpruned is not None
+    assert callback.unpruned.cost == infoprune.trace(TinyNet(), torch.zeros(1, 3, 8, 8)).cost()
     assert last.macs == infoprune.trace(module.net, torch.zeros(1, 3, 8, 8)).cost().macs
-    assert 0.45 < last.macs / callback.original.macs <= 0.5
+    assert 0.45 < last.macs / callback.unpruned.macs <= 0.5
     assert {row.name: row.channels_after for row in last.layers} == {
         "stem": module.net.stem.out_channels,
         "conv1": module.net.conv1.out_channels,
@@ -45,7 +45,7 @@ def test_history_metrics_and_original() -> None:
     assert first.metrics_before.keys() == first.metrics_after.keys() == last.metrics_before.keys() == {"val/loss"}
     assert first.metrics_after == last.metrics_before != first.metrics_before
     assert last.metrics_after["val/loss"] == pytest.approx(run.callback_metrics["val/loss"].item())
-    assert "head" in callback.original.frozen
+    assert "head" in callback.unpruned.frozen
     assert len(first.scores["stem"]) == 12
 
 
@@ -92,8 +92,8 @@ def test_criteria_and_allocations_that_look_at_data(options: dict[str, Any]) -> 
     first, again = (FilterPruning(schedule=1, calibration_images=16, macs=0.6, **options) for _ in range(2))
     assert run(first) == run(again) == run(pruning(1))
     assert first.history[0].kept == again.history[0].kept
-    assert first.original is not None
-    assert first.history[0].macs < 0.61 * first.original.macs
+    assert first.unpruned is not None
+    assert first.history[0].macs < 0.61 * first.unpruned.macs
 
 
 def test_a_criterion_that_looks_at_data_needs_data_that_can_be_looked_into() -> None:
@@ -120,7 +120,7 @@ def test_scalars_reach_the_logger_and_the_callback_metrics() -> None:
     run.fit(TinyModule(), loader(), loader())
     events = {step: metrics for step, metrics in log.told if "prune/macs" in metrics}
     assert list(events) == [3, 6]
-    last, original = events[6], callback.original
+    last, original = events[6], callback.unpruned
     assert original is not None
     assert last["prune/event"] == 2
     assert last["prune/macs_ratio"] == pytest.approx(last["prune/macs"] / original.macs)
@@ -393,8 +393,8 @@ def test_parametrized_layer_stays_with_a_reason() -> None:
     nn.utils.parametrizations.weight_norm(net[1])
     module, callback = TinyModule(net=net), pruning((1,), amount=0.5)
     trainer(callback, epochs=2).fit(module, loader())
-    assert callback.original is not None
-    assert any("has a parametrization (1.parametrizations.weight)" in r for r in callback.original.frozen.values())
+    assert callback.unpruned is not None
+    assert any("has a parametrization (1.parametrizations.weight)" in r for r in callback.unpruned.frozen.values())
     assert widths(net) == [8, 8, 4, 3]
 
 
@@ -580,7 +580,7 @@ def test_sharded_strategies_are_refused_with_the_recipe() -> None:
     """Trap 9: FSDP, ModelParallel and DeepSpeed shard parameters; prune before wrapping."""
     from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-    from infoprune.callbacks.support import check_strategy
+    from infoprune.callbacks.trainer_checks import check_strategy
 
     for kind in (ModelParallelStrategy, FSDPStrategy, DeepSpeedStrategy):
         strategy = object.__new__(kind)  # making one asks for several GPUs, or for a package
@@ -593,7 +593,7 @@ def test_stateful_communication_hooks_are_refused() -> None:
     from lightning.pytorch.strategies import DDPStrategy
     from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
-    from infoprune.callbacks.support import check_strategy
+    from infoprune.callbacks.trainer_checks import check_strategy
 
     strategy = DDPStrategy(ddp_comm_state=PowerSGDState(process_group=None))
     with pytest.raises(ConfigurationError, match="keeps a PowerSGDState with buffers of the old shapes"):

@@ -41,9 +41,9 @@ def live_through(project: Any, folder: Path) -> None:
     run, pruning = trainer(folder / "run")
     model = project.make_model()
     run.fit(model, datamodule=project.make_data())
-    assert pruning.original is not None
+    assert pruning.unpruned is not None
     assert [event.epoch for event in pruning.history] == [1, 2]
-    share = pruning.history[-1].macs / pruning.original.macs
+    share = pruning.history[-1].macs / pruning.unpruned.macs
     assert 0.4 < share <= 0.5, share
     assert infoprune.trace(pruning.network(model), pruning.inputs).cost().macs == pruning.history[-1].macs
 

@@ -17,7 +17,7 @@ from torch import nn
 import infoprune
 from infoprune import FilterPruning
 from infoprune.callbacks import RunReport
-from infoprune.callbacks.unpruned import Unpruned
+from infoprune.callbacks.measure import UnprunedSnapshot
 from infoprune.errors import ConfigurationError
 from infoprune.report import RunRecord
 from tests.user_project import UserData, UserModule, blobs
@@ -219,7 +219,7 @@ class TestUnpruned:
 
         net = nn.Module()
         net.child = Child(net)
-        kept = Unpruned(net)
+        kept = UnprunedSnapshot(net)
         pruned = net.child
         with kept.inside():
             assert net.child is not pruned
@@ -229,7 +229,7 @@ class TestUnpruned:
     def test_numbers_that_shrinking_rewrites_come_and_go(self) -> None:
         net = nn.Sequential(nn.Linear(2, 4))
         net.width = 4
-        kept = Unpruned(net)
+        kept = UnprunedSnapshot(net)
         net.width = 2
         with kept.inside():
             assert net.width == 4
@@ -237,8 +237,8 @@ class TestUnpruned:
 
     def test_a_copy_on_disk_brings_the_unpruned_network_back(self, tmp_path: Path) -> None:
         module, built_anew = (nn.ModuleDict({"net": nn.Sequential(nn.Linear(2, 4))}) for _ in range(2))
-        Unpruned(module["net"]).save(tmp_path / "kept.pt", module)
-        again = Unpruned.load(tmp_path / "kept.pt", built_anew)
+        UnprunedSnapshot(module["net"]).save(tmp_path / "kept.pt", module)
+        again = UnprunedSnapshot.load(tmp_path / "kept.pt", built_anew)
         built_anew["net"][0] = nn.Linear(2, 3)
         with again.inside():
             assert torch.equal(built_anew["net"][0].weight, module["net"][0].weight)
@@ -246,7 +246,7 @@ class TestUnpruned:
 
     def test_after_an_error_inside_the_pruned_network_is_back(self) -> None:
         net = nn.Sequential(nn.Linear(2, 4))
-        kept = Unpruned(net)
+        kept = UnprunedSnapshot(net)
         net[0] = nn.Linear(2, 3)
         with pytest.raises(RuntimeError, match="on purpose"), kept.inside():
             raise RuntimeError("on purpose")

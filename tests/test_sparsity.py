@@ -109,7 +109,7 @@ def test_the_event_removes_what_was_announced_whatever_the_scores_are_then() -> 
 
     class Look(pl.Callback):
         def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-            announced = cut._announced
+            announced = cut._engine.pending
             decided.append({} if announced is None else dict(announced.plan.removed["conv1.weight"]))
 
     cut = pruning(3, amount=0.5, criterion="taylor", calibration_images=8)

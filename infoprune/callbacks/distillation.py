@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from infoprune.callbacks.either_name import EitherName
-from infoprune.callbacks.filter_pruning import FilterPruning
-from infoprune.callbacks.find_pruning import find_pruning
+from infoprune.callbacks._compat import DualNamespaceCallback
+from infoprune.callbacks.filter_pruning import FilterPruning, find_pruning
 from infoprune.checkpoint import adapt
 from infoprune.errors import CheckpointError, ConfigurationError, PlanError, nearest
 from infoprune.registry import check_choice, check_number
@@ -75,7 +74,7 @@ def _at_least_single(values: Tensor) -> Tensor:
 LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"kl": soft_targets, "mse": squared_error}
 
 
-class Distillation(EitherName):
+class Distillation(DualNamespaceCallback):
     """Lets the model as it was before the first cut teach what is left of it.
 
     Right before the first event of `FilterPruning` the network is copied. From then on, whenever the training step
@@ -207,7 +206,7 @@ class Distillation(EitherName):
         if self._stored is not None and pruning.inputs is not None:
             self.teacher, self._stored = _rebuilt(pruning.network(pl_module), self._stored), None
         if self.teacher is not None and pruning.history:
-            self._watch = _Watch(pl_module, pruning.entrance(pl_module), pruning.network(pl_module), self)
+            self._watch = _Watch(pl_module, pruning.wrapped_network(pl_module), pruning.network(pl_module), self)
 
     @override
     def on_train_batch_end(
@@ -288,7 +287,7 @@ class _Watch:
     """Stands before a LightningModule's training step, and sees each run of its network, until `end`."""
 
     def __init__(
-        self, pl_module: pl.LightningModule, entrance: nn.Module, network: nn.Module, how: Distillation
+        self, pl_module: pl.LightningModule, wrapped_network: nn.Module, network: nn.Module, how: Distillation
     ) -> None:
         self._module = pl_module
         self._how = how
@@ -297,7 +296,7 @@ class _Watch:
         self._before = vars(pl_module).get(STEP)
         self._step = getattr(pl_module, STEP)
         vars(pl_module)[STEP] = self
-        self._handles = [entrance.register_forward_hook(self._see, with_kwargs=True)]
+        self._handles = [wrapped_network.register_forward_hook(self._see, with_kwargs=True)]
         for name in how.hints:
             layer = network.get_submodule(name)
             self._handles.append(layer.register_forward_hook(_keep_in(lambda: self._activations, name)))

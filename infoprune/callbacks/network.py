@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-from infoprune.callbacks.example_inputs import inputs_at
-from infoprune.errors import ConfigurationError, TraceError, nearest
+from infoprune.callbacks.training_data import WAY_OUT, peek
+from infoprune.errors import ConfigurationError, InfopruneError, TraceError, nearest
+from infoprune.shapes import from_shapes
 from infoprune.structure.module_state import attributes_restored
 
 if TYPE_CHECKING:
@@ -18,6 +21,34 @@ if TYPE_CHECKING:
 
 COMPILED = "_orig_mod"
 """Where ``torch.compile(net)`` keeps the net."""
+
+
+def example_inputs(trainer: pl.Trainer, module: pl.LightningModule, option: Any) -> Inputs | None:
+    """What the LightningModule's forward can be run on, before any batch has gone by.
+
+    Args:
+        trainer: the Trainer, which has set up its training data.
+        module: its LightningModule.
+        option: the user's choice, None to look for ``example_input_array`` or into the data.
+
+    Returns:
+        None if the data cannot be looked into; then the first batch must do, see :func:`of_batch`.
+
+    Raises:
+        ConfigurationError: nothing that was found can serve.
+    """
+    inputs: Any = from_shapes(option) if option is not None else module.example_input_array
+    if inputs is not None:
+        inputs = trainer.precision_plugin.convert_input(inputs)
+        return tree_map_only(Tensor, lambda t: t.to(trainer.strategy.root_device), inputs)
+    try:
+        return peek(trainer)
+    except InfopruneError:
+        raise
+    except Exception as error:  # the user's data set, which may know only its own sampler's indices
+        raise ConfigurationError(
+            f"the training data could not be looked into ({type(error).__name__}: {error}): {WAY_OUT}"
+        ) from error
 
 
 def find_network(
@@ -104,3 +135,34 @@ def _run(trainer: pl.Trainer, module: nn.Module, path: str, inputs: Inputs) -> t
                 f"({type(error).__name__}: {reason}); they come from FilterPruning's example_inputs, else "
                 "example_input_array, else the first element of a training batch: give others where these do not fit"
             ) from error
+
+
+def inputs_at(trainer: pl.Trainer, module: nn.Module, target: nn.Module, inputs: Inputs) -> tuple[Inputs | None, int]:
+    """What a submodule receives when the module runs on some inputs, and how often it is called."""
+    calls: list[Inputs] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(_as_inputs(args, kwargs))
+
+    handle = target.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            if isinstance(inputs, Mapping):
+                module(**inputs)
+            elif isinstance(inputs, (tuple, list)):
+                module(*inputs)
+            else:
+                module(inputs)
+    finally:
+        handle.remove()
+    return (calls[0] if calls else None), len(calls)
+
+
+def _as_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+    """Arguments of a call, as one kind of example inputs; a mixture of both kinds cannot be written as such."""
+    if kwargs and args:
+        raise ConfigurationError(
+            f"the network is called with {len(args)} positional arguments and the keyword arguments "
+            f"{', '.join(kwargs)}; give FilterPruning example_inputs with all of them as a dict"
+        )
+    return kwargs if kwargs else (args[0] if len(args) == 1 else args)

@@ -13,19 +13,18 @@ from torch import nn
 from typing_extensions import override
 
 from infoprune.api import save
-from infoprune.callbacks.either_name import EitherName
+from infoprune.callbacks._compat import DualNamespaceCallback
 from infoprune.callbacks.filter_pruning import FilterPruning
 from infoprune.callbacks.measure import (
     Metrics,
+    UnprunedSnapshot,
+    ValidationMetrics,
     has_test,
     latencies,
     metrics_on_test_data,
     only_progress,
 )
 from infoprune.callbacks.network import COMPILED
-from infoprune.callbacks.run_folder import check_writable, run_folder
-from infoprune.callbacks.unpruned import Unpruned
-from infoprune.callbacks.validated import Validated
 from infoprune.errors import ConfigurationError
 from infoprune.files import write_text_whole
 from infoprune.report.collect import whole_run
@@ -33,6 +32,7 @@ from infoprune.report.environment import device_name, versions
 from infoprune.report.html import render_html
 from infoprune.report.loggers import RunLog
 from infoprune.report.record import RunRecord, Totals
+from infoprune.report.run_folder import check_writable, run_folder
 from infoprune.report.text import choose_metric, speed_remarks
 from infoprune.shapes import shapes_of
 from infoprune.structure import plan_of
@@ -42,7 +42,7 @@ UNPRUNED = "unpruned.pt"
 """Where the unpruned network is kept in the run folder, for a run that is resumed after an event."""
 
 
-class RunReport(EitherName):
+class RunReport(DualNamespaceCallback):
     """Keeps the unpruned model aside, follows the run, and writes a report when the fit ends.
 
     It acts on a fit that has a `FilterPruning` callback and stands *before* that in the list, so that it sees the model
@@ -78,11 +78,11 @@ class RunReport(EitherName):
         self.tests_follow = False
         """Whether somebody calls `finish` after the fit, so that the end of the fit itself writes nothing."""
         self.history: list[Metrics] = []
-        self._unpruned: Unpruned | None = None
+        self._unpruned: UnprunedSnapshot | None = None
         self._to_save = False
         self._notes: list[str] = []
         self._coupling: dict[str, str] = {}
-        self._validated = Validated()
+        self._validation = ValidationMetrics()
 
     # -- following the run --------------------------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ class RunReport(EitherName):
         """
         if trainer.strategy.reduce_boolean_decision(kept.is_file()):
             try:
-                self._unpruned = Unpruned.load(kept, pl_module)
+                self._unpruned = UnprunedSnapshot.load(kept, pl_module)
             except (RuntimeError, AttributeError) as error:  # of another run in the same folder
                 self._notes.append(f"{kept} does not fit this model ({error}), so the unpruned one was not measured.")
 
@@ -131,7 +131,7 @@ class RunReport(EitherName):
             structure = pruning.structure(pl_module)
             self._coupling = {group.name: explain_group(structure, group) for group in structure.prunable}
         try:
-            self._unpruned = Unpruned(pruning.network(pl_module))
+            self._unpruned = UnprunedSnapshot(pruning.network(pl_module))
         except Exception as error:
             # Copying runs the user's code; a module that cannot be copied can still be pruned.
             self._notes.append(f"The unpruned model could not be copied ({error}), so it was not measured at the end.")
@@ -150,14 +150,14 @@ class RunReport(EitherName):
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._validated.start(trainer)
+        self._validation.start(trainer)
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._validated.end(trainer)
+            self._validation.end(trainer)
             self.history = [entry for entry in self.history if entry["epoch"] != trainer.current_epoch]
-            self.history.append({"epoch": float(trainer.current_epoch), **self._validated.metrics})
+            self.history.append({"epoch": float(trainer.current_epoch), **self._validation.metrics})
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class RunReport(EitherName):
 
     def _record(self, trainer: L.Trainer, module: L.LightningModule, before: Metrics, after: Metrics) -> RunRecord:
         pruning = pruning_of(trainer)
-        original, events = pruning.original, pruning.history
+        original, events = pruning.unpruned, pruning.history
         totals = self._totals(trainer, module)
         totals[0].metrics |= before
         totals[1].metrics |= after
@@ -246,7 +246,7 @@ class RunReport(EitherName):
     def _totals(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[Totals, Totals]:
         """Return cost, latency and validation metrics before the first event and now."""
         pruning = pruning_of(trainer)
-        network, events, original = pruning.network(module), pruning.history, pruning.original
+        network, events, original = pruning.network(module), pruning.history, pruning.unpruned
         params = sum(parameter.numel() for parameter in network.parameters())
         macs = events[-1].macs if events else original.macs if original else 0
         before = Totals(original.macs, original.params) if original else Totals(macs, params)

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from infoprune.callbacks.either_name import EitherName
-from infoprune.callbacks.filter_pruning import FilterPruning
-from infoprune.callbacks.find_pruning import find_pruning
+from infoprune.callbacks._compat import DualNamespaceCallback
+from infoprune.callbacks.filter_pruning import FilterPruning, find_pruning
 from infoprune.errors import ConfigurationError
 from infoprune.registry import check_choice, check_count, check_number
 from infoprune.structure import PruningPlan, Structure
@@ -80,7 +79,7 @@ def unit_norms(network: nn.Module, parts: list[Part]) -> Tensor:
     return squares.sqrt()
 
 
-class SparsityWarmup(EitherName):
+class SparsityWarmup(DualNamespaceCallback):
     """Lets a penalty shrink the filters that the next event of `FilterPruning` will remove.
 
     Some epochs before an event, `FilterPruning` is asked what it will remove; from then on it is bound to that. Until
@@ -164,10 +163,10 @@ class SparsityWarmup(EitherName):
         start = max(end - self.epochs, *(epoch for epoch in epochs if epoch < end))
         if trainer.current_epoch < start:
             return
-        announced = pruning.announce(trainer, pl_module)
-        if announced is not None:
+        pending = pruning.plan_next_event(trainer, pl_module)
+        if pending is not None:
             self._span = (start, end)
-            self._groups = parts_of(pruning.network(pl_module), *announced)
+            self._groups = parts_of(pruning.network(pl_module), *pending)
 
     @override
     def on_before_optimizer_step(

@@ -9,9 +9,9 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from infoprune.callbacks.either_name import EitherName
-from infoprune.callbacks.run_folder import run_folder
+from infoprune.callbacks._compat import DualNamespaceCallback
 from infoprune.registry import check_number
+from infoprune.report.run_folder import run_folder
 
 CHECKPOINT = "checkpoints/slice.ckpt"
 """Where a slice leaves off, below the run folder."""
@@ -29,7 +29,7 @@ class SliceOver(Exception):
         self.checkpoint = checkpoint
 
 
-class TimeSlice(EitherName):
+class TimeSlice(DualNamespaceCallback):
     """Stops a fit after some minutes, with a checkpoint from which the next slice goes on to the same result.
 
     For machines that are lent for a while. Unlike ``Trainer(max_time=...)``, which ends a run for good (validation,

@@ -23,11 +23,11 @@ from typing_extensions import override
 import infoprune.data
 import infoprune.models  # noqa: F401
 from infoprune.callbacks import FilterPruning, RunReport
-from infoprune.callbacks.run_folder import check_writable, run_folder
 from infoprune.callbacks.time_slice import SliceOver
 from infoprune.commands.offline import offline_runs, reach_wandb
 from infoprune.errors import CheckpointError
 from infoprune.report import print_tables
+from infoprune.report.run_folder import check_writable, run_folder
 
 # What Lightning and its dependencies say on every run, and no user of this command can act upon.
 warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -102,3 +104,48 @@ def event_record(
         kept={name: kept_units(structure.group(name), plan) for name in scores},
         metrics_before=dict(metrics or {}),
     )
+
+
+@dataclass
+class UnprunedStats:
+    """Cost and channel groups of the model before the first pruning event.
+
+    Attributes:
+        macs: multiply-accumulates per example.
+        params: parameters.
+        sizes: units of each prunable channel group.
+        frozen: reason of each frozen channel group.
+        layers: every layer; before and after are the same.
+    """
+
+    macs: int
+    params: int
+    sizes: dict[str, int]
+    frozen: dict[str, str]
+    layers: list[LayerRow] = field(default_factory=list)
+
+    @property
+    def cost(self) -> Cost:
+        """Return MACs and parameters."""
+        return Cost(self.macs, self.params)
+
+    @classmethod
+    def of(cls, structure: Structure) -> UnprunedStats:
+        """Return the stats of a traced model."""
+        cost = structure.cost()
+        return cls(
+            cost.macs,
+            cost.params,
+            {group.name: group.size for group in structure.prunable},
+            {group.name: group.reason for group in structure.groups if group.reason is not None},
+            layer_rows(structure, PruningPlan()),
+        )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> UnprunedStats:
+        """Return the stats that `to_dict` wrote."""
+        return cls(**{**data, "layers": [LayerRow(**row) for row in data["layers"]]})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the stats as plain data, for a checkpoint."""
+        return dataclasses.asdict(self)

@@ -1,17 +1,76 @@
-"""Training images for criteria that look at data, and for measuring batch norm anew."""
+"""Batches taken from a fit's training data, past the loader: example inputs, calibration and training batches."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from infoprune.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+
+EXAMPLES = 2
+"""How many examples of a batch are kept: enough to tell the batch dimension from one of size 1."""
+
+WAY_OUT = (
+    "set example_input_array on the LightningModule, or give FilterPruning example_inputs: a tensor, a tuple of "
+    "positional or a dict of keyword arguments of the forward, or a shape such as [1, 3, 32, 32]"
+)
+
+
+def of_batch(batch: Any) -> Tensor:
+    """The model's input in a training batch: the batch if it is a tensor, or its first element, as in ``(x, y)``.
+
+    Returns:
+        The first examples of it.
+
+    Raises:
+        ConfigurationError: the batch is something else.
+    """
+    first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if isinstance(first, Tensor) and first.dim() > 0:
+        return first[:EXAMPLES].detach().clone()
+    if isinstance(batch, Mapping):
+        found = f"a dict with {', '.join(map(repr, list(batch)[:5]))}"
+    elif isinstance(batch, (tuple, list)):
+        found = f"a {type(batch).__name__} that begins with a {type(first).__name__}"
+    else:
+        found = f"a {type(batch).__name__}"
+    raise ConfigurationError(f"a training batch is {found}; which part of it the model takes is not clear: {WAY_OUT}")
+
+
+def peek(trainer: pl.Trainer) -> Tensor | None:
+    """The input of the first training examples, fetched past the loader, so that its order is left alone.
+
+    Returns:
+        None if the data does not allow that: a stream, or a loader that is no DataLoader.
+    """
+    loader = trainer.train_dataloader
+    sample = getattr(getattr(trainer, "datamodule", None), "calibration_batches", None)
+    if sample is not None:
+        return of_batch(next(iter(sample(EXAMPLES)))).to(trainer.strategy.root_device)
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    dataset: Any = loader.dataset
+    if loader.batch_sampler is None:  # the data set makes its own batches
+        batch = loader.collate_fn(dataset[0])
+    else:
+        batch = loader.collate_fn([dataset[i] for i in range(min(EXAMPLES, len(dataset)))])
+    batch = trainer.precision_plugin.convert_input(batch)
+    return of_batch(trainer.strategy.batch_to_device(batch))
+
+
+def no_batch_yet() -> ConfigurationError:
+    """Return the error for an event before the first batch, where only a batch could give an example input."""
+    return ConfigurationError(
+        "an example input cannot be taken from the training data before the first batch, because it is not a "
+        f"DataLoader over an indexable data set: {WAY_OUT}"
+    )
 
 
 class _Sample:

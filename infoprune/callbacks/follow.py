@@ -20,54 +20,54 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def with_copies(plan: PruningPlan, copies: Mapping[str, str]) -> PruningPlan:
-    """Let copies lose what their originals lose.
+def with_followers(plan: PruningPlan, follow: Mapping[str, str]) -> PruningPlan:
+    """Return a plan under which copies lose what their originals lose.
 
     Args:
         plan: what goes, by the LightningModule's names.
-        copies: path of the copy -> path of the original.
+        follow: path of each copy -> path of its original.
 
     Example:
         >>> plan = PruningPlan({"net.weight": {0: (1,)}}, {"net.weight": (4, 3)})
-        >>> sorted(with_copies(plan, {"momentum": "net"}).removed)
+        >>> sorted(with_followers(plan, {"momentum": "net"}).removed)
         ['momentum.weight', 'net.weight']
     """
-    caches = _with_copies(dict.fromkeys(plan.caches), copies)
+    caches = _with_followers(dict.fromkeys(plan.caches), follow)
     return PruningPlan(
-        _with_copies(plan.removed, copies),
-        _with_copies(plan.shapes, copies),
-        _with_copies(plan.attributes, copies),
+        _with_followers(plan.removed, follow),
+        _with_followers(plan.shapes, follow),
+        _with_followers(plan.attributes, follow),
         tuple(caches),
     )
 
 
-def _with_copies(entries: Mapping[str, T], copies: Mapping[str, str]) -> dict[str, T]:
+def _with_followers(entries: Mapping[str, T], follow: Mapping[str, str]) -> dict[str, T]:
     result = dict(entries)
-    for copy, original in copies.items():
+    for copy, original in follow.items():
         for name, value in entries.items():
             if name.startswith(f"{original}."):
                 result[copy + name.removeprefix(original)] = value
     return result
 
 
-def within(copies: Mapping[str, str], path: str) -> list[str]:
-    """The copies that lie within the network at a path, by its names: no part of it that is pruned on its own."""
+def followers_within(follow: Mapping[str, str], path: str) -> list[str]:
+    """Return the copies that lie within the network at a path, by its names; they are not pruned on their own."""
     prefix = f"{path}." if path else ""
-    return [copy.removeprefix(prefix) for copy in copies if copy.startswith(prefix)]
+    return [copy.removeprefix(prefix) for copy in follow if copy.startswith(prefix)]
 
 
-def check_copies(module: pl.LightningModule, copies: Mapping[str, str]) -> None:
-    """Refuse copies that are none.
+def check_followers(module: pl.LightningModule, follow: Mapping[str, str]) -> None:
+    """Refuse copies whose tensors differ from their originals'.
 
     Raises:
         ConfigurationError: a path does not exist, or the two have other tensors; names the first that differs.
     """
-    for copy, original in copies.items():
+    for copy, original in follow.items():
         first, second = (_shapes(_submodule(module, path)) for path in (copy, original))
         for name in first | second:
             if first.get(name) != second.get(name):
                 raise ConfigurationError(
-                    f"copies: {copy!r} is no copy of {original!r}: {name} has shape {first.get(name)} in the one and "
+                    f"follow: {copy!r} is no copy of {original!r}: {name} has shape {first.get(name)} in the one and "
                     f"{second.get(name)} in the other"
                 )
 
@@ -89,8 +89,8 @@ def check_no_copies(trainer: pl.Trainer, module: pl.LightningModule, network: nn
         copy, original = twins
         raise ConfigurationError(
             f"{copy!r} has the tensors of {original!r}, which is to be pruned, and is not trained. If it follows "
-            f"{original!r} (a momentum encoder, an average), give FilterPruning copies={{{copy!r}: {original!r}}}, so "
-            "that it shrinks alike; if it is to stay as it is (a teacher), give copies={}"
+            f"{original!r} (a momentum encoder, an average), give FilterPruning follow={{{copy!r}: {original!r}}}, so "
+            "that it shrinks alike; if it is to stay as it is (a teacher), give follow={}"
         )
 
 
@@ -100,7 +100,7 @@ def _submodule(module: nn.Module, path: str) -> nn.Module:
     except AttributeError as error:
         known = [name for name, _ in module.named_modules() if name]
         raise ConfigurationError(
-            f"copies: {type(module).__name__} has no submodule {path!r}{nearest(path, known)}"
+            f"follow: {type(module).__name__} has no submodule {path!r}{nearest(path, known)}"
         ) from error
 
 

@@ -1,9 +1,10 @@
-"""What a fit may not contain if its model is to shrink: told before training starts, with the way out."""
+"""Check and adjust the parts of a Trainer that pruning affects: strategy, optimizers, other callbacks."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from infoprune.checkpoint import is_attached
@@ -80,3 +81,27 @@ def check_started(trainer: pl.Trainer, module: pl.LightningModule) -> None:
             f"{type(trainer.strategy).__name__} wraps the model in a {type(model).__name__}, which cannot follow when "
             "it shrinks: use a single device or strategy='ddp'"
         )
+
+
+def reset_best(trainer: pl.Trainer) -> None:
+    """Let every ModelCheckpoint look for the best anew; the files that it has written stay."""
+    for checkpoint in _callbacks_of_kind(trainer, "ModelCheckpoint"):
+        checkpoint.best_k_models = {}
+        checkpoint.kth_best_model_path = ""
+        checkpoint.best_model_path = ""
+        checkpoint.best_model_score = None
+        checkpoint.current_score = None
+        checkpoint.kth_value = torch.tensor(float("inf") if checkpoint.mode == "min" else -float("inf"))
+
+
+def reset_early_stopping(trainer: pl.Trainer) -> None:
+    """Let every EarlyStopping start over."""
+    for stopping in _callbacks_of_kind(trainer, "EarlyStopping"):
+        stopping.wait_count = 0
+        stopping.best_score = torch.tensor(float("inf") if stopping.mode == "min" else -float("inf"))
+
+
+def _callbacks_of_kind(trainer: pl.Trainer, kind: str) -> list[Any]:
+    """Return the Trainer's callbacks of a class, found by name because Lightning has two package names."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if kind in {cls.__name__ for cls in type(callback).__mro__}]

@@ -1,4 +1,4 @@
-"""Working in step with the other processes of a run."""
+"""Collective steps of a run: all processes succeed or all stop, and scores are averaged."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-def together(trainer: pl.Trainer, work: Callable[[], Result]) -> Result:
-    """Do something on all processes; if it fails on one, all stop with its error instead of waiting for it forever.
+def on_all_ranks(trainer: pl.Trainer, work: Callable[[], Result]) -> Result:
+    """Run a function on every process; if it fails on one, stop all with its error instead of leaving them to wait.
 
     Raises:
         SurgeryError: another process failed; the message is its error. The one that failed raises its own.
@@ -28,10 +28,10 @@ def together(trainer: pl.Trainer, work: Callable[[], Result]) -> Result:
         result = work()
     except Exception as error:
         failure = error
-    told = _gather(trainer, None if failure is None else f"{type(failure).__name__}: {failure}")
+    messages = _gather(trainer, None if failure is None else f"{type(failure).__name__}: {failure}")
     if failure is not None:
         raise failure
-    for rank, text in enumerate(told):
+    for rank, text in enumerate(messages):
         if text is not None:
             raise SurgeryError(f"process {rank} failed at a pruning event, so all processes stop: {text}")
     return result
@@ -45,8 +45,8 @@ def _gather(trainer: pl.Trainer, value: Any) -> list[Any]:
     return values
 
 
-def averaged(trainer: pl.Trainer, scores: Scores) -> Scores:
-    """The mean of all processes' scores, the same on each of them."""
+def mean_over_ranks(trainer: pl.Trainer, scores: Scores) -> Scores:
+    """Return the mean of all processes' scores, the same on every process."""
     if trainer.world_size == 1 or not scores:
         return scores
     flat = torch.cat(list(scores.values())).to(trainer.strategy.root_device)

@@ -1,0 +1,317 @@
+"""`PruningEngine`: decides what an event of a fit removes, alike on all processes, and removes it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from infoprune.allocation import Allocation, LatencyShare, get_allocation
+from infoprune.allocation.solve import Measure
+from infoprune.callbacks.distributed import mean_over_ranks, on_all_ranks
+from infoprune.callbacks.follow import check_followers, check_no_copies, followers_within, with_followers
+from infoprune.callbacks.network import COMPILED, example_inputs, find_network
+from infoprune.callbacks.surgery import averaged_copies, in_names_of, shrink_in_fit
+from infoprune.callbacks.training_data import calibration_batches, no_batch_yet, of_batch, training_batches
+from infoprune.criteria import Criterion, Scores
+from infoprune.criteria.criterion import check_weights
+from infoprune.decide import Decision, Target, decide, goal
+from infoprune.recalibration import check_norms, recalibrate
+from infoprune.report.collect import UnprunedStats
+from infoprune.structure import PruningPlan, Structure, check_plan, trace
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from infoprune.structure.tracing.tracer import Inputs
+
+
+@dataclass(frozen=True)
+class PendingEvent:
+    """What the next event of a fit will remove, decided before the event.
+
+    Attributes:
+        fraction: share of the whole cut that is reached with the event.
+        plan: what goes, by the network's names.
+        scores: the scores that decided.
+        latency: with a latency budget, the share of the unpruned model's time that was measured at these widths.
+    """
+
+    fraction: float
+    plan: PruningPlan
+    scores: Scores
+    latency: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the event as plain data, for a checkpoint."""
+        return {
+            "fraction": self.fraction,
+            "plan": self.plan.to_dict(),
+            "scores": dict(self.scores),
+            "latency": self.latency,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PendingEvent:
+        """Return the event that `to_dict` wrote."""
+        return cls(data["fraction"], PruningPlan.from_dict(data["plan"]), dict(data["scores"]), data["latency"])
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The options of `FilterPruning` that decide what goes; see there."""
+
+    criterion: Criterion
+    target: Target
+    allocation: Allocation
+    frozen: tuple[str, ...] = ()
+    example_inputs: Any = None
+    module: str | None = None
+    follow: Mapping[str, str] | None = None
+    calibration_images: int = 640
+    recalibrate: int = 0
+
+
+class PruningEngine:
+    """Prunes the network of one fit.
+
+    Every public method that takes a Trainer is a collective call: all processes have to make it.
+
+    Args:
+        options: what is pruned, how and how far.
+
+    Attributes:
+        path: where the network lies in the LightningModule; None until that is known.
+        inputs: the example inputs of the network; None until they are known.
+        unpruned: the model before the first event; None until `rehearse` has traced it.
+        pending: the next event, if it is decided already.
+        latency_ratio: with a latency budget, the share of the unpruned model's time, as measured at the last event.
+    """
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.options = options
+        self.path: str | None = options.module
+        self.inputs: Inputs | None = None
+        self.unpruned: UnprunedStats | None = None
+        self.pending: PendingEvent | None = None
+        self.latency_ratio = 1.0
+        self._first_input: Tensor | None = None
+
+    def network(self, module: nn.Module) -> nn.Module:
+        """Return the part of a LightningModule, or of a copy of it, that is pruned."""
+        return module.get_submodule(self.path or "")
+
+    def wrapped_network(self, module: nn.Module) -> nn.Module:
+        """Return the module that the LightningModule calls: the network, or ``torch.compile``'s wrapper around it."""
+        return module.get_submodule((self.path or "").removesuffix(COMPILED).removesuffix("."))
+
+    # -- before the first event ---------------------------------------------------------------------------------------
+
+    def see_batch(self, batch: Any) -> None:
+        """Take the example input from a training batch, if nothing has given one before."""
+        if self.inputs is None and self._first_input is None:
+            self._first_input = of_batch(batch)
+
+    def prepare(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Find the network and its example inputs, if they can be known before the first batch."""
+        if self.inputs is None:
+            with _rng_isolated(trainer):
+                on_all_ranks(trainer, lambda: self._find_inputs(trainer, module))
+
+    def _find_inputs(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        inputs = example_inputs(trainer, module, self.options.example_inputs)
+        inputs = self._first_input if inputs is None else inputs
+        if inputs is not None:
+            for_network = self.options.example_inputs is not None and self.options.module is not None
+            self.path, self.inputs = find_network(trainer, module, self.options.module, inputs, for_network)
+
+    def structure(self, module: pl.LightningModule) -> Structure:
+        """Trace the network as it is now; `prepare` has to have found it."""
+        assert self.inputs is not None
+        with torch.compiler.set_stance("force_eager"):
+            followers = followers_within(self.options.follow or {}, self.path or "")
+            return trace(self.network(module), self.inputs, [*self.options.frozen, *followers])
+
+    def rehearse(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Describe the unpruned model, and check while nothing is lost whether it can be pruned to the target."""
+        if self.inputs is not None and self.unpruned is None:
+            with _rng_isolated(trainer):
+                on_all_ranks(trainer, lambda: self._rehearse(trainer, module))
+
+    def _rehearse(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        options, network = self.options, self.network(module)
+        if options.recalibrate:
+            check_norms(network)
+            training_batches(trainer, options.recalibrate)
+        check_weights(network)
+        check_followers(module, options.follow or {})
+        structure = self.structure(module)
+        if options.follow is None:
+            check_no_copies(trainer, module, network, structure)
+        allocation = get_allocation("uniform") if options.allocation.needs_data else options.allocation
+        equal_scores = {group.name: torch.ones(group.size, dtype=torch.float64) for group in structure.prunable}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            measure = self._measure(network, structure, repeats=3)
+            decide(
+                module, structure, options.target, options.criterion, allocation, scores=equal_scores, measure=measure
+            )
+        self.unpruned = UnprunedStats.of(structure)
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    def run_event(self, trainer: pl.Trainer, module: pl.LightningModule, fraction: float) -> tuple[Structure, Decision]:
+        """Prune the model of a running fit.
+
+        Args:
+            trainer: the Trainer.
+            module: its LightningModule.
+            fraction: share of the whole cut to reach, in (0, 1].
+
+        Returns:
+            The network's structure before the event, and what went.
+
+        Raises:
+            ConfigurationError: no example input is known.
+        """
+        self.prepare(trainer, module)
+        if self.inputs is None:
+            raise no_batch_yet()
+        with _rng_isolated(trainer):
+            structure, decision = self._decide(trainer, module, fraction)
+            assert self.path is not None
+            plan = in_names_of(module, self.network(module), self.path, decision.plan)
+            shrink_in_fit(trainer, module, with_followers(plan, self.options.follow or {}))
+            self.latency_ratio = decision.latency or self.latency_ratio
+            if self.options.recalibrate:
+                on_all_ranks(trainer, lambda: self._recalibrate(trainer, module))
+        return structure, decision
+
+    def plan_event(
+        self, trainer: pl.Trainer, module: pl.LightningModule, fraction: float
+    ) -> tuple[Structure, PruningPlan] | None:
+        """Decide now what the next event removes; it will remove exactly that, whatever the scores are by then.
+
+        Returns:
+            The network's structure and the plan; None if no example input is known.
+        """
+        self.prepare(trainer, module)
+        if self.inputs is None:
+            return None
+        with _rng_isolated(trainer):
+            structure, decision = self._decide(trainer, module, fraction)
+        self.pending = PendingEvent(fraction, decision.plan, decision.scores, decision.latency)
+        return structure, decision.plan
+
+    def _decide(self, trainer: pl.Trainer, module: pl.LightningModule, fraction: float) -> tuple[Structure, Decision]:
+        """Score on every process, average, and take the first process's decision on all."""
+        pending, self.pending = self.pending, None
+        if pending is not None and pending.fraction == fraction:
+            return self.structure(module), Decision(pending.plan, pending.scores, latency=pending.latency)
+        self.rehearse(trainer, module)  # a stream gives example inputs only once training runs
+        structure, own_scores = on_all_ranks(trainer, lambda: self._score(trainer, module))
+        scores = mean_over_ranks(trainer, own_scores)
+        allocation = on_all_ranks(
+            trainer, lambda: self._prepare_allocation(trainer, module, structure, scores, fraction)
+        )
+        decision = on_all_ranks(trainer, lambda: self._choose(trainer, module, structure, scores, allocation, fraction))
+        plan, latency = trainer.strategy.broadcast((decision.plan.to_dict(), decision.latency))
+        return structure, replace(decision, plan=PruningPlan.from_dict(plan), latency=latency)
+
+    def _score(self, trainer: pl.Trainer, module: pl.LightningModule) -> tuple[Structure, Scores]:
+        structure = self.structure(module)
+        with torch.compiler.set_stance("force_eager"):
+            return structure, self.options.criterion(self.network(module), structure, self._data(trainer))
+
+    def _prepare_allocation(
+        self, trainer: pl.Trainer, module: pl.LightningModule, structure: Structure, scores: Scores, fraction: float
+    ) -> Allocation:
+        assert self.unpruned is not None
+        kind, keep = goal(self.options.target, structure, fraction, self.unpruned.cost, self.unpruned.sizes)
+        with torch.compiler.set_stance("force_eager"):
+            return self.options.allocation.prepared(
+                self.network(module), structure, self._data(trainer), scores=scores, kind=kind, keep=keep
+            )
+
+    def _data(self, trainer: pl.Trainer) -> Iterable[Any] | None:
+        """Return the calibration batches, if the criterion or the allocation looks at data."""
+        needs_data = self.options.criterion.needs_data or self.options.allocation.needs_data
+        return calibration_batches(trainer, self.options.calibration_images) if needs_data else None
+
+    def _choose(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        structure: Structure,
+        scores: Scores,
+        allocation: Allocation,
+        fraction: float,
+    ) -> Decision:
+        if self.options.target.latency is not None and not trainer.is_global_zero:
+            return Decision(PruningPlan(), scores)  # one process measures while the others are idle
+        assert self.unpruned is not None
+        assert self.inputs is not None
+        network = self.network(module)
+        decision = decide(
+            network,
+            structure,
+            self.options.target,
+            self.options.criterion,
+            allocation,
+            fraction=fraction,
+            reference=self.unpruned.cost,
+            sizes=self.unpruned.sizes,
+            scores=scores,
+            measure=self._measure(network, structure),
+        )
+        with torch.compiler.set_stance("force_eager"):
+            check_plan(network, self.inputs, structure, decision.plan)
+        return decision
+
+    def _measure(self, network: nn.Module, structure: Structure, repeats: int = 15) -> Measure | None:
+        """Return what measures widths for a latency budget: their share of the unpruned model's time.
+
+        The unpruned model is gone after the first event. So the current model is timed against the narrower one, and
+        the shares of all events multiply.
+        """
+        if self.options.target.latency is None:
+            return None
+        return LatencyShare(network, structure, self.inputs, repeats, now=self.latency_ratio)
+
+    def _recalibrate(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Measure batch norm anew in the model and in averaged copies of it, at the precision of training."""
+        for model in (module, *averaged_copies(trainer)):
+            data = training_batches(trainer, self.options.recalibrate)
+            with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
+                recalibrate(self.network(model), data, self.options.recalibrate)
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed fit needs. The keys are those that all versions have written."""
+        return {
+            "original": None if self.unpruned is None else self.unpruned.to_dict(),
+            "seen": self._first_input,
+            "latency": self.latency_ratio,
+            "announced": None if self.pending is None else self.pending.to_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` returned."""
+        unpruned, pending = state["original"], state.get("announced")
+        self.unpruned = None if unpruned is None else UnprunedStats.from_dict(unpruned)
+        self._first_input = state["seen"]
+        self.latency_ratio = state.get("latency", 1.0)
+        self.pending = None if pending is None else PendingEvent.from_dict(pending)
+
+
+def _rng_isolated(trainer: pl.Trainer) -> AbstractContextManager[None]:
+    """Restore the state of all random generators afterwards, so that an event does not change the data's order."""
+    isolated: AbstractContextManager[None] = isolate_rng(trainer.strategy.root_device.type == "cuda")
+    return isolated
