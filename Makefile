@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
 
-.PHONY: help venv demo test test-all clean-install lint format types docs notebooks bench-structure reproduce results clean
+.PHONY: help venv demo test test-all clean-install lint format types docs notebooks bench-structure bench-accuracy reproduce all-rows results clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -65,8 +65,15 @@ bench-structure: $(VENV)/.dev  ## a whole pruning call against Torch-Pruning, on
 	$(BIN)/python -m benchmarks.structure
 	$(BIN)/python -m benchmarks.tracing
 
+bench-accuracy: $(VENV)/.dev  ## accuracy at equal MACs and equal training, against Torch-Pruning: CIFAR=folder WEIGHTS=folder [ARGS=...]
+	$(BIN)/python -m pip install -q -e '.[bench]'
+	$(BIN)/python -m benchmarks.accuracy --cifar $(or $(CIFAR),data) --weights $(or $(WEIGHTS),weights) $(ARGS)
+
 reproduce: $(VENV)/.dev  ## run a row of RESULTS.md: ROW=cifar10/resnet56/method_b_46 [CONTROL=random] [SEED=42] [MINUTES=30] [WEIGHTS=file] [ARGS=...]
 	$(BIN)/python -m benchmarks.reproduce $(ROW) $(if $(CONTROL),--control $(CONTROL)) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--max-minutes $(MINUTES)) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(ARGS)
+
+all-rows: $(VENV)/.dev  ## every row with its controls, three seeds, side by side on one GPU: [ARGS='--epochs 300 --at-once 8']
+	$(BIN)/python -m benchmarks.all_rows $(ARGS)
 
 results: $(VENV)/.dev  ## write RESULTS.md from the runs that are done
 	$(BIN)/python -m benchmarks.reproduced
