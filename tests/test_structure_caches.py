@@ -82,7 +82,8 @@ class Hoarding(nn.Module):
 def test_nothing_is_left_behind() -> None:
     net = Hoarding()
     outer, inner = net.seen, net.seen[0]["first"]
-    assert infoprune.trace(nn.Sequential(net, nn.Conv2d(4, 2, 1)), X).prunable
+    structure = infoprune.trace(nn.Sequential(net, nn.Conv2d(4, 6, 1), nn.Conv2d(6, 2, 1)), X)
+    assert [group.name for group in structure.prunable] == ["1"]  # what is kept of the others is an output
     assert net.seen is outer
     assert outer == [{"first": []}]
     assert outer[0]["first"] is inner
@@ -111,7 +112,8 @@ class Watching(nn.Module):
             self.watches = True
         for layer in self.layers:
             x = layer(x)
-        return sum(head(seen) for head, seen in zip(self.heads, self.seen, strict=True))
+        seen, self.seen = self.seen, []
+        return sum(head(maps) for head, maps in zip(self.heads, seen, strict=True))
 
 
 def test_hooks_of_the_first_call_do_not_stay_behind() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -299,7 +300,11 @@ class _Watch:
         self._handles = [wrapped_network.register_forward_hook(self._see, with_kwargs=True)]
         for name in how.hints:
             layer = network.get_submodule(name)
-            self._handles.append(layer.register_forward_hook(_keep_in(lambda: self._activations, name)))
+            self._handles.append(layer.register_forward_hook(partial(self._keep, name)))
+
+    def _keep(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._calls is not None:
+            self._activations[name] = output
 
     def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._calls is not None:
@@ -337,9 +342,9 @@ class _Watch:
             vars(self._module)[STEP] = self._before
 
 
-def _keep_in(where: Callable[[], dict[str, Any]], name: str) -> Callable[..., None]:
+def _keep_in(where: dict[str, Any], name: str) -> Callable[..., None]:
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        where()[name] = output
+        where[name] = output
 
     return keep
 
@@ -348,7 +353,7 @@ def _keep_in(where: Callable[[], dict[str, Any]], name: str) -> Callable[..., No
 def _kept(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """What some layers of a network put out inside."""
     found: dict[str, Any] = {}
-    handles = [network.get_submodule(name).register_forward_hook(_keep_in(lambda: found, name)) for name in names]
+    handles = [network.get_submodule(name).register_forward_hook(_keep_in(found, name)) for name in names]
     try:
         yield found
     finally:

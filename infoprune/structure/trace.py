@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import gc
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of
 from infoprune.structure.module_state import Attributes
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors, swapped
+from infoprune.structure.tracing.outputs import Returned, tensors_held
 from infoprune.structure.tracing.relabel import Recording
 from infoprune.structure.tracing.rule_context import OpRecord
 from infoprune.structure.tracing.tracer import (
@@ -149,6 +152,11 @@ def _tensors_of(inputs: Inputs) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
 
 
+def _alive(results: Iterable[weakref.ref[Tensor]]) -> list[Tensor]:
+    found = (result() for result in results)
+    return list({id(tensor): tensor for tensor in found if tensor is not None}.values())
+
+
 def _in_words(inputs: Inputs) -> str:
     shapes = [str(tuple(tensor.shape)) for tensor in _tensors_of(inputs)]
     return f"of shape {', '.join(shapes)}" if shapes else f"of type {type(inputs).__name__}"
@@ -213,19 +221,63 @@ class TraceSession:
         tracer = Tracer(self.space, self.module_names, first=sum(len(t.records) for t in self._tracers()))
         self._running = tracer
         tracer.recording = self._recording = Recording() if self.on_shapes else None
-        outputs = self.run_pass(tracer, train, stand_ins or {})
+        returned = self.run_pass(tracer, train, stand_ins or {})
+        if not returned.tensors and not train:
+            raise TraceError(
+                f"{type(self.model).__name__} returns a {type(returned.value).__name__}, in which no tensor is found: "
+                "return tensors, or containers or objects that hold them"
+            )
         tracer.recording = None  # the structure keeps the tracer, but none of the tensors
-        self._freeze_outputs(outputs)
+        tracer.results.clear()
         return tracer
 
-    def _freeze_outputs(self, outputs: Any) -> None:
-        for leaf in tree_flatten(outputs)[0]:
-            if isinstance(leaf, Tensor):
-                for axis in labels_of(leaf).axes:
-                    if axis is not None:
-                        self.space.freeze(axis[axis >= 0], "reaches the model's output")
+    def _note_leaving(self, tracer: Tracer, returned: Returned, own: Sequence[Tensor], inputs: Inputs) -> None:
+        """Freeze the channels of what leaves the model: what it returns, and what its code or a hook keeps of it."""
+        leaving = [
+            (tensor, labels, "reaches the model's output")
+            for tensor, labels in zip(returned.tensors, returned.labels, strict=True)
+        ]
+        known = {id(tensor) for tensor in (*own, *returned.tensors, *tensors_held(returned.value))}
+        leaving += [(tensor, labels_of(tensor), how) for tensor, how in self._kept(tracer, known, tensors_held(inputs))]
+        if tracer.recording is not None:
+            tracer.recording.leaving = [(tensor, how) for tensor, _, how in leaving]
+        self._freeze_leaving((labels, how) for _, labels, how in leaving)
 
-    def run_pass(self, tracer: Tracer, train: bool, stand_ins: dict[str, Tensor], labels: Any = None) -> Any:
+    def _freeze_leaving(self, leaving: Iterable[tuple[TensorLabels, str]]) -> None:
+        for labels, how in leaving:
+            for axis in labels.axes:
+                if axis is not None:
+                    self.space.freeze(axis[axis >= 0], how)
+
+    def _kept(self, tracer: Tracer, known: set[int], inputs: Sequence[Tensor]) -> list[tuple[Tensor, str]]:
+        """What is still held of a pass that has ended, besides what is known, and where.
+
+        What is computed from the model's own tensors alone is a cache, which a cut drops.
+        """
+
+        def find() -> list[Tensor]:
+            alive = tracer.recording.held_elsewhere() if tracer.recording else _alive(tracer.results)
+            return [t for t in alive if id(t) not in known and labels_of(t).labelled and labels_of(t).origin is None]
+
+        if not find():
+            return []
+        gc.collect()  # what is only held by itself goes
+        kept = find()
+        if tracer.recording:
+            computed = tracer.recording.computed_from(inputs)
+            kept = [tensor for tensor in kept if id(tensor) in computed]
+        return [(tensor, f"is kept after the forward pass, {self._place_of(tensor)}") for tensor in kept]
+
+    def _place_of(self, tensor: Tensor) -> str:
+        """Where a tensor is kept, in words."""
+        for prefix, module in self.modules.items():
+            for name, value in module.__dict__.items():
+                inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+                if any(held is tensor for held in (value, *inside)):
+                    return f"in {f'{prefix}.{name}' if prefix else name}"
+        return "by a hook or other code around the model"
+
+    def run_pass(self, tracer: Tracer, train: bool, stand_ins: dict[str, Tensor], labels: Any = None) -> Returned:
         """One forward pass, on shapes or on real tensors, with some of the model's tensors replaced."""
         labels = labels or self.labels
         tensors: dict[str, Tensor] = {}
@@ -242,10 +294,12 @@ class TraceSession:
         with self._attributes.restored(), swapped(self.owned, tensors):
             for module in self.modules.values():  # past nn.Module.__setattr__: restored together with all the others
                 module.__dict__["training"] = train and not isinstance(module, _EVAL_ALWAYS)
-            outputs = run_labelled(tracer, self.model, inputs, labelled_tensors)
+            returned = run_labelled(tracer, self.model, inputs, labelled_tensors)
             if tracer is self._running:  # a trace, not a rehearsal
-                self._note_caches(self._attributes.filled([tensor for tensor, _ in labelled_tensors]))
-            return outputs
+                own = [tensor for tensor, _ in labelled_tensors]
+                self._note_caches(self._attributes.filled(own))
+                self._note_leaving(tracer, returned, own, inputs)
+            return returned
 
     def _note_caches(self, filled: Iterable[tuple[nn.Module, str]]) -> None:
         for module, name in filled:
@@ -261,8 +315,9 @@ class TraceSession:
         self.space.head_labels.clear()
         self.passes, self._zero_pass = [], None
         tracer = Tracer(self.space, self.module_names)
-        if recording is not None and recording.replay(tracer):
-            self._freeze_outputs(recording.outputs)
+        leaving = None if recording is None else recording.replay(tracer)
+        if leaving is not None:
+            self._freeze_leaving(leaving)
             self.passes = [(False, tracer)]
         else:
             self.run()

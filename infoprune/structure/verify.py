@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of, set_labels
@@ -76,12 +76,8 @@ def verify(
         masked.eval()
         narrow.eval()
         expected = _run_masked(masked, plan, inputs)
-        actual = _tensors(run_labelled(_Doubled(LabelSpace(), {}), narrow, inputs, []))
+        actual = run_labelled(_Doubled(LabelSpace(), {}), narrow, inputs, []).tensors
     return Verification(tuple(_error(e, a) for e, a in zip(expected, actual, strict=True)), tolerance)
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(outputs)[0] if isinstance(leaf, Tensor)]
 
 
 def _error(expected: Tensor, actual: Tensor) -> float:
@@ -108,7 +104,7 @@ def _run_masked(model: nn.Module, plan: PruningPlan, inputs: Inputs) -> list[Ten
             entry.tensor.data.index_fill_(dim, torch.tensor(indices, device=entry.tensor.device), 0)
             gone.append(axes[dim][list(indices)])
     removed = np.concatenate([np.empty(0, dtype=np.int64), *gone])
-    return _tensors(run_labelled(_Masked(space, removed), model, inputs, operands))
+    return run_labelled(_Masked(space, removed), model, inputs, operands).tensors
 
 
 class _Doubled(Tracer):

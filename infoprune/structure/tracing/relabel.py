@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from infoprune.structure.labels.tensor_labels import TensorLabels, clear_labels, set_labels
+from infoprune.structure.labels.tensor_labels import TensorLabels, clear_labels, labels_of, set_labels
 from infoprune.structure.tracing.rule_context import OpRecord
 from infoprune.structure.tracing.rules import Rule
 
@@ -34,17 +37,44 @@ class Recording:
     Attributes:
         labelled_tensors: the model's tensors, with the labels that they start with.
         steps: the operators.
-        outputs: what the model returned.
+        leaving: the tensors that leave the model, and how.
     """
 
     labelled_tensors: Sequence[tuple[Tensor, TensorLabels]] = ()
     steps: list[Step] = field(default_factory=list)
-    outputs: Any = None
+    leaving: list[tuple[Tensor, str]] = field(default_factory=list)
 
-    def replay(self, tracer: Tracer) -> bool:
-        """Label all results again and record that in ``tracer``; False if they are not what they were in the pass."""
+    def held_elsewhere(self) -> list[Tensor]:
+        """Return the results that something besides this recording holds, as far as references tell."""
+        own = Counter(id(tensor) for step in self.steps for tensor in step.outs)
+        for step in self.steps:
+            for tensor in step.tensors:
+                own[id(tensor)] += 2  # among the arguments, and in the list of them
+        results = {id(tensor): tensor for step in self.steps for tensor in step.outs}
+        bases = {id(tensor._base) for tensor in results.values() if tensor._is_view()}
+        free, based = torch.empty(1), torch.empty(1)
+        view = based.view(1)  # some versions of PyTorch count that a view holds its base
+        spare = _reference_counts({False: free, True: based})
+        del view
+        counts = _reference_counts(results)
+        return [t for key, t in results.items() if counts[key] - spare[key in bases] >= own[key]]
+
+    def computed_from(self, inputs: Sequence[Tensor]) -> set[int]:
+        """Return the identities of what is computed from these tensors, and not from the model's own alone."""
+        found = {id(tensor) for tensor in inputs}
+        for step in self.steps:
+            if any(id(tensor) in found for tensor in step.tensors):
+                found.update(id(tensor) for tensor in step.outs)
+        return found
+
+    def replay(self, tracer: Tracer) -> list[tuple[TensorLabels, str]] | None:
+        """Label all results again and record that in ``tracer``; None if they are not what they were in the pass.
+
+        Returns:
+            The labels of the tensors that leave the model, and how these leave.
+        """
         if not all(_as_it_was(step) for step in self.steps):
-            return False
+            return None
         for step in self.steps:
             for tensor in (*step.tensors, *step.outs):
                 clear_labels(tensor)
@@ -54,10 +84,14 @@ class Recording:
             for step in self.steps:
                 before = step.record
                 tracer.label(step._replace(record=OpRecord(before.name, before.module, before.scalars)))
+            return [(labels_of(tensor), how) for tensor, how in self.leaving]
         finally:
             for tensor, _ in self.labelled_tensors:
                 clear_labels(tensor)
-        return True
+
+
+def _reference_counts(tensors: Mapping[int, Tensor]) -> dict[int, int]:
+    return {key: sys.getrefcount(tensor) for key, tensor in tensors.items()}
 
 
 def _as_it_was(step: Step) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from infoprune.structure.labels import LabelSpace
 from infoprune.structure.labels.tensor_labels import TensorLabels, clear_labels, labels_of, set_labels
 from infoprune.structure.tracing import meta_kernels
 from infoprune.structure.tracing.meta_kernels import Kernel, kernel_of
+from infoprune.structure.tracing.outputs import Returned, output_tensors
 from infoprune.structure.tracing.relabel import Recording, Step
 from infoprune.structure.tracing.rule_context import Contraction, OpRecord, Output, RuleContext
 from infoprune.structure.tracing.rules import Rule, find_rule, tensors_in
@@ -52,6 +54,7 @@ class Tracer(TorchDispatchMode):
         self.contractions: list[Contraction] = []
         self.used: set[str] = set()
         self.recording: Recording | None = None
+        self.results: list[weakref.ref[Tensor]] = []  # of a pass that is not recorded
         self._names = names
         self._modules: list[str] = [""]
         self._operators: dict[int, Operator] = {}
@@ -97,6 +100,8 @@ class Tracer(TorchDispatchMode):
         self.records.append(record)
         if self.recording is not None:
             self.recording.steps.append(step)
+        else:
+            self.results += map(weakref.ref, outs)
 
     @contextmanager
     def watching_modules(self) -> Iterator[None]:
@@ -186,7 +191,7 @@ def first_tensor(inputs: Any) -> Tensor | None:
 
 def run_labelled(
     tracer: Tracer, model: nn.Module, inputs: Inputs, labelled_tensors: Sequence[tuple[Tensor, TensorLabels]]
-) -> Any:
+) -> Returned:
     """Run one forward pass under ``tracer``, without gradients, with labels attached to the model's tensors."""
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -201,10 +206,12 @@ def run_labelled(
             set_labels(tensor, tensor_labels)
         stack.enter_context(tracer.watching_modules())
         stack.enter_context(tracer)
-        outputs = call(model, inputs)
+        value = call(model, inputs)
+        tensors = output_tensors(value)  # what an iterator yields is computed here
+        returned = Returned(value, tensors, [labels_of(tensor) for tensor in tensors])
     if tracer.recording is not None:
-        tracer.recording.labelled_tensors, tracer.recording.outputs = labelled_tensors, outputs
-    return outputs
+        tracer.recording.labelled_tensors = labelled_tensors
+    return returned
 
 
 @contextmanager
