@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
+import yaml
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
@@ -30,6 +31,7 @@ from infoprune.commands.offline import offline_runs, reach_wandb
 from infoprune.commands.parser_errors import in_one_line
 from infoprune.errors import CheckpointError, ConfigurationError
 from infoprune.report import print_tables
+from infoprune.report.loggers import RunLog
 from infoprune.report.run_folder import check_writable, run_folder
 
 # What Lightning and its dependencies say on every run, and no user of this command can act upon.
@@ -74,6 +76,7 @@ class SaveRunConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             check_writable(folder)
             self.parser.save(self.config, str(folder / self.config_filename), skip_none=False, overwrite=True)
+            RunLog(trainer.loggers).configuration(yaml.safe_load(self.parser.dump(self.config, skip_none=True)))
         self.already_saved = True
 
 
