@@ -171,6 +171,7 @@ class TraceSession:
         self.owned = owned
         self.on_shapes = True
         self.space = LabelSpace()
+        self.space.parameters = frozenset(name for name, entry in owned.items() if entry.is_parameter)
         self.modules = dict(model.named_modules())
         self._attributes = Attributes(self.modules.values())
         self.module_names = {id(module): name for name, module in self.modules.items()}
@@ -248,6 +249,8 @@ class TraceSession:
             for axis in labels.axes:
                 if axis is not None:
                     self.space.freeze(axis[axis >= 0], how)
+            for statistic in labels.statistics:
+                self.space.freeze(statistic.axis[statistic.axis >= 0], statistic.reason, statistic.op)
 
     def _kept(self, tracer: Tracer, known: set[int], inputs: Sequence[Tensor]) -> list[tuple[Tensor, str]]:
         """What is still held of a pass that has ended, besides what is known, and where.
@@ -257,7 +260,7 @@ class TraceSession:
 
         def find() -> list[Tensor]:
             alive = tracer.recording.held_elsewhere() if tracer.recording else _alive(tracer.results)
-            return [t for t in alive if id(t) not in known and labels_of(t).labelled and labels_of(t).origin is None]
+            return [t for t in alive if id(t) not in known and labels_of(t).tells and labels_of(t).origin is None]
 
         if not find():
             return []

@@ -117,6 +117,8 @@ def _of_layer(module: nn.Module, cut: dict[str, str], plan: PruningPlan) -> Iter
         yield "num_features", after(next(iter(cut)))[0]
     elif isinstance(module, nn.GroupNorm) and "weight" in cut:
         yield "num_channels", after("weight")[0]
+        if module.num_groups == module.num_channels:
+            yield "num_groups", after("weight")[0]
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and "weight" in cut:
         yield "normalized_shape", after("weight")
     elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and "weight" in cut:

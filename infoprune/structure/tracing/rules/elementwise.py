@@ -9,6 +9,7 @@ from torch import Tensor
 
 from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, labels_of
 from infoprune.structure.tracing.rule_context import RuleContext
+from infoprune.structure.tracing.rules import statistics
 from infoprune.structure.tracing.rules.registry import POINTWISE, rule, tensors_in
 
 # Element-wise operators that PyTorch does not tag as such.
@@ -72,7 +73,7 @@ _KEEP_ZERO = frozenset(
 )
 
 
-def _stays_zero(ctx: RuleContext, operands: Sequence[TensorLabels]) -> bool:
+def _stays_zero(ctx: RuleContext, args: Sequence[Any], operands: Sequence[TensorLabels]) -> bool:
     name = ctx.short_name
     if name == "mul":
         return any(operand.zero for operand in operands)
@@ -80,6 +81,8 @@ def _stays_zero(ctx: RuleContext, operands: Sequence[TensorLabels]) -> bool:
         return operands[0].zero
     if name == "copy":  # overwrites its first operand
         return operands[1].zero
+    if name == "pow":
+        return operands[0].zero and len(operands) == 1 and isinstance(args[1], (int, float)) and args[1] > 0
     if name == "zero":
         return True
     if name in ("add", "sub", "maximum", "minimum") and len(operands) > 1:
@@ -92,9 +95,10 @@ def elementwise(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], o
     """Labels at the same position go together, broadcasting included."""
     tensors = tensors_in(args, kwargs)
     operands = [labels_of(tensor) for tensor in tensors]
-    zero, origin = _stays_zero(ctx, operands), operands[0].origin if len(operands) == 1 else None
+    zero, origin = _stays_zero(ctx, args, operands), operands[0].origin if len(operands) == 1 else None
     for out in outs:
         ctx.label(out, _broadcast(ctx, tensors, operands, out.shape), zero, origin)
+        statistics.combine(ctx, args, tensors, operands, labels_of(out))
 
 
 def broadcast_axes(ctx: RuleContext, tensors: Sequence[Tensor], shape: Sequence[int]) -> list[Axis]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor
 
 from infoprune.structure.labels.tensor_labels import labels_of
 from infoprune.structure.tracing.rule_context import RuleContext
+from infoprune.structure.tracing.rules import statistics
 from infoprune.structure.tracing.rules.elementwise import elementwise
 from infoprune.structure.tracing.rules.registry import RULES, Rule, rule, tensors_in, unknown
 
@@ -55,11 +57,20 @@ def group_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
     axes = list(operand.axes)
     ctx.freeze_all(axes[2:], "it is a spatial dimension of a group norm")
     axes[1] = ctx.unite_all([axes[1], *(f.axes[0] for f in own)])
-    if axes[1] is not None and groups > 1:
+    if axes[1] is not None and 1 < groups < len(axes[1]):  # where every channel is a group, groups go with channels
         ctx.tie(axes[1].reshape(groups, -1))
     ctx.label(outs[0], axes[:2] + [None] * (len(axes) - 2), zero=len(own) == 2 and all(f.zero for f in own))
-    for out in outs[1:]:
-        ctx.label(out, [None] * out.dim())
+    for out in outs[1:]:  # statistics, one for each group
+        ctx.label(out, [axes[0], axes[1] if axes[1] is not None and groups == len(axes[1]) else None])
+
+
+_NORMS = frozenset({"linalg_vector_norm", "norm"})
+_KEEP_ZERO = frozenset({"sum", "mean", "amax", "amin", *_NORMS})
+_OF_NORMALISATIONS = frozenset({"mean", "var", "std", "var_mean"})
+"""Statistics that normalisations are made of; they may be taken over the channels that stay."""
+
+_POWERS = dict.fromkeys(("sum", "mean", "amax", "amin", "std", *_NORMS), (1.0,)) | {"var": (2.0,), "var_mean": (2.0, 1.0)}
+"""How each result scales with what it is taken of."""
 
 
 @rule(
@@ -68,22 +79,26 @@ def group_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
     "aten.logsumexp",
 )  # fmt: skip
 def reduction(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """A sum over removed channels is exact if they are zero; every other statistic over channels would change."""
+    """A sum or norm over removed channels is exact if they are zero; other statistics over channels would change."""
     if len(tensors_in(args)) > 1:  # max(a, b), min(a, b)
         return elementwise(ctx, args, kwargs, outs)
     operand, rank = labels_of(args[0]), args[0].dim()
-    dims = _reduced_dims(ctx, args, kwargs, rank)
-    for d in dims:
-        if not (ctx.short_name == "sum" and operand.zero):
-            ctx.freeze(operand.axes[d], f"{ctx.short_name} over channels would change")
+    dims = reduced_dims(ctx.name, args, kwargs, rank)
+    name, order = ctx.short_name, args[1] if ctx.short_name in _NORMS and len(args) > 1 else 2
+    exact = operand.zero and (name == "sum" or (name in _NORMS and isinstance(order, (int, float)) and order > 0))
+    over = [] if exact else [axis for d in dims if (axis := operand.axes[d]) is not None]
     keepdim = bool(rank) and outs[0].dim() == rank
     axes = [None if d in dims else a for d, a in enumerate(operand.axes) if keepdim or d not in dims]
-    for out in outs:
-        ctx.label(out, axes, zero=operand.zero and ctx.short_name in ("sum", "mean", "amax", "amin"))
+    powers = _POWERS.get(name, ()) if not over or name in _OF_NORMALISATIONS else ()
+    for out, power in zip_longest(outs, powers):
+        ctx.label(out, axes, zero=operand.zero and name in _KEEP_ZERO)
+        if over or operand.statistics:
+            statistics.take(ctx, operand, labels_of(out), power, over)
 
 
-def _reduced_dims(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], rank: int) -> set[int]:
-    position = 2 if ctx.short_name in ("linalg_vector_norm", "norm") else 1
+def reduced_dims(name: str, args: Sequence[Any], kwargs: dict[str, Any], rank: int) -> set[int]:
+    """The dimensions that a reduction sums over."""
+    position = 2 if name in ("aten.linalg_vector_norm", "aten.norm") else 1
     dims = args[position] if len(args) > position else kwargs.get("dim")
     if isinstance(dims, bool) or dims is None or (isinstance(dims, (list, tuple)) and not dims):
         return set(range(rank))
