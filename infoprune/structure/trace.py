@@ -290,7 +290,7 @@ class TraceSession:
             elif self.on_shapes and entry.tensor.is_floating_point():
                 tensors[name] = on_meta(entry.tensor)
         labelled_tensors = [
-            (tensors.get(name, entry.tensor), TensorLabels(labels[name], zero=True, origin=name))
+            (tensors.get(name, entry.tensor), TensorLabels(entry.axes(labels[name]), zero=True, origin=name))
             for name, entry in self.owned.items()
         ]
         inputs = inputs_on_meta(self.inputs) if self.on_shapes else self.inputs
@@ -389,16 +389,14 @@ class TraceSession:
                 )
 
     def freeze_modules(self) -> None:
-        """Layers that keep copies or views of their weights elsewhere cannot be cut behind their back."""
+        """Freeze the positions of kernels, and layers that keep copies or views of their weights elsewhere."""
+        for name, entry in self.owned.items():
+            for labels in self.labels[name][entry.channel_dims :]:
+                self.space.freeze(labels, None)
         for prefix, module in self.modules.items():
             reason = None
             if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
                 reason = f"belongs to the recurrent layer {prefix or type(module).__name__}"
-            elif isinstance(module, nn.utils.parametrize.ParametrizationList):
-                reason = (
-                    f"has a parametrization ({prefix}); remove it with "
-                    "torch.nn.utils.parametrize.remove_parametrizations to prune the layer"
-                )
             if reason:
                 for name, _ in [*module.named_parameters(), *module.named_buffers()]:
                     full = f"{prefix}.{name}" if prefix else name

@@ -100,7 +100,7 @@ def _run_masked(model: nn.Module, plan: PruningPlan, inputs: Inputs) -> list[Ten
     operands, gone = [], []
     for name, entry in owned.items():
         axes = [space.add_slot(name, dim, size) for dim, size in enumerate(entry.tensor.shape)]
-        operands.append((entry.tensor, TensorLabels(axes, zero=True, origin=name)))
+        operands.append((entry.tensor, TensorLabels(entry.axes(axes), zero=True, origin=name)))
         for dim, indices in plan.removed.get(name, {}).items():
             entry.tensor.data.index_fill_(dim, torch.tensor(indices, device=entry.tensor.device), 0)
             gone.append(axes[dim][list(indices)])
@@ -131,24 +131,29 @@ class _Masked(_Doubled):
             narrow = args[0]
             for dim in reduced_dims(name, args, kwargs, args[0].dim()):
                 narrow = narrow if (stay := self._stay(args[0], dim)) is None else narrow.index_select(dim, stay)
-            return result if narrow is args[0] else self._labelled(operator.func(narrow, *args[1:], **kwargs), result)
+            return result if narrow is args[0] else _labelled(operator.func(narrow, *args[1:], **kwargs), result)
         for dim in _normalised_dims(name, args):
             stay = self._stay(args[0], dim)
             if stay is not None:
                 return self._over_kept(operator.func, name, args, kwargs, result, dim, stay)
+        for out in tensors_in([result]):
+            self._silence(out)
         return result
+
+    def _silence(self, out: Tensor) -> None:
+        """Keep what is removed of a kernel zero: its statistics may divide zero by zero."""
+        if labels_of(out).origin is not None and out.is_floating_point():
+            for dim in range(out.dim()):
+                stay = self._stay(out, dim)
+                if stay is not None:
+                    gone = torch.ones(out.shape[dim], dtype=torch.bool, device=out.device).index_fill_(0, stay, False)
+                    out.index_fill_(dim, gone.nonzero()[:, 0], 0)
 
     def _stay(self, tensor: Tensor, dim: int) -> Tensor | None:
         """The indices of a dimension that the plan leaves, if it does not leave all."""
         axis = labels_of(tensor).axes[dim]
         gone = None if axis is None else np.isin(axis, self._removed)
         return None if gone is None or not gone.any() else torch.from_numpy(np.flatnonzero(~gone)).to(tensor.device)
-
-    def _labelled(self, outs: Any, like: Any) -> Any:
-        """The results of an operator, with the labels of others."""
-        for out, other in zip(tensors_in([outs]), tensors_in([like]), strict=True):
-            set_labels(out, labels_of(other))
-        return outs
 
     def _over_kept(
         self, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], full: Any, dim: int, index: Tensor
@@ -171,6 +176,13 @@ class _Masked(_Doubled):
         placed.index_copy_(dim, index, tensors_in([outs])[0])
         set_labels(placed, labels_of(first_out))
         return (placed, *full[1:]) if isinstance(full, tuple) else placed
+
+
+def _labelled(outs: Any, like: Any) -> Any:
+    """The results of an operator, with the labels of others."""
+    for out, other in zip(tensors_in([outs]), tensors_in([like]), strict=True):
+        set_labels(out, labels_of(other))
+    return outs
 
 
 def _normalised_dims(name: str, args: Sequence[Any]) -> Sequence[int]:

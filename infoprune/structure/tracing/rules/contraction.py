@@ -111,6 +111,22 @@ def _matmul(ctx: RuleContext, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | 
     ctx.cost("linear" if fa.origin or fb.origin else "attention", fb.origin or fa.origin, filters, dims)
 
 
+@rule("aten.mv")
+def mv(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """A matrix times a vector; small change, not counted."""
+    fa, fb = labels_of(args[0]), labels_of(args[1])
+    ctx.contract(fa, fa.axes[1], fb, fb.axes[0])
+    ctx.label(outs[0], [fa.axes[0]], zero=fa.zero)
+
+
+@rule("aten.dot", "aten.vdot")
+def dot(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """The sum over the products of two vectors."""
+    fa, fb = labels_of(args[0]), labels_of(args[1])
+    ctx.contract(fa, fa.axes[0], fb, fb.axes[0])
+    ctx.label(outs[0], [])
+
+
 @rule("aten.linear")
 def linear(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Seen only where a backend has its own linear; elsewhere it comes apart into addmm."""

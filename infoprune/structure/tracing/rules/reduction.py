@@ -33,6 +33,18 @@ def batch_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
         ctx.label(out, [axes[1]] if per_channel else [None] * out.dim())
 
 
+@rule("aten._weight_norm_interface")
+def weight_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """``g v / |v|`` for each filter: what is removed adds nothing to the norms, and the lengths go with the filters."""
+    v, g = labels_of(args[0]), labels_of(args[1])
+    dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % args[0].dim()
+    axes = list(v.axes)
+    axes[dim] = ctx.unite_all([axes[dim], g.axes[dim]])
+    ctx.label(outs[0], axes, zero=v.zero)
+    for out in outs[1:]:
+        ctx.label(out, [axes[dim] if d == dim else None for d in range(out.dim())], zero=v.zero)
+
+
 @rule("aten.native_layer_norm", "aten._fused_rms_norm")
 def layer_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Statistics are taken over the channels that are kept; scale and shift belong to the channel."""

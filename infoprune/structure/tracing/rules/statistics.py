@@ -32,9 +32,8 @@ _BEFORE = frozenset({"pow", "square", "mul", "abs", "_to_copy", "sqrt"})
 
 def carry(ctx: RuleContext, source: TensorLabels, out: TensorLabels) -> None:
     """Let a rearranged tensor depend on what the tensor itself does."""
-    if source.statistics:
-        out.depend_on(source.base, source.degree, source.statistics)
-        ctx.carried_statistics = True
+    out.depend_on(source.base, source.degree, source.statistics)
+    ctx.carried_statistics = True
 
 
 def take(ctx: RuleContext, source: TensorLabels, out: TensorLabels, power: float | None, over: Sequence[Labels]) -> None:
@@ -95,4 +94,5 @@ def _of_two(ctx: RuleContext, operands: Sequence[TensorLabels]) -> tuple[TensorL
 
 
 def _same(axis: Labels | None, other: Labels) -> bool:
-    return axis is other or (axis is not None and np.array_equal(axis, other))
+    """Whether a dimension holds the same channels, perhaps more often."""
+    return axis is other or (axis is not None and np.array_equal(np.unique(axis), np.unique(other)))
