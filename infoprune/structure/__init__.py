@@ -7,8 +7,8 @@ import warnings
 from typing import Any
 
 from infoprune.structure.groups import ChannelGroup, GroupSlot, Structure
-from infoprune.structure.layers import Layer
 from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of
+from infoprune.structure.layers import Layer
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.surgery.history import plan_of
 from infoprune.structure.surgery.shrink import shrink

@@ -370,8 +370,7 @@ class Structure:
     def _arithmetic(self) -> tuple[CostModel, CostModel]:
         macs = [(c.times / self._batch, [self._width(side) for side in c.sides]) for c in self._contractions]
         params = [
-            (1.0, [self._width(self._slots[p, d].labels) for d in range(len(self.shapes[p]))])
-            for p in self._parameters
+            (1.0, [self._width(self._slots[p, d].labels) for d in range(len(self.shapes[p]))]) for p in self._parameters
         ]
         return CostModel(macs), CostModel(params)
 

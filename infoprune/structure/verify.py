@@ -141,8 +141,9 @@ class _Masked(_Doubled):
         return result
 
     def _silence(self, out: Tensor) -> None:
-        """Keep what is removed of a kernel zero: its statistics may divide zero by zero."""
-        if labels_of(out).origin is not None and out.is_floating_point():
+        """Keep what is removed of a kernel zero: its statistics are of what stays, or may divide zero by zero."""
+        labels = labels_of(out)
+        if labels.zero and labels.origin is not None and out.is_floating_point():
             for dim in range(out.dim()):
                 stay = self._stay(out, dim)
                 if stay is not None:

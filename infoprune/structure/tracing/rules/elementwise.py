@@ -73,9 +73,7 @@ _KEEP_ZERO = frozenset(
 )
 
 
-def _stays_zero(
-    ctx: RuleContext, args: Sequence[Any], operands: Sequence[TensorLabels], axes: Sequence[Axis]
-) -> bool:
+def _stays_zero(ctx: RuleContext, args: Sequence[Any], operands: Sequence[TensorLabels], axes: Sequence[Axis]) -> bool:
     """Whether what is removed leaves zero in a result with these axes, along each of them."""
     name = ctx.short_name
     if name == "mul":

@@ -27,7 +27,9 @@ def batch_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
     axes = list(operand.axes)
     axes[1] = ctx.unite_all([axes[1], *(f.axes[0] for f in own)])
     affine = [labels_of(t) for t in args[1:3] if isinstance(t, Tensor)]
-    ctx.label(outs[0], axes, zero=len(affine) == 2 and all(f.zero for f in affine))
+    zero = len(affine) == 2 and all(f.zero for f in affine)
+    of_kernel = operand.origin is not None and not isinstance(args[2], Tensor)  # to standardise it over what stays
+    ctx.label(outs[0], axes, zero=zero or (of_kernel and operand.zero))
     for out in outs[1:]:  # saved statistics: one number a channel, or nothing in eval mode
         per_channel = out.dim() == 1 and out.shape[0] == args[0].shape[1]
         ctx.label(out, [axes[1]] if per_channel else [None] * out.dim())
@@ -81,7 +83,8 @@ _KEEP_ZERO = frozenset({"sum", "mean", "amax", "amin", *_NORMS})
 _OF_NORMALISATIONS = frozenset({"mean", "var", "std", "var_mean"})
 """Statistics that normalisations are made of; they may be taken over the channels that stay."""
 
-_POWERS = dict.fromkeys(("sum", "mean", "amax", "amin", "std", *_NORMS), (1.0,)) | {"var": (2.0,), "var_mean": (2.0, 1.0)}
+_POWERS: dict[str, tuple[float, ...]] = dict.fromkeys(["sum", "mean", "amax", "amin", "std", *_NORMS], (1.0,))
+_POWERS |= {"var": (2.0,), "var_mean": (2.0, 1.0)}
 """How each result scales with what it is taken of."""
 
 

@@ -47,18 +47,19 @@ def reshape_axes(ctx: RuleContext, axes: Sequence[Axis], before: tuple[int, ...]
             if where is None:
                 continue
             target = outs[where]
-            if result[target] is not None and ctx.is_new(labels):
-                ctx.freeze(labels, "its size is fixed where it merges with another dimension")
-            elif result[target] is not None and ctx.is_new(result[target]):
-                ctx.freeze(result[target], "its size is fixed where it merges with another dimension")
-                result[target] = labels
-            elif result[target] is not None:
-                ctx.freeze(axis, "two removable dimensions merge into one")
-                ctx.freeze(result[target], "two removable dimensions merge into one")
-                result[target] = None
-            else:
-                result[target] = labels
+            other = result[target]
+            result[target] = labels if other is None else _merged(ctx, labels, other)
     return result
+
+
+def _merged(ctx: RuleContext, a: Labels, b: Labels) -> Axis:
+    """What is left of the labels of two dimensions where they merge into one: those of the removable one, if any."""
+    for made, other in ((a, b), (b, a)):
+        if ctx.is_new(made):
+            ctx.freeze(made, "its size is fixed where it merges with another dimension")
+            return other
+    ctx.freeze_all([a, b], "two removable dimensions merge into one")
+    return None
 
 
 @lru_cache(maxsize=1024)  # models repeat their shapes

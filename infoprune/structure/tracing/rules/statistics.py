@@ -1,10 +1,10 @@
 """Statistics over channels, and where they cancel out.
 
-The mean over channels changes with the set of channels, so whoever uses it freezes them. In a normalisation, though,
-``(x - mean(x)) / std(x)``, statistics over the channels that stay are what is meant: layer norm without the others. Such
-a result is told by its degree: it does not change when ``x`` is scaled, and it has the channels that the statistic was
-taken over. So degrees ride along: ``x`` has degree 1, its square 2, the mean of that 2, the root of its inverse -1,
-and ``x`` times that 0.
+The mean over channels changes with the set of channels, so an operator that uses it freezes them. In a normalisation,
+though, ``(x - mean(x)) / std(x)``, statistics over the channels that stay are what is meant: layer norm without the
+others. Such a result does not change when ``x`` is scaled, and it has the channels that the statistic was taken over.
+So every tensor has a degree: 1 for ``x``, 2 for its square and for the mean of that, -1 for one over the root of that,
+and 0 for ``x`` times that.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from infoprune.structure.tracing.rule_context import RuleContext
 MOST_ADDED = 1e-2
 """The largest constant that is taken for the epsilon of a normalisation."""
 
-_POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0} | dict.fromkeys(
-    "neg abs clone _to_copy detach alias lift_fresh relu positive".split(), 1.0
-)
+_LIKE_IT = ("neg", "abs", "clone", "_to_copy", "detach", "alias", "lift_fresh", "relu", "positive", "mul", "div")
+_POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0} | dict.fromkeys(_LIKE_IT, 1.0)
 
 _BEFORE = frozenset({"pow", "square", "mul", "abs", "_to_copy", "sqrt"})
 """What may come before a statistic is taken."""
@@ -36,7 +35,9 @@ def carry(ctx: RuleContext, source: TensorLabels, out: TensorLabels) -> None:
     ctx.carried_statistics = True
 
 
-def take(ctx: RuleContext, source: TensorLabels, out: TensorLabels, power: float | None, over: Sequence[Labels]) -> None:
+def take(
+    ctx: RuleContext, source: TensorLabels, out: TensorLabels, power: float | None, over: Sequence[Labels]
+) -> None:
     """Note statistics over channels ``over``; ``power`` None: they never cancel out."""
     new = (Statistic(axis, f"{ctx.short_name} over channels would change", ctx.number) for axis in over)
     statistics = (*source.statistics, *new)
@@ -46,7 +47,11 @@ def take(ctx: RuleContext, source: TensorLabels, out: TensorLabels, power: float
 
 
 def combine(
-    ctx: RuleContext, args: Sequence[Any], tensors: Sequence[Tensor], operands: Sequence[TensorLabels], out: TensorLabels
+    ctx: RuleContext,
+    args: Sequence[Any],
+    tensors: Sequence[Tensor],
+    operands: Sequence[TensorLabels],
+    out: TensorLabels,
 ) -> None:
     """Let the result of an element-wise operator depend on what its operands do."""
     statistics = tuple({id(s): s for operand in operands for s in operand.statistics}.values())
@@ -56,6 +61,8 @@ def combine(
         return  # as good as a tensor of its own
     base, degree = _of_one(ctx, args, operands[0]) if len(operands) == 1 else _of_two(ctx, operands)
     if degree == 0 and all(any(_same(axis, s.axis) for axis in out.axes) for s in statistics):
+        if all(operand.origin for operand in operands):  # a kernel, standardised over what stays, is zero elsewhere
+            out.zero = base.zero
         ctx.carried_statistics = True
     elif statistics or degree is not None:
         out.depend_on(base, degree, statistics)
@@ -69,8 +76,6 @@ def _of_one(ctx: RuleContext, args: Sequence[Any], operand: TensorLabels) -> tup
         power = _POWERS[name]
     elif name == "pow" and numbers and args[0] is not numbers[0]:
         power = float(numbers[0])
-    elif name in ("mul", "div"):
-        power = 1.0
     elif name in ("add", "sub", "clamp_min", "clamp") and len(numbers) == 1 and 0 <= numbers[0] <= MOST_ADDED:
         power = 1.0
     return operand.base, None if power is None or operand.degree is None else operand.degree * power
