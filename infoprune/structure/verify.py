@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from infoprune.structure.labels import LabelSpace
 from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of, set_labels
 from infoprune.structure.module_state import attributes_restored, drop
 from infoprune.structure.plan import PruningPlan, check_belongs
-from infoprune.structure.tensors import owned_tensors
+from infoprune.structure.tensors import copied, owned_tensors
 from infoprune.structure.tracing.rules import tensors_in
 from infoprune.structure.tracing.rules.reduction import reduced_dims
 from infoprune.structure.tracing.tracer import Inputs, Operator, Tracer, run_labelled
@@ -69,7 +68,7 @@ def verify(
     Raises:
         PlanError: the plan does not belong to ``original``.
     """
-    masked, narrow = (copy.deepcopy(model).double() for model in (original, shrunk))
+    masked, narrow = (copied(model).double() for model in (original, shrunk))
     for model in (masked, narrow):
         drop(dict(model.named_modules()), plan)
     inputs = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, example_inputs)

@@ -107,7 +107,7 @@ def reduction(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
     powers = _POWERS.get(name, ()) if not over or name in _OF_NORMALISATIONS else ()
     for out, power in zip_longest(outs, powers):
         ctx.label(out, axes, zero=operand.zero and name in _KEEP_ZERO)
-        if over or operand.statistics:
+        if over or operand.statistics or power is not None:
             statistics.take(ctx, operand, labels_of(out), power, over)
 
 
