@@ -39,9 +39,7 @@ class KeptGroupNorm(nn.Module):
         own = self.norm
         groups = int(self.stay.sum()) if own.num_groups == own.num_channels else own.num_groups
         full = torch.zeros_like(x)
-        full[:, self.stay] = F.group_norm(
-            x[:, self.stay], groups, own.weight[self.stay], own.bias[self.stay], own.eps
-        )
+        full[:, self.stay] = F.group_norm(x[:, self.stay], groups, own.weight[self.stay], own.bias[self.stay], own.eps)
         return full
 
 

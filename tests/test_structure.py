@@ -468,7 +468,9 @@ def test_optimizer_state_of_unknown_shape_is_refused() -> None:
 
 
 def test_a_parametrization_without_rules_is_frozen_by_name() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.utils.parametrizations.orthogonal(nn.Conv2d(8, 8, 1)), nn.Conv2d(8, 4, 1))
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.utils.parametrizations.orthogonal(nn.Conv2d(8, 8, 1)), nn.Conv2d(8, 4, 1)
+    )
     structure = infoprune.trace(net, X)
     assert not structure.prunable
     assert any("aten.tril has no rule (tril in 1.parametrizations.weight" in (g.reason or "") for g in structure.groups)

@@ -341,7 +341,7 @@ class Structure:
             widths: group name -> units that stay; groups not named keep all. None: the model as it is.
 
         Returns:
-            Multiply-accumulates of convolutions and linear layers for one example, and parameters.
+            Multiply-accumulates of convolutions, linear layers and attention for one example, and parameters.
         """
         if not widths:
             return self.cost_of(PruningPlan())

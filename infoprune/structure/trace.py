@@ -20,6 +20,7 @@ from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of
 from infoprune.structure.module_state import Attributes
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors, swapped
+from infoprune.structure.tracing.examples import count_examples
 from infoprune.structure.tracing.outputs import Returned, tensors_held
 from infoprune.structure.tracing.relabel import Recording
 from infoprune.structure.tracing.rule_context import OpRecord
@@ -27,7 +28,6 @@ from infoprune.structure.tracing.tracer import (
     Inputs,
     Tracer,
     collector_paused,
-    first_tensor,
     inputs_on_meta,
     run_labelled,
 )
@@ -412,8 +412,6 @@ class TraceSession:
         said = (self._tracers(), len(self.space.unions), len(self.space.freezes))
         if self._last is not None and self._last[0] == said:  # nothing new but attributes
             return self._last[1].with_attributes(attributes)
-        tensor = first_tensor(self.inputs)
-        batch = tensor.shape[0] if tensor is not None and tensor.dim() > 1 else 1
         shapes = {name: tuple(entry.tensor.shape) for name, entry in self.owned.items()}
         parameters = [name for name, entry in self.owned.items() if entry.is_parameter]
         # Only the eval pass is counted; train mode's own layers (auxiliary heads) still make channels.
@@ -426,7 +424,7 @@ class TraceSession:
             self.records,
             counted,
             uncounted,
-            max(batch, 1),
+            max(count_examples(self.inputs), 1),
             attributes,
             self.caches,
         )
