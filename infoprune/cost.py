@@ -17,9 +17,10 @@ KEEPS_MEMORY = 31 * 2**20
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-accumulates (MACs) of convolutions and linear layers for one example, and parameters.
+    """Multiply-accumulates (MACs) for one example, and parameters.
 
-    The papers' tables call MACs "FLOPs".
+    Convolutions, linear layers and the matrix products of attention count, as in PyTorch's ``FlopCounterMode``. The
+    papers' tables call MACs "FLOPs".
     """
 
     macs: int

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 from infoprune.errors import ConfigurationError
+from infoprune.structure.tracing.examples import count_examples, holds_entries
 
 if TYPE_CHECKING:
     from infoprune.structure.tracing.tracer import Inputs
@@ -63,9 +64,8 @@ def random_inputs(shape: Any) -> Inputs:
 
 
 def batch_size(inputs: Inputs) -> int:
-    """Return the number of examples in inputs: the first dimension of their first tensor."""
-    first = next((leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)), None)
-    return first.shape[0] if first is not None and first.dim() else 1
+    """Return the number of examples in inputs, see :func:`infoprune.structure.tracing.examples.count_examples`."""
+    return count_examples(inputs)
 
 
 def with_batch(inputs: Inputs, size: int) -> Inputs:
@@ -73,16 +73,24 @@ def with_batch(inputs: Inputs, size: int) -> Inputs:
 
     >>> with_batch(torch.arange(2)[:, None], 5).flatten().tolist()
     [0, 1, 0, 1, 0]
+    >>> len(with_batch(([torch.zeros(3, 8, 8)],), 4)[0])
+    4
     """
     old = batch_size(inputs)
 
-    def repeat(tensor: Tensor) -> Tensor:
-        if not tensor.dim() or tensor.shape[0] != old:
-            return tensor
-        return tensor.repeat(-(-size // old), *[1] * (tensor.dim() - 1))[:size]
+    def repeat(value: Any) -> Any:
+        if holds_entries(value):
+            return [value[i % old] for i in range(size)] if len(value) == old else value
+        if not isinstance(value, Tensor) or not value.dim() or value.shape[0] != old:
+            return value
+        return value.repeat(-(-size // old), *[1] * (value.dim() - 1))[:size]
 
-    repeated: Inputs = tree_map_only(Tensor, repeat, inputs)
-    return repeated
+    def in_argument(argument: Any) -> Any:
+        return tree_map(repeat, argument, is_leaf=holds_entries)
+
+    if isinstance(inputs, Mapping):
+        return {name: in_argument(argument) for name, argument in inputs.items()}
+    return tuple(map(in_argument, inputs)) if isinstance(inputs, (list, tuple)) else in_argument(inputs)
 
 
 def _tensor(value: Any) -> Any:

@@ -387,15 +387,16 @@ def test_synchronised_norms_follow(tmp_path: Any) -> None:
     assert same(infoprune.load(tmp_path / "net.pt", TinyNet()), net)
 
 
-def test_parametrized_layer_stays_with_a_reason() -> None:
+def test_parametrized_layer_is_cut_where_its_weight_comes_from() -> None:
     """Trap 12: writing into a parametrized layer's weight is silently ignored."""
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 3, 8), nn.Flatten())
     nn.utils.parametrizations.weight_norm(net[1])
-    module, callback = TinyModule(net=net), pruning((1,), amount=0.5)
-    trainer(callback, epochs=2).fit(module, loader())
-    assert callback.unpruned is not None
-    assert any("has a parametrization (1.parametrizations.weight)" in r for r in callback.unpruned.frozen.values())
-    assert widths(net) == [8, 8, 4, 3]
+    trainer(pruning((1,), amount=0.5), epochs=2).fit(TinyModule(net=net), loader())
+    assert widths(net) == [4, 4, 4, 3]
+    assert [tuple(tensor.shape) for tensor in net[1].parametrizations.weight.parameters()] == [
+        (4, 1, 1, 1),
+        (4, 4, 1, 1),
+    ]
 
 
 def test_validation_in_inference_mode_leaves_no_inference_tensor() -> None:

@@ -73,6 +73,8 @@ class ActivationTap(TorchFunctionMode):
         super().__init__()
         self._until = until
         self._weights = {id(weight): name for weight, name in weights.items()}
+        self._kernels: dict[int, tuple[Tensor, str]] = {}
+        """By identity, the kernels that the model's code computes from a layer's weight, and the layer's name."""
         self._consume = consume
         self._pending: dict[int, Pending] = {}
         self.seen: set[str] = set()
@@ -86,11 +88,22 @@ class ActivationTap(TorchFunctionMode):
         output = func(*args, **kwargs)
         if follows is not None and isinstance(output, Tensor):
             self._pending[id(output)] = Pending(follows.layer, output, stage)
-        elif func in LAYER_CALLS:
-            name = self._weights.get(id(args[1] if len(args) > 1 else kwargs.get("weight")))
-            if name is not None:
-                self._pending[id(output)] = Pending(name, output, FILTERS)
+        elif func in LAYER_CALLS and (name := self._layer_of(args[1] if len(args) > 1 else kwargs.get("weight"))):
+            self._pending[id(output)] = Pending(name, output, FILTERS)
+        elif not is_query(func):
+            self._note_kernels(args, kwargs, output)
         return output
+
+    def _layer_of(self, weight: Any) -> str | None:
+        """The layer whose weight this is, or is computed from (masks, weight standardisation, weight norm)."""
+        return self._weights.get(id(weight)) or self._kernels.get(id(weight), (None, None))[1]
+
+    def _note_kernels(self, args: Any, kwargs: Any, output: Any) -> None:
+        """Whatever is computed from a layer's weight may become its kernel."""
+        names = [name for leaf in tree_leaves((args, kwargs)) if (name := self._layer_of(leaf))]
+        for leaf in tree_leaves(output) if names else ():
+            if isinstance(leaf, Tensor):
+                self._kernels[id(leaf)] = leaf, names[0]
 
     def _follow(self, stage: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Pending | None:
         """The output that this call normalises or activates, taken off the list."""
@@ -118,6 +131,7 @@ class ActivationTap(TorchFunctionMode):
         for pending in self._pending.values():
             self._hand_over(pending)
         self._pending.clear()
+        self._kernels.clear()
 
 
 def is_query(func: Any) -> bool:

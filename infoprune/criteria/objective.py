@@ -105,10 +105,21 @@ def get_objective(spec: str | Objective, known: dict[str, Objective], owner: str
 
 
 def evaluate(objective: Objective, outputs: Any, targets: Any, owner: str) -> Tensor:
-    """Apply a loss or payoff, and say so where the batch has no targets."""
+    """Apply a loss or payoff, and say so where the batch has no targets, or none that fit the model's outputs."""
     if targets is None:
         raise DataError(f"{owner}: the calibration batches have no targets; pass batches of (inputs, targets)")
-    return objective(outputs, targets)
+    try:
+        return objective(outputs, targets)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        name = getattr(objective, "__name__", type(objective).__name__)
+        raise ConfigurationError(
+            f"{owner}: {name} fails on outputs {_in_words(outputs)} and targets {_in_words(targets)}: "
+            f"{type(error).__name__}: {error}; pass another function, or targets that fit"
+        ) from error
+
+
+def _in_words(value: Any) -> str:
+    return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
 
 
 def check_payoffs(payoffs: Any, images: int, owner: str) -> Tensor:

@@ -6,8 +6,9 @@ Four floors, each of which imports only those before it: ``labels``, ``tracing``
 import warnings
 from typing import Any
 
-from infoprune.structure.groups import ChannelGroup, GroupSlot, Layer, Structure
+from infoprune.structure.groups import ChannelGroup, GroupSlot, Structure
 from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of
+from infoprune.structure.layers import Layer
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.surgery.history import plan_of
 from infoprune.structure.surgery.shrink import shrink

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +16,8 @@ from infoprune.cost import Cost
 from infoprune.errors import ConfigurationError, PlanError, nearest
 from infoprune.structure.cost_model import CostModel
 from infoprune.structure.explain import explain
-from infoprune.structure.labels import Labels, LabelSpace, Slot, ranges
-from infoprune.structure.labels.tensor_labels import Axis
+from infoprune.structure.labels import Labels, LabelSpace, ranges
+from infoprune.structure.layers import Layer, find_layers, layer_name
 from infoprune.structure.notebook import html_table
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.tracing.rule_context import Contraction, OpRecord
@@ -65,23 +65,6 @@ class ChannelGroup:
     def __str__(self) -> str:
         state = f"frozen: {self.reason}" if self.frozen else "prunable"
         return f"{self.name}: {self.size} units in {len(self.slots)} slots, {state}"
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A convolution or linear layer, as a maker of channels.
-
-    Attributes:
-        name: module path, or the parameter's name if it is not a module's ``weight``.
-        weight: name of the weight.
-        dim: the weight's filter dimension.
-        kind: ``"conv"`` or ``"linear"``.
-    """
-
-    name: str
-    weight: str
-    dim: int
-    kind: str
 
 
 @dataclass(frozen=True)
@@ -135,7 +118,7 @@ class Structure:
         self._parameters = list(parameters)
         self._contractions = list(contractions)
         self._batch = batch
-        self.layers = tuple(_layers(space.slots, [*contractions, *other_contractions]))
+        self.layers = tuple(find_layers(space, self.component, [*contractions, *other_contractions]))
         self.groups: tuple[ChannelGroup, ...] = ()
         self._last_keep_mask: tuple[PruningPlan, np.ndarray] | None = None
         self._group()
@@ -359,7 +342,7 @@ class Structure:
             widths: group name -> units that stay; groups not named keep all. None: the model as it is.
 
         Returns:
-            Multiply-accumulates of convolutions and linear layers for one example, and parameters.
+            Multiply-accumulates of convolutions, linear layers and attention for one example, and parameters.
         """
         if not widths:
             return self.cost_of(PruningPlan())
@@ -386,20 +369,17 @@ class Structure:
 
     @cached_property
     def _arithmetic(self) -> tuple[CostModel, CostModel]:
-        macs = [(c.times / self._batch, [self._width(a, n) for a, n in c.sides]) for c in self._contractions]
+        macs = [(c.times / self._batch, [self._width(side) for side in c.sides]) for c in self._contractions]
         params = [
-            (1.0, [self._width(self._slots[p, d].labels, n) for d, n in enumerate(self.shapes[p])])
-            for p in self._parameters
+            (1.0, [self._width(self._slots[p, d].labels) for d in range(len(self.shapes[p]))]) for p in self._parameters
         ]
         return CostModel(macs), CostModel(params)
 
-    def _width(self, axis: Axis, size: int) -> tuple[float, np.ndarray]:
+    def _width(self, axis: Labels) -> tuple[float, np.ndarray]:
         """A dimension's size as ``fixed + coefficients @ widths``."""
-        if axis is None:
-            return float(size), np.zeros(len(self.prunable))
         group = self.group_of_root[self.component[axis[axis >= 0]]]
         counts = np.bincount(group[group >= 0], minlength=len(self.groups))[self._prunable_index]
-        return float(size - counts.sum()), counts / self._prunable_sizes
+        return float(len(axis) - counts.sum()), counts / self._prunable_sizes
 
     @cached_property
     def _prunable_index(self) -> Labels:
@@ -415,26 +395,31 @@ class Structure:
         return Cost(round(sum(self._layer_macs(plan).values())), params)
 
     def layer_costs(self, plan: PruningPlan | None = None) -> dict[str, Cost]:
-        """Cost by layer (its weight's and bias's parameters), in forward order; after ``plan`` if one is given."""
+        """Cost by layer, in forward order; after ``plan`` if one is given.
+
+        Parameters are those of the layer's weight and bias. Products of activations (attention) count for the module
+        that runs them.
+        """
         plan = plan or PruningPlan()
+        tensors: dict[str, dict[str, None]] = {}
+        for c in self._contractions:
+            tensors.setdefault(_layer_of(c), {})[c.kernel] = None
         result = {}
-        for parameter, macs in self._layer_macs(plan).items():
-            params = math.prod(self._shape_after(plan, parameter))
-            bias = parameter.removesuffix("weight") + "bias"
-            if bias != parameter and bias in self.shapes:
-                params += math.prod(self._shape_after(plan, bias))
-            result[layer_name(parameter)] = Cost(round(macs), params)
+        for layer, macs in self._layer_macs(plan).items():
+            own = {kernel for kernel in tensors[layer] if kernel} | ({f"{layer}.bias"} & self.shapes.keys())
+            params = sum(math.prod(self._shape_after(plan, name)) for name in own & set(self._parameters))
+            result[layer] = Cost(round(macs), params)
         return result
 
     def _layer_macs(self, plan: PruningPlan) -> dict[str, float]:
-        """Multiply-accumulates by weight, over all calls, for one example."""
+        """Multiply-accumulates by layer, over all calls, for one example."""
         keep = self.keep_mask(plan)
         macs: dict[str, float] = {}
         for c in self._contractions:
             count = c.times / self._batch
-            for axis, size in c.sides:
-                count *= size if axis is None else int(keep[axis].sum())
-            macs[c.parameter] = macs.get(c.parameter, 0.0) + count
+            for side in c.sides:
+                count *= int(keep[side].sum())
+            macs[_layer_of(c)] = macs.get(_layer_of(c), 0.0) + count
         return macs
 
     def keep_mask(self, plan: PruningPlan) -> np.ndarray:
@@ -478,25 +463,9 @@ class Structure:
         return html_table(repr(self), ["channel group", "units", "state"], rows)
 
 
-def layer_name(parameter: str) -> str:
-    """The module path of a ``weight``, or the parameter's own name.
-
-    >>> layer_name("layer1.0.conv1.weight"), layer_name("attn.in_proj_weight"), layer_name("weight")
-    ('layer1.0.conv1', 'attn.in_proj_weight', 'weight')
-    """
-    return parameter.removesuffix(".weight")
-
-
-def _layers(slots: Sequence[Slot], contractions: Sequence[Contraction]) -> Iterable[Layer]:
-    starts = np.array([slot.start for slot in slots])
-    seen = set()
-    for c in contractions:
-        if c.filters is None or not (c.filters >= 0).any():
-            continue
-        slot = slots[int(np.searchsorted(starts, c.filters[c.filters >= 0][0], side="right")) - 1]
-        if slot.tensor == c.parameter and c.parameter not in seen:
-            seen.add(c.parameter)
-            yield Layer(layer_name(c.parameter), c.parameter, slot.dim, c.kind)
+def _layer_of(contraction: Contraction) -> str:
+    """The name that a contraction's cost goes by."""
+    return layer_name(contraction.kernel) if contraction.kernel else contraction.module or "forward"
 
 
 def _runs(values: np.ndarray) -> tuple[Labels, Labels]:

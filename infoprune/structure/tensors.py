@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 from infoprune.errors import ConfigurationError
+from infoprune.structure.labels import Labels
+from infoprune.structure.labels.tensor_labels import Axis
 
 
 @dataclass(slots=True)
 class OwnedTensor:
-    """A parameter or buffer; tied ones are one tensor with several owners and go by their first name."""
+    """A parameter or buffer; tied ones are one tensor with several owners and go by their first name.
+
+    Attributes:
+        channel_dims: so many leading dimensions may hold channels; those behind them are positions of a kernel.
+    """
 
     name: str
     tensor: Tensor
+    channel_dims: int
     owners: list[tuple[nn.Module, str]] = field(default_factory=list)
+
+    def axes(self, labels: Sequence[Labels]) -> list[Axis]:
+        """The labels of those dimensions that may hold channels, None for the others."""
+        return [*labels[: self.channel_dims], *[None] * len(labels[self.channel_dims :])]
 
     @property
     def is_parameter(self) -> bool:
@@ -42,14 +57,26 @@ def owned_tensors(model: nn.Module) -> dict[str, OwnedTensor]:
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise ConfigurationError(f"the model must be a torch.nn.Module in Python, got a {type(model).__name__}")
     by_id: dict[int, OwnedTensor] = {}
+    ranks: dict[str, int] = {}  # by convolution, how many dimensions its kernels have
     for prefix, module in model.named_modules():
+        if isinstance(module, _ConvNd):
+            ranks[prefix] = 2 + len(module.kernel_size)
+        rank = ranks.get(re.sub(r"\.?parametrizations\.\w+$", "", prefix))
         for store in (module._parameters, module._buffers):
             for key, tensor in store.items():
                 if tensor is None:
                     continue
                 name = f"{prefix}.{key}" if prefix else key
-                by_id.setdefault(id(tensor), OwnedTensor(name, tensor)).owners.append((module, key))
+                dims = 0 if is_lazy(tensor) else tensor.dim()
+                channel_dims = 2 if dims == rank else dims
+                by_id.setdefault(id(tensor), OwnedTensor(name, tensor, channel_dims)).owners.append((module, key))
     return {owned.name: owned for owned in by_id.values()}
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a model, also of one whose code keeps computed tensors (a masked or normalised weight)."""
+    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf})
 
 
 @contextmanager

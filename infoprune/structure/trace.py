@@ -20,6 +20,7 @@ from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of
 from infoprune.structure.module_state import Attributes
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors, swapped
+from infoprune.structure.tracing.examples import count_examples
 from infoprune.structure.tracing.outputs import Returned, tensors_held
 from infoprune.structure.tracing.relabel import Recording
 from infoprune.structure.tracing.rule_context import OpRecord
@@ -27,7 +28,6 @@ from infoprune.structure.tracing.tracer import (
     Inputs,
     Tracer,
     collector_paused,
-    first_tensor,
     inputs_on_meta,
     run_labelled,
 )
@@ -171,6 +171,7 @@ class TraceSession:
         self.owned = owned
         self.on_shapes = True
         self.space = LabelSpace()
+        self.space.parameters = frozenset(name for name, entry in owned.items() if entry.is_parameter)
         self.modules = dict(model.named_modules())
         self._attributes = Attributes(self.modules.values())
         self.module_names = {id(module): name for name, module in self.modules.items()}
@@ -248,6 +249,8 @@ class TraceSession:
             for axis in labels.axes:
                 if axis is not None:
                     self.space.freeze(axis[axis >= 0], how)
+            for statistic in labels.statistics:
+                self.space.freeze(statistic.axis[statistic.axis >= 0], statistic.reason, statistic.op)
 
     def _kept(self, tracer: Tracer, known: set[int], inputs: Sequence[Tensor]) -> list[tuple[Tensor, str]]:
         """What is still held of a pass that has ended, besides what is known, and where.
@@ -257,7 +260,7 @@ class TraceSession:
 
         def find() -> list[Tensor]:
             alive = tracer.recording.held_elsewhere() if tracer.recording else _alive(tracer.results)
-            return [t for t in alive if id(t) not in known and labels_of(t).labelled and labels_of(t).origin is None]
+            return [t for t in alive if id(t) not in known and labels_of(t).tells and labels_of(t).origin is None]
 
         if not find():
             return []
@@ -287,7 +290,7 @@ class TraceSession:
             elif self.on_shapes and entry.tensor.is_floating_point():
                 tensors[name] = on_meta(entry.tensor)
         labelled_tensors = [
-            (tensors.get(name, entry.tensor), TensorLabels(labels[name], zero=True, origin=name))
+            (tensors.get(name, entry.tensor), TensorLabels(entry.axes(labels[name]), zero=True, origin=name))
             for name, entry in self.owned.items()
         ]
         inputs = inputs_on_meta(self.inputs) if self.on_shapes else self.inputs
@@ -386,16 +389,14 @@ class TraceSession:
                 )
 
     def freeze_modules(self) -> None:
-        """Layers that keep copies or views of their weights elsewhere cannot be cut behind their back."""
+        """Freeze the positions of kernels, and layers that keep copies or views of their weights elsewhere."""
+        for name, entry in self.owned.items():
+            for labels in self.labels[name][entry.channel_dims :]:
+                self.space.freeze(labels, None)
         for prefix, module in self.modules.items():
             reason = None
             if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
                 reason = f"belongs to the recurrent layer {prefix or type(module).__name__}"
-            elif isinstance(module, nn.utils.parametrize.ParametrizationList):
-                reason = (
-                    f"has a parametrization ({prefix}); remove it with "
-                    "torch.nn.utils.parametrize.remove_parametrizations to prune the layer"
-                )
             if reason:
                 for name, _ in [*module.named_parameters(), *module.named_buffers()]:
                     full = f"{prefix}.{name}" if prefix else name
@@ -411,8 +412,6 @@ class TraceSession:
         said = (self._tracers(), len(self.space.unions), len(self.space.freezes))
         if self._last is not None and self._last[0] == said:  # nothing new but attributes
             return self._last[1].with_attributes(attributes)
-        tensor = first_tensor(self.inputs)
-        batch = tensor.shape[0] if tensor is not None and tensor.dim() > 1 else 1
         shapes = {name: tuple(entry.tensor.shape) for name, entry in self.owned.items()}
         parameters = [name for name, entry in self.owned.items() if entry.is_parameter]
         # Only the eval pass is counted; train mode's own layers (auxiliary heads) still make channels.
@@ -425,7 +424,7 @@ class TraceSession:
             self.records,
             counted,
             uncounted,
-            max(batch, 1),
+            max(count_examples(self.inputs), 1),
             attributes,
             self.caches,
         )

@@ -65,6 +65,8 @@ class LabelSpace:
 
     def __init__(self) -> None:
         self.slots: list[Slot] = []
+        self.parameters: frozenset[str] = frozenset()
+        """The names of those tensors with slots that are parameters, not buffers."""
         self.size = 0
         self.slot_label_arrays: dict[int, Labels] = {}
         """By identity, the arrays known to hold labels of slots alone; nearly all that meet do."""
@@ -201,6 +203,10 @@ class LabelSpace:
         """The first label of every slot, and how many it has."""
         starts, sizes = np.array([(slot.start, slot.size) for slot in self.slots], dtype=np.int64).reshape(-1, 2).T
         return starts, sizes
+
+    def dim_of(self, label: int) -> int | None:
+        """The dimension of the slot that a label belongs to, if any."""
+        return next((slot.dim for slot in self.slots if slot.start <= label < slot.start + slot.size), None)
 
     def slot_ranges(self) -> Iterator[tuple[Slot, slice]]:
         """Every slot with the range of its labels."""

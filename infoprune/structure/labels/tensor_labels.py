@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 
@@ -11,6 +11,14 @@ from infoprune.structure.labels.components import Labels
 
 Axis: TypeAlias = "Labels | None"
 """The labels along one dimension of a tensor, or None where nothing of it can be removed."""
+
+
+class Statistic(NamedTuple):
+    """Something that depends on which channels there are: a mean over ``axis``, say, taken by operator ``op``."""
+
+    axis: Labels
+    reason: str
+    op: int
 
 
 class TensorLabels:
@@ -21,15 +29,36 @@ class TensorLabels:
             removes whole indices of whole dimensions, and one label per index says it all.
         zero: what a removed unit leaves here is zero once its parameters are zeroed. True for parameters, kept by
             ReLU, lost by sigmoid. It decides where summing over removed channels is exact.
-        origin: name of the parameter that this tensor is a mere rearrangement of, if any.
+        origin: where this tensor is computed from the model's own tensors alone, the name of the largest of them.
+        base: the labels of the tensor that this one is computed from by powers, products and statistics; by default
+            these labels themselves.
+        degree: scaling that tensor by s scales this one by s to this power; None if that is not so.
+        statistics: what was taken over channels on the way and has not cancelled out yet.
     """
 
-    __slots__ = ("axes", "origin", "zero")
+    __slots__ = ("_base", "axes", "degree", "origin", "statistics", "zero")
 
     def __init__(self, axes: Sequence[Axis], zero: bool = False, origin: str | None = None) -> None:
         self.axes = tuple(axes)
         self.zero = zero
         self.origin = origin
+        self.degree: float | None = 1.0
+        self.statistics: tuple[Statistic, ...] = ()
+        self._base: TensorLabels | None = None
+
+    @property
+    def base(self) -> TensorLabels:
+        """What ``degree`` is about."""
+        return self._base or self
+
+    def depend_on(self, base: TensorLabels, degree: float | None, statistics: tuple[Statistic, ...]) -> None:
+        """Note that the tensor is computed from another one, and how; see the class."""
+        self._base, self.degree, self.statistics = base, degree, statistics
+
+    @property
+    def tells(self) -> bool:
+        """Whether a cut would show in the tensor."""
+        return self.labelled or bool(self.statistics)
 
     @property
     def labelled(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -34,13 +34,23 @@ def changes(modules: Mapping[str, nn.Module], plan: PruningPlan, names: Mapping[
     """
     found: list[Change] = []
     for module in modules.values():
-        own = {key: names[id(t)] for key, t in [*module._parameters.items(), *module._buffers.items()] if t is not None}
+        own = {key: names[id(tensor)] for key, tensor in _own_tensors(module).items()}
         cut = {key: name for key, name in own.items() if name in plan.shapes}
         if cut:
             found += [
                 (module, key, value) for key, value in _of_layer(module, cut, plan) if getattr(module, key) != value
             ]
     return [*found, *_of_plan(modules, plan)]
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own tensors; where it computes its weight, the tensor that has the weight's shape stands for it."""
+    held = [*module._parameters.items(), *module._buffers.items()]
+    own = {key: tensor for key, tensor in held if tensor is not None}
+    for key, originals in getattr(module, "parametrizations", {}).items():
+        own[key] = max(originals.parameters(recurse=False), key=Tensor.numel)
+    computed = own.get("weight_orig", own.get("weight_v"))
+    return own if computed is None else {"weight": computed, **own}
 
 
 def _of_plan(modules: Mapping[str, nn.Module], plan: PruningPlan) -> Iterator[Change]:
@@ -117,6 +127,8 @@ def _of_layer(module: nn.Module, cut: dict[str, str], plan: PruningPlan) -> Iter
         yield "num_features", after(next(iter(cut)))[0]
     elif isinstance(module, nn.GroupNorm) and "weight" in cut:
         yield "num_channels", after("weight")[0]
+        if module.num_groups == module.num_channels:
+            yield "num_groups", after("weight")[0]
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and "weight" in cut:
         yield "normalized_shape", after("weight")
     elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and "weight" in cut:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -47,16 +47,23 @@ class OpRecord:
 
 
 class Contraction(NamedTuple):
-    """Multiply-accumulates of one call: ``times`` the product of the kept sizes of the weight's two channel dimensions.
+    """Multiply-accumulates of one call: ``times`` the product of all its dimensions that may lose something.
 
-    ``sides`` holds the labels (or the fixed size) of either dimension; ``filters`` the labels of the filters, if any.
+    Attributes:
+        kernel: the parameter or buffer that a factor is, or is computed from; empty where activations are multiplied.
+        module: where it runs.
+        kind: ``"conv"``, ``"linear"`` or ``"attention"``.
+        times: the product of the dimensions without labels.
+        filters: the labels of the channels that it makes, if any.
+        sides: the labelled dimensions: those of the kernel, and of whatever else it is repeated along.
     """
 
-    parameter: str
+    kernel: str
+    module: str
     kind: str
     times: int
     filters: Axis
-    sides: tuple[tuple[Axis, int], ...]
+    sides: tuple[Labels, ...]
 
 
 class RuleContext:
@@ -65,10 +72,12 @@ class RuleContext:
     def __init__(self, space: LabelSpace, record: OpRecord, number: int, contractions: list[Contraction]) -> None:
         self._space = space
         self._whole = space.slot_label_arrays
-        self._number = number
+        self.number = number
         self._contractions = contractions
         self.record = record
         self.name = record.name
+        self.carried_statistics = False
+        """Whether the results depend on statistics over channels as far as the operands do."""
 
     @property
     def short_name(self) -> str:
@@ -101,16 +110,16 @@ class RuleContext:
         if a is b:
             return a
         if id(a) in self._whole and id(b) in self._whole:
-            self._space.unite(a, b, self._number)
+            self._space.unite(a, b, self.number)
             return a
         if np.array_equal(a, b):
             return a
         inside_a, inside_b = a != OUTSIDE, b != OUTSIDE
         both = inside_a & inside_b
         if both.all():
-            self._space.unite(a, b, self._number)
+            self._space.unite(a, b, self.number)
         else:
-            self._space.unite(a[both], b[both], self._number)
+            self._space.unite(a[both], b[both], self.number)
             self.freeze(a[inside_a & ~inside_b], "meets padding or a tensor that is not a parameter of the model")
             self.freeze(b[inside_b & ~inside_a], "meets padding or a tensor that is not a parameter of the model")
         # Labels with a slot speak for those without, so that a kept or removed index can be told from its label alone.
@@ -123,10 +132,10 @@ class RuleContext:
             return
         flat, first = rows[1:].reshape(-1), np.broadcast_to(rows[0], rows[1:].shape).reshape(-1)
         if rows.min(initial=0) > OUTSIDE:
-            self._space.unite(first, flat, self._number)
+            self._space.unite(first, flat, self.number)
             return
         inside = (flat != OUTSIDE) & (first != OUTSIDE)
-        self._space.unite(first[inside], flat[inside], self._number)
+        self._space.unite(first[inside], flat[inside], self.number)
         self.freeze(flat[~inside], "is tied to padding")
         self.freeze(first[~inside], "is tied to padding")
 
@@ -135,7 +144,7 @@ class RuleContext:
         if (parts == OUTSIDE).any():
             self.tie(parts)
         elif len(parts) > 1:
-            self._space.balance(parts, self._number)
+            self._space.balance(parts, self.number)
 
     def contract(self, fa: TensorLabels, a: Axis, fb: TensorLabels, b: Axis) -> None:
         """Sum over the products of two axes; exact where a removed index adds nothing."""
@@ -152,7 +161,7 @@ class RuleContext:
             return
         inside = axis if id(axis) in self._whole else axis[axis != OUTSIDE]
         if len(inside):
-            self._space.freeze(inside, reason, self._number)
+            self._space.freeze(inside, reason, self.number)
 
     def freeze_all(self, axes: Sequence[Axis], reason: str | None) -> None:
         """Freeze several axes."""
@@ -162,6 +171,10 @@ class RuleContext:
     def new_labels(self, size: int) -> Axis:
         """Labels for a tensor that the model's code makes itself."""
         return self._space.new_labels(size)
+
+    def is_new(self, axis: Labels) -> bool:
+        """Whether these are labels of a tensor that the model's code makes itself."""
+        return bool((axis >= self._space.slots_end()).all())
 
     def choose(self, value: int) -> int:
         """A decision that a rehearsal of this operator has to repeat."""
@@ -185,9 +198,16 @@ class RuleContext:
         """Note that this operator takes some of these channels by their places: trial cuts must hit each of them."""
         self.record.by_place |= bool(((axis >= 0) & (axis < self._space.slots_end())).any())
 
-    def cost(
-        self, parameter: str | None, filters: Axis, count: int, sides: Sequence[tuple[Axis, int]], kind: str
-    ) -> None:
-        """Count this call's multiply-accumulates (only products with a parameter, as the papers do)."""
-        if parameter is not None:
-            self._contractions.append(Contraction(parameter, kind, count, filters, tuple(sides)))
+    def are_filters(self, axis: Axis) -> bool:
+        """Whether these are the labels of a parameter's first dimension."""
+        return axis is not None and bool((axis >= 0).all()) and self._space.dim_of(int(axis[0])) == 0
+
+    def cost(self, kind: str, kernel: str | None, filters: Axis, dims: Iterable[tuple[Axis, int]]) -> None:
+        """Count this call's multiply-accumulates: the product of all its dimensions, given as (labels, size)."""
+        times, sides = 1, []
+        for axis, size in dims:
+            if axis is None:
+                times *= size
+            else:
+                sides.append(axis)
+        self._contractions.append(Contraction(kernel or "", self.record.module, kind, times, filters, tuple(sides)))

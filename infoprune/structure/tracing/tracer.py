@@ -83,7 +83,7 @@ class Tracer(TorchDispatchMode):
         result = execute(operator, args, kwargs, tensors)
         outs = [result] if isinstance(result, Tensor) else tensors_in((result,))
         if tensors or holds_anything(outs):
-            record = OpRecord(operator.name, self.module, scalars_in(args, kwargs, tensors))
+            record = OpRecord(operator.name, self.module, scalars_in(operator.name, args, kwargs, tensors))
             self.label(Step(record, operator.rule, args, kwargs, tensors, outs))
         return result
 
@@ -91,11 +91,21 @@ class Tracer(TorchDispatchMode):
         """Give an operator's results their labels and record it."""
         record, rule, args, kwargs, tensors, outs = step
         op = RuleContext(self.space, record, self.first + len(self.records), self.contractions)
+        origins: dict[str | None, int] = {}  # of what is computed from the model's own tensors alone
         for tensor in tensors:
             origin = labels_of(tensor).origin
             if origin is not None:
                 self.used.add(origin)
+            if tensor.dim():
+                origins[origin] = max(tensor.numel(), origins.get(origin, 0))
+        statistics = [s for tensor in tensors for s in labels_of(tensor).statistics]
         apply(rule, op, args, kwargs, outs)
+        for statistic in () if op.carried_statistics else statistics:
+            self.space.freeze(statistic.axis[statistic.axis >= 0], statistic.reason, statistic.op)
+        if origins and None not in origins and not record.name.startswith("aten.new_"):
+            main = max(origins, key=lambda origin: (origin in self.space.parameters, origins[origin]))
+            for out in outs:
+                labels_of(out).origin = main
         record.outputs = [Output(tuple(out.shape), out.dtype, labels_of(out).axes) for out in outs]
         self.records.append(record)
         if self.recording is not None:
@@ -154,17 +164,27 @@ def holds_anything(made: Sequence[Tensor]) -> bool:
     return any(any(tensor.shape) or not tensor.dim() for tensor in made)
 
 
-def scalars_in(args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]) -> tuple[float, ...]:
+_ARITHMETIC = frozenset({
+    "aten.add", "aten.sub", "aten.rsub", "aten.mul", "aten.div", "aten.pow", "aten.floor_divide", "aten.remainder",
+    "aten.fmod", "aten.addcmul", "aten.addcdiv", "aten.lerp",
+})  # fmt: skip
+"""Operators that compute with whole numbers, which elsewhere are dimensions, sizes and places."""
+
+
+def scalars_in(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]
+) -> tuple[float, ...]:
     """The factors among an operator's arguments; one that changes when a model is shrunk was computed from a size.
 
-    Factors are Python floats, and on shapes also real tensors of one element (``torch.tensor(c).sqrt()``) unless they
-    carry labels: those are uniform tensors that have shrunk to one channel.
+    Factors are Python floats, whole numbers too where the operator computes with them (``x / x.shape[1]``), and on
+    shapes also real tensors of one element (``torch.tensor(c).sqrt()``) unless they carry labels: those are uniform
+    tensors that have shrunk to one channel.
     """
+    kinds = (float, int) if name.rstrip("_") in _ARITHMETIC else float
     found = []
     for value in (*args, *kwargs.values()) if kwargs else args:
-        if isinstance(value, float):
-            found.append(value)
-        elif isinstance(value, Tensor) and not value.is_meta and _is_factor(value, tensors):
+        number = isinstance(value, kinds) and not isinstance(value, bool)
+        if number or (isinstance(value, Tensor) and not value.is_meta and _is_factor(value, tensors)):
             found.append(float(value))
     return tuple(found)
 

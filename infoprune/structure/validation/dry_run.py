@@ -28,6 +28,7 @@ from infoprune.structure.surgery import attributes
 from infoprune.structure.tracing.rule_context import GIVEN_SIZES, OpRecord, Output
 from infoprune.structure.tracing.rules import Rule, tensors_in
 from infoprune.structure.tracing.rules.elementwise import created
+from infoprune.structure.tracing.rules.shape import expand
 from infoprune.structure.tracing.tracer import Operator, Tracer, apply, execute, holds_anything, scalars_in
 from infoprune.structure.validation.conflict import FACTOR, FIXED, Asked, Conflict
 from infoprune.structure.validation.dry_run_context import Diverged, DryRunContext, UnalignedContext
@@ -230,7 +231,7 @@ class _DryRun(Tracer):
         outs = [result] if isinstance(result, Tensor) else tensors_in((result,))
         if not tensors and not holds_anything(outs):
             return result
-        numbers = scalars_in(args, kwargs, tensors)
+        numbers = scalars_in(name, args, kwargs, tensors)
         if numbers:
             self._numbers.update(numbers)
         self._ran.append(name)
@@ -400,11 +401,19 @@ class _DryRun(Tracer):
                 return FIXED
             if rule is created:  # what the code makes anew has the original's labels if it has their number
                 set_labels(out, TensorLabels(wanted_axes, zero="zeros" in op.name))
+            elif rule is expand:
+                self._take_new_labels(op, out, wanted_axes)
             if not self._carries(out, wanted_axes):
                 return "which channels it takes does not follow a cut"
         if op.met_unequal:  # PyTorch does not check all sizes when it runs on shapes
             return "which channels it takes does not follow a cut"
         return None
+
+    def _take_new_labels(self, op: DryRunContext, out: Tensor, kept: Sequence[Axis]) -> None:
+        """Give a stretched dimension the labels that it has in the original."""
+        found = labels_of(out)
+        axes = [w if a is None and w is not None and op.is_new(w) else a for a, w in zip(found.axes, kept, strict=True)]
+        set_labels(out, TensorLabels(axes, found.zero, found.origin))
 
     def _carries(self, out: Tensor, kept: Sequence[Axis]) -> bool:
         """Whether a tensor has these labels, up to units."""

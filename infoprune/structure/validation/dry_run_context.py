@@ -51,6 +51,10 @@ class DryRunContext(RuleContext):
     def freeze(self, axis: Axis, reason: str | None) -> None:
         """Settled when the model was traced."""
 
+    def new_labels(self, size: int) -> Axis:
+        """None: the dry run gives what the code makes anew the labels that it has in the original."""
+        return None
+
     def choose(self, value: int) -> int:
         """What the operator decided when the model was traced."""
         return next(self._choices, value)
@@ -102,7 +106,3 @@ class UnalignedContext(DryRunContext):
     def contract(self, fa: TensorLabels, a: Axis, fb: TensorLabels, b: Axis) -> None:
         """Axes that have to be of one unit at each position."""
         self.unite_all([a, b])
-
-    def new_labels(self, size: int) -> Axis:
-        """No labels: there is no original to have made them."""
-        return None

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from torch import nn
 
 from infoprune.structure.groups import AttributeSlot, Structure
@@ -89,7 +90,7 @@ class SizeAttributeFinder:
             return True
         conflicts = [conflict for conflict in conflicts if conflict.reason != FACTOR]  # which no size explains
         modules = dict.fromkeys(conflict.module for conflict in conflicts)
-        if self._rewrite_sizes(structure, conflicts, self._by_operators):
+        if any(self._rewrite_sizes(structure, conflicts, way) for way in (self._by_operators, self._by_elements)):
             return True
         tied = [self._tie_inputs(structure, module) for module in modules]
         return any(tied) or self._rewrite_sizes(structure, conflicts, self._by_checks)
@@ -232,6 +233,15 @@ class SizeAttributeFinder:
         for place, axes in enumerate(parts):
             yield self._equal_numbers(module, sum(map(len, axes))), np.concatenate(axes), place
 
+    def _by_elements(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
+        """Each dimension that an operator makes, with the numbers in lists and tuples that are as large."""
+        op = max(conflict.op, conflict.upcoming)
+        outputs = structure.records[op].outputs if op >= 0 else []
+        axes = [axis for output in outputs for axis in output.axes if axis is not None]
+        for place, axis in enumerate(axes):
+            elements = self._elements(conflict.module).items()
+            yield [_join(conflict.module, name) for name, n in elements if n == len(axis)], axis, place
+
     def _by_checks(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
         """Where the code itself fails, as if it checked what comes in: each width that its tensors have, once."""
         if conflict.op < 0:
@@ -265,6 +275,13 @@ class SizeAttributeFinder:
     def _integers(self, module: str) -> dict[str, int]:
         numbers = vars(self._session.model.get_submodule(module))
         return {name: value for name, value in numbers.items() if type(value) is int and value > 1}
+
+    def _elements(self, module: str) -> dict[str, int]:
+        """The numbers in a module's lists and tuples of numbers."""
+        held = vars(self._session.model.get_submodule(module)).items()
+        lists = [(name, numbers) for name, numbers in held if type(numbers) in (list, tuple, torch.Size)]
+        whole = [(name, numbers) for name, numbers in lists if all(type(n) is int for n in numbers)]
+        return {element(name, place): n for name, numbers in whole for place, n in enumerate(numbers) if n > 1}
 
     def _with_siblings(self, name: str) -> list[str]:
         return [name, *siblings(self._session.modules, name)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,9 +36,9 @@ def convolution(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], o
         channels = ctx.unite_all([channels, labels_of(bias).axes[0]])
         zero = zero and labels_of(bias).zero
     ctx.label(outs[0], [fx.axes[0], channels, *[None] * (outs[0].dim() - 2)], zero=zero)
-    positions = x.numel() // x.shape[1] if transposed else outs[0].numel() // outs[0].shape[1]
-    kernel = weight.numel() // (weight.shape[0] * weight.shape[1])
-    ctx.cost(fw.origin, makes, positions * kernel, [(fw.axes[d], weight.shape[d]) for d in (0, 1)], kind="conv")
+    positions = math.prod((x if transposed else outs[0]).shape[2:]) * math.prod(weight.shape[2:])
+    dims = [(fx.axes[0], x.shape[0]), (fw.axes[0], weight.shape[0]), (fw.axes[1], weight.shape[1]), (None, positions)]
+    ctx.cost("conv", fw.origin, makes, dims)
 
 
 def _grouped(ctx: RuleContext, fw: TensorLabels, weight: Tensor, groups: int, transposed: bool) -> tuple[Axis, Axis]:
@@ -102,12 +103,28 @@ def _matmul(ctx: RuleContext, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | 
             ctx.label(out, axes)
             axes = broadcast_axes(ctx, [out, bias], tuple(out.shape))
     ctx.label(out, axes, zero=zero)
-    if fa.origin or fb.origin:
-        origin, filters, other = (fb.origin, columns, a) if fb.origin else (fa.origin, rows, b)
-        weight = b if fb.origin else a
-        fw = labels_of(weight)
-        positions = other.numel() // a.shape[-1] if a.shape[-1] else 0
-        ctx.cost(origin, filters, positions, [(fw.axes[d], weight.shape[d]) for d in (-2, -1)], kind="linear")
+    filters = columns if fb.origin else rows if fa.origin else None
+    if fa.origin and fb.origin and not ctx.are_filters(columns):
+        filters = None  # two factors of a kernel (low-rank adapters), not a layer
+    inner = fa.axes[-1] if fb.axes[-2] is None else fb.axes[-2]
+    dims = zip([*batch, rows, columns, inner], [*out.shape, a.shape[-1]], strict=True)
+    ctx.cost("linear" if fa.origin or fb.origin else "attention", fb.origin or fa.origin, filters, dims)
+
+
+@rule("aten.mv")
+def mv(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """A matrix times a vector; small change, not counted."""
+    fa, fb = labels_of(args[0]), labels_of(args[1])
+    ctx.contract(fa, fa.axes[1], fb, fb.axes[0])
+    ctx.label(outs[0], [fa.axes[0]], zero=fa.zero)
+
+
+@rule("aten.dot", "aten.vdot")
+def dot(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """The sum over the products of two vectors."""
+    fa, fb = labels_of(args[0]), labels_of(args[1])
+    ctx.contract(fa, fa.axes[0], fb, fb.axes[0])
+    ctx.label(outs[0], [])
 
 
 @rule("aten.linear")
@@ -121,7 +138,8 @@ def linear(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
     if bias is not None:
         columns, zero = ctx.unite_all([columns, labels_of(bias).axes[0]]), zero and labels_of(bias).zero
     ctx.label(outs[0], [*fx.axes[:-1], columns], zero=zero)
-    ctx.cost(fw.origin, fw.axes[0], x.numel() // x.shape[-1], [(fw.axes[d], weight.shape[d]) for d in (0, 1)], "linear")
+    dims = zip([*fx.axes[:-1], fw.axes[0], fw.axes[1]], [*outs[0].shape, x.shape[-1]], strict=True)
+    ctx.cost("linear", fw.origin, fw.axes[0], dims)
 
 
 @rule(
@@ -138,12 +156,21 @@ def attention(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
         ctx.freeze(operand.axes[-2], "attention sums over it")
     for extra in tensors_in(args[3:], kwargs):
         ctx.freeze_all(labels_of(extra).axes, "it is an attention mask")
-    if args[0].shape[:-2] != args[2].shape[:-2]:
-        for operand in (q, k, v):
-            ctx.freeze_all(operand.axes[:-2], "query and value heads differ in number")
-        heads: list[Axis] = [None] * (outs[0].dim() - 2)
-    else:
-        heads = [ctx.unite_all([a, b, c]) for a, b, c in zip(q.axes[:-2], k.axes[:-2], v.axes[:-2], strict=True)]
+    heads = [
+        ctx.unite_all([own, *(_shared(axis, size // shared) for axis in (of_k, of_v))])
+        for own, of_k, of_v, size, shared in zip(
+            q.axes[:-2], k.axes[:-2], v.axes[:-2], args[0].shape[:-2], args[1].shape[:-2], strict=True
+        )
+    ]
+    queries, keys, width = (q.axes[-2], args[0].shape[-2]), (k.axes[-2], args[1].shape[-2]), args[0].shape[-1]
+    parts = [*zip(heads, args[0].shape[:-2], strict=True), queries, keys]
+    ctx.cost("attention", None, None, [*parts, (q.axes[-1], width)])
+    ctx.cost("attention", None, None, [*parts, (v.axes[-1], args[2].shape[-1])])
     ctx.label(outs[0], [*heads, q.axes[-2], v.axes[-1]], zero=v.zero)
     for out in outs[1:]:
         ctx.label(out, [None] * out.dim())
+
+
+def _shared(axis: Axis, queries: int) -> Axis:
+    """Labels of key or value heads, each of which serves so many query heads."""
+    return axis if axis is None or queries == 1 else np.repeat(axis, queries)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, labels_of
 from infoprune.structure.tracing.rule_context import RuleContext
+from infoprune.structure.tracing.rules import statistics
 from infoprune.structure.tracing.rules.registry import POINTWISE, rule, tensors_in
 
 # Element-wise operators that PyTorch does not tag as such.
@@ -72,19 +73,32 @@ _KEEP_ZERO = frozenset(
 )
 
 
-def _stays_zero(ctx: RuleContext, operands: Sequence[TensorLabels]) -> bool:
+def _stays_zero(ctx: RuleContext, args: Sequence[Any], operands: Sequence[TensorLabels], axes: Sequence[Axis]) -> bool:
+    """Whether what is removed leaves zero in a result with these axes, along each of them."""
     name = ctx.short_name
     if name == "mul":
-        return any(operand.zero for operand in operands)
+        return all(any(o.zero and _has(o, d) for o in operands) for d in _labelled(axes))
     if name == "div":
-        return operands[0].zero
+        return operands[0].zero and all(_has(operands[0], d) for d in _labelled(axes))
     if name == "copy":  # overwrites its first operand
-        return operands[1].zero
+        return operands[1].zero and all(_has(operands[1], d) for d in _labelled(axes))
+    if name == "pow":
+        return operands[0].zero and len(operands) == 1 and isinstance(args[1], (int, float)) and args[1] > 0
     if name == "zero":
         return True
     if name in ("add", "sub", "maximum", "minimum") and len(operands) > 1:
-        return all(operand.zero for operand in operands)
+        return all(o.zero and _has(o, d) for o in operands for d in _labelled(axes))
     return name in _KEEP_ZERO and all(operand.zero for operand in operands)
+
+
+def _labelled(axes: Sequence[Axis]) -> list[int]:
+    """The labelled dimensions, counted from the last."""
+    return [d - len(axes) for d, axis in enumerate(axes) if axis is not None]
+
+
+def _has(operand: TensorLabels, dim: int) -> bool:
+    """Whether an operand has labels along a dimension, counted from the last, not one value for all."""
+    return -dim <= len(operand.axes) and operand.axes[dim] is not None
 
 
 @rule(POINTWISE, *(f"aten.{name}" for name in _UNTAGGED.split()))
@@ -92,9 +106,11 @@ def elementwise(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], o
     """Labels at the same position go together, broadcasting included."""
     tensors = tensors_in(args, kwargs)
     operands = [labels_of(tensor) for tensor in tensors]
-    zero, origin = _stays_zero(ctx, operands), operands[0].origin if len(operands) == 1 else None
+    origin = operands[0].origin if len(operands) == 1 else None
     for out in outs:
-        ctx.label(out, _broadcast(ctx, tensors, operands, out.shape), zero, origin)
+        axes = _broadcast(ctx, tensors, operands, out.shape)
+        ctx.label(out, axes, _stays_zero(ctx, args, operands, axes), origin)
+        statistics.combine(ctx, args, tensors, operands, labels_of(out))
 
 
 def broadcast_axes(ctx: RuleContext, tensors: Sequence[Tensor], shape: Sequence[int]) -> list[Axis]:

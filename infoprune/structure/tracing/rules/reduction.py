@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor
 
 from infoprune.structure.labels.tensor_labels import labels_of
 from infoprune.structure.tracing.rule_context import RuleContext
+from infoprune.structure.tracing.rules import statistics
 from infoprune.structure.tracing.rules.elementwise import elementwise
 from infoprune.structure.tracing.rules.registry import RULES, Rule, rule, tensors_in, unknown
 
@@ -25,10 +27,24 @@ def batch_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
     axes = list(operand.axes)
     axes[1] = ctx.unite_all([axes[1], *(f.axes[0] for f in own)])
     affine = [labels_of(t) for t in args[1:3] if isinstance(t, Tensor)]
-    ctx.label(outs[0], axes, zero=len(affine) == 2 and all(f.zero for f in affine))
+    zero = len(affine) == 2 and all(f.zero for f in affine)
+    of_kernel = operand.origin is not None and not isinstance(args[2], Tensor)  # to standardise it over what stays
+    ctx.label(outs[0], axes, zero=zero or (of_kernel and operand.zero))
     for out in outs[1:]:  # saved statistics: one number a channel, or nothing in eval mode
         per_channel = out.dim() == 1 and out.shape[0] == args[0].shape[1]
         ctx.label(out, [axes[1]] if per_channel else [None] * out.dim())
+
+
+@rule("aten._weight_norm_interface")
+def weight_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """``g v / |v|`` for each filter: what is removed adds nothing to the norms, and the lengths go with the filters."""
+    v, g = labels_of(args[0]), labels_of(args[1])
+    dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % args[0].dim()
+    axes = list(v.axes)
+    axes[dim] = ctx.unite_all([axes[dim], g.axes[dim]])
+    ctx.label(outs[0], axes, zero=v.zero)
+    for out in outs[1:]:
+        ctx.label(out, [axes[dim] if d == dim else None for d in range(out.dim())], zero=v.zero)
 
 
 @rule("aten.native_layer_norm", "aten._fused_rms_norm")
@@ -55,11 +71,21 @@ def group_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
     axes = list(operand.axes)
     ctx.freeze_all(axes[2:], "it is a spatial dimension of a group norm")
     axes[1] = ctx.unite_all([axes[1], *(f.axes[0] for f in own)])
-    if axes[1] is not None and groups > 1:
+    if axes[1] is not None and 1 < groups < len(axes[1]):  # where every channel is a group, groups go with channels
         ctx.tie(axes[1].reshape(groups, -1))
     ctx.label(outs[0], axes[:2] + [None] * (len(axes) - 2), zero=len(own) == 2 and all(f.zero for f in own))
-    for out in outs[1:]:
-        ctx.label(out, [None] * out.dim())
+    for out in outs[1:]:  # statistics, one for each group
+        ctx.label(out, [axes[0], axes[1] if axes[1] is not None and groups == len(axes[1]) else None])
+
+
+_NORMS = frozenset({"linalg_vector_norm", "norm"})
+_KEEP_ZERO = frozenset({"sum", "mean", "amax", "amin", *_NORMS})
+_OF_NORMALISATIONS = frozenset({"mean", "var", "std", "var_mean"})
+"""Statistics that normalisations are made of; they may be taken over the channels that stay."""
+
+_POWERS: dict[str, tuple[float, ...]] = dict.fromkeys(["sum", "mean", "amax", "amin", "std", *_NORMS], (1.0,))
+_POWERS |= {"var": (2.0,), "var_mean": (2.0, 1.0)}
+"""How each result scales with what it is taken of."""
 
 
 @rule(
@@ -68,22 +94,26 @@ def group_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
     "aten.logsumexp",
 )  # fmt: skip
 def reduction(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """A sum over removed channels is exact if they are zero; every other statistic over channels would change."""
+    """A sum or norm over removed channels is exact if they are zero; other statistics over channels would change."""
     if len(tensors_in(args)) > 1:  # max(a, b), min(a, b)
         return elementwise(ctx, args, kwargs, outs)
     operand, rank = labels_of(args[0]), args[0].dim()
-    dims = _reduced_dims(ctx, args, kwargs, rank)
-    for d in dims:
-        if not (ctx.short_name == "sum" and operand.zero):
-            ctx.freeze(operand.axes[d], f"{ctx.short_name} over channels would change")
+    dims = reduced_dims(ctx.name, args, kwargs, rank)
+    name, order = ctx.short_name, args[1] if ctx.short_name in _NORMS and len(args) > 1 else 2
+    exact = operand.zero and (name == "sum" or (name in _NORMS and isinstance(order, (int, float)) and order > 0))
+    over = [] if exact else [axis for d in dims if (axis := operand.axes[d]) is not None]
     keepdim = bool(rank) and outs[0].dim() == rank
     axes = [None if d in dims else a for d, a in enumerate(operand.axes) if keepdim or d not in dims]
-    for out in outs:
-        ctx.label(out, axes, zero=operand.zero and ctx.short_name in ("sum", "mean", "amax", "amin"))
+    powers = _POWERS.get(name, ()) if not over or name in _OF_NORMALISATIONS else ()
+    for out, power in zip_longest(outs, powers):
+        ctx.label(out, axes, zero=operand.zero and name in _KEEP_ZERO)
+        if over or operand.statistics or power is not None:
+            statistics.take(ctx, operand, labels_of(out), power, over)
 
 
-def _reduced_dims(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], rank: int) -> set[int]:
-    position = 2 if ctx.short_name in ("linalg_vector_norm", "norm") else 1
+def reduced_dims(name: str, args: Sequence[Any], kwargs: dict[str, Any], rank: int) -> set[int]:
+    """The dimensions that a reduction sums over."""
+    position = 2 if name in ("aten.linalg_vector_norm", "aten.norm") else 1
     dims = args[position] if len(args) > position else kwargs.get("dim")
     if isinstance(dims, bool) or dims is None or (isinstance(dims, (list, tuple)) and not dims):
         return set(range(rank))

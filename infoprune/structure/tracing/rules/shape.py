@@ -12,7 +12,7 @@ from torch import Tensor
 from infoprune.structure.labels import Labels
 from infoprune.structure.labels.tensor_labels import Axis, labels_of
 from infoprune.structure.tracing.rule_context import RuleContext
-from infoprune.structure.tracing.rules.elementwise import broadcast_axes
+from infoprune.structure.tracing.rules import statistics
 from infoprune.structure.tracing.rules.registry import rule, unknown
 
 
@@ -22,6 +22,7 @@ def reshape(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs:
     operand = labels_of(args[0])
     axes = reshape_axes(ctx, operand.axes, tuple(args[0].shape), tuple(outs[0].shape))
     ctx.label(outs[0], axes, zero=operand.zero, origin=operand.origin)
+    statistics.carry(ctx, operand, labels_of(outs[0]))
 
 
 def reshape_axes(ctx: RuleContext, axes: Sequence[Axis], before: tuple[int, ...], after: tuple[int, ...]) -> list[Axis]:
@@ -46,13 +47,19 @@ def reshape_axes(ctx: RuleContext, axes: Sequence[Axis], before: tuple[int, ...]
             if where is None:
                 continue
             target = outs[where]
-            if result[target] is not None:
-                ctx.freeze(axis, "two removable dimensions merge into one")
-                ctx.freeze(result[target], "two removable dimensions merge into one")
-                result[target] = None
-            else:
-                result[target] = labels
+            other = result[target]
+            result[target] = labels if other is None else _merged(ctx, labels, other)
     return result
+
+
+def _merged(ctx: RuleContext, a: Labels, b: Labels) -> Axis:
+    """What is left of the labels of two dimensions where they merge into one: those of the removable one, if any."""
+    for made, other in ((a, b), (b, a)):
+        if ctx.is_new(made):
+            ctx.freeze(made, "its size is fixed where it merges with another dimension")
+            return other
+    ctx.freeze_all([a, b], "two removable dimensions merge into one")
+    return None
 
 
 @lru_cache(maxsize=1024)  # models repeat their shapes
@@ -123,6 +130,7 @@ def _line(spread: np.ndarray, dim: int) -> Labels:
 def _rearranged(ctx: RuleContext, args: Sequence[Any], outs: Sequence[Tensor], order: Sequence[int]) -> None:
     operand = labels_of(args[0])
     ctx.label(outs[0], [operand.axes[d] for d in order], zero=operand.zero, origin=operand.origin)
+    statistics.carry(ctx, operand, labels_of(outs[0]))
 
 
 @rule("aten.permute")
@@ -149,6 +157,7 @@ def unsqueeze(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
     axes = list(operand.axes)
     axes.insert(args[1] % outs[0].dim(), None)
     ctx.label(outs[0], axes, zero=operand.zero, origin=operand.origin)
+    statistics.carry(ctx, operand, labels_of(outs[0]))
 
 
 @rule("aten.squeeze")
@@ -162,9 +171,13 @@ def squeeze(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs:
 
 @rule("aten.expand", "aten.expand_as", "aten.broadcast_to")
 def expand(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Dimensions of one stretched."""
-    operand = labels_of(args[0])
-    ctx.label(outs[0], broadcast_axes(ctx, [args[0]], tuple(outs[0].shape)), zero=operand.zero, origin=operand.origin)
+    """Dimensions of one stretched: uniform along them, they can shrink if the code asks for less (a dry run tells)."""
+    operand, shape = labels_of(args[0]), outs[0].shape
+    axes: list[Axis] = [*[None] * (len(shape) - args[0].dim()), *operand.axes]
+    before = [*[1] * (len(shape) - args[0].dim()), *args[0].shape]
+    axes = [ctx.new_labels(n) if n > was else a for a, was, n in zip(axes, before, shape, strict=True)]
+    ctx.label(outs[0], axes, zero=operand.zero, origin=operand.origin)
+    statistics.carry(ctx, operand, labels_of(outs[0]))
 
 
 @rule("aten.as_strided")

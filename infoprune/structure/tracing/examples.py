@@ -1,0 +1,64 @@
+"""How many examples a model's inputs hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def count_examples(inputs: Any) -> int:
+    """Return the number of examples in a model's inputs.
+
+    The first argument that holds a tensor decides. A tensor is a batch along its first dimension. A list or tuple, as
+    torchvision's detectors take it, holds one example an entry where its entries are single images (channels, height,
+    width) or dicts; otherwise its first entry decides, as the first value of a dict does.
+
+    Args:
+        inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+
+    Example:
+        >>> import torch
+        >>> batch, image = torch.zeros(4, 3, 8, 8), torch.zeros(3, 8, 8)
+        >>> count_examples(batch), count_examples((batch, 1.0)), count_examples(([image, image],))
+        (4, 4, 2)
+        >>> count_examples({"images": (image, image, image)}), count_examples(([{"image": image}],))
+        (3, 1)
+    """
+    for argument in _arguments(inputs):
+        count = _in_argument(argument)
+        if count is not None:
+            return count
+    return 1
+
+
+def holds_entries(argument: Any) -> bool:
+    """Whether an argument is a list or tuple that holds one example an entry."""
+    if not isinstance(argument, (list, tuple)) or not argument:
+        return False
+    return all(_is_image(entry) for entry in argument) or all(
+        isinstance(entry, Mapping) and any(_is_image(value) for value in entry.values()) for entry in argument
+    )
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
+
+
+def _arguments(inputs: Any) -> list[Any]:
+    if isinstance(inputs, Mapping):
+        return list(inputs.values())
+    return list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+
+
+def _in_argument(argument: Any) -> int | None:
+    """The number of examples in one argument, None if it holds no tensor."""
+    if isinstance(argument, Tensor):
+        return argument.shape[0] if argument.dim() > 1 else 1
+    if holds_entries(argument):
+        return len(argument)
+    values = argument.values() if isinstance(argument, Mapping) else argument
+    if isinstance(values, (list, tuple)) or isinstance(argument, Mapping):
+        return next((count for value in values if (count := _in_argument(value)) is not None), None)
+    return None

@@ -1,0 +1,103 @@
+"""Statistics over channels, and where they cancel out.
+
+The mean over channels changes with the set of channels, so an operator that uses it freezes them. In a normalisation,
+though, ``(x - mean(x)) / std(x)``, statistics over the channels that stay are what is meant: layer norm without the
+others. Such a result does not change when ``x`` is scaled, and it has the channels that the statistic was taken over.
+So every tensor has a degree: 1 for ``x``, 2 for its square and for the mean of that, -1 for one over the root of that,
+and 0 for ``x`` times that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from infoprune.structure.labels import Labels
+from infoprune.structure.labels.tensor_labels import Statistic, TensorLabels
+from infoprune.structure.tracing.rule_context import RuleContext
+
+MOST_ADDED = 1e-2
+"""The largest constant that is taken for the epsilon of a normalisation."""
+
+_LIKE_IT = ("neg", "abs", "clone", "_to_copy", "detach", "alias", "lift_fresh", "relu", "positive", "mul", "div")
+_POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0} | dict.fromkeys(_LIKE_IT, 1.0)
+
+_BEFORE = frozenset({"pow", "square", "mul", "abs", "_to_copy", "sqrt"})
+"""What may come before a statistic is taken."""
+
+
+def carry(ctx: RuleContext, source: TensorLabels, out: TensorLabels) -> None:
+    """Let a rearranged tensor depend on what the tensor itself does."""
+    out.depend_on(source.base, source.degree, source.statistics)
+    ctx.carried_statistics = True
+
+
+def take(
+    ctx: RuleContext, source: TensorLabels, out: TensorLabels, power: float | None, over: Sequence[Labels]
+) -> None:
+    """Note statistics over channels ``over``; ``power`` None: they never cancel out."""
+    new = (Statistic(axis, f"{ctx.short_name} over channels would change", ctx.number) for axis in over)
+    statistics = (*source.statistics, *new)
+    degree = None if source.degree is None or power is None else source.degree * power
+    out.depend_on(source.base, degree, statistics)
+    ctx.carried_statistics = True
+
+
+def combine(
+    ctx: RuleContext,
+    args: Sequence[Any],
+    tensors: Sequence[Tensor],
+    operands: Sequence[TensorLabels],
+    out: TensorLabels,
+) -> None:
+    """Let the result of an element-wise operator depend on what its operands do."""
+    statistics = tuple({id(s): s for operand in operands for s in operand.statistics}.values())
+    if statistics and ctx.name.endswith("_") and not (operands[0].statistics and not tensors[0]._is_view()):
+        return  # others may hold what is overwritten
+    if not statistics and ctx.short_name not in _BEFORE:
+        return  # as good as a tensor of its own
+    base, degree = _of_one(ctx, args, operands[0]) if len(operands) == 1 else _of_two(ctx, operands)
+    if degree == 0 and all(any(_same(axis, s.axis) for axis in out.axes) for s in statistics):
+        if all(operand.origin for operand in operands):  # a kernel, standardised over what stays, is zero elsewhere
+            out.zero = base.zero
+        ctx.carried_statistics = True
+    elif statistics or degree is not None:
+        out.depend_on(base, degree, statistics)
+        ctx.carried_statistics = True
+
+
+def _of_one(ctx: RuleContext, args: Sequence[Any], operand: TensorLabels) -> tuple[TensorLabels, float | None]:
+    name, power = ctx.short_name, None
+    numbers = [value for value in args if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    if name in _POWERS:
+        power = _POWERS[name]
+    elif name == "pow" and numbers and args[0] is not numbers[0]:
+        power = float(numbers[0])
+    elif name in ("add", "sub", "clamp_min", "clamp") and len(numbers) == 1 and 0 <= numbers[0] <= MOST_ADDED:
+        power = 1.0
+    return operand.base, None if power is None or operand.degree is None else operand.degree * power
+
+
+def _of_two(ctx: RuleContext, operands: Sequence[TensorLabels]) -> tuple[TensorLabels, float | None]:
+    if len(operands) != 2:
+        return operands[0].base, None
+    a, b = operands
+    sign = {"mul": 1, "div": -1}.get(ctx.short_name)
+    if a.base is not b.base:  # at most one of them is about the channels, the other is as good as a constant
+        if sign is None or bool(a.statistics) == bool(b.statistics):
+            return a.base, None
+        return (a.base, a.degree) if a.statistics else (b.base, None if b.degree is None else sign * b.degree)
+    if a.degree is None or b.degree is None:
+        return a.base, None
+    if sign is not None:
+        return a.base, a.degree + sign * b.degree
+    same = ctx.short_name in ("add", "sub", "maximum", "minimum") and a.degree == b.degree
+    return a.base, a.degree if same else None
+
+
+def _same(axis: Labels | None, other: Labels) -> bool:
+    """Whether a dimension holds the same channels, perhaps more often."""
+    return axis is other or (axis is not None and np.array_equal(np.unique(axis), np.unique(other)))
