@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from typing_extensions import override
 
 from infoprune.allocation import Allocation, get_allocation
 from infoprune.allocation.rounding import RoundTo
 from infoprune.callbacks._compat import DualNamespaceCallback
+from infoprune.callbacks.distributed import on_all_ranks
 from infoprune.callbacks.engine import EngineOptions, PruningEngine
 from infoprune.callbacks.measure import ValidationMetrics
 from infoprune.callbacks.surgery import resize_on_load, stop_resizing
@@ -35,7 +35,6 @@ from infoprune.registry import check_count
 from infoprune.report.collect import event_record
 from infoprune.report.loggers import RunLog
 from infoprune.report.record import EventRecord, LayerRow
-from infoprune.report.text import event_line
 from infoprune.schedule import Schedule
 from infoprune.structure import PruningPlan, Structure, plan_of
 
@@ -270,6 +269,9 @@ class FilterPruning(DualNamespaceCallback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        on_all_ranks(lambda: self._start(trainer, pl_module))
+
+    def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self._log = RunLog(trainer.loggers)
             self._log.start(self.options)
@@ -303,8 +305,10 @@ class FilterPruning(DualNamespaceCallback):
         fraction = self._fraction(trainer.current_epoch)
         if trainer.fast_dev_run and not self.history:  # type: ignore[attr-defined]
             fraction = 1.0
-        if fraction is None:
-            return
+        if fraction is not None:
+            on_all_ranks(lambda: self._event(trainer, pl_module, fraction))
+
+    def _event(self, trainer: pl.Trainer, pl_module: pl.LightningModule, fraction: float) -> None:
         structure, decision = self._engine.run_event(trainer, pl_module, fraction)
         self._shape = plan_of(pl_module)
         self._note(trainer, pl_module, structure, decision)
@@ -342,7 +346,6 @@ class FilterPruning(DualNamespaceCallback):
         )
         self.history.append(event)
         assert self.unpruned is not None
-        rank_zero_info(event_line(event, self.unpruned.cost))
         macs, params = Cost(event.macs, event.params).ratio(self.unpruned.cost)
         ratios = {"prune/macs_ratio": macs, "prune/params_ratio": params}
         if self._engine.options.target.latency is not None:
@@ -392,6 +395,10 @@ class FilterPruning(DualNamespaceCallback):
     @override
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._check_shape(pl_module)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to the running process: its Trainer and module, and the loggers."""
+        return {**vars(self), "_run": None, "_fitted": None, "_log": None}
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 

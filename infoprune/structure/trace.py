@@ -396,6 +396,8 @@ class TraceSession:
                     f"has a parametrization ({prefix}); remove it with "
                     "torch.nn.utils.parametrize.remove_parametrizations to prune the layer"
                 )
+            elif isinstance(module, torch.jit.ScriptModule):
+                reason = f"belongs to {prefix}, whose sizes torch.jit has compiled in; prune the model before"
             if reason:
                 for name, _ in [*module.named_parameters(), *module.named_buffers()]:
                     full = f"{prefix}.{name}" if prefix else name
