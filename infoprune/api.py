@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +23,7 @@ from infoprune.recalibration import check_norms
 from infoprune.registry import check_count
 from infoprune.snapshot import snapshot
 from infoprune.structure import PruningPlan, Structure, shrink
+from infoprune.structure.notebook import html_table
 from infoprune.structure.trace import MAX_DRY_RUNS, TraceSession, labelled, rehearsed, resolve_conflicts
 from infoprune.structure.tracing.tracer import Inputs
 from infoprune.structure.validation.conflict import Conflict
@@ -36,7 +37,7 @@ Model = TypeVar("Model", bound=nn.Module)
 FORMAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruneResult:
     """What :func:`prune` did.
 
@@ -63,6 +64,17 @@ class PruneResult:
             f"{self.before.macs:,} -> {self.after.macs:,} MACs ({macs:.1%}), "
             f"{self.before.params:,} -> {self.after.params:,} parameters ({params:.1%})"
         )
+
+    def __repr__(self) -> str:
+        return f"PruneResult({self})"
+
+    def _repr_html_(self) -> str:
+        before, after = self.structure.layer_costs(), self.structure.layer_costs(self.plan)
+        rows = [
+            [name, *(f"{old:,} → {new:,}" for old, new in zip(astuple(cost), astuple(after[name]), strict=True))]
+            for name, cost in before.items()
+        ]
+        return html_table(str(self), ["layer", "MACs", "parameters"], rows)
 
 
 def prune(

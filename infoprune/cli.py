@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from infoprune.commands.model_names import with_full_names
 from infoprune.errors import ConfigurationError, InfopruneError, nearest
 from infoprune.version import __version__
 
@@ -46,8 +47,9 @@ any LightningModule and LightningDataModule work, by class_path, in a config or 
   infoprune fit --model my_package.MyModule --data my_package.MyData --trainer.max_epochs 10
   infoprune test --config runs/quickstart/version_0/config.yaml --ckpt_path runs/.../last.ckpt
 
-any module works too, by class_path, or the folder of a run:
-  infoprune inspect --model torchvision.models.resnet18 --input_shape 1,3,224,224
+any module works too: by the name that torchvision or timm gives it, by class_path, or the folder of a run:
+  infoprune inspect --model resnet18 --input_shape 1,3,224,224
+  infoprune inspect --model timm:resnet50 --model.num_classes 10 --input_shape 1,3,224,224
   infoprune prune --model CifarResNet --weights resnet56.pt --input_shape 1,3,32,32 --macs 0.5 --out pruned
   infoprune export --model pruned --out exported
 
@@ -107,7 +109,8 @@ def _run(words: list[str], given: bool) -> None:
     sys.path.append(os.getcwd())  # a console script does not look there, and that is where a user's modules are
     command = words[0]
     if command in TOOLS:
-        importlib.import_module(f"infoprune.commands.{command}").run(words[1:])
+        tool = importlib.import_module(f"infoprune.commands.{command}")
+        tool.run(with_full_names(words[1:]))
         return
     if not command.startswith("-") and command not in TRAINING:
         raise ConfigurationError(

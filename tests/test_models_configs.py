@@ -11,7 +11,8 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from infoprune.callbacks import FilterPruning
+from infoprune.callbacks import Distillation, FilterPruning
+from infoprune.commands.training import parsers
 from infoprune.models import ImageClassifier, WarmupCosineLR
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -62,3 +63,18 @@ def test_instantiates(name: str, tmp_path: Path) -> None:
         return
     assert pruning[0].criterion.name == "capacity_independence"
     assert pruning[0].schedule.events == ((0, 1.0),)  # one cut before the first epoch: any max_epochs works
+
+
+def test_the_recipe_is_added_to_a_config_without_pruning() -> None:
+    parser = parsers()["fit"]
+    files = [f"--config={CONFIGS / name}" for name in ("cifar10_dense.yaml", "recipe.yaml")]
+    config = parser.parse_args([*files, "--trainer.accelerator=cpu"])
+    made = parser.instantiate_classes(config)
+    distillation, pruning = (
+        callback for callback in made.trainer.callbacks if callback.__module__.startswith("infoprune")
+    )
+    assert isinstance(distillation, Distillation)
+    assert isinstance(pruning, FilterPruning)
+    assert config.trainer.callbacks[-1].init_args.allocation == "information_loss"
+    assert pruning.schedule.events == ((0, 1.0),)
+    assert made.model.configure_optimizers()["optimizer"].defaults["lr"] == 0.01

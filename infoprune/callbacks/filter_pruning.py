@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from typing_extensions import override
 
@@ -35,6 +36,7 @@ from infoprune.registry import check_count
 from infoprune.report.collect import event_record
 from infoprune.report.loggers import RunLog
 from infoprune.report.record import EventRecord, LayerRow
+from infoprune.report.text import event_line
 from infoprune.schedule import Schedule
 from infoprune.structure import PruningPlan, Structure, plan_of
 
@@ -346,6 +348,7 @@ class FilterPruning(DualNamespaceCallback):
         )
         self.history.append(event)
         assert self.unpruned is not None
+        rank_zero_info(event_line(event, self.unpruned.cost))
         macs, params = Cost(event.macs, event.params).ratio(self.unpruned.cost)
         ratios = {"prune/macs_ratio": macs, "prune/params_ratio": params}
         if self._engine.options.target.latency is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from typing_extensions import override
 
@@ -36,6 +37,7 @@ from infoprune.report.html import render_html
 from infoprune.report.loggers import RunLog
 from infoprune.report.record import RunRecord, Totals
 from infoprune.report.run_folder import check_writable, run_folder
+from infoprune.report.table import tables_as_text
 from infoprune.report.text import choose_metric, speed_remarks
 from infoprune.saving import save
 from infoprune.shapes import shapes_of
@@ -175,7 +177,9 @@ class RunReport(DualNamespaceCallback):
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.tests_follow:
-            self._write(trainer, pl_module, {}, {})
+            record = self._write(trainer, pl_module, {}, {})
+            assert self.folder is not None
+            rank_zero_info(f"{tables_as_text(record)}\nReport: {self.folder / 'report.html'}")
 
     # -- closing it ---------------------------------------------------------------------------------------------------
 

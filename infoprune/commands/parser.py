@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.console import Console
 
-from infoprune.errors import ConfigurationError, nearest
+from infoprune.commands.parser_errors import in_one_line
+from infoprune.errors import ConfigurationError
 from infoprune.version import __version__
 
 FORMAT = 1
@@ -44,7 +44,8 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
     try:
         return parser.parse_args(list(words))
     except ArgumentError as error:
-        raise ConfigurationError(_one_line(str(error), parser)) from error
+        known = [option for action in parser._actions for option in action.option_strings]
+        raise ConfigurationError(in_one_line(str(error), known)) from error
 
 
 def instantiate(parser: ArgumentParser, options: Namespace) -> Namespace:
@@ -52,13 +53,6 @@ def instantiate(parser: ArgumentParser, options: Namespace) -> Namespace:
     make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name since jsonargparse 4.49
     made: Namespace = make(options)
     return made
-
-
-def _one_line(text: str, parser: ArgumentParser) -> str:
-    unknown = re.match(r"unrecognized arguments: (--[\w.-]+)", text, re.IGNORECASE)
-    known = [option for action in parser._actions for option in action.option_strings]
-    hint = nearest(unknown[1], known) if unknown else ""
-    return re.sub(r"\s*\n\s*", " ", text.strip()).removeprefix("error: ") + hint
 
 
 def add_json_argument(parser: ArgumentParser) -> None:

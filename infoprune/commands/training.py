@@ -9,12 +9,14 @@ import pickle
 import shlex
 import warnings
 import zipfile
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import torch.distributed as dist
+import yaml
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
@@ -24,9 +26,12 @@ import infoprune.data
 import infoprune.models  # noqa: F401
 from infoprune.callbacks import FilterPruning, RunReport
 from infoprune.callbacks.time_slice import SliceOver
+from infoprune.commands.model_names import with_full_names
 from infoprune.commands.offline import offline_runs, reach_wandb
-from infoprune.errors import CheckpointError
+from infoprune.commands.parser_errors import in_one_line
+from infoprune.errors import CheckpointError, ConfigurationError
 from infoprune.report import print_tables
+from infoprune.report.loggers import RunLog
 from infoprune.report.run_folder import check_writable, run_folder
 
 # What Lightning and its dependencies say on every run, and no user of this command can act upon.
@@ -42,7 +47,8 @@ def run(words: list[str], args: list[str] | None = None) -> None:
         args: the same where it did not come from the shell, else None.
     """
     try:
-        TrainingCLI(words, args)
+        full = with_full_names(words, lightning=True)
+        TrainingCLI(words, args if full == words else full)  # arguments that the shell gave are best read from there
     except SliceOver as over:
         print(f"infoprune: {over}")
     atexit.register(leave_process_group)
@@ -70,6 +76,7 @@ class SaveRunConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             check_writable(folder)
             self.parser.save(self.config, str(folder / self.config_filename), skip_none=False, overwrite=True)
+            RunLog(trainer.loggers).configuration(yaml.safe_load(self.parser.dump(self.config, skip_none=True)))
         self.already_saved = True
 
 
@@ -88,6 +95,7 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, words: list[str], args: list[str] | None = None) -> None:
         self.command = shlex.join(["infoprune", *words])
+        raises = {"exit_on_error": False}
         try:
             super().__init__(
                 L.LightningModule,
@@ -99,9 +107,11 @@ class TrainingCLI(LightningCLI):
                 subclass_mode_model=True,
                 # The optimizer is the module's own affair: --optimizer would silently replace configure_optimizers.
                 auto_configure_optimizers=False,
-                parser_kwargs={"prog": "infoprune"},
+                parser_kwargs={"prog": "infoprune", **raises, **dict.fromkeys(self.subcommands(), raises)},
                 args=args,
             )
+        except ArgumentError as error:
+            raise ConfigurationError(in_one_line(str(error))) from error
         except RuntimeError as error:
             if "in loading state_dict" in str(error):
                 raise CheckpointError(

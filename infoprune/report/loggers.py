@@ -35,6 +35,10 @@ class RunLog:
         """Send the pruning options as hyperparameters."""
         self._each(lambda logger: logger.log_hyperparams({"pruning": dict(options)}))
 
+    def configuration(self, config: Mapping[str, Any]) -> None:
+        """Send the resolved configuration of a run, so that runs can be grouped by rate, batch size, seed or model."""
+        self._each(lambda logger: logger.log_hyperparams(dict(config)))
+
     def event(self, event: EventRecord, more: Mapping[str, float] | None = None) -> None:
         """Send the scalars of an event (and ``more``), and its tables and histograms where they can be held."""
         self._events.append(event)

@@ -106,7 +106,7 @@ class EventRecord:
         return "without training" if self.epoch < 0 else f"start of epoch {self.epoch}"
 
 
-@dataclass
+@dataclass(repr=False)
 class RunRecord:
     """A whole run.
 
@@ -159,6 +159,16 @@ class RunRecord:
     created: str = ""
     version: str = __version__
     format: int = FORMAT
+
+    def __repr__(self) -> str:
+        macs = f"{self.before.macs:,} -> {self.after.macs:,} MACs"
+        return f"RunRecord({self.model}, {self.criterion}, {len(self.events)} events, {macs})"
+
+    def _repr_html_(self) -> str:
+        from infoprune.report.text import summary, total_rows
+        from infoprune.structure.notebook import html_table
+
+        return html_table(" ".join(summary(self)), ["", "before", "after", "change"], total_rows(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as nested dicts and lists of primitives."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from io import StringIO
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +26,14 @@ def print_tables(record: RunRecord, console: Console | None = None) -> None:
     console.print(Text(" ".join(summary(record))))
     for warning in record.warnings:
         console.print(Text(f"Note: {warning}", style="yellow"))
+
+
+def tables_as_text(record: RunRecord, width: int = 100) -> str:
+    """Return what `print_tables` prints, without colours, for a log."""
+    console = Console(file=StringIO(), width=width, color_system=None)
+    with console.capture() as capture:
+        print_tables(record, console)
+    return capture.get().rstrip()
 
 
 def layer_table(record: RunRecord) -> Table:
@@ -69,4 +79,4 @@ def _pair(before: str, after: str) -> str:
     return before if before == after else f"{before} → {after}"
 
 
-__all__ = ["layer_table", "print_tables", "totals_table"]
+__all__ = ["layer_table", "print_tables", "tables_as_text", "totals_table"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from infoprune.report.record import RunRecord, Totals
+from infoprune.cost import Cost
+from infoprune.report.record import EventRecord, RunRecord, Totals
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -105,6 +106,34 @@ def joined(items: list[str]) -> str:
     ('a', 'a and b', 'a, b and c')
     """
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def group_name(name: str) -> str:
+    """Return a channel group's name as a person says it.
+
+    >>> group_name("layer2.0.conv2#2"), group_name("conv1")
+    ('layer2.0.conv2, second part', 'conv1')
+    """
+    layer, _, number = name.partition("#")
+    ordinals = {"2": "second", "3": "third", "4": "fourth"}
+    return f"{layer}, {ordinals.get(number, f'{number}th')} part" if number else layer
+
+
+def event_line(event: EventRecord, unpruned: Cost) -> str:
+    """Return one line about a pruning event: when, how many filters went, and what is left of the unpruned model.
+
+    >>> from infoprune.report.record import LayerRow
+    >>> rows = [LayerRow("conv", "conv", "conv", 16, 12, 160, 120, 1600, 1200)]
+    >>> event_line(EventRecord(0, 2, 400, "l1", 6000, 900, rows), Cost(8000, 1000))
+    'Pruned at the start of epoch 2: 4 of 16 filters went, 6.00 k MACs (75.0 %) and 900 parameters (90.0 %) are left'
+    """
+    filters = sum(row.channels_before for row in event.layers)
+    gone = filters - sum(row.channels_after for row in event.layers)
+    macs, params = Cost(event.macs, event.params).ratio(unpruned)
+    return (
+        f"Pruned at the start of epoch {event.epoch}: {gone:,} of {filters:,} filters went, {count(event.macs)} MACs "
+        f"({percent(macs)}) and {count(event.params)} parameters ({percent(params)}) are left"
+    )
 
 
 def summary(record: RunRecord) -> list[str]:

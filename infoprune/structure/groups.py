@@ -18,6 +18,7 @@ from infoprune.structure.cost_model import CostModel
 from infoprune.structure.explain import explain
 from infoprune.structure.labels import Labels, LabelSpace, Slot, ranges
 from infoprune.structure.labels.tensor_labels import Axis
+from infoprune.structure.notebook import html_table
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.tracing.rule_context import Contraction, OpRecord
 from infoprune.structure.tracing.tracer import Tracer
@@ -471,6 +472,10 @@ class Structure:
             f"Structure({len(self.prunable)} prunable and {len(self.groups) - len(self.prunable)} frozen groups, "
             f"{len(self.layers)} layers, {cost.macs:,} MACs, {cost.params:,} parameters)"
         )
+
+    def _repr_html_(self) -> str:
+        rows = [[group.name, str(group.size), group.reason or "prunable"] for group in self.groups]
+        return html_table(repr(self), ["channel group", "units", "state"], rows)
 
 
 def layer_name(parameter: str) -> str:

@@ -15,10 +15,11 @@ import numpy.typing as npt
 from infoprune.errors import PlanError, nearest
 from infoprune.files import write_text_whole
 from infoprune.structure.labels import Labels
+from infoprune.structure.notebook import html_table
 from infoprune.structure.plan_format import FORMAT, read_fields, write_ranges
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruningPlan:
     """Which indices go from which dimension of which parameter or buffer.
 
@@ -64,6 +65,15 @@ class PruningPlan:
                     sizes.add(shape[dim])
                 arrays[tensor, dim] = listed
         object.__setattr__(self, "_arrays", arrays)
+
+    def __repr__(self) -> str:
+        indices = sum(len(gone) for dims in self.removed.values() for gone in dims.values())
+        return f"PruningPlan({indices:,} indices of {len(self.removed)} tensors go)"
+
+    def _repr_html_(self) -> str:
+        cuts = [name for name in self.removed if self.shapes[name] != self.shape_after(name)]
+        rows = [[name, str(self.shapes[name]), str(self.shape_after(name))] for name in cuts]
+        return html_table(repr(self), ["tensor", "before", "after"], rows)
 
     @property
     def is_empty(self) -> bool:

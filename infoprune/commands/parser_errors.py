@@ -1,0 +1,118 @@
+"""Say in one line what a parser reports over many: the option, what it was given, and what was meant."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+
+from infoprune.errors import nearest
+
+_CLASS = r"Problem with given class_path '([\w.]+)'"
+
+
+def in_one_line(text: str, options: Iterable[str] = ()) -> str:
+    r"""Return an error of jsonargparse in one line, with the nearest known name.
+
+    Args:
+        text: what the parser reports.
+        options: the options of the parser, for misspelt ones.
+
+    Example:
+        >>> in_one_line('Parser key "config": File does not exist: \'my.yaml\'')
+        "--config: there is no file 'my.yaml'"
+        >>> in_one_line("unrecognized arguments: --maccs 0.5", ["--macs", "--params"])
+        "unrecognized arguments: --maccs 0.5, did you mean '--macs'?"
+    """
+    key = re.search(r'Parser key "([\w.+]+)"', text)
+    option = f"--{key[1]}" if key else ""
+    for say in (_unknown_option, _missing, _no_file, _no_class, _wrong_type):
+        said = say(text, option)
+        if said:
+            return said
+    unknown = re.search(r"unrecognized arguments: (--[\w.-]+)", text, re.IGNORECASE)
+    hint = nearest(unknown[1], list(options)) if unknown else ""
+    return " ".join(text.split()).removeprefix("error: ") + hint
+
+
+def _unknown_option(text: str, option: str) -> str | None:
+    """Name the class whose option does not exist; the first that is reported is the one that was meant."""
+    found = re.search(r"Option '(\w+)' is not accepted", text)
+    if not found:
+        return None
+    cls = _class_before(text, found.start())
+    known = _parameters(cls)
+    return f"{option}: {_short(cls)} has no option {found[1]!r}{nearest(found[1], known)}{_known(known)}"
+
+
+def _missing(text: str, option: str) -> str | None:
+    found = re.search(r"the following arguments are required: ([\w., ]+)", text)
+    if not found:
+        return None
+    names = [name.strip() for name in found[1].split(",")]
+    cls = _class_before(text, found.start())
+    if cls:
+        return f"{option}: {_short(cls)} needs {' and '.join(f'{option}.{name}' for name in names)}"
+    options = [f"--{name.rpartition('.')[2]}" for name in names]
+    return f"missing: {' and '.join(options)}; give it here or in a --config"
+
+
+def _no_file(text: str, option: str) -> str | None:
+    found = re.search(r"File does not exist: '(.+?)'", text)
+    return f"{option}: there is no file {found[1]!r}" if found else None
+
+
+def _no_class(text: str, option: str) -> str | None:
+    found = re.search(r"Expected a dot import path string: (\S+)|Unexpected import path format: (\S+)", text)
+    if not found:
+        return None
+    name = found[1] or found[2]
+    return (
+        f"{option}: no class is called {name!r}{nearest(name, set(_class_names()))}; give a known name or an import "
+        "path, as in my_project.MyClass"
+    )
+
+
+def _wrong_type(text: str, option: str) -> str | None:
+    expected = re.search(r"Expected a <class '([\w.]+)'>", text)
+    given = re.search(r"Given value: (.*)", text)
+    if not expected or not given:
+        return None
+    inner = re.findall(r'Parser key "([\w.]+)"', text[: expected.start()])
+    cls = _class_before(text, expected.start())
+    where = f"{option}: {_short(cls)} option {inner[-1]!r}" if cls and len(inner) > 1 else option
+    return f"{where}: expected {expected[1].rpartition('.')[2]}, got {given[1]!r}"
+
+
+def _class_before(text: str, end: int) -> str:
+    """Return the path of the innermost class that the report is about at some place, or nothing."""
+    found = re.findall(_CLASS, text[:end])
+    return str(found[-1]) if found else ""
+
+
+def _short(cls: str) -> str:
+    return cls.rpartition(".")[2] or "it"
+
+
+def _known(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return f" (its options: {', '.join(names)})" if names else ""
+
+
+def _parameters(cls: str) -> list[str]:
+    module, _, name = cls.rpartition(".")
+    found = getattr(importlib.import_module(module), name, None) if module else None
+    return list(inspect.signature(found).parameters) if callable(found) else []
+
+
+def _class_names() -> Iterator[str]:
+    """Yield the short names that the command line knows: of callbacks, loggers, models and data that are imported."""
+    import lightning as L
+    from lightning.pytorch.loggers import Logger
+
+    waiting: list[type] = [L.Callback, Logger, L.LightningModule, L.LightningDataModule]
+    while waiting:
+        cls = waiting.pop()
+        yield cls.__name__
+        waiting += cls.__subclasses__()
