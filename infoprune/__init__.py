@@ -12,12 +12,13 @@ from infoprune.version import __version__
 
 if TYPE_CHECKING:
     from infoprune.allocation import Allocation
-    from infoprune.api import PruneResult, load, prune, save
+    from infoprune.api import PruneResult, prune
     from infoprune.callbacks import FilterPruning, RunReport
     from infoprune.checkpoint import attach, load_from_checkpoint
     from infoprune.cost import Cost, Latency, latency
     from infoprune.criteria import Criterion
     from infoprune.recalibration import recalibrate
+    from infoprune.saving import load, save
     from infoprune.schedule import Schedule
     from infoprune.structure import (
         PruningPlan,
@@ -44,13 +45,13 @@ _HOME = {
     "Verification": "infoprune.structure",
     "attach": "infoprune.checkpoint",
     "latency": "infoprune.cost",
-    "load": "infoprune.api",
+    "load": "infoprune.saving",
     "load_from_checkpoint": "infoprune.checkpoint",
     "plan_of": "infoprune.structure",
     "prune": "infoprune.api",
     "recalibrate": "infoprune.recalibration",
     "register_rule": "infoprune.structure",
-    "save": "infoprune.api",
+    "save": "infoprune.saving",
     "shrink": "infoprune.structure",
     "trace": "infoprune.structure",
     "verify": "infoprune.structure",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -20,15 +18,12 @@ from infoprune.cost import Cost
 from infoprune.criteria import Criterion, Scores
 from infoprune.criteria.calibration import as_batches
 from infoprune.decide import Decision, Target, decide
-from infoprune.errors import CheckpointError, ConfigurationError, PlanError
-from infoprune.files import written_whole
+from infoprune.errors import ConfigurationError, PlanError
 from infoprune.recalibration import check_norms
 from infoprune.registry import check_count
 from infoprune.snapshot import snapshot
-from infoprune.structure import PruningPlan, Structure, plan_of, shrink
+from infoprune.structure import PruningPlan, Structure, shrink
 from infoprune.structure.notebook import html_table
-from infoprune.structure.plan import check_belongs
-from infoprune.structure.tensors import owned_tensors
 from infoprune.structure.trace import MAX_DRY_RUNS, TraceSession, labelled, rehearsed, resolve_conflicts
 from infoprune.structure.tracing.tracer import Inputs
 from infoprune.structure.validation.conflict import Conflict
@@ -192,74 +187,3 @@ def _statistics_after(
     shrink(trial, plan)
     recalibration.recalibrate(trial, data or (), batches)
     return dict(check_norms(trial))
-
-
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a pruned model: its weights, and the plan that leads to its shape. No pickled code.
-
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
-    data = {"infoprune": FORMAT, "plan": plan_of(model).to_dict(), "state_dict": model.state_dict()}
-    try:
-        with written_whole(path) as scratch:
-            torch.save(data, scratch)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"cannot write {path}: {error}") from error
-
-
-def load(path: str | os.PathLike[str], model: Model) -> Model:
-    """Read what :func:`save` wrote into ``model``, the unpruned architecture, which is shrunk in place.
-
-    Raises:
-        CheckpointError: the file is missing, truncated or something else, or belongs to another architecture (names
-            the first layer that differs). The model is then as it was.
-    """
-    plan, state = _read(path)
-    if not plan_of(model).is_empty:
-        raise CheckpointError(f"{path} is to be loaded into a model that is pruned already: give one as it was built")
-    try:
-        check_belongs(plan, {name: tuple(entry.tensor.shape) for name, entry in owned_tensors(model).items()})
-        _check_weights(path, model, plan, state)
-        shrink(model, plan)
-    except PlanError as error:
-        raise CheckpointError(f"{path} belongs to another architecture: {error}") from error
-    model.load_state_dict(state)
-    return model
-
-
-def _read(path: str | os.PathLike[str]) -> tuple[PruningPlan, dict[str, Any]]:
-    try:
-        data = torch.load(os.fspath(path), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the reader fail in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"cannot read {path}, it is missing, truncated or not a checkpoint: {reason}") from error
-    if not isinstance(data, dict) or data.get("infoprune") != FORMAT or not {"plan", "state_dict"} <= set(data):
-        raise CheckpointError(f"{path} was not written by infoprune.save (format {FORMAT})")
-    state = data["state_dict"]
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} is damaged: its 'state_dict' is a {type(state).__name__}")
-    try:
-        return PruningPlan.from_dict(data["plan"]), state
-    except PlanError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-
-
-def _check_weights(path: Any, model: nn.Module, plan: PruningPlan, state: Mapping[str, Any]) -> None:
-    own = model.state_dict()
-    for name, tensor in own.items():
-        if name not in state:
-            raise CheckpointError(f"{path} belongs to another architecture: it has no {name}")
-        if not isinstance(tensor, torch.Tensor):
-            continue
-        wanted = plan.shape_after(name) if name in plan.shapes else tuple(tensor.shape)
-        if not isinstance(state[name], torch.Tensor):
-            raise CheckpointError(f"{path} is damaged: {name} is a {type(state[name]).__name__}, not a tensor")
-        if tuple(state[name].shape) != wanted:
-            raise CheckpointError(
-                f"{path} belongs to another architecture: {name} has shape {tuple(state[name].shape)} in the file, "
-                f"the model needs {wanted}"
-            )
-    extra = next((name for name in state if name not in own), None)
-    if extra is not None:
-        raise CheckpointError(f"{path} belongs to another architecture: the model has no {extra}")

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from infoprune.errors import CheckpointError, PlanError
+from infoprune.state_dicts import shapes_after
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.surgery.history import first_shapes, plan_of, regrow
 from infoprune.structure.surgery.shrink import shrink
-from infoprune.structure.tensors import owned_tensors
+from infoprune.structure.surgery.transaction import Transaction
 
 RECORD = "infoprune"
 """Where the plan lies: a key of the Trainer's checkpoints, and of the metadata of a state dict."""
@@ -106,8 +107,9 @@ def adapt(model: nn.Module, plan: PruningPlan) -> None:
         return
     try:
         check_belongs(plan, first_shapes(model))
-        regrow(model)
-        shrink(model, plan)
+        with Transaction([model]) as transaction:
+            regrow(model)
+            shrink(model, plan, transaction=transaction)
     except PlanError as error:
         raise CheckpointError(f"the checkpoint belongs to another architecture: {error}") from error
 
@@ -196,12 +198,7 @@ def _follow_plan(
 
 def _clash(module: nn.Module, plan: PruningPlan, incoming: Mapping[str, tuple[int, ...]]) -> str:
     """The first tensor whose shape after a plan differs from the one that comes in, in words."""
-    names = {id(entry.tensor): name for name, entry in owned_tensors(module).items()}
-    first = first_shapes(module)
-    for key, tensor in module.state_dict(keep_vars=True).items():
-        name = names.get(id(tensor))
-        if name is not None and key in incoming:
-            wanted = plan.shape_after(name) if name in plan.shapes else first[name]
-            if incoming[key] != wanted:
-                return f"{key} has shape {incoming[key]} in the checkpoint, the model needs {wanted}"
+    for key, wanted in shapes_after(module, plan).items():
+        if key in incoming and incoming[key] != wanted:
+            return f"{key} has shape {incoming[key]} in the checkpoint, the model needs {wanted}"
     return ""

@@ -34,6 +34,10 @@ class SurgeryError(InfopruneError):
     """A model or optimizer cannot be shrunk safely; nothing was changed."""
 
 
+class ProcessError(SurgeryError):
+    """Another process of a run failed, so this one stops too; the message is the other's error."""
+
+
 class CheckpointError(InfopruneError):
     """A checkpoint or saved model cannot be read, or belongs to another architecture."""
 

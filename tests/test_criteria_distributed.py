@@ -127,7 +127,9 @@ def test_two_processes_score_as_one_does(two_processes: list[dict[str, Any]]):
 
 
 def test_a_failure_on_one_process_ends_both(two_processes: list[dict[str, Any]]):
-    assert two_processes[0]["failure"].startswith("DataError: scoring failed on 1 other processes")
+    assert two_processes[0]["failure"].startswith(
+        "ProcessError: process 1 failed, so all processes stop: ConfigurationError: 0: its activations hold"
+    )
     assert two_processes[1]["failure"].startswith("ConfigurationError: 0: its activations hold")
 
 

@@ -114,6 +114,6 @@ def test_one_process_that_fails_stops_all(launched: tuple[Path, subprocess.Compl
     folder, done = launched
     assert done.returncode != 0
     told = " ".join(done.stderr.split())  # tracebacks may come in lines of the terminal's width
-    assert "SurgeryError: process 1 failed at a pruning event" in told
+    assert "ProcessError: process 1 failed, so all processes stop" in told
     assert "OSError: the disk of this machine is full" in told
     assert not list(folder.glob("fails-*.pt"))

@@ -166,7 +166,7 @@ class TestLoadWeights:
     def test_other_files(self, tmp_path: Path, content: bytes) -> None:
         path = tmp_path / "weights.pt"
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match="cannot be read as weights"):
+        with pytest.raises(CheckpointError, match=r"cannot read .*truncated or not a checkpoint"):
             load_weights(CifarResNet(8), path)
 
     def test_whole_models_are_refused_unread(self, tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     for name, value in statistics(alone).items():
         torch.testing.assert_close(first[name], value)
         assert torch.equal(first[name], second[name])
-    assert "scoring failed on 1 other" in (tmp_path / "0.txt").read_text()
+    assert "process 1 failed, so all processes stop" in (tmp_path / "0.txt").read_text()
     assert "a batch must be a tensor" in (tmp_path / "1.txt").read_text()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 
 import infoprune
 from infoprune.errors import SurgeryError
+from infoprune.structure.surgery import in_place_swap
 from infoprune.structure.surgery.slicing import cut, cut_off, join
 
-MODULE = sys.modules[infoprune.shrink.__module__]  # its name in the package is the function
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64, torch.complex128)
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -96,7 +95,7 @@ def bits(tensors: list[Tensor]) -> list[tuple[object, ...]]:
 @pytest.mark.parametrize("beside", [0, 600, 1 << 27])
 @pytest.mark.parametrize("where", ["every cut", "attributes", "state"])
 def test_a_failure_leaves_everything_bit_for_bit(monkeypatch: pytest.MonkeyPatch, beside: int, where: str) -> None:
-    monkeypatch.setattr(MODULE, "_room", lambda _, room=beside: room)
+    monkeypatch.setattr(in_place_swap, "_room", lambda _, room=beside: room)
     net, optimizer = trained()
     plan = infoprune.trace(net, X).plan({"stem": [0, 5], "wide": [1, 2, 3, 4]})
     parameters, state, before = list(net.parameters()), optimizer.state_dict(), bits(everything(net, optimizer))
@@ -133,7 +132,7 @@ def test_a_failure_leaves_everything_bit_for_bit(monkeypatch: pytest.MonkeyPatch
                 raise MemoryError("simulated")
             return cut(*args)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(MODULE, "cut", failing_cut)
+        monkeypatch.setattr(in_place_swap, "cut", failing_cut)
         try:
             infoprune.shrink(net, plan, optimizer)
         except MemoryError:
@@ -147,7 +146,7 @@ def test_a_failure_leaves_everything_bit_for_bit(monkeypatch: pytest.MonkeyPatch
 def test_little_memory_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for beside in (0, 1 << 27):
-        monkeypatch.setattr(MODULE, "_room", lambda _, room=beside: room)
+        monkeypatch.setattr(in_place_swap, "_room", lambda _, room=beside: room)
         net, optimizer = trained()
         held, values = net.state_dict(), [t.clone() for t in net.state_dict().values()]
         old = dict(net.named_parameters())
@@ -163,7 +162,7 @@ def test_little_memory_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("beside", [0, 1 << 27])
 def test_sparse_tensors_are_cut_beside_the_old_ones(monkeypatch: pytest.MonkeyPatch, beside: int) -> None:
-    monkeypatch.setattr(MODULE, "_room", lambda _: beside)
+    monkeypatch.setattr(in_place_swap, "_room", lambda _: beside)
     net = nn.Module()
     net.register_buffer("table", torch.arange(12.0).reshape(4, 3).to_sparse())
     old = net.table
@@ -175,7 +174,7 @@ def test_sparse_tensors_are_cut_beside_the_old_ones(monkeypatch: pytest.MonkeyPa
 
 def peak(beside: int) -> float:
     """MiB that shrinking eight layers of 16 MiB takes beyond the model; 9 MiB stay of each but the ends."""
-    vars(MODULE)["_room"] = lambda _: beside
+    vars(in_place_swap)["_room"] = lambda _: beside
     net = nn.Sequential(*(nn.Linear(2048, 2048, bias=False) for _ in range(8)))
     plan = infoprune.trace(net, torch.zeros(1, 2048)).plan({str(i): range(0, 2048, 4) for i in range(7)})
 

@@ -21,6 +21,7 @@ from infoprune.callbacks.surgery import averaged_copies, in_names_of, shrink_in_
 from infoprune.callbacks.training_data import calibration_batches, no_batch_yet, of_batch, training_batches
 from infoprune.criteria import Criterion, Scores
 from infoprune.criteria.criterion import check_weights
+from infoprune.criteria.distributed import broadcast_from_first
 from infoprune.decide import Decision, Target, decide, goal
 from infoprune.recalibration import check_norms, recalibrate
 from infoprune.report.collect import UnprunedStats
@@ -122,7 +123,7 @@ class PruningEngine:
         """Find the network and its example inputs, if they can be known before the first batch."""
         if self.inputs is None:
             with _rng_isolated(trainer):
-                on_all_ranks(trainer, lambda: self._find_inputs(trainer, module))
+                on_all_ranks(lambda: self._find_inputs(trainer, module))
 
     def _find_inputs(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         inputs = example_inputs(trainer, module, self.options.example_inputs)
@@ -142,7 +143,7 @@ class PruningEngine:
         """Describe the unpruned model, and check while nothing is lost whether it can be pruned to the target."""
         if self.inputs is not None and self.unpruned is None:
             with _rng_isolated(trainer):
-                on_all_ranks(trainer, lambda: self._rehearse(trainer, module))
+                on_all_ranks(lambda: self._rehearse(trainer, module))
 
     def _rehearse(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         options, network = self.options, self.network(module)
@@ -190,7 +191,7 @@ class PruningEngine:
             shrink_in_fit(trainer, module, with_followers(plan, self.options.follow or {}))
             self.latency_ratio = decision.latency or self.latency_ratio
             if self.options.recalibrate:
-                on_all_ranks(trainer, lambda: self._recalibrate(trainer, module))
+                on_all_ranks(lambda: self._recalibrate(trainer, module))
         return structure, decision
 
     def plan_event(
@@ -215,13 +216,11 @@ class PruningEngine:
         if pending is not None and pending.fraction == fraction:
             return self.structure(module), Decision(pending.plan, pending.scores, latency=pending.latency)
         self.rehearse(trainer, module)  # a stream gives example inputs only once training runs
-        structure, own_scores = on_all_ranks(trainer, lambda: self._score(trainer, module))
-        scores = mean_over_ranks(trainer, own_scores)
-        allocation = on_all_ranks(
-            trainer, lambda: self._prepare_allocation(trainer, module, structure, scores, fraction)
-        )
-        decision = on_all_ranks(trainer, lambda: self._choose(trainer, module, structure, scores, allocation, fraction))
-        plan, latency = trainer.strategy.broadcast((decision.plan.to_dict(), decision.latency))
+        structure, own_scores = on_all_ranks(lambda: self._score(trainer, module))
+        scores = mean_over_ranks(own_scores)
+        allocation = on_all_ranks(lambda: self._prepare_allocation(trainer, module, structure, scores, fraction))
+        decision = on_all_ranks(lambda: self._choose(trainer, module, structure, scores, allocation, fraction))
+        plan, latency = broadcast_from_first((decision.plan.to_dict(), decision.latency))
         return structure, replace(decision, plan=PruningPlan.from_dict(plan), latency=latency)
 
     def _score(self, trainer: pl.Trainer, module: pl.LightningModule) -> tuple[Structure, Scores]:

@@ -16,6 +16,7 @@ from typing_extensions import override
 from infoprune.allocation import Allocation, get_allocation
 from infoprune.allocation.rounding import RoundTo
 from infoprune.callbacks._compat import DualNamespaceCallback
+from infoprune.callbacks.distributed import on_all_ranks
 from infoprune.callbacks.engine import EngineOptions, PruningEngine
 from infoprune.callbacks.measure import ValidationMetrics
 from infoprune.callbacks.surgery import resize_on_load, stop_resizing
@@ -270,6 +271,9 @@ class FilterPruning(DualNamespaceCallback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        on_all_ranks(lambda: self._start(trainer, pl_module))
+
+    def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self._log = RunLog(trainer.loggers)
             self._log.start(self.options)
@@ -303,8 +307,10 @@ class FilterPruning(DualNamespaceCallback):
         fraction = self._fraction(trainer.current_epoch)
         if trainer.fast_dev_run and not self.history:  # type: ignore[attr-defined]
             fraction = 1.0
-        if fraction is None:
-            return
+        if fraction is not None:
+            on_all_ranks(lambda: self._event(trainer, pl_module, fraction))
+
+    def _event(self, trainer: pl.Trainer, pl_module: pl.LightningModule, fraction: float) -> None:
         structure, decision = self._engine.run_event(trainer, pl_module, fraction)
         self._shape = plan_of(pl_module)
         self._note(trainer, pl_module, structure, decision)
@@ -392,6 +398,10 @@ class FilterPruning(DualNamespaceCallback):
     @override
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._check_shape(pl_module)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to the running process: its Trainer and module, and the loggers."""
+        return {**vars(self), "_run": None, "_fitted": None, "_log": None}
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from infoprune.cost import Latency, latency
-from infoprune.files import written_whole
+from infoprune.errors import CheckpointError
 from infoprune.report.record import finite
+from infoprune.weight_files import read_torch, write_torch
 
 Metrics = dict[str, "float | None"]
 _INSIDE = ("_modules", "_parameters", "_buffers")
@@ -82,23 +83,30 @@ class UnprunedSnapshot:
         Args:
             path: the file.
             module: the LightningModule that the network is part of.
+
+        Raises:
+            CheckpointError: the file cannot be written.
         """
         name = next(name for name, part in module.named_modules() if part is self.network)
         state = {key: value for key, value in self._shell.state_dict().items() if isinstance(value, Tensor)}
-        with written_whole(path) as scratch:
-            torch.save({"network": name, "state_dict": state}, scratch)
+        write_torch(path, {"network": name, "state_dict": state})
 
     @classmethod
     def load(cls, path: Path, module: nn.Module) -> UnprunedSnapshot:
         """Read what `save` wrote, for a LightningModule that is built anew and not yet pruned.
 
         Raises:
-            RuntimeError: the file was written for another network.
-            AttributeError: the module has no such part.
+            CheckpointError: the file is damaged, or was written for another network.
         """
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        kept = cls(module.get_submodule(content["network"]))
-        kept._shell.load_state_dict(content["state_dict"], strict=False)  # extra state is not kept
+        content = read_torch(path)
+        try:
+            kept = cls(module.get_submodule(content["network"]))
+            missing, _ = kept._shell.load_state_dict(content["state_dict"], strict=False)  # extra state is not kept
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged or of another network: {error!s:.200}") from error
+        tensors = {key for key, value in kept._shell.state_dict().items() if isinstance(value, Tensor)}
+        if tensors.intersection(missing):
+            raise CheckpointError(f"{path} is of another network: it has no {min(tensors.intersection(missing))}")
         return kept
 
     @contextmanager

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from typing_extensions import override
 
-from infoprune.api import save
 from infoprune.callbacks._compat import DualNamespaceCallback
+from infoprune.callbacks.distributed import on_all_ranks
 from infoprune.callbacks.filter_pruning import FilterPruning
 from infoprune.callbacks.measure import (
     Metrics,
@@ -26,7 +29,7 @@ from infoprune.callbacks.measure import (
     only_progress,
 )
 from infoprune.callbacks.network import COMPILED
-from infoprune.errors import ConfigurationError
+from infoprune.errors import CheckpointError, ConfigurationError, PlanError
 from infoprune.files import write_text_whole
 from infoprune.report.collect import whole_run
 from infoprune.report.environment import device_name, versions
@@ -36,6 +39,7 @@ from infoprune.report.record import RunRecord, Totals
 from infoprune.report.run_folder import check_writable, run_folder
 from infoprune.report.table import tables_as_text
 from infoprune.report.text import choose_metric, speed_remarks
+from infoprune.saving import save
 from infoprune.shapes import shapes_of
 from infoprune.structure import plan_of
 from infoprune.structure.explain import explain_group
@@ -108,8 +112,8 @@ class RunReport(DualNamespaceCallback):
         if trainer.strategy.reduce_boolean_decision(kept.is_file()):
             try:
                 self._unpruned = UnprunedSnapshot.load(kept, pl_module)
-            except (RuntimeError, AttributeError) as error:  # of another run in the same folder
-                self._notes.append(f"{kept} does not fit this model ({error}), so the unpruned one was not measured.")
+            except CheckpointError as error:  # of another run in the same folder, or of one that was killed
+                self._notes.append(f"{error}; so the unpruned model of the run before was not measured.")
 
     def _check_order(self, trainer: L.Trainer) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -124,7 +128,7 @@ class RunReport(DualNamespaceCallback):
         pruning = pruning_of(trainer)
         due = pruning.is_due(trainer.current_epoch) or trainer.fast_dev_run  # type: ignore[attr-defined]
         if due and not pruning.history:
-            self._look_at_unpruned(trainer, pl_module, pruning)
+            on_all_ranks(lambda: self._look_at_unpruned(trainer, pl_module, pruning))
 
     def _look_at_unpruned(self, trainer: L.Trainer, pl_module: L.LightningModule, pruning: FilterPruning) -> None:
         """Keep a copy of the network, and note what is coupled in it."""
@@ -147,8 +151,9 @@ class RunReport(DualNamespaceCallback):
         if self._to_save:  # the first event is over; one that fails leaves no file
             assert self.folder is not None
             assert self._unpruned is not None
-            self._unpruned.save(self.folder / UNPRUNED, pl_module)
             self._to_save = False
+            with _side_file(self.folder / UNPRUNED) as path:
+                self._unpruned.save(path, pl_module)
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -208,12 +213,17 @@ class RunReport(DualNamespaceCallback):
         assert self.folder is not None
         if trainer.is_global_zero:
             network = pruning_of(trainer).network(module)
-            plan_of(network).save(self.folder / "plan.json")
-            save(network, self.folder / "pruned.pt")
-            (self.folder / UNPRUNED).unlink(missing_ok=True)
+            with _side_file(self.folder / "plan.json") as path:
+                plan_of(network).save(path)
+            with _side_file(self.folder / "pruned.pt") as path:
+                save(network, path)
+            with _side_file(self.folder / UNPRUNED) as path:
+                path.unlink(missing_ok=True)
             record.files = self._files(trainer)
-            record.save(self.folder / "record.json")
-            write_text_whole(self.folder / "report.html", render_html(record))
+            with _side_file(self.folder / "record.json") as path:
+                record.save(path)
+            with _side_file(self.folder / "report.html") as path:
+                write_text_whole(path, render_html(record))
             RunLog(trainer.loggers).finish(record, self.folder, trainer.global_step)
         return record
 
@@ -286,6 +296,16 @@ class RunReport(DualNamespaceCallback):
             if path and Path(path).resolve().is_relative_to(self.folder.resolve()):
                 files.setdefault("checkpoint", str(Path(path).resolve().relative_to(self.folder.resolve())))
         return files
+
+
+@contextmanager
+def _side_file(path: Path) -> Iterator[Path]:
+    """Warn where a file of the run folder cannot be written: a full disk is no reason to lose a fit."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path
+    except (OSError, CheckpointError, PlanError) as error:
+        warnings.warn(f"the fit goes on without {path}, which could not be written: {error}", stacklevel=3)
 
 
 def pruning_of(trainer: L.Trainer) -> FilterPruning:

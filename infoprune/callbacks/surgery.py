@@ -11,8 +11,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from infoprune.checkpoint import take_shape
+from infoprune.criteria.distributed import check_processes
 from infoprune.errors import SurgeryError
 from infoprune.structure import PruningPlan, shrink
+from infoprune.structure.surgery.transaction import Transaction
 from infoprune.structure.tensors import owned_tensors
 
 if TYPE_CHECKING:
@@ -30,15 +32,18 @@ def shrink_in_fit(trainer: pl.Trainer, module: pl.LightningModule, plan: Pruning
         plan: what goes, by the LightningModule's names.
 
     Raises:
-        SurgeryError: an optimizer keeps state that cannot be cut; nothing was changed.
+        SurgeryError: an optimizer keeps state that cannot be cut, an averaged copy cannot follow, or another process
+            failed; nothing was changed, on any process.
     """
     if plan.is_empty:
         return
     module.zero_grad(set_to_none=True)  # without validation, the last batch's gradients are still there
-    with _out_of_ddp(trainer.strategy):
-        shrink(module, plan, trainer.optimizers)
-        for copy in averaged_copies(trainer):
-            shrink(copy, plan)
+    copies = averaged_copies(trainer)
+    with _out_of_ddp(trainer.strategy), Transaction([module, *copies], trainer.optimizers) as current:
+        shrink(module, plan, trainer.optimizers, transaction=current)
+        for copy in copies:
+            shrink(copy, plan, transaction=current)
+        check_processes()  # if another one could not, none does
     if "torch._dynamo" in sys.modules:
         # Compiled code is recompiled for the new shapes, but only so often before it silently runs uncompiled.
         sys.modules["torch._dynamo"].reset()

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from infoprune.checkpoint import is_attached
 from infoprune.errors import ConfigurationError
-from infoprune.structure.surgery.shrink import check_optimizer
+from infoprune.structure.surgery.optimizer_state import check_optimizer_ahead
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -74,7 +74,7 @@ def check_started(trainer: pl.Trainer, module: pl.LightningModule) -> None:
         ConfigurationError: the strategy wraps the model in something unknown.
     """
     for optimizer in trainer.optimizers:
-        check_optimizer(optimizer)
+        check_optimizer_ahead(optimizer)
     model: Any = trainer.strategy.model
     if model is not module and not isinstance(model, DistributedDataParallel):
         raise ConfigurationError(

@@ -1,15 +1,29 @@
-"""Scoring on several processes: each looks at its share of the images, and sums meet here."""
+"""Work on several processes: each looks at its share of the images, sums meet here, and an error stops all.
+
+A process that fails between two collectives would leave the others waiting in the next one until the group's timeout,
+and its error would be lost. So inside :func:`all_or_none` every collective begins with one small sum, in which each
+process says whether it is well. A process that fails joins that sum instead, and the others raise its error.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from infoprune.errors import DataError
+from infoprune.errors import ProcessError
+
+Result = TypeVar("Result")
+
+_TOLD = "_infoprune_told"
+"""Marks an error that the other processes know of."""
+
+_blocks = 0
+"""In how many blocks of :func:`all_or_none` this process is."""
 
 
 def world_size() -> int:
@@ -24,21 +38,73 @@ def process() -> int:
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """If the work inside fails on one process, it fails on all, instead of leaving the others to wait for its sums."""
-    failure = None
+    """If the work inside fails on one process, it fails on all, within seconds. Blocks may lie within each other.
+
+    All processes have to enter and leave it together. Collectives inside are to be those of this module, or to follow
+    :func:`check_processes`.
+
+    Raises:
+        ProcessError: another process failed; the message is its error. The one that failed raises its own.
+
+    Example:
+        >>> with all_or_none():  # on one process, nothing but the work itself
+        ...     total = sum_over_processes(torch.ones(2))
+    """
+    global _blocks
+    _blocks += 1
     try:
         yield
+        check_processes()
     except Exception as error:
-        failure = error
-    failed = sum_over_processes(torch.tensor(float(failure is not None), dtype=torch.float64))
-    if failure is not None:
+        if not hasattr(error, _TOLD):
+            _meet(error)
+        raise
+    finally:
+        _blocks -= 1
+
+
+def check_processes() -> None:
+    """Raise the error of a process that has failed inside :func:`all_or_none`; a collective call.
+
+    Raises:
+        ProcessError: another process failed; the message is its error.
+    """
+    if _blocks:
+        _meet(None)
+
+
+def _meet(error: Exception | None) -> None:
+    """Tell the other processes whether this one is well, and hear it from them."""
+    if error is not None:
+        error.__dict__[_TOLD] = True
+    if world_size() == 1 or _all_reduced(torch.tensor(float(error is not None), dtype=torch.float64)) == 0:
+        return
+    texts: list[str | None] = [None] * world_size()
+    dist.all_gather_object(texts, None if error is None else f"{type(error).__name__}: {error}")
+    if error is None:
+        rank, text = next((rank, text) for rank, text in enumerate(texts) if text is not None)
+        failure = ProcessError(f"process {rank} failed, so all processes stop: {text}")
+        failure.__dict__[_TOLD] = True
         raise failure
-    if failed > 0:
-        raise DataError(f"scoring failed on {int(failed)} other processes; see their messages")
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
     """The sum of a float64 tensor over all processes; the tensor itself on one."""
+    check_processes()
+    return _all_reduced(values)
+
+
+def broadcast_from_first(value: Result) -> Result:
+    """The first process's value, which has to be picklable, on all processes."""
+    check_processes()
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def _all_reduced(values: Tensor) -> Tensor:
     if world_size() == 1:
         return values
     moved = values.to(_device())

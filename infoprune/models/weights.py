@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from infoprune.checkpoint import adapt, plan_in
 from infoprune.errors import CheckpointError
+from infoprune.state_dicts import shapes_after
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.surgery.history import first_shapes
+from infoprune.weight_files import is_safetensors, read_safetensors, read_torch
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -55,14 +55,10 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; init_from takes the path of a state dict or checkpoint")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"{path} cannot be read as weights: it is truncated, no torch file, or holds more than tensors and plain "
-            f"values; save model.state_dict() ({type(error).__name__}: {reason})"
-        ) from error
+    if is_safetensors(path):
+        state, record = read_safetensors(path)
+        return {**record, "state_dict": state}
+    return read_torch(path)
 
 
 def _weights_in(content: Any, path: str | Path) -> dict[str, Tensor]:
@@ -88,8 +84,9 @@ def _shapes(model: nn.Module, plan: PruningPlan) -> dict[str, tuple[int, ...]]:
     """The shapes that weights must have: those after the plan that came with them, else those that the model has."""
     if plan.is_empty:
         return {}
-    shapes = first_shapes(model)
-    return shapes | {name: plan.shape_after(name) for name in plan.shapes if shapes.get(name) == plan.shapes[name]}
+    first = first_shapes(model)
+    known = [name for name in plan.shapes if first.get(name) == plan.shapes[name]]
+    return shapes_after(model, PruningPlan({n: plan.removed[n] for n in known}, {n: plan.shapes[n] for n in known}))
 
 
 def _first_difference(

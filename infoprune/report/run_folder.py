@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import lightning as L
@@ -32,11 +33,9 @@ def check_writable(folder: Path) -> None:
     Raises:
         ConfigurationError: the folder cannot be made or written.
     """
-    probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ConfigurationError(
             f"the run folder {folder} cannot be written ({error.strerror}): choose another with the logger's save_dir, "

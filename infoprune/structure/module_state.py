@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from infoprune.errors import PlanError
 from infoprune.structure.labels.tensor_labels import labels_of
 from infoprune.structure.plan import PruningPlan
 
@@ -46,12 +47,16 @@ class Attributes:
         try:
             yield
         finally:
-            for module, attributes in self._before:
-                module.__dict__.clear()
-                module.__dict__.update(attributes)
-            for container, content in self._contents.values():
-                if container or content:  # a layer has a dozen containers, nearly all of them empty
-                    _refill(container, content)
+            self.restore()
+
+    def restore(self) -> None:
+        """Give the modules back what they had."""
+        for module, attributes in self._before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+        for container, content in self._contents.values():
+            if container or content:  # a layer has a dozen containers, nearly all of them empty
+                _refill(container, content)
 
     def filled(self, own: Iterable[Tensor]) -> Iterator[tuple[nn.Module, str]]:
         """Attributes that have since got the model's ``own`` tensors or labelled ones: dicts, and what was None."""
@@ -104,12 +109,37 @@ def attributes_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
         yield
 
 
+def check_caches(modules: Mapping[str, nn.Module], plan: PruningPlan) -> None:
+    """Refuse a plan that names as a cache what is none: only None, a tensor, or a dict of tensors is dropped.
+
+    Raises:
+        PlanError: names the attribute.
+    """
+    for path, module, name in _caches(modules, plan):
+        value = vars(module)[name]
+        empty = value is None or (isinstance(value, dict) and not value)
+        tensors = isinstance(value, Tensor) or (isinstance(value, dict) and any(map(_is_tensor, value.values())))
+        if name in _OWN or not (empty or tensors):
+            raise PlanError(f"the plan drops {path}, which holds a {type(value).__name__} and is no cache of tensors")
+
+
 def drop(modules: Mapping[str, nn.Module], plan: PruningPlan) -> None:
     """Empty the caches that a plan names, as far as these modules have them."""
+    for _, module, name in _caches(modules, plan):
+        value = vars(module)[name]
+        if isinstance(value, dict):
+            value.clear()
+        else:
+            vars(module)[name] = None
+
+
+def _caches(modules: Mapping[str, nn.Module], plan: PruningPlan) -> Iterator[tuple[str, nn.Module, str]]:
+    """The caches of a plan that modules have: path, module and attribute."""
     for path in plan.caches:
         owner, _, name = path.rpartition(".")
-        held = vars(modules[owner]) if owner in modules else {}
-        if isinstance(held.get(name), dict):
-            held[name].clear()
-        elif name in held:
-            held[name] = None
+        if owner in modules and name in vars(modules[owner]):
+            yield path, modules[owner], name
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)

@@ -397,6 +397,8 @@ class TraceSession:
             reason = None
             if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
                 reason = f"belongs to the recurrent layer {prefix or type(module).__name__}"
+            elif isinstance(module, torch.jit.ScriptModule):
+                reason = f"belongs to {prefix}, whose sizes torch.jit has compiled in; prune the model before"
             if reason:
                 for name, _ in [*module.named_parameters(), *module.named_buffers()]:
                     full = f"{prefix}.{name}" if prefix else name

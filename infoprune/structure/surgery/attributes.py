@@ -14,6 +14,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from infoprune.errors import PlanError
 from infoprune.structure.plan import PruningPlan
 
+GEOMETRY = frozenset({"kernel_size", "stride", "padding", "dilation", "output_padding"})
+"""Attributes of convolution and pooling that hold sizes in space, which no cut of channels changes."""
+
 Change: TypeAlias = tuple[nn.Module, str, Any]
 """A module, the name of one of its attributes, its new value."""
 
@@ -63,8 +66,12 @@ def _of_plan(modules: Mapping[str, nn.Module], plan: PruningPlan) -> Iterator[Ch
             value = number(module, key)
         except (KeyError, AttributeError, LookupError) as error:
             raise PlanError(f"the plan rewrites {path}, which this model does not have") from error
-        if value != before:
-            raise PlanError(f"the plan was made for another model: {path} is {value!r}, the plan expects {before}")
+        if value != before or type(value) is not int:
+            raise PlanError(f"the plan was made for another model: {path} is {value!r:.60}, the plan expects {before}")
+        if _place(key)[0] in GEOMETRY or not 0 < after <= before:
+            raise PlanError(
+                f"the plan rewrites {path} from {before} to {after}, and that is no width that a cut narrows"
+            )
         name, place = _place(key)
         if place is None:
             yield module, name, after

@@ -64,7 +64,8 @@ def remember(
         part = PruningPlan({k: plan.removed[n] for k, n in keys.items()}, {k: plan.shapes[n] for k, n in keys.items()})
         history.plan = history.plan.then(part)
     for module, key, value in old_values:
-        _history_of(module).attributes.setdefault(key, value)
+        history = _history_of(module)
+        history.attributes = {key: value} | history.attributes
     for path, values in plan.attributes.items():
         owner, _, key = path.rpartition(".")
         history = _history_of(model.get_submodule(owner))

@@ -1,0 +1,62 @@
+"""Cut tensors without much more memory than they take themselves, in a way that can be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from infoprune.structure.surgery.slicing import Removed, cut, cut_off, join
+from infoprune.structure.tensors import on_meta
+
+EXTRA_BYTES = 1 << 26
+"""So many bytes of new tensors may be in memory beside the old ones, or as many as the largest old one has. Beyond them
+an old one is given up for the part of it that goes: both parts take no more memory than the whole, and make it up."""
+
+
+class InPlaceSwap:
+    """Cuts tensors; an old one is emptied where memory would get short, and filled again by :meth:`undo`."""
+
+    def __init__(self) -> None:
+        self._room = 0
+        self._given_up: list[tuple[Tensor, Tensor, Tensor, list[Tensor], Removed]] = []
+
+    def make_room(self, tensors: Sequence[Tensor]) -> None:
+        """Settle how many bytes of new tensors may be in memory beside these old ones, which are to be cut."""
+        self._room = _room(tensors)
+
+    def cut(self, old: Tensor, removed: Removed) -> Tensor:
+        """Return what stays of a tensor. The tensor itself is left as it is or, where memory would get short, empty.
+
+        While its parts are made, an emptied one takes its size once more; the largest had better come first.
+        """
+        stays = cut(old, removed)
+        if nbytes(stays) <= self._room or not _can_be_emptied(old):
+            self._room -= nbytes(stays)
+        else:
+            self._given_up.append((old, on_meta(old), stays, cut_off(old, removed), removed))
+            old.data = old.new_empty(0)
+        return stays
+
+    def undo(self) -> None:
+        """Give every emptied tensor its values back."""
+        with torch.inference_mode(False), torch.no_grad():
+            while self._given_up:
+                old, like, stays, rests, removed = self._given_up.pop()
+                old.data = join(stays, rests, like, removed)
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Return the bytes that a tensor's entries take; ``Tensor.nbytes`` refuses sparse ones."""
+    return tensor.numel() * tensor.element_size()
+
+
+def _room(old: Sequence[Tensor]) -> int:
+    return max([EXTRA_BYTES, *map(nbytes, old)])
+
+
+def _can_be_emptied(tensor: Tensor) -> bool:
+    """Whether a tensor is the one that its memory is for: not one of several views of it, nor expanded."""
+    strided = tensor.layout is torch.strided and not tensor.is_inference()
+    return strided and tensor.untyped_storage().nbytes() == nbytes(tensor)

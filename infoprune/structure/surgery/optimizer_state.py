@@ -1,0 +1,188 @@
+"""The state that optimizers keep for each parameter: cut with it, or refused before anything is changed."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from infoprune.errors import SurgeryError
+
+WAY_OUT = (
+    "use SGD, Adam, AdamW, RMSprop, Adagrad or another whose state has the parameter's own shape, or prune before "
+    "training starts"
+)
+
+LARGE = 1 << 20
+"""Stand-ins of parameters with more entries are smaller."""
+
+FLAT = ("LBFGS", "ZeroRedundancyOptimizer", "Adafactor")
+"""Optimizers, by the name of their class, that keep flattened, sharded or factored state."""
+
+
+def cut_state(
+    optimizer: Optimizer, state: Any, shape: tuple[int, ...], cut: Callable[[Tensor], Tensor], where: str
+) -> Any:
+    """Return an optimizer's state for one parameter as it is after a cut.
+
+    Tensors of the parameter's shape are cut, wherever they lie in dicts, lists, tuples and objects, which become new
+    ones; numbers and tensors of one entry stay.
+
+    Args:
+        optimizer: named in errors.
+        state: ``optimizer.state[parameter]`` or a part of it.
+        shape: the parameter's shape before the cut.
+        cut: what is done to tensors of that shape.
+        where: the name of the parameter and of the part, for errors.
+
+    Raises:
+        SurgeryError: a tensor has another shape.
+    """
+    if isinstance(state, Tensor):
+        if state.dim() == 0 or state.numel() == 1 != math.prod(shape):
+            return state
+        if tuple(state.shape) != shape:
+            raise SurgeryError(
+                f"{type(optimizer).__name__} keeps {where} in shape {tuple(state.shape)}, and the parameter has "
+                f"shape {shape}: only state of the parameter's own shape can be cut with it; {WAY_OUT}"
+            )
+        return cut(state)
+    parts = dict(_parts(state))
+    if next(tensors_in(state), None) is None:
+        return state
+    return _with(
+        state, {key: cut_state(optimizer, part, shape, cut, f"{where}[{key!r}]") for key, part in parts.items()}
+    )
+
+
+def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in a value, wherever they lie in dicts, lists, tuples and objects, each with its place.
+
+    Args:
+        value: anything; modules and functions are not entered.
+        seen: the ``id`` of containers and objects that are left out; those that are entered are added.
+    """
+    seen = set() if seen is None else seen
+    if isinstance(value, Tensor):
+        yield "", value
+    elif id(value) not in seen:
+        seen.add(id(value))
+        for key, part in _parts(value):
+            for place, tensor in tensors_in(part, seen):
+                yield f"[{key!r:.40}]{place}", tensor
+
+
+def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield what a container or an object holds, by key, index or attribute."""
+    if isinstance(value, Mapping):
+        yield from value.items()
+    elif isinstance(value, list | tuple):
+        yield from enumerate(value)
+    elif isinstance(value, set | frozenset):
+        yield from ((element, element) for element in value)
+    elif hasattr(value, "__dict__") and not isinstance(value, type | nn.Module) and not inspect.isroutine(value):
+        yield from vars(value).items()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):  # with slots
+        yield from ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+
+
+def _with(value: Any, parts: Mapping[Any, Any]) -> Any:
+    """Return a container or object of the same type with other parts."""
+    if isinstance(value, tuple):
+        return type(value)(*parts.values()) if hasattr(value, "_fields") else type(value)(parts.values())
+    if isinstance(value, set | frozenset):
+        return type(value)(parts.values())
+    new = copy.copy(value)
+    for key, part in parts.items():
+        if isinstance(value, Mapping | list):
+            new[key] = part
+        else:
+            object.__setattr__(new, key, part)  # dataclasses may be frozen
+    return new
+
+
+# -- what can be known before training --------------------------------------------------------------------------------
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that keeps what cannot be cut with its parameters.
+
+    Raises:
+        SurgeryError: names the optimizer and what it keeps.
+    """
+    if any(cls.__name__ in FLAT for cls in type(optimizer).__mro__):
+        raise SurgeryError(
+            f"{type(optimizer).__name__} keeps flattened, factored or sharded state that cannot be cut with the model; "
+            f"{WAY_OUT}"
+        )
+    _check_held(optimizer, _parameters(optimizer))
+
+
+def check_optimizer_ahead(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that will keep what cannot be cut: a copy of it takes a step on stand-ins of its parameters.
+
+    Raises:
+        SurgeryError: names the optimizer and what it would keep.
+    """
+    check_optimizer(optimizer)
+    trial = optimizer if optimizer.state else _after_steps(optimizer)
+    if trial is None:
+        return
+    for parameter in _parameters(trial):
+        state = trial.state.get(parameter, {})
+        cut_state(optimizer, state, tuple(parameter.shape), lambda tensor: tensor, "state of a parameter")
+    check_optimizer(trial)
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _check_held(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Refuse tensors that lie elsewhere than in the optimizer's state: nobody would cut them."""
+    own, shapes = {id(p) for p in parameters}, {tuple(p.shape) for p in parameters if p.numel() > 1}
+    seen = {id(optimizer), id(optimizer.state), *(id(group["params"]) for group in optimizer.param_groups)}
+    for name, value in vars(optimizer).items():
+        for place, tensor in tensors_in(value, seen):
+            if id(tensor) in own or tuple(tensor.shape) in shapes:
+                what = "a parameter" if id(tensor) in own else f"a tensor of a parameter's shape {tuple(tensor.shape)}"
+                raise SurgeryError(
+                    f"{type(optimizer).__name__} keeps {what} in {name}{place}, where it would not be cut; {WAY_OUT}"
+                )
+
+
+def _after_steps(optimizer: Optimizer, steps: int = 2) -> Optimizer | None:
+    """Return a copy that has taken steps on stand-ins of its parameters; None if it takes none without their model."""
+    stand_ins = {id(p): _stand_in(p) for p in _parameters(optimizer)}
+    once = {tuple(p.shape): p for p in reversed(stand_ins.values())}
+    trial: Optimizer = type(optimizer).__new__(type(optimizer))
+    with torch.random.fork_rng(), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+        try:
+            # A scheduler's wrapper of step, and hooks, belong to the original and would act on it.
+            own = {key: value for key, value in vars(optimizer).items() if key != "step" and "_hooks" not in key}
+            vars(trial).update(copy.deepcopy(own, dict(stand_ins)))
+            for key in vars(optimizer).keys() - own.keys() - {"step"}:
+                vars(trial)[key] = type(vars(optimizer)[key])()
+            for group in trial.param_groups:
+                group["params"] = [p for p in group["params"] if once.get(tuple(p.shape)) is p]
+            for _ in range(steps):
+                trial.step(lambda: 0.0)
+        except Exception:  # the step of a stranger's optimizer may need anything; its state is checked at the event
+            return None
+    return trial
+
+
+def _stand_in(parameter: Tensor) -> nn.Parameter:
+    """Return a parameter of the same shape, unless that is large, with a gradient."""
+    shape = [size if parameter.numel() <= LARGE else min(size, 256) for size in parameter.shape]
+    values = torch.linspace(0.1, 1.0, math.prod(shape), dtype=torch.float64).reshape(shape)
+    stand_in = nn.Parameter(values.to(parameter.device, parameter.dtype))
+    stand_in.grad = 0.1 * stand_in.detach()
+    return stand_in

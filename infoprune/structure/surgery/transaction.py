@@ -1,0 +1,80 @@
+"""Undo what is done to models and optimizers, should anything fail on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from infoprune.structure.module_state import Attributes
+from infoprune.structure.surgery.history import KEY
+from infoprune.structure.surgery.in_place_swap import InPlaceSwap
+from infoprune.structure.tensors import owned_tensors
+
+
+class Transaction:
+    """Models and optimizers as they are when it opens; any exception inside, an interrupt too, gives that back.
+
+    Noted are the attributes of all modules, what dicts, lists and sets in them hold, the optimizers' parameters and
+    their state: references, no values. Tensors that are written in place, as ``load_state_dict`` does, are
+    restored only if :meth:`keep_values` was called before. What :func:`shrink` takes apart to save memory is put
+    together again, see :class:`InPlaceSwap`.
+
+    Args:
+        models: what is to be changed. Parts of each other may be among them.
+        optimizers: whose parameters and state are to be changed.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        >>> first = net[0]
+        >>> try:
+        ...     with Transaction([net]):
+        ...         net[0] = nn.Linear(3, 5)
+        ...         raise MemoryError
+        ... except MemoryError:
+        ...     print(net[0] is first)
+        True
+    """
+
+    def __init__(self, models: Iterable[nn.Module], optimizers: Iterable[Optimizer] = ()) -> None:
+        modules = {id(module): module for model in models for module in model.modules()}
+        self._attributes = Attributes(modules.values())
+        histories = (module.__dict__.get(KEY) for module in modules.values())
+        self._histories = [(history, dict(vars(history))) for history in histories if history is not None]
+        self._groups = [(group, group["params"], list(group["params"])) for o in optimizers for group in o.param_groups]
+        self._states: list[tuple[Any, dict[Any, Any]]] = [(o.state, dict(o.state)) for o in optimizers]
+        self._values: list[tuple[Tensor, Tensor]] = []
+        self.swap = InPlaceSwap()
+
+    def keep_values(self, model: nn.Module) -> None:
+        """Copy the values of a model's tensors, which are to be overwritten; the copies live as long as this."""
+        with torch.no_grad():
+            self._values += [(entry.tensor, entry.tensor.clone()) for entry in owned_tensors(model).values()]
+
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._undo()
+
+    def _undo(self) -> None:
+        self._attributes.restore()
+        for history, before in self._histories:
+            vars(history).update(before)
+        for group, params, content in self._groups:
+            group["params"] = params
+            params[:] = content
+        for state, entries in self._states:
+            state.clear()
+            state.update(entries)
+        self.swap.undo()
+        with torch.no_grad():
+            for tensor, value in self._values:
+                tensor.copy_(value)
