@@ -13,9 +13,10 @@ from infoprune.version import __version__
 if TYPE_CHECKING:
     from infoprune.allocation import Allocation
     from infoprune.api import PruneResult, prune
+    from infoprune.backends import Latency, latency
     from infoprune.callbacks import FilterPruning, RunReport
     from infoprune.checkpoint import attach, load_from_checkpoint
-    from infoprune.cost import Cost, Latency, latency
+    from infoprune.cost import Cost
     from infoprune.criteria import Criterion
     from infoprune.recalibration import recalibrate
     from infoprune.saving import load, save
@@ -36,7 +37,7 @@ _HOME = {
     "Cost": "infoprune.cost",
     "Criterion": "infoprune.criteria",
     "FilterPruning": "infoprune.callbacks",
-    "Latency": "infoprune.cost",
+    "Latency": "infoprune.backends",
     "PruneResult": "infoprune.api",
     "PruningPlan": "infoprune.structure",
     "RunReport": "infoprune.callbacks",
@@ -44,7 +45,7 @@ _HOME = {
     "Structure": "infoprune.structure",
     "Verification": "infoprune.structure",
     "attach": "infoprune.checkpoint",
-    "latency": "infoprune.cost",
+    "latency": "infoprune.backends",
     "load": "infoprune.saving",
     "load_from_checkpoint": "infoprune.checkpoint",
     "plan_of": "infoprune.structure",

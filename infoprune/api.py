@@ -14,6 +14,8 @@ from infoprune import recalibration
 from infoprune.allocation import Allocation, LatencyShare
 from infoprune.allocation.rounding import RoundTo
 from infoprune.allocation.solve import Measure
+from infoprune.backends import get_backend
+from infoprune.backends.backend import BackendSpec
 from infoprune.cost import Cost
 from infoprune.criteria import Criterion, Scores
 from infoprune.criteria.calibration import as_batches
@@ -86,6 +88,7 @@ def prune(
     macs: float | None = None,
     params: float | None = None,
     latency: float | None = None,
+    backend: BackendSpec | None = None,
     allocation: str | Mapping[str, Any] | Allocation = "uniform",
     round_to: RoundTo = "auto",
     min_width: int = 1,
@@ -103,8 +106,10 @@ def prune(
         amount: share of the filters to remove from every group, in [0, 1).
         macs: share of the multiply-accumulates to keep, in (0, 1].
         params: share of the parameters to keep, in (0, 1].
-        latency: share of the time of a forward pass on ``example_inputs`` to keep, in (0, 1], measured on the device
-            where the model is; what is reached is measured too, see ``PruneResult.latency``.
+        latency: share of the time of a forward pass on ``example_inputs`` to keep, in (0, 1], measured in ``backend``;
+            what is reached is measured too, see ``PruneResult.latency``.
+        backend: where the model will run: ``"eager"`` (the default for ``latency``), ``"onnxruntime"``, or another; see
+            `infoprune.latency`. With ``round_to="auto"``, widths are then multiples that pay there, by measurement.
         allocation: how the groups share the cut.
         round_to: widths are multiples of this; "auto": of 4, 8 or 16 in layers of at least 16, 64 or 128 filters, since
             other widths are slow in most runtimes.
@@ -131,7 +136,9 @@ def prune(
         >>> net[0].out_channels, result.plan.shape_after("2.weight")
         (4, (4, 4, 3, 3))
     """
-    target = Target(macs, params, amount, round_to, min_width, latency)
+    target = Target(
+        macs, params, amount, round_to, min_width, latency, None if backend is None else get_backend(backend)
+    )
     batches: Iterable[Any] | None = as_batches(data)
     if recalibrate:
         _check_recalibration(model, batches, recalibrate)
@@ -139,7 +146,11 @@ def prune(
     if data is not None or latency is not None or not structure.cuts_alike:
         structure = rehearsed(session, structure)  # else deciding is cheap, and the plan itself the best of trial cuts
     decide_on = partial(decide, model, target=target, criterion=criterion, allocation=allocation, data=batches)
-    measure = None if latency is None else partial(LatencyShare, model, example_inputs=example_inputs)
+    measure = (
+        None
+        if latency is None
+        else partial(LatencyShare, model, example_inputs=example_inputs, backend=target.backend or "eager")
+    )
     structure, decision = _decided(session, structure, decide_on, measure)
     before, after = structure.cost(), structure.cost_of(decision.plan)
     statistics = _statistics_after(model, decision.plan, batches, recalibrate) if recalibrate else {}

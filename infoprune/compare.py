@@ -100,7 +100,10 @@ def compare(
     if not criteria or not budgets:
         raise ConfigurationError("nothing to compare: give at least one criterion and one budget")
     found = [get_criterion(criterion) for criterion in criteria]
-    targets = [Target(**{kind: keep}, round_to=round_to, min_width=min_width) for keep in budgets]
+    targets = [
+        Target(keep if kind == "macs" else None, keep if kind == "params" else None, None, round_to, min_width)
+        for keep in budgets
+    ]
     batches = as_batches(data)
     structure = trace(model, example_inputs, frozen)
     rows = [Compared("none", 1.0, 1.0, 1.0, dict(evaluate(model)), 0.0)]

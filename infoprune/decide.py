@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from infoprune.allocation import Allocation, Budget, get_allocation, select
+from infoprune.allocation import Allocation, Budget, LatencyShare, get_allocation, select
 from infoprune.allocation.budget import KINDS, check_amount
 from infoprune.allocation.grid import Grid
 from infoprune.allocation.rounding import AUTO, RoundTo, check_round_to
+from infoprune.backends.grid import steps_in
 from infoprune.criteria import Criterion, Scores, get_criterion
 from infoprune.errors import ConfigurationError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from infoprune.allocation.solve import Measure
+    from infoprune.backends import Backend
     from infoprune.cost import Cost
     from infoprune.structure import PruningPlan, Structure
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Target:
     """How far to prune: one of ``macs``, ``params``, ``latency`` (what is left) or ``amount`` (units to remove).
+
+    ``backend`` is where the model will run: with ``round_to="auto"``, widths are multiples that pay there.
 
     Allocations that carry their own ratios (per layer, per stage) need none of the four.
 
@@ -37,6 +41,7 @@ class Target:
     round_to: RoundTo = AUTO
     min_width: int = 1
     latency: float | None = None
+    backend: Backend | None = None
 
     def __post_init__(self) -> None:
         given = {k: v for k in (*KINDS, "amount") if (v := getattr(self, k)) is not None}
@@ -51,6 +56,15 @@ class Target:
     def budget(self) -> Budget | None:
         """The budget, if there is one."""
         return next((Budget(kind, keep) for kind in KINDS if (keep := getattr(self, kind)) is not None), None)
+
+    def steps(
+        self, model: nn.Module, structure: Structure, sizes: Mapping[str, int] | None
+    ) -> RoundTo | Mapping[str, int]:
+        """What widths are rounded to: ``round_to``, or for each group by name where a backend decides."""
+        if self.backend is None or self.round_to != AUTO:
+            return self.round_to
+        device = next((parameter.device for parameter in model.parameters()), None)
+        return steps_in(structure, self.backend, device, sizes)
 
 
 @dataclass(frozen=True)
@@ -113,7 +127,7 @@ def decide(
             scores,
             target.budget,
             target.amount,
-            target.round_to,
+            target.steps(model, structure, sizes),
             target.min_width,
             fraction=fraction,
             reference=reference,
@@ -121,9 +135,8 @@ def decide(
             measure=measure,
         )
     )
-    return Decision(
-        select(structure, scores, widths), scores, widths, latency=None if measure is None else measure(widths)
-    )
+    latency = measure.measured(widths) if isinstance(measure, LatencyShare) else None
+    return Decision(select(structure, scores, widths), scores, widths, latency)
 
 
 def goal(

@@ -80,15 +80,15 @@ def to_program(
         (torch.Size([7, 4, 6, 6]), 0.0)
     """
     examples = with_batch(inputs, max(2, batch_size(inputs))) if dynamic_batch else inputs
-    with evaluating(model), _quietly():
+    with evaluating(model), quietly():
         try:
             program = _export(model, examples, dynamic_batch)
         except Exception as error:  # whatever torch.export raises is about the model
             raise ExportError(_why(model, error)) from error
     runner = program.module()
-    parity = _parity(model, lambda given: call(runner, given), examples, dynamic_batch, "torch.export program")
+    parity = compared(model, lambda given: call(runner, given), examples, dynamic_batch, "torch.export program")
     if path is not None:
-        with written_whole(path) as scratch, _quietly(), scratch.open("wb") as file:
+        with written_whole(path) as scratch, quietly(), scratch.open("wb") as file:
             torch.export.save(program, file)
     return program, parity
 
@@ -111,7 +111,7 @@ def to_onnx(model: nn.Module, inputs: Inputs, path: str | Path, dynamic_batch: b
     """
     check_onnx()
     program, _ = to_program(model, inputs, None, dynamic_batch)
-    with _quietly():
+    with quietly():
         try:
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
         except Exception as error:  # whatever the exporter raises is about the model
@@ -119,9 +119,9 @@ def to_onnx(model: nn.Module, inputs: Inputs, path: str | Path, dynamic_batch: b
     assert exported is not None
     examples = with_batch(inputs, max(2, batch_size(inputs))) if dynamic_batch else inputs
     with written_whole(path) as scratch:
-        with _quietly():
+        with quietly():
             exported.save(str(scratch))
-        return _parity(model, _runtime(scratch), examples, dynamic_batch, "ONNX model")
+        return compared(model, _runtime(scratch), examples, dynamic_batch, "ONNX model")
 
 
 def to_weights(model: nn.Module, inputs: Inputs, weights: str | Path, structure: str | Path) -> None:
@@ -212,7 +212,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> ExportedPr
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """The exporters warn, log and print pages about themselves; what matters is in the error."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -227,7 +227,12 @@ def _quietly() -> Iterator[None]:
 # -- comparing --------------------------------------------------------------------------------------------------------
 
 
-def _parity(model: nn.Module, exported: Any, inputs: Inputs, dynamic_batch: bool, what: str) -> Parity:
+def compared(model: nn.Module, exported: Any, inputs: Inputs, dynamic_batch: bool, what: str) -> Parity:
+    """Compare a model's outputs with those of its exported form, at two batch sizes if any is taken.
+
+    Raises:
+        ExportError: they differ by more than rounding.
+    """
     sizes = (batch_size(inputs), batch_size(inputs) + 3) if dynamic_batch else (batch_size(inputs),)
     worst = 0.0
     for size in sizes:

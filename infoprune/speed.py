@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -16,12 +17,14 @@ from torch.utils._pytree import tree_flatten
 
 from infoprune.allocation import Budget, get_allocation, select
 from infoprune.allocation.rounding import AUTO
-from infoprune.cost import latency
+from infoprune.backends.backend import BackendSpec, get_backend
 from infoprune.criteria.calibration import evaluating
 from infoprune.registry import check_count
 from infoprune.shapes import batch_size
 from infoprune.structure import shrink, trace
 from infoprune.structure.tracing.tracer import Inputs, call
+
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,32 @@ class Speed:
         return self.batch / self.median
 
     def times_as_fast_as(self, other: Speed) -> float:
-        """The median over the rounds of the other's time divided by this one's.
+        """How many times the median of the other fits this one's.
 
         >>> Speed((1.0, 2.0, 1.0), 1, 0).times_as_fast_as(Speed((2.0, 4.0, 3.0), 1, 0))
-        2.0
+        3.0
         """
-        return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
+        return other.median / self.median
+
+    def interval(self, other: Speed) -> tuple[float, float]:
+        """Where `times_as_fast_as` lies with 95 % confidence: the bootstrap over rounds, in which both were timed.
+
+        >>> Speed((1.0, 2.0, 1.0), 1, 0).interval(Speed((2.0, 4.0, 2.0), 1, 0))
+        (2.0, 2.0)
+        """
+        draws = np.random.default_rng(0).integers(len(self.seconds), size=(RESAMPLES, len(self.seconds)))
+        own, others = (np.median(np.array(speed.seconds)[draws], axis=1) for speed in (self, other))
+        low, high = np.quantile(others / own, (0.025, 0.975))
+        return float(low), float(high)
 
 
 def side_by_side(
-    models: Mapping[str, nn.Module], inputs: Inputs, repeats: int = 20, warmup: int = 3, memory: bool = True
+    models: Mapping[str, nn.Module],
+    inputs: Inputs,
+    repeats: int = 20,
+    warmup: int = 3,
+    memory: bool = True,
+    backend: BackendSpec = "eager",
 ) -> dict[str, Speed]:
     """Measure models on the same inputs, in eval mode without gradients, one forward pass each in turn.
 
@@ -77,7 +96,8 @@ def side_by_side(
         inputs: what to run them on: the batch size matters.
         repeats: measured rounds.
         warmup: passes of each model before the first round.
-        memory: whether to measure peak memory too (one more pass each).
+        memory: whether to measure peak memory too (one more pass each, in PyTorch).
+        backend: where to run them; see `infoprune.latency`.
 
     Returns:
         Name -> figures.
@@ -89,12 +109,12 @@ def side_by_side(
         (4, 288, 65536)
     """
     check_count("speed", "repeats", repeats, 1)
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for model in models.values():
-        latency(model, inputs, repeats=1, warmup=warmup)
-    for _ in range(repeats):
-        for name, model in models.items():
-            seconds[name].append(latency(model, inputs, repeats=1, warmup=0).median)
+    runs = {name: get_backend(backend).load(model, inputs) for name, model in models.items()}
+    for run in runs.values():
+        for _ in range(warmup):
+            run()
+    rounds = [{name: run() for name, run in runs.items()} for _ in range(repeats)]
+    seconds = {name: [times[name] for times in rounds] for name in models}
     return {
         name: Speed(
             tuple(seconds[name]), batch_size(inputs), _bytes(model), peak_memory(model, inputs) if memory else None

@@ -1,4 +1,4 @@
-"""Latency as a budget: measured on this device, the two models in turn."""
+"""Latency as a budget: kept by the clock of a backend."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import copy
 import random
 import statistics
 import warnings
-from collections.abc import Mapping
-from itertools import product
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,230 +19,182 @@ from torch.utils.data import DataLoader, TensorDataset
 import infoprune
 from infoprune import FilterPruning
 from infoprune.allocation import Budget, LatencyShare, Uniform
-from infoprune.allocation.grid import Grid
-from infoprune.allocation.latency import paired_ratios
-from infoprune.allocation.timed import solve_timed
+from infoprune.backends.timing import paired_ratios
 from infoprune.errors import BudgetError, ConfigurationError
 from infoprune.models import CifarResNet
 from tests.tiny import TinyModule, same, trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-class Clock:
-    """The clock of a device whose times are known: nothing else that this machine does shows in them."""
-
-    seconds = 0.0
-
-    @classmethod
-    def now(cls, cuda: bool) -> float:
-        return cls.seconds
+IMAGES = torch.zeros(1, 1, 2, 2)
 
 
-def share_of(model: nn.Module, original: nn.Module, images: Tensor) -> float:
-    return statistics.median(paired_ratios(model, original, images, repeats=5))
-
-
-class Sleepy(nn.Module):
-    """Takes a fixed time on that device and some more for each channel."""
+class Net(nn.Module):
+    """A convolution of some width, and a head."""
 
     def __init__(self, channels: int = 40) -> None:
         super().__init__()
         self.conv = nn.Conv2d(1, channels, 1)
         self.head = nn.Conv2d(channels, 2, 1)
-        self.runs = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        if not x.is_meta:
-            self.runs += 1
-            Clock.seconds += (10 + self.conv.weight.shape[0]) / 1024  # without rounding
-        return self.head(self.conv(x))
+        out: Tensor = self.head(self.conv(x))
+        return out
 
 
-IMAGES = torch.zeros(1, 1, 2, 2)
-
-
-@pytest.fixture(autouse=True)
-def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infoprune.cost._now", Clock.now)
+def device(model: nn.Module, inputs: Any) -> float:
+    """A device whose times are known: a fixed one and some more for each channel."""
+    return (10 + model.get_submodule("conv").weight.shape[0]) / 1000
 
 
 @pytest.fixture
 def structure() -> infoprune.Structure:
-    return infoprune.trace(Sleepy(), IMAGES)
+    return infoprune.trace(Net(), IMAGES)
 
 
-def test_the_share_is_that_of_the_measured_times_and_measured_once(structure):
-    net = Sleepy()
+def test_what_was_measured_corrects_what_is_counted(structure: infoprune.Structure) -> None:
+    net = Net()
     state = copy.deepcopy(net.state_dict())
-    measure = LatencyShare(net, structure, IMAGES, repeats=5)
-    assert measure({"conv": 40}) == 1.0
-    half = measure({"conv": 20})
-    assert half == pytest.approx(30 / 50, rel=1e-6)
-    runs = net.runs
-    assert measure({"conv": 20}) == half
-    assert net.runs == runs
+    share = LatencyShare(net, structure, IMAGES, backend=device)
+    assert share({"conv": 40}) == 1.0
+    assert share({"conv": 20}) == pytest.approx(20 / 40)  # of the MACs
+    assert share.measured({"conv": 20}) == pytest.approx(30 / 50)
+    assert share({"conv": 20}) == pytest.approx(30 / 50)
+    assert share({"conv": 30}) == pytest.approx(40 / 50)  # between two known points
+    assert share({"conv": 10}) == pytest.approx(30 / 50 / 2)  # beyond them
     assert net.training
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
 
-def test_a_latency_budget_is_met(structure):
-    measure = LatencyShare(Sleepy(), structure, IMAGES, repeats=3)
+def test_widths_are_measured_once(structure: infoprune.Structure) -> None:
+    calls = []
+
+    def counting(model: nn.Module, inputs: Any) -> float:
+        calls.append(model)
+        return device(model, inputs)
+
+    share = LatencyShare(Net(), structure, IMAGES, backend=counting)
+    share.measured({"conv": 20})
+    asked = len(calls)
+    share.measured({"conv": 20})
+    assert len(calls) == asked
+
+
+def test_a_latency_budget_is_met(structure: infoprune.Structure) -> None:
+    share = LatencyShare(Net(), structure, IMAGES, backend=device)
+    widths = Uniform().widths(structure, budget=Budget("latency", 0.6), measure=share)
+    assert widths["conv"] == 20
+    assert share.measured(widths) == pytest.approx(0.6)
+    with pytest.raises(BudgetError, match=r"latency budget of 0.05 is below the floor of 0"):
+        Uniform().widths(structure, budget=Budget("latency", 0.05), measure=share)
+
+
+def test_widths_too_coarse_for_the_budget_are_said(structure: infoprune.Structure) -> None:
+    share = LatencyShare(Net(), structure, IMAGES, backend=device)
+    with pytest.warns(UserWarning, match=r"the latency budget of 0.75 is met at 0.7: "):
+        widths = Uniform().widths(structure, budget=Budget("latency", 0.75), measure=share, round_to=25)
+    assert widths == {"conv": 25}
+
+
+def blocks_of_eight(model: nn.Module, inputs: Any) -> float:
+    """A device that computes channels in blocks of eight, and takes some time for every layer."""
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return sum(1 + -(-conv.out_channels // 8) * -(-conv.in_channels // 8) for conv in convolutions) / 1000
+
+
+@pytest.mark.parametrize("keep", [0.8, 0.5, 0.35])
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_budgets_are_met_where_time_does_not_follow_the_macs(keep: float, noise: float) -> None:
+    """Also on a clock whose single runs scatter by 2 %."""
+    random.seed(0)
+    images = torch.zeros(1, 3, 32, 32)
+    model = CifarResNet(depth=20)
+    share = LatencyShare(
+        model,
+        infoprune.trace(model, images),
+        images,
+        repeats=15,
+        backend=lambda model, inputs: blocks_of_eight(model, inputs) * random.gauss(1, noise),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        widths = Uniform().widths(structure, budget=Budget("latency", 0.6), measure=measure)
-    assert measure(widths) <= 0.6
-    assert widths["conv"] == 20
-    with pytest.raises(BudgetError, match=r"latency budget of 0.05 is below the floor of 0"):
-        Uniform().widths(structure, budget=Budget("latency", 0.05), measure=measure)
+        widths = Uniform().widths(share.structure, budget=Budget("latency", keep), measure=share, round_to=4)
+    pruned = copy.deepcopy(model)
+    infoprune.shrink(
+        pruned, share.structure.plan({n: range(share.structure.group(n).size - w) for n, w in widths.items()})
+    )
+    true = blocks_of_eight(pruned, images) / blocks_of_eight(model, images)
+    assert true <= keep * (1.03 if noise else 1)
+    assert abs(true - share.measured(widths)) < 0.02
+
+
+def test_a_backend_that_loads_quickly_is_timed_layer_by_layer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("INFOPRUNE_CACHE", str(tmp_path))
+    wide = nn.Sequential(*(nn.Conv2d(a, b, 3) for a, b in ((3, 64), (64, 64), (64, 8)))).eval()
+    images = torch.randn(2, 3, 24, 24)
+    result = infoprune.prune(wide, images, "l1", latency=0.7)
+    assert result.latency is not None
+    assert 0.3 < result.latency <= 0.7
+    (kept,) = tmp_path.glob("latency-eager-*.json")
+    assert "conv" in kept.read_text()
+    kept.write_text("{ not a table")
+    share = LatencyShare(wide, infoprune.trace(wide, images), images)
+    assert share({}) == 1.0
+    assert "conv" in kept.read_text()
+
+
+def runs(*seconds: float) -> Callable[[], float]:
+    """A model whose runs take these times in turn."""
+    answers = iter(seconds * 1000)
+    return lambda: next(answers)
 
 
 def test_where_times_scatter_more_pairs_are_run() -> None:
-    class Jittery(Sleepy):
-        """Every other run takes a tenth longer."""
-
-        def forward(self, x: Tensor) -> Tensor:
-            Clock.seconds += (self.runs // 2 % 2) * 5 / 1024
-            return super().forward(x)
-
-    calm, jittery = Sleepy(), Jittery()
-    assert share_of(calm, Sleepy(), IMAGES) == 1
-    assert calm.runs == 5 + 4  # warmed up before
-    assert 1 <= share_of(jittery, Sleepy(), IMAGES) <= 1.1
-    assert jittery.runs == 4 * 5 + 4
+    assert len(paired_ratios(runs(1.0), runs(1.0), repeats=5)) == 5
+    assert len(paired_ratios(runs(1.0, 1.1, 0.9), runs(1.0), repeats=5)) == 10
 
 
-def test_what_is_confirmed_is_measured_for_longer_and_the_first_try_forgotten(
-    monkeypatch: pytest.MonkeyPatch, structure
-) -> None:
-    answers = iter([[0.5], [0.6, 0.6, 0.7], [0.8, 0.8, 0.8]])
-    asked: list[tuple[int, float | None]] = []
-
-    def measured(model: nn.Module, reference: nn.Module, inputs: Tensor, repeats: int, target: float) -> list[float]:
-        asked.append((repeats, target))
-        return next(answers)
-
-    monkeypatch.setattr("infoprune.allocation.latency.paired_ratios", measured)
-    measure = LatencyShare(Sleepy(), structure, IMAGES, repeats=5, now=0.5)
-    measure.target = 0.3
-    assert measure({"conv": 20}) == 0.5 * 0.5
-    assert measure.confirm({"conv": 20}) == measure({"conv": 20}) == 0.5 * 0.6
-    assert measure.confirm({"conv": 20}) == 0.5 * 0.75
-    assert asked == [(5, 0.6), (20, 0.6), (20, 0.6)]
+def test_far_from_the_target_fewer_pairs_are_run() -> None:
+    assert len(paired_ratios(runs(0.6), runs(1.0), 15, target=0.605)) == 15
+    assert len(paired_ratios(runs(0.6), runs(1.0), 15, target=0.7)) == 7
+    assert statistics.median(paired_ratios(runs(0.6), runs(1.0), 15, target=0.5)) == 0.6
 
 
-def test_far_from_the_target_fewer_pairs_are_run(structure) -> None:
-    def runs(target: float | None) -> int:
-        net = Sleepy()
-        measure = LatencyShare(net, structure, IMAGES)
-        measure.target = target
-        assert measure({"conv": 20}) == pytest.approx(30 / 50, rel=1e-6)
-        return net.runs
-
-    usual = runs(None)
-    assert runs(0.605) == usual == 15 + 4
-    assert runs(0.7) == runs(0.5) == 7 + 4
+def test_after_a_first_cut_shares_multiply() -> None:
+    small = Net(20)
+    share = LatencyShare(small, infoprune.trace(small, IMAGES), IMAGES, now=30 / 50, backend=device)
+    assert share.measured({"conv": 20}) == pytest.approx(30 / 50)
+    assert share.measured({"conv": 5}) == pytest.approx(15 / 50)
 
 
-def test_what_was_timed_too_well_once_is_measured_again(monkeypatch: pytest.MonkeyPatch, structure) -> None:
-    """Of many candidates, the one that looks best is one that the clock was kind to."""
-    asked: dict[int, int] = {}
-
-    def noisy(model: nn.Module, *_: object) -> list[float]:
-        width = model.conv.out_channels
-        asked[width] = asked.get(width, 0) + 1
-        kind = 0.95 if width == 22 and asked[width] == 1 else 1
-        return [kind * (10 + width) / 50] * (1 if kind < 1 else 3)
-
-    monkeypatch.setattr("infoprune.allocation.latency.paired_ratios", noisy)
-    measure = LatencyShare(Sleepy(), structure, IMAGES)
-    assert measure({"conv": 22}) == pytest.approx(0.608)
-    widths = Uniform().widths(structure, budget=Budget("latency", 0.61), measure=measure)
-    assert asked[22] == 2
-    assert measure({"conv": 22}) == pytest.approx(0.64)
-    assert widths["conv"] == 20
-
-
-class Scattering:
-    """Shares of MACs as a clock tells them: 1.5 % off when measured for short, 0.5 % for long, or too long by some."""
-
-    def __init__(self, structure: infoprune.Structure, seed: int, longer: float = 0.0) -> None:
-        self.structure, self.noise, self.longer = structure, random.Random(seed), longer
-        self.known: dict[tuple[int, ...], float] = {}
-        self.confirmed: dict[tuple[int, ...], list[float]] = {}
-
-    def true(self, widths: Mapping[str, int]) -> float:
-        return self.structure.cost(widths).macs / self.structure.cost().macs
-
-    def measure(self, widths: Mapping[str, int]) -> float:
-        return self.known.setdefault(tuple(widths.values()), self.true(widths) * self.noise.gauss(1, 0.015))
-
-    def confirm(self, widths: Mapping[str, int]) -> float:
-        shares = self.confirmed.setdefault(tuple(widths.values()), [])
-        shares.append(self.true(widths) * self.noise.gauss(1 + self.longer, 0.005))
-        self.known[tuple(widths.values())] = statistics.mean(shares)
-        return statistics.mean(shares)
-
-
-@pytest.mark.parametrize("depth", [8, 20])
-def test_budgets_are_met_on_a_clock_that_scatters(depth: int) -> None:
-    """Also where one unit of the stream that all blocks share is worth 2 %."""
-    structure = infoprune.trace(CifarResNet(depth=depth), torch.zeros(1, 3, 32, 32))
-    grids = {group.name: Grid(group.size) for group in structure.prunable}
-    path = Uniform().path(structure, None, grids)
-    for seed, target in product(range(8), (0.3, 0.5, 0.6, 0.8)):
-        clock = Scattering(structure, seed)
-        widths = solve_timed(path, grids, clock.measure, clock.confirm, target)
-        assert 0.99 * target <= clock.measure(widths) <= target
-        assert clock.true(widths) == pytest.approx(target, rel=0.02)
-        assert len(clock.known) <= 80
-
-
-def test_a_clock_whose_short_measurements_tell_nothing_still_gets_a_point_of_the_path() -> None:
-    structure = infoprune.trace(CifarResNet(depth=20), torch.zeros(1, 3, 32, 32))
-    grids = {group.name: Grid(group.size) for group in structure.prunable}
-    clock = Scattering(structure, seed=0, longer=0.5)
-    widths = solve_timed(Uniform().path(structure, None, grids), grids, clock.measure, clock.confirm, 0.5)
-    assert tuple(widths.values()) in clock.confirmed
-    assert 0.45 < clock.measure(widths) <= 0.5
-
-
-def test_the_unpruned_model_counts_as_one():
-    small = Sleepy(20)
-    measure = LatencyShare(small, infoprune.trace(small, IMAGES), IMAGES, repeats=5, now=30 / 50)
-    assert measure({"conv": 20}) == pytest.approx(30 / 50, rel=1e-6)
-    assert measure({"conv": 5}) == pytest.approx(15 / 50, rel=1e-6)
-    assert share_of(Sleepy(20), Sleepy(40), IMAGES) == pytest.approx(30 / 50, rel=1e-6)
-
-
-def test_wrong_use_is_said(structure):
+def test_wrong_use_is_said(structure: infoprune.Structure) -> None:
     with pytest.raises(ConfigurationError, match="repeats must be a whole number of at least 1, got 0"):
-        LatencyShare(Sleepy(), structure, IMAGES, repeats=0)
+        LatencyShare(Net(), structure, IMAGES, repeats=0)
     with pytest.raises(ConfigurationError, match="pass measure=LatencyShare"):
         Uniform().widths(structure, budget=Budget("latency", 0.5))
 
 
 def test_prune_takes_a_latency_budget_and_says_what_is_reached() -> None:
-    net = Sleepy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        result = infoprune.prune(net, IMAGES, "l1", latency=0.6)
-    assert result.latency is not None
+    net = Net()
+    result = infoprune.prune(net, IMAGES, "l1", latency=0.6, backend=device)
     assert result.latency == pytest.approx(0.6)
     assert net.conv.out_channels == 20
-    assert share_of(net, Sleepy(), IMAGES) == pytest.approx(result.latency, rel=1e-6)
-    assert infoprune.prune(Sleepy(), IMAGES, "l1", macs=0.5).latency is None
+    assert infoprune.prune(Net(), IMAGES, "l1", macs=0.5).latency is None
 
 
 def test_prune_below_the_floor_leaves_the_model() -> None:
-    net = Sleepy()
+    net = Net()
     before = copy.deepcopy(net)
     with pytest.raises(BudgetError, match=r"a latency budget of 0.05 is below the floor"):
-        infoprune.prune(net, IMAGES, "l1", latency=0.05)
+        infoprune.prune(net, IMAGES, "l1", latency=0.05, backend=device)
     with pytest.raises(ConfigurationError, match=r"macs=0.5 and latency=0.6 clash: give one"):
         infoprune.prune(net, IMAGES, "l1", latency=0.6, macs=0.5)
+    with pytest.raises(ConfigurationError, match=r"returned nan: it has to return the seconds"):
+        infoprune.prune(net, IMAGES, "l1", latency=0.6, backend=lambda model, inputs: float("nan"))
     assert same(net, before)
 
 
-class Classifier(Sleepy):
+class Classifier(Net):
     """Logits, so that it can be trained."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -253,7 +204,9 @@ class Classifier(Sleepy):
 def test_a_fit_reaches_its_latency_in_two_events_also_when_it_is_resumed(tmp_path: Path) -> None:
     def fit(**options: Any) -> tuple[FilterPruning, TinyModule]:
         module = TinyModule(net=Classifier())
-        callback = FilterPruning("l1", latency=0.5, schedule=[1, 2], example_inputs=[1, 3, 2, 2])
+        callback = FilterPruning(
+            "l1", latency=0.5, backend=device, schedule=[1, 2], round_to=1, example_inputs=[1, 3, 2, 2], module="net"
+        )
         saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
         data = DataLoader(TensorDataset(torch.randn(4, 3, 2, 2), torch.randint(2, (4,))), 4)
         with warnings.catch_warnings():
@@ -266,16 +219,17 @@ def test_a_fit_reaches_its_latency_in_two_events_also_when_it_is_resumed(tmp_pat
     resumed, other = fit(ckpt_path=tmp_path / "epoch=1.ckpt")
     for pruning, pruned in ((callback, module), (resumed, other)):
         assert pruned.trainer.callback_metrics["prune/latency_ratio"].item() <= 0.5
-        share = share_of(pruned.net, Classifier(), torch.zeros(1, 3, 2, 2))
-        assert share == pytest.approx(0.5, abs=0.03)
+        assert device(pruned.net, None) / device(Classifier(), None) == pytest.approx(0.5, abs=0.03)
         assert pruning.options["latency"] == 0.5
+        assert pruning.options["backend"] == "function"
     assert "below the floor" in _refused()
 
 
 def _refused() -> str:
     module = TinyModule(net=Classifier())
+    pruning = FilterPruning("l1", latency=0.05, backend=device, schedule=1, example_inputs=[1, 3, 2, 2], module="net")
     with pytest.raises(BudgetError) as caught:
-        trainer(FilterPruning("l1", latency=0.05, schedule=1, example_inputs=[1, 3, 2, 2]), epochs=2).fit(
+        trainer(pruning, epochs=2).fit(
             module, DataLoader(TensorDataset(torch.randn(4, 3, 2, 2), torch.randint(2, (4,))), 4)
         )
     assert module.net.conv.out_channels == 40

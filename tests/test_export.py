@@ -12,7 +12,8 @@ from torch.torch_version import TorchVersion
 
 import infoprune
 from infoprune import export
-from infoprune.errors import ConfigurationError, ExportError
+from infoprune.deploy import to_executorch, to_int8, to_openvino
+from infoprune.errors import ConfigurationError, DataError, ExportError
 from infoprune.export import to_onnx, to_program, to_weights
 from infoprune.models import CifarResNet
 from infoprune.structure import PruningPlan
@@ -174,7 +175,7 @@ class TestCommand:
         assert {file.name for file in Path("out").iterdir()} == {
             "model.onnx", "model.pt2", "weights.pt", "structure.json"
         }  # fmt: skip
-        assert set(data["forms"]) == {"onnx", "program", "weights"}
+        assert set(data["forms"]) == {"onnx", "torch", "weights"}
         assert data["forms"]["onnx"]["max_error"] < 1e-5
         assert data["forms"]["onnx"]["bytes"] == Path("out/model.onnx").stat().st_size
 
@@ -190,3 +191,42 @@ class TestCommand:
         assert "fixes its batch size" in shell.refuses("export", *odd, "--model.kind", "batch")
         assert list(tmp_path.iterdir()) == []
         assert shell("export", *odd, "--model.kind", "batch", "--static_batch").code == 0
+
+
+@pytest.mark.parametrize("form", ["openvino", "executorch"])
+def test_runtimes_compute_the_same(form: str, tmp_path: Path) -> None:
+    pytest.importorskip(form)
+    model = CifarResNet(depth=8).eval()
+    infoprune.prune(model, torch.randn(1, 3, 32, 32), "l1", macs=0.5)
+    if form == "openvino":
+        parity = to_openvino(model, torch.randn(1, 3, 32, 32), tmp_path / "model.xml")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bin", "model.xml"]
+        assert parity.batches == (2, 5)
+    else:
+        parity = to_executorch(model, torch.randn(1, 3, 32, 32), tmp_path / "model.pte")
+        assert [path.name for path in tmp_path.iterdir()] == ["model.pte"]
+    assert parity.max_error < 1e-3
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_int8_comes_close(runtime: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime" if runtime == "onnxruntime" else "nncf")
+    torch.manual_seed(0)
+    model = CifarResNet(depth=8).eval()
+    images = torch.randn(8, 3, 32, 32)
+    path = tmp_path / ("model.onnx" if runtime == "onnxruntime" else "model.xml")
+    quantized = to_int8(model, images, path, [(images, torch.zeros(8))], runtime)
+    expected = model(images)
+    assert 0 < (quantized(images) - expected).norm() / expected.norm() < 0.2
+    assert path.exists()
+    with pytest.raises(DataError, match="int8: the calibration data holds no image"):
+        to_int8(model, images, tmp_path / "other", [], runtime)
+    assert not (tmp_path / "other").exists()
+
+
+def test_int8_needs_images_and_a_runtime(shell: Shell) -> None:
+    ran = shell("export", *NET, *SHAPE, "--out", "out", "--to", "onnx", "--int8")
+    assert "say which with --data" in ran.err
+    ran = shell("export", *NET, *SHAPE, "--out", "out", "--to", "torch", "--int8", "--data", "DigitsDataModule")
+    assert "--int8 is for onnx and openvino" in ran.err
+    assert not Path("out").exists()

@@ -11,6 +11,7 @@ from infoprune.allocation import Budget, Uniform
 from infoprune.allocation.rounding import steps
 from infoprune.decide import Target
 from infoprune.errors import ConfigurationError
+from infoprune.models import CifarResNet
 
 IMAGES = torch.zeros(1, 3, 8, 8)
 
@@ -53,6 +54,14 @@ def test_units_of_several_channels_count_as_such() -> None:
     structure = infoprune.trace(Gated(), IMAGES)
     assert structure.group("conv").size == 32
     assert steps(structure, "auto") == {"conv": 4}  # eight of 64 channels
+
+
+def test_small_groups_of_a_wide_layer_keep_its_multiples() -> None:
+    structure = infoprune.trace(CifarResNet(depth=8), torch.zeros(1, 3, 32, 32))
+    step = steps(structure, "auto")
+    shared = [group.name for group in structure.prunable if 8 <= group.size < 16]
+    assert shared  # channels that a shortcut pads with zeros
+    assert all(step[name] == 4 for name in shared)
 
 
 def test_by_default_a_cut_leaves_multiples() -> None:

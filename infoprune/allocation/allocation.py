@@ -7,16 +7,16 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
 from infoprune.allocation.budget import Budget, check_amount, cost_share
 from infoprune.allocation.grid import Grid
-from infoprune.allocation.latency import LatencyShare
+from infoprune.allocation.latency import CLOSE, LatencyShare
 from infoprune.allocation.rounding import RoundTo, steps
-from infoprune.allocation.solve import TOLERANCE, Measure, Path, Widths, solve
-from infoprune.allocation.timed import solve_timed
+from infoprune.allocation.solve import CLOSE_IN_TIME, TOLERANCE, Measure, Path, Widths, solve
 from infoprune.errors import BudgetError, ConfigurationError
 from infoprune.registry import Registry
 
@@ -209,18 +209,16 @@ def within_budget(
 ) -> Widths:
     """The widths along ``path`` that spend the budget; see :meth:`Allocation.widths`."""
     target = 1 - fraction * (1 - budget.keep)
-    if isinstance(measure, LatencyShare):
-        measure.target = target
-    floor = measure(path(1.0))
+    cost = partial(measure.measured, target=target) if isinstance(measure, LatencyShare) else measure
+    floor = cost(path(1.0))
     if floor > target:
         raise BudgetError(_too_small(structure, budget, target, floor, path(1.0)))
-    if budget.kind == "latency":
-        confirm = measure.confirm if isinstance(measure, LatencyShare) else measure
-        widths = solve_timed(path, grids, measure, confirm, target)
+    if isinstance(measure, LatencyShare):
+        widths = measure.within(target, lambda share: solve(path, grids, measure, share, close=CLOSE_IN_TIME))
     else:
         widths = solve(path, grids, measure, target)
-    reached = measure(widths)
-    if reached < (1 - TOLERANCE) * target and any(widths[name] < grid.size for name, grid in grids.items()):
+    reached, spared = cost(widths), CLOSE if budget.kind == "latency" else TOLERANCE
+    if reached < (1 - spared) * target and any(widths[name] < grid.size for name, grid in grids.items()):
         warnings.warn(
             f"the {budget.kind} budget of {target:.4g} is met at {reached:.4g}: the nearest from below that was "
             f"found with "

@@ -1,17 +1,23 @@
-"""Measured latency as a budget: how long the model takes on this device with given widths."""
+"""Measured latency as a budget: the share of the original's time that a model of some widths takes in a backend."""
 
 from __future__ import annotations
 
-import math
+import bisect
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from infoprune.allocation.budget import cost_share
 from infoprune.allocation.select import select
-from infoprune.cost import latency
+from infoprune.allocation.solve import Widths
+from infoprune.backends import Run, get_backend
+from infoprune.backends.backend import BackendSpec
+from infoprune.backends.layers import timed_layers
+from infoprune.backends.table import LatencyTable
+from infoprune.backends.timing import paired_ratios
 from infoprune.registry import check_count
 from infoprune.snapshot import snapshot
 from infoprune.structure import shrink
@@ -19,118 +25,155 @@ from infoprune.structure import shrink
 if TYPE_CHECKING:
     from infoprune.structure import Structure
 
-PRECISION = 0.003
-"""Relative standard error of a measured share that is good enough."""
+ROUNDS = 8
+"""At most so many choices of widths are measured as whole models."""
 
-MOST = 4
-"""At most so many times the asked pairs of runs are spent on it; on what is confirmed, so many times again."""
+SLACK = 1e-9
 
-FEWEST = 7
-"""Pairs of runs that show how much the times scatter."""
+CLOSE = 0.02
+"""A budget of time counts as met when at most this share of it is left unspent."""
 
-CLEAR = 4
-"""A share that is so many standard errors away from the target need not be known better."""
+BACK = 0.01
+"""After widths that took too long, the next choice aims so much lower, as a share of the target."""
 
 
 class LatencyShare:
-    """A measure for latency budgets: the share of the original's time that a model of some widths takes.
+    """A cost function for latency budgets: widths -> the share of the original's time.
 
-    A copy of the model is shrunk to the widths (which units stay makes no difference to the time), and the two are
-    timed in turn, so that whatever else the machine does meets both: the share is the median over pairs of runs. Where
-    they scatter, more pairs are run, until the median's standard error is 0.3 % or there are four times as many; far
-    from the target, fewer. Every set of widths is measured once and remembered.
+    A call answers from a model of the time, which adds up what the single layers take: by a table of layers that were
+    timed one by one, or by multiply-accumulates in backends that need seconds to load a layer. `measured` shrinks a
+    copy of the model to the widths (which units stay makes no difference to the time) and times it in turn with the
+    original, so that whatever else the machine does meets both; the share is the median over pairs of runs. Every
+    measured share corrects the answers of the model from then on.
 
     Args:
         model: The model that ``structure`` was traced from, on the device that counts. It is not changed.
         structure: Its structure.
         example_inputs: What to time: the batch size matters.
-        repeats: Fewest pairs of runs near the target.
+        repeats: Fewest pairs of runs of whole models; by default as many as the backend wants.
         now: The share that ``model`` itself takes, if it was pruned before.
+        backend: Where to time; see `infoprune.latency`.
 
-    Attributes:
-        target: The share that answers will be compared with. A measurement ends as soon as it is clearly on one side.
+    Raises:
+        ConfigurationError: an unknown backend, or one that is not installed.
+        ExportError: the backend cannot take the model.
 
     Example:
         >>> import infoprune
-        >>> from infoprune.allocation import Budget, Uniform
         >>> net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 3))
         >>> images = torch.zeros(2, 3, 32, 32)
-        >>> structure = infoprune.trace(net, images)
-        >>> share = LatencyShare(net, structure, images, repeats=3)
-        >>> sorted(Uniform().widths(structure, budget=Budget("latency", 1.0), measure=share))
-        ['0', '2']
+        >>> share = LatencyShare(net, infoprune.trace(net, images), images, repeats=3)
+        >>> share({"0": 64, "2": 64}), share({"0": 8, "2": 8}) < 0.9
+        (1.0, True)
     """
 
     def __init__(
-        self, model: nn.Module, structure: Structure, example_inputs: Any, repeats: int = 15, now: float = 1.0
+        self,
+        model: nn.Module,
+        structure: Structure,
+        example_inputs: Any,
+        repeats: int | None = None,
+        now: float = 1.0,
+        backend: BackendSpec = "eager",
     ) -> None:
-        check_count("latency", "repeats", repeats, 1)
-        self.model, self.structure, self.example_inputs = model, structure, example_inputs
-        self.repeats, self.now = repeats, now
-        self.target: float | None = None
+        self.backend = get_backend(backend)
+        self.repeats = self.backend.repeats if repeats is None else repeats
+        check_count("latency", "repeats", self.repeats, 1)
+        self.model, self.structure, self.example_inputs, self.now = model, structure, example_inputs, now
         self._scores = {group.name: torch.zeros(group.size) for group in structure.prunable}
-        self._ratios: dict[tuple[tuple[str, int], ...], list[float]] = {}
-        self._confirmed: set[tuple[tuple[str, int], ...]] = set()
+        self._whole: Run | None = None
+        self._additive: Callable[[Mapping[str, int]], float] | None = None
+        self._points: list[tuple[float, float]] = [(1.0, 1.0)]  # what the model of the time said, and the truth
+        self._shares: dict[tuple[tuple[str, int], ...], float] = {}
 
     def __call__(self, widths: Mapping[str, int]) -> float:
-        """The share that widths take."""
-        key = _key(widths)
-        if key not in self._ratios:
-            self._ratios[key] = self._measured(widths)
-        return self.now * statistics.median(self._ratios[key])
+        """The share that widths take, as far as is known."""
+        if self._additive is None:
+            self._additive = self._cost()
+        return self.now * self._corrected(self._additive(widths))
 
-    def confirm(self, widths: Mapping[str, int]) -> float:
-        """The same, measured anew and for longer, and together with that when confirmed once more."""
-        key, ratios = _key(widths), self._measured(widths, MOST)
-        self._ratios[key] = self._ratios[key] + ratios if key in self._confirmed else ratios
-        self._confirmed.add(key)
-        return self(widths)
+    def measured(self, widths: Mapping[str, int], target: float | None = None) -> float:
+        """The share that widths take, by the clock; measured once.
 
-    def _measured(self, widths: Mapping[str, int], longer: int = 1) -> list[float]:
+        Args:
+            widths: Group name -> units.
+            target: The share that the answer is compared with: far from it, fewer runs are enough.
+        """
+        key = tuple(sorted(widths.items()))
+        if key not in self._shares:
+            share = self._clocked(widths, None if target is None else target / self.now)
+            self._shares[key] = self.now * share
+            self._learn(widths, share)
+        return self._shares[key]
+
+    def within(self, target: float, solve: Callable[[float], Widths]) -> Widths:
+        """The widths that take the most time within a target, as far as the clock can tell.
+
+        Args:
+            target: Share that may be spent.
+            solve: Returns the widths that cost the most within a share, by calls of this object.
+        """
+        aim, found = (1 - CLOSE / 2) * target, []
+        for _ in range(ROUNDS):
+            widths = solve(aim + SLACK)
+            again = tuple(sorted(widths.items())) in self._shares
+            share = self.measured(widths, target)
+            if share > target + SLACK:
+                aim -= BACK * target
+                continue
+            found.append((share, widths))
+            if share >= (1 - CLOSE) * target or (again and aim >= target):
+                break
+            if again:
+                aim = target  # widths are too coarse to stay a little below
+        return max(found, key=lambda entry: entry[0])[1] if found else solve(0.0)
+
+    def _cost(self) -> Callable[[Mapping[str, int]], float]:
+        """Widths -> the share of the time that the layers take together."""
+        if not self.backend.quick_to_load:
+            return cost_share(self.structure, "macs")
+        first = next(self.model.parameters())
+        table = LatencyTable(self.backend, first.device)
+        layers = [
+            (layer.inputs, layer.outputs, table.curve(layer.kind, layer.inputs({}), layer.outputs({})))
+            for layer in timed_layers(self.model, self.structure, self.example_inputs)
+        ]
+        table.keep()
+        if not layers:
+            return cost_share(self.structure, "macs")
+
+        def seconds(widths: Mapping[str, int]) -> float:
+            return sum(curve(inputs(widths), outputs(widths)) for inputs, outputs, curve in layers)
+
+        whole = seconds({})
+        return lambda widths: seconds(widths) / whole
+
+    def _corrected(self, share: float) -> float:
+        """The share that was measured where the model of the time says ``share``, between what was measured."""
+        said, truth = zip(*self._points, strict=True)
+        if len(said) == 1 or share <= said[0]:
+            return share * truth[0] / said[0]
+        place = min(bisect.bisect_left(said, share), len(said) - 1)
+        part = (share - said[place - 1]) / (said[place] - said[place - 1])
+        return truth[place - 1] + part * (truth[place] - truth[place - 1])
+
+    def _learn(self, widths: Mapping[str, int], share: float) -> None:
+        """Add a measured point; those that it contradicts (more work in less time) give way to it."""
+        if self._additive is None:
+            self._additive = self._cost()
+        said = self._additive(widths)
+        if not 0 < said < 1:
+            return
+        kept = [(s, t) for s, t in self._points if (s < said and t < share) or (s > said and t > share) or s == 1.0]
+        self._points = sorted([*kept, (said, min(share, 1.0))])
+
+    def _clocked(self, widths: Mapping[str, int], target: float | None) -> float:
         cut = select(self.structure, self._scores, widths)
         if cut.is_empty:
-            return [1.0]
-        copied = snapshot(self.model)
-        shrink(copied, cut)
-        target = None if self.target is None else self.target / self.now
-        return paired_ratios(copied, self.model, self.example_inputs, longer * self.repeats, target)
-
-
-def _key(widths: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
-    return tuple(sorted(widths.items()))
-
-
-def paired_ratios(
-    model: nn.Module, reference: nn.Module, example_inputs: Any, repeats: int, target: float | None = None
-) -> list[float]:
-    """The time of ``model`` over that of ``reference``, in as many pairs of runs as it takes to know it.
-
-    That is at least ``repeats``, unless the ratio is clearly below or above ``target``.
-    """
-    for one in (model, reference):
-        latency(one, example_inputs, repeats=1, warmup=3)
-    ratios: list[float] = []
-    while not _known(ratios, repeats, target):
-        order = (model, reference) if len(ratios) % 2 else (reference, model)
-        seconds = {id(one): latency(one, example_inputs, repeats=1, warmup=0).median for one in order}
-        ratios.append(seconds[id(model)] / seconds[id(reference)])
-    return ratios
-
-
-def _known(ratios: Sequence[float], repeats: int, target: float | None) -> bool:
-    error = _standard_error(ratios)
-    if len(ratios) >= repeats and (error <= PRECISION or len(ratios) >= MOST * repeats):
-        return True
-    return (
-        target is not None
-        and len(ratios) >= FEWEST
-        and abs(statistics.median(ratios) / target - 1) > max(CLEAR * error, CLEAR * PRECISION)
-    )
-
-
-def _standard_error(ratios: Sequence[float]) -> float:
-    """Of the median, relative to it; from the distance of the quartiles, which outliers leave alone."""
-    if len(ratios) < 2:
-        return 0.0
-    low, median, high = statistics.quantiles(ratios, n=4)
-    return 1.2533 * (high - low) / 1.349 / math.sqrt(len(ratios)) / median
+            return 1.0
+        smaller = snapshot(self.model)
+        shrink(smaller, cut)
+        if self._whole is None:
+            self._whole = self.backend.warmed_up(self.model, self.example_inputs)
+        run = self.backend.warmed_up(smaller, self.example_inputs)
+        return statistics.median(paired_ratios(run, self._whole, self.repeats, target))

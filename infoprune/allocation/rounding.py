@@ -36,8 +36,8 @@ def steps(
     """Return the number of units that the width of each prunable group is a multiple of.
 
     With "auto" the channels of each layer that makes them decide: multiples of 16 from 128 channels on, of 8 from 64
-    on, of 4 from 16 on, and any number below. Where a unit is several channels (an attention head), the channels are
-    counted.
+    on, of 4 from 16 on, and any number below; of at most half the group. Where a unit is several channels (an attention
+    head), the channels are counted.
 
     Args:
         structure: The channel groups.
@@ -63,13 +63,15 @@ def steps(
 
 
 def _auto(structure: Structure, group: ChannelGroup, units: int) -> int:
-    return max(
-        (
-            in_units(next((step for least, step in STEPS if units * width >= least), 1), width)
-            for width in unit_widths(structure, group)
-        ),
-        default=1,
-    )
+    found = [1]
+    for layer, slot in structure.producers(group):
+        width = max(1, len(slot.index) // group.size)
+        own, filters = units * width, structure.shapes[layer.weight][layer.dim]
+        step = next((step for least, step in STEPS if max(own, filters) >= least), 1)
+        while step > 1 and 2 * step > own:  # of several groups in a layer, a small one keeps a choice
+            step //= 2
+        found.append(in_units(step, width))
+    return max(found)
 
 
 def unit_widths(structure: Structure, group: ChannelGroup) -> set[int]:

@@ -22,12 +22,14 @@ BISECTIONS = 40
 ROUNDS = 6
 # A bracket this narrow (as a share of the original cost) is not worth another round.
 CLOSE = 5e-4
+# A clock cannot tell narrower ones apart.
+CLOSE_IN_TIME = 4e-3
 # How far single units may take a group from the path, as a share of its units (one step at least): the allocation
 # decides on the widths, and what it cannot meet exactly is left unspent.
 STRAY = 0.1
 
 
-def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float) -> Widths:
+def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float, close: float = CLOSE) -> Widths:
     """The widths along ``path``, give or take single units, that cost the most within ``target``.
 
     Args:
@@ -35,6 +37,7 @@ def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float
         grids: Group name -> the widths open to it.
         measure: Share of the original cost that widths cost; smaller widths must not cost more.
         target: Share that may be spent.
+        close: Share of the original cost that is not worth a further step.
     """
     if measure(path(0.0)) <= target:
         return path(0.0)
@@ -43,7 +46,7 @@ def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float
     reach = {name: near(grid, low[name], high[name], STRAY) for name, grid in grids.items()}
     low, high = _walk(low, high, grids, measure, target)
     for _ in range(ROUNDS):
-        if measure(high) - measure(low) <= CLOSE:
+        if measure(high) - measure(low) <= close:
             break
         closer = _narrow(low, high, _inside(reach, _steps(low, high, grids)), measure, target)
         if closer == (low, high):

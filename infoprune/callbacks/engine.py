@@ -252,7 +252,8 @@ class PruningEngine:
         allocation: Allocation,
         fraction: float,
     ) -> Decision:
-        if self.options.target.latency is not None and not trainer.is_global_zero:
+        target = self.options.target
+        if (target.latency is not None or target.backend is not None) and not trainer.is_global_zero:
             return Decision(PruningPlan(), scores)  # one process measures while the others are idle
         assert self.unpruned is not None
         assert self.inputs is not None
@@ -260,7 +261,7 @@ class PruningEngine:
         decision = decide(
             network,
             structure,
-            self.options.target,
+            target,
             self.options.criterion,
             allocation,
             fraction=fraction,
@@ -273,7 +274,7 @@ class PruningEngine:
             check_plan(network, self.inputs, structure, decision.plan)
         return decision
 
-    def _measure(self, network: nn.Module, structure: Structure, repeats: int = 15) -> Measure | None:
+    def _measure(self, network: nn.Module, structure: Structure, repeats: int | None = None) -> Measure | None:
         """Return what measures widths for a latency budget: their share of the unpruned model's time.
 
         The unpruned model is gone after the first event. So the current model is timed against the narrower one, and
@@ -281,7 +282,8 @@ class PruningEngine:
         """
         if self.options.target.latency is None:
             return None
-        return LatencyShare(network, structure, self.inputs, repeats, now=self.latency_ratio)
+        backend = self.options.target.backend or "eager"
+        return LatencyShare(network, structure, self.inputs, repeats, self.latency_ratio, backend)
 
     def _recalibrate(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Measure batch norm anew in the model and in averaged copies of it, at the precision of training."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from infoprune.allocation import Allocation, get_allocation
 from infoprune.allocation.rounding import RoundTo
+from infoprune.backends import Backend, get_backend
 from infoprune.callbacks._compat import DualNamespaceCallback
 from infoprune.callbacks.distributed import on_all_ranks
 from infoprune.callbacks.engine import EngineOptions, PruningEngine
@@ -78,6 +79,9 @@ class FilterPruning(DualNamespaceCallback):
         latency: share of the time of a forward pass on the example inputs to keep in the end, in (0, 1], measured where
             the fit runs; give ``example_inputs`` with the batch size that counts. One of the four is needed, unless
             the allocation brings its own ratios.
+        backend: where the model will run, and where ``latency`` is measured: ``"eager"`` (the default for ``latency``),
+            ``"onnxruntime"``, ``"openvino"``, or another; see `infoprune.latency`. With ``round_to="auto"``, widths are
+            then multiples that pay there, by measurement.
         allocation: how the groups share the cut: a name, ``{"name": ..., options}`` or an `Allocation`.
         round_to: widths are multiples of this; "auto": of 4, 8 or 16 in layers of at least 16, 64 or 128 filters, since
             other widths are slow in most runtimes.
@@ -123,6 +127,7 @@ class FilterPruning(DualNamespaceCallback):
         params: float | None = None,
         amount: float | None = None,
         latency: float | None = None,
+        backend: str | dict[str, Any] | Backend | Callable[[Any, Any], float] | None = None,
         allocation: str | dict[str, Any] | Allocation = "uniform",
         round_to: RoundTo = "auto",
         min_width: int = 1,
@@ -146,10 +151,11 @@ class FilterPruning(DualNamespaceCallback):
         self.reset_best = reset_best
         self.reset_early_stopping = reset_early_stopping
         self.history: list[EventRecord] = []
+        home = None if backend is None else get_backend(backend)
         self._engine = PruningEngine(
             EngineOptions(
                 get_criterion(criterion),
-                Target(macs, params, amount, round_to, min_width, latency),
+                Target(macs, params, amount, round_to, min_width, latency, home),
                 get_allocation(allocation),
                 (frozen,) if isinstance(frozen, str) else tuple(frozen),
                 example_inputs,
@@ -170,6 +176,8 @@ class FilterPruning(DualNamespaceCallback):
         """The options as given, as plain data."""
         given = self._engine.options
         target = {name: value for name, value in vars(given.target).items() if value is not None}
+        if given.target.backend is not None:
+            target["backend"] = given.target.backend.name
         return {
             "criterion": given.criterion.name or type(given.criterion).__name__,
             "criterion_options": dict(given.criterion.options),

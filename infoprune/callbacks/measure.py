@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from infoprune.cost import Latency, latency
+from infoprune.backends import Latency, latency
 from infoprune.errors import CheckpointError
 from infoprune.report.record import finite
 from infoprune.weight_files import read_torch, write_torch

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 import infoprune
+from infoprune.backends import BACKENDS, get_backend
 from infoprune.commands.cutting import add_criterion_argument, add_cut_arguments, asks_for_a_cut, cut
 from infoprune.commands.named_data import add_data_arguments, open_data
 from infoprune.commands.named_model import NamedModel, add_model_arguments, open_model
@@ -28,14 +29,16 @@ from infoprune.speed import Speed, side_by_side, uniformly_narrowed
 WHAT = """\
 Measure latency, throughput and memory of a model as it was built (original), pruned, and narrowed alike in every layer
 to the same MACs (uniform), which tells what the choice of widths does to speed. The three take turns, so that all see
-the same weather; medians, with the distance between the quartiles.
+the same weather; medians, with the distance between the quartiles (±), and the speed-up with its 95 % interval.
+With --backend also as it runs in ONNX Runtime, OpenVINO, ExecuTorch or compiled.
 
 A pruned model comes from the folder of a run, or is made by --macs, --params or --amount."""
 
 EXAMPLES = """\
   infoprune benchmark --model runs/quickstart/version_0 --batch 1 32
   infoprune benchmark --model torchvision.models.resnet50 --input_shape 1,3,224,224 --macs 0.5 --round_to 8
-  infoprune benchmark --model pruned --device cuda --batch 64 --json"""
+  infoprune benchmark --model pruned --device cuda --batch 64 --json
+  infoprune benchmark --model pruned --backend eager,onnxruntime,openvino --threads 1"""
 
 
 def make(words: Sequence[str] = ()) -> ArgumentParser:
@@ -48,6 +51,12 @@ def make(words: Sequence[str] = ()) -> ArgumentParser:
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="batch sizes")
     parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda or cuda:1")
     parser.add_argument("--threads", type=int | None, help="CPU threads; PyTorch's own choice if not given")
+    parser.add_argument(
+        "--backend",
+        type=str,
+        default="eager",
+        help=f"where to run them, separated by commas: {', '.join(BACKENDS.names)}",
+    )
     parser.add_argument("--warmup", type=int, default=3, help="passes of each model that are not counted")
     parser.add_argument("--repeats", type=int, default=20, help="rounds in which each model is timed once")
     add_json_argument(parser)
@@ -67,10 +76,18 @@ def run(words: Sequence[str]) -> None:
         if options.threads < 1:
             raise ConfigurationError(f"--threads {options.threads} must be at least 1")
         torch.set_num_threads(options.threads)
+    backends = {name: get_backend(name) for name in options.backend.split(",")}
+    if device.type != "cpu" and set(backends) - {"eager", "compile"}:
+        raise ConfigurationError(f"--backend {options.backend}: all but eager and compile run on the cpu")
     named = open_model(parser, options)
     models = _models(named, parser, options)
     costs = {name: infoprune.trace(model, named.inputs).cost() for name, model in models.items()}
-    rows = [row for size in options.batch for row in _rows(models, costs, named, size, device, options)]
+    rows = [
+        row
+        for backend in backends
+        for size in options.batch
+        for row in _rows(models, costs, named, size, device, options, backend)
+    ]
     data = {"model": named.describes, "device": device_name(device), "threads": torch.get_num_threads(), "rows": rows}
     show("benchmark", data, options.json, lambda console: _print(console, data))
 
@@ -106,16 +123,18 @@ def _rows(
     size: int,
     device: torch.device,
     options: Namespace,
+    backend: str,
 ) -> list[dict[str, Any]]:
     inputs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), with_batch(named.inputs, size))
     for model in models.values():
         model.to(device)
-    speeds = side_by_side(models, inputs, options.repeats, options.warmup)
-    return [_row(name, costs, speeds) for name in models]
+    speeds = side_by_side(models, inputs, options.repeats, options.warmup, backend=backend)
+    return [{"backend": backend, **_row(name, costs, speeds)} for name in models]
 
 
 def _row(name: str, costs: dict[str, Cost], speeds: dict[str, Speed]) -> dict[str, Any]:
     speed, first = speeds[name], speeds["original"]
+    low, high = speed.interval(first)
     return {
         "model": name,
         "batch": speed.batch,
@@ -125,6 +144,8 @@ def _row(name: str, costs: dict[str, Cost], speeds: dict[str, Speed]) -> dict[st
         "spread_s": speed.spread,
         "throughput": speed.throughput,
         "speedup": speed.times_as_fast_as(first),
+        "speedup_low": low,
+        "speedup_high": high,
         "ideal_speedup": costs["original"].macs / max(costs[name].macs, 1),
         "weight_bytes": speed.weight_bytes,
         "peak_bytes": speed.peak_bytes,
@@ -132,46 +153,59 @@ def _row(name: str, costs: dict[str, Cost], speeds: dict[str, Speed]) -> dict[st
 
 
 def _print(console: Console, data: dict[str, Any]) -> None:
-    table = Table(
-        title=f"{data['model']['class']} on {data['device']}, {data['threads']} thread{'s' * (data['threads'] > 1)}",
-        title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False,
-    )  # fmt: skip
-    table.add_column("model")
-    for column in (
-        "batch",
-        "MACs",
-        "latency",
-        "± quartiles",
-        "a second",
-        "speed-up",
-        "ideal",
-        "weights",
-        "activations",
-    ):
-        table.add_column(column, justify="right", no_wrap=True)
+    """Print speed and size as two tables for each backend, so that both fit a terminal of 80 columns."""
+    where = f"{data['model']['class']} on {data['device']}, {data['threads']} thread{'s' * (data['threads'] > 1)}"
+    for backend in dict.fromkeys(row["backend"] for row in data["rows"]):
+        rows = [row for row in data["rows"] if row["backend"] == backend]
+        table = _table(f"{where}, {backend}", "batch", "latency", "±", "speed-up", "95 %", "ideal")
+        for row in rows:
+            table.add_row(
+                row["model"],
+                str(row["batch"]),
+                seconds(row["median_s"]),
+                percent(row["spread_s"] / row["median_s"], 0),
+                f"{row['speedup']:.2f} ×",
+                f"{row['speedup_low']:.2f} to {row['speedup_high']:.2f}",
+                f"{row['ideal_speedup']:.2f} ×",
+            )
+        console.print(table)
+        for line in _verdicts(rows):
+            console.print(Text(line, style="yellow"), soft_wrap=True)
+    table = _table("", "batch", "MACs", "a second", "weights", "activations")
     for row in data["rows"]:
-        table.add_row(
-            row["model"],
-            str(row["batch"]),
-            count(row["macs"]),
-            seconds(row["median_s"]),
-            percent(row["spread_s"] / row["median_s"], 0),
-            count(row["throughput"]),
-            f"{row['speedup']:.2f} ×",
-            f"{row['ideal_speedup']:.2f} ×",
-            f"{count(row['weight_bytes'])}B",
-            f"{count(row['peak_bytes'])}B",
-        )
+        if row["backend"] == data["rows"][0]["backend"]:
+            table.add_row(
+                row["model"],
+                str(row["batch"]),
+                count(row["macs"]),
+                count(row["throughput"]),
+                f"{count(row['weight_bytes'])}B",
+                f"{count(row['peak_bytes'])}B",
+            )
     console.print(table)
-    for line in _verdicts(data["rows"]):
-        console.print(Text(line, style="yellow"), soft_wrap=True)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False,
+    )  # fmt: skip
+    table.add_column("model", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
 
 
 def _verdicts(rows: list[dict[str, Any]]) -> list[str]:
-    """Say where a cut does not pay."""
-    return [
-        f"Batch {row['batch']}: this cut does not pay here, {row['speedup']:.2f} times the speed for "
-        f"{row['ideal_speedup']:.1f} times fewer MACs; try --round_to 8, larger batches or another device."
-        for row in rows
-        if row["model"] == "pruned" and row["ideal_speedup"] > 1.1 and row["speedup"] <= 1.02
-    ]
+    """Say where a cut does not pay, and where the runs do not tell."""
+    lines = []
+    for row in rows:
+        if row["model"] != "pruned" or row["ideal_speedup"] <= 1.1:
+            continue
+        if row["speedup_low"] <= 1.0 < row["speedup_high"] and row["speedup"] > 1.02:
+            lines.append(f"Batch {row['batch']}: the runs scatter too much to tell a speed-up; try more --repeats.")
+        elif row["speedup"] <= 1.02:
+            lines.append(
+                f"Batch {row['batch']}: this cut does not pay here, {row['speedup']:.2f} times the speed for "
+                f"{row['ideal_speedup']:.1f} times fewer MACs; try --round_to 16, larger batches or another device."
+            )
+    return lines

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 import infoprune
 from infoprune.allocation.rounding import AUTO, RoundTo
 from infoprune.api import PruneResult
+from infoprune.backends import BACKENDS
 from infoprune.commands.named_data import NamedData
 from infoprune.commands.named_model import NamedModel
 from infoprune.errors import ConfigurationError
@@ -21,7 +22,17 @@ def add_cut_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--amount", type=float | None, help="share of the filters to remove from every group, in [0, 1)"
     )
+    parser.add_argument("--latency", type=float | None, help="share of the time of a forward pass to keep, in (0, 1]")
     add_selection_arguments(parser)
+
+
+def add_backend_argument(parser: ArgumentParser) -> None:
+    """Add ``--backend``, where a cut model will run."""
+    parser.add_argument(
+        "--backend",
+        type=str | dict | None,
+        help=f"where it will run, for --latency and --round_to auto: {', '.join(BACKENDS.names)}",
+    )
 
 
 def add_selection_arguments(parser: ArgumentParser) -> None:
@@ -49,10 +60,10 @@ def add_criterion_argument(parser: ArgumentParser) -> None:
 
 def asks_for_a_cut(options: Namespace) -> bool:
     """Whether any of the options that say how far to cut is given."""
-    return any(options[name] is not None for name in ("macs", "params", "amount"))
+    return any(options[name] is not None for name in ("macs", "params", "amount", "latency"))
 
 
-def cut(named: NamedModel, options: Namespace, data: NamedData | None) -> PruneResult:
+def cut(named: NamedModel, options: Namespace, data: NamedData | None, backend: str | None = None) -> PruneResult:
     """Cut the named model in place, as the options say.
 
     Raises:
@@ -60,7 +71,7 @@ def cut(named: NamedModel, options: Namespace, data: NamedData | None) -> PruneR
         BudgetError: the budget cannot be met.
     """
     if not asks_for_a_cut(options) and isinstance(options.allocation, str) and "per_" not in options.allocation:
-        raise ConfigurationError("how far to cut is not said: give --macs, --params or --amount")
+        raise ConfigurationError("how far to cut is not said: give --macs, --params, --amount or --latency")
     return infoprune.prune(
         named.network,
         named.inputs,
@@ -68,6 +79,8 @@ def cut(named: NamedModel, options: Namespace, data: NamedData | None) -> PruneR
         macs=options.macs,
         params=options.params,
         amount=options.amount,
+        latency=options.latency,
+        backend=options.get("backend") if backend is None else backend,
         allocation=options.allocation,
         round_to=options.round_to,
         min_width=options.min_width,
@@ -78,5 +91,16 @@ def cut(named: NamedModel, options: Namespace, data: NamedData | None) -> PruneR
 
 def cut_options(options: Namespace) -> dict[str, Any]:
     """The options of a cut that say something, as a record keeps them."""
-    names = ("criterion", "macs", "params", "amount", "allocation", "round_to", "min_width", "frozen")
+    names = (
+        "criterion",
+        "macs",
+        "params",
+        "amount",
+        "latency",
+        "backend",
+        "allocation",
+        "round_to",
+        "min_width",
+        "frozen",
+    )
     return {name: options[name] for name in names if options.get(name) not in (None, [])}

@@ -20,7 +20,13 @@ from torch import nn
 
 import infoprune
 from infoprune.api import PruneResult
-from infoprune.commands.cutting import add_criterion_argument, add_cut_arguments, cut, cut_options
+from infoprune.commands.cutting import (
+    add_backend_argument,
+    add_criterion_argument,
+    add_cut_arguments,
+    cut,
+    cut_options,
+)
 from infoprune.commands.named_data import NamedData, add_data_arguments, open_data
 from infoprune.commands.named_model import NamedModel, add_model_arguments, open_model
 from infoprune.commands.parser import add_json_argument, make_parser, parse, show
@@ -54,6 +60,7 @@ def make(words: Sequence[str] = ()) -> ArgumentParser:
     add_model_arguments(parser, words)
     add_criterion_argument(parser)
     add_cut_arguments(parser)
+    add_backend_argument(parser)
     add_data_arguments(parser, words)
     parser.add_argument(
         "--recalibrate", action="store_true", help="measure batch norm's statistics anew on training images of --data"

@@ -1,0 +1,101 @@
+"""What a backend is: it makes a model ready to run, and says how long each run takes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+from infoprune.errors import ConfigurationError
+from infoprune.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from infoprune.structure.tracing.tracer import Inputs
+
+Run: TypeAlias = Callable[[], float]
+"""Runs a model once and returns the seconds that it took."""
+
+
+@dataclass(kw_only=True)
+class Backend(ABC):
+    """A runtime that models are deployed in.
+
+    A subclass is one file here, with a class that is registered under its name. Packages that it needs are imported
+    when a model is loaded, not before.
+    """
+
+    name: ClassVar[str] = ""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """What has to be installed, in the extra of the backend's name."""
+    quick_to_load: ClassVar[bool] = False
+    """Whether a single layer is loaded in milliseconds, so that layers can be timed one by one."""
+    repeats: ClassVar[int] = 15
+    """Fewest pairs of runs that tell how long one model takes against another."""
+
+    warmup: ClassVar[int] = 3
+    """Runs that are not counted."""
+
+    @abstractmethod
+    def load(self, model: nn.Module, example_inputs: Inputs) -> Run:
+        """Make a model ready to run on these inputs, in eval mode. The model is not changed.
+
+        Raises:
+            ConfigurationError: the backend is not installed; the message says how to get it.
+            ExportError: the backend cannot take the model; the message says where.
+        """
+
+    def warmed_up(self, model: nn.Module, example_inputs: Inputs) -> Run:
+        """Load a model, and run it a few times."""
+        run = self.load(model, example_inputs)
+        for _ in range(self.warmup):
+            run()
+        return run
+
+    def check(self) -> None:
+        """Raise a ConfigurationError that says how to install what is missing, if anything is."""
+        missing = [package for package in self.packages if find_spec(package) is None]
+        if missing:
+            raise ConfigurationError(
+                f"backend {self.name!r} needs {' and '.join(missing)}, not installed here: "
+                f"pip install 'infoprune[{self.name}]'"
+            )
+
+    @property
+    def versions(self) -> str:
+        """The versions of what runs the model, which measured times belong to."""
+        return " ".join(f"{package}-{_version(package)}" for package in ("torch", *self.packages))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+BACKENDS: Registry[Backend] = Registry("backend", Backend)  # type: ignore[type-abstract]
+
+BackendSpec: TypeAlias = "str | Mapping[str, Any] | Backend | Callable[[nn.Module, Inputs], float]"
+"""A name, ``{"name": ..., options}``, a `Backend`, or a function from a model and its inputs to seconds."""
+
+
+def get_backend(spec: BackendSpec) -> Backend:
+    """Return the backend that ``spec`` describes, and make sure that it is installed.
+
+    Raises:
+        ConfigurationError: unknown name or option, or a package is missing.
+
+    Example:
+        >>> get_backend("eager").name, get_backend(lambda model, inputs: 0.01).name
+        ('eager', 'function')
+    """
+    from infoprune.backends.function import Function
+
+    backend = Function(spec) if callable(spec) and not isinstance(spec, Backend) else BACKENDS.build(spec)
+    backend.check()
+    return backend

@@ -1,0 +1,70 @@
+"""ExecuTorch with XNNPACK: phones and boards, and here their CPU kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from infoprune.backends.backend import BACKENDS, Backend, Run
+from infoprune.backends.timing import timed
+from infoprune.errors import ExportError
+from infoprune.export import quietly, to_program
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from infoprune.structure.tracing.tracer import Inputs
+
+
+@BACKENDS.register("executorch")
+@dataclass(kw_only=True)
+class ExecuTorch(Backend):
+    """Lowers the model to XNNPACK and runs it in ExecuTorch's runtime. Loading takes some seconds."""
+
+    packages: ClassVar[tuple[str, ...]] = ("executorch",)
+
+    def load(self, model: nn.Module, example_inputs: Inputs) -> Run:
+        """Return a run that calls the loaded program."""
+        program, _ = to_program(model, example_inputs, None, dynamic_batch=False)
+        method = loaded(lowered(program))
+        given = arguments(example_inputs)
+        return lambda: timed(lambda: method.execute(given))
+
+
+def lowered(program: ExportedProgram) -> bytes:
+    """Return an exported program as ExecuTorch's, with all that XNNPACK takes given to it.
+
+    Raises:
+        ExportError: ExecuTorch has no such operator.
+    """
+    with quietly():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        try:
+            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            return bytes(edge.to_executorch().buffer)
+        except Exception as error:  # whatever it raises is about the model
+            raise ExportError(f"ExecuTorch cannot take the model: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def loaded(program: bytes) -> Any:
+    """Return the forward method of a program, in ExecuTorch's runtime."""
+    with quietly():
+        from executorch.runtime import Runtime
+
+        return Runtime.get().load_program(program).load_method("forward")
+
+
+def arguments(inputs: Inputs) -> list[Any]:
+    """Return inputs as the runtime takes them."""
+    if isinstance(inputs, Mapping):
+        return list(inputs.values())
+    return list(inputs) if isinstance(inputs, (tuple, list)) else [inputs]

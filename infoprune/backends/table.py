@@ -1,0 +1,124 @@
+"""How long single layers take by kind and widths: measured once on a machine, and kept on its disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infoprune.backends.backend import Backend
+from infoprune.backends.layers import LayerKind
+from infoprune.files import write_text_whole
+
+SHARES = (0.25, 0.5, 1.0)
+"""Widths that are measured, as shares of the full width; between them times are interpolated."""
+
+RUNS = 5
+
+
+class LatencyTable:
+    """Seconds of layers in a backend, on this machine with the present number of threads.
+
+    Times are kept in ``$INFOPRUNE_CACHE`` (by default ``~/.cache/infoprune``), in a file for each machine, backend and
+    its versions. Deleting it only costs the time to measure again.
+
+    Args:
+        backend: Where layers are timed.
+        device: Of the layers.
+    """
+
+    def __init__(self, backend: Backend, device: torch.device | None = None) -> None:
+        self.backend = backend
+        self.device = device or torch.device("cpu")
+        self.path = cache_file(backend, self.device)
+        self.seconds: dict[str, float] = _read(self.path)
+        self._known = len(self.seconds)
+
+    def look_up(self, key: str, measure: Callable[[], float]) -> float:
+        """Return the seconds that are kept under a key, measured now if there are none."""
+        if key not in self.seconds:
+            self.seconds[key] = measure()
+        return self.seconds[key]
+
+    def curve(self, kind: LayerKind, inputs: int, outputs: int) -> Callable[[int, int], float]:
+        """Return the seconds of a layer as a function of its widths, up to the given ones."""
+        across, along = _lattice(inputs), _lattice(outputs)
+        if kind.name == "depthwise":
+            across = [across[-1]]
+        grid = {
+            (i, o): self.look_up(f"{kind}: {i} to {o}", lambda i=i, o=o: self._measured(kind, i, o))  # type: ignore[misc]
+            for i, o in product(across, along)
+        }
+
+        # A narrower layer counts as no slower than a wider one: its weights could be padded with zeros.
+        grid = {(i, o): min(grid[a, b] for a, b in grid if a >= i and b >= o) for i, o in grid}
+
+        def seconds(i: int, o: int) -> float:
+            (i0, i1, x), (o0, o1, y) = _between(across, i), _between(along, o)
+            low = (1 - y) * grid[i0, o0] + y * grid[i0, o1]
+            high = (1 - y) * grid[i1, o0] + y * grid[i1, o1]
+            return (1 - x) * low + x * high
+
+        return seconds
+
+    def _measured(self, kind: LayerKind, inputs: int, outputs: int) -> float:
+        module, example = kind.build(inputs, outputs)
+        run = self.backend.warmed_up(module.eval().to(self.device), example.to(self.device))
+        return min(run() for _ in range(RUNS))  # what else the machine does only adds to it
+
+    def keep(self) -> None:
+        """Write what was measured to the disk, where that is possible."""
+        if len(self.seconds) == self._known:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Another process may have measured other layers since.
+            write_text_whole(self.path, json.dumps(_read(self.path) | self.seconds, indent=0, sort_keys=True))
+        except OSError:
+            return  # a read-only home costs the next call its time, not this one its result
+
+
+def cache_file(backend: Backend, device: torch.device) -> Path:
+    """Return where the times of a backend on this machine are kept."""
+    home = os.environ.get("INFOPRUNE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "infoprune")
+    what = [platform.node(), platform.machine(), _processor(device), torch.get_num_threads(), backend.versions, backend]
+    digest = hashlib.sha256("|".join(map(str, what)).encode()).hexdigest()[:16]
+    return Path(home).expanduser() / f"latency-{backend.name}-{digest}.json"
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.backends.cpu.get_cpu_capability()} {platform.processor()}"
+
+
+def _read(path: Path) -> dict[str, float]:
+    try:
+        kept: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(kept, dict):
+        return {}
+    return {str(key): value for key, value in kept.items() if isinstance(value, float) and 0 < value < float("inf")}
+
+
+def _lattice(width: int) -> list[int]:
+    """Widths to measure, in multiples that no backend punishes where the layer is wide enough."""
+    step = 16 if width >= 64 else 4 if width >= 16 else 1
+    return sorted({max(step, round(width * share / step) * step) for share in SHARES[:-1]} | {width})
+
+
+def _between(points: list[int], value: int) -> tuple[int, int, float]:
+    """Return the two points around a value, and how far it is from the one to the other."""
+    if value <= points[0]:
+        return points[0], points[0], 0.0
+    place = next((n for n in range(1, len(points) - 1) if value <= points[n]), len(points) - 1)
+    low, high = points[place - 1], points[place]
+    return low, high, (value - low) / (high - low)

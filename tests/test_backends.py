@@ -1,0 +1,137 @@
+"""Backends: what they load, what they measure, and what they say when they cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import infoprune
+from infoprune.backends import BACKENDS, get_backend
+from infoprune.backends.grid import WIDTHS, grid_of, smallest_that_pays, steps_in
+from infoprune.backends.layers import timed_layers
+from infoprune.errors import ConfigurationError, ExportError
+from infoprune.models import CifarResNet
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+IMAGES = torch.randn(1, 3, 16, 16)
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("INFOPRUNE_CACHE", str(tmp_path / "cache"))
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(16 * 14 * 14, 4)
+    )
+
+
+@pytest.mark.parametrize("name", ["eager", "onnxruntime", "openvino", "executorch"])
+def test_a_backend_tells_seconds_and_leaves_the_model(name: str) -> None:
+    try:
+        backend = get_backend(name)
+    except ConfigurationError as error:
+        pytest.skip(str(error))
+    net = network()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    time = infoprune.latency(net, IMAGES, repeats=3, backend=backend)
+    assert 0 < time.median < 1
+    assert net.training
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert torch.__version__.partition("+")[0] in backend.versions
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_int8(name: str) -> None:
+    pytest.importorskip("onnxruntime" if name == "onnxruntime" else "nncf")
+    backend = get_backend({"name": name, "precision": "int8"})
+    assert infoprune.latency(network(), IMAGES, repeats=3, backend=backend).median > 0
+    assert repr(backend) != repr(get_backend(name))
+
+
+def test_several_inputs_by_name() -> None:
+    pytest.importorskip("onnxruntime")
+
+    class Sum(nn.Module):
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            return left + 2 * right
+
+    given = {"right": torch.ones(2, 3), "left": torch.zeros(2, 3)}
+    assert infoprune.latency(Sum(), given, repeats=2, backend="onnxruntime").median > 0
+    assert infoprune.latency(Sum(), tuple(given.values()), repeats=2, backend="onnxruntime").median > 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("onnxrt", r"unknown backend 'onnxrt', did you mean 'onnxruntime'\?"),
+        ({"name": "onnxruntime", "precision": "int4"}, r"precision cannot be 'int4', did you mean 'int8'\?"),
+        ({"name": "eager", "threads": 1}, "backend 'eager' has no option 'threads'"),
+    ],
+)
+def test_what_does_not_exist(spec: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        infoprune.latency(network(), IMAGES, backend=spec)
+
+
+@pytest.mark.parametrize("name", [name for name in BACKENDS.names if name not in ("eager", "compile")])
+def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("infoprune.backends.backend.find_spec", lambda package: None)
+    net = network()
+    with pytest.raises(ConfigurationError, match=rf"backend '{name}' needs .*pip install 'infoprune\[{name}\]'"):
+        infoprune.prune(net, IMAGES, "l1", macs=0.5, backend=name)
+    assert net[0].out_channels == 16
+
+
+@pytest.mark.parametrize("answer", [0, -1.0, float("inf"), None, "fast", True])
+def test_a_function_that_returns_nonsense(answer: Any) -> None:
+    with pytest.raises(ConfigurationError, match="it has to return the seconds of a forward pass"):
+        infoprune.latency(network(), IMAGES, backend=lambda model, inputs: answer)
+
+
+def test_an_operator_that_it_cannot_take() -> None:
+    pytest.importorskip("onnxruntime")
+
+    class Spectrum(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.svdvals(x)
+
+    with pytest.raises(ExportError, match="svd"):
+        infoprune.latency(nn.Sequential(nn.Conv2d(3, 4, 1), Spectrum()), IMAGES, repeats=1, backend="onnxruntime")
+
+
+def test_layers_as_wide_as_groups_say() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 8, 1), nn.Flatten(), nn.Linear(8 * 144, 2)
+    )
+    structure = infoprune.trace(net, IMAGES)
+    layers = timed_layers(net, structure, IMAGES)
+    assert [layer.kind.name for layer in layers] == ["conv", "depthwise", "conv", "linear"]
+    assert [(layer.inputs({}), layer.outputs({})) for layer in layers] == [(3, 16), (16, 16), (16, 8), (1152, 2)]
+    cut = {"0": 12, "2": 4}
+    assert [(layer.inputs(cut), layer.outputs(cut)) for layer in layers] == [(3, 12), (12, 12), (12, 4), (576, 2)]
+    module, example = layers[1].kind.build(12, 12)
+    assert module(example).shape[1] == 12
+
+
+def test_the_smallest_step_that_is_not_punished() -> None:
+    work = {width: float(width) ** 2 for widths in WIDTHS.values() for width in widths}
+    for step in (1, 2, 4, 8, 16, 32):
+        assert smallest_that_pays({w: s * (1.0 if w % step == 0 else 1.3) for w, s in work.items()}) == step
+
+
+def test_a_backend_decides_the_widths() -> None:
+    backend = get_backend("eager")
+    structure = infoprune.trace(CifarResNet(depth=8), torch.zeros(1, 3, 32, 32))
+    step = steps_in(structure, backend)
+    assert set(grid_of(backend)) == {"conv", "depthwise", "linear"}
+    assert all(4 <= step[group.name] <= max(4, group.size // 4) for group in structure.prunable if group.size >= 16)
+    net = CifarResNet(depth=8)
+    infoprune.prune(net, torch.zeros(1, 3, 32, 32), "l1", macs=0.5, backend="eager")
+    assert {m.out_channels % 4 for m in net.modules() if isinstance(m, nn.Conv2d)} == {0}
