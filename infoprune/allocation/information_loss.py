@@ -80,6 +80,11 @@ class InformationLoss(Allocation):
         if isinstance(self.curves, str):
             self.curves = LossCurves.load(self.curves)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are plain data; curves and a function of the user's are none."""
+        return {name: value for name, value in super().options.items() if name not in ("curves", "evaluate")}
+
     def prepared(
         self,
         model: nn.Module,
