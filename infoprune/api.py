@@ -89,7 +89,7 @@ def prune(
     example_inputs: Inputs,
     criterion: str | Mapping[str, Any] | Criterion = "capacity_independence",
     *,
-    amount: float | str | None = None,
+    amount: float | None = None,
     macs: float | str | None = None,
     params: float | str | None = None,
     latency: float | str | None = None,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Target:
     """How far to prune: one of ``macs``, ``params``, ``latency`` (what is left) or ``amount`` (units to remove).
 
-    Each is a share, 0.6 or ``"60%"``. ``macs`` and ``params`` may also be numbers, from 1,000 on: ``200e6`` MACs.
+    What is left is a share, 0.6 or ``"60%"``. ``macs`` and ``params`` may also be numbers from 1,000 on: ``200e6`` MACs.
 
     Allocations that carry their own ratios (per layer, per stage) need none of the four.
 
@@ -35,7 +35,7 @@ class Target:
 
     macs: float | str | None = None
     params: float | str | None = None
-    amount: float | str | None = None
+    amount: float | None = None
     round_to: RoundTo = AUTO
     min_width: int = 1
     latency: float | str | None = None
@@ -44,8 +44,8 @@ class Target:
         given = {k: v for k in (*KINDS, "amount") if (v := getattr(self, k)) is not None}
         if len(given) > 1:
             raise ConfigurationError(f"{' and '.join(f'{k}={v}' for k, v in given.items())} clash: give one of them")
-        for kind, value in given.items():
-            object.__setattr__(self, kind, as_share(value))
+        for kind in KINDS:
+            object.__setattr__(self, kind, as_share(getattr(self, kind)))
         if self.amount is not None:
             check_amount(self.amount)
         check_round_to(self.round_to)

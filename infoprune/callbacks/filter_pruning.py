@@ -123,7 +123,7 @@ class FilterPruning(DualNamespaceCallback):
         schedule: int | list[Any] | dict[str, Any] | Schedule,
         macs: float | str | None = None,
         params: float | str | None = None,
-        amount: float | str | None = None,
+        amount: float | None = None,
         latency: float | str | None = None,
         allocation: str | dict[str, Any] | Allocation = "auto",
         round_to: RoundTo = "auto",
