@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class Target:
     """How far to prune: one of ``macs``, ``params``, ``latency`` (what is left) or ``amount`` (units to remove).
 
-    What is left is a share, 0.6 or ``"60%"``. ``macs`` and ``params`` may also be numbers from 1,000 on: ``200e6`` MACs.
+    What is left is a share, 0.6 or ``"60%"``. ``macs`` and ``params`` may be numbers from 1,000 on, too:
+    ``200e6`` MACs.
 
     Allocations that carry their own ratios (per layer, per stage) need none of the four.
 
