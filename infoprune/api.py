@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from infoprune import recalibration
-from infoprune.allocation import Allocation, LatencyShare
+from infoprune.allocation import Allocation, LatencyShare, LossCurves, get_allocation
 from infoprune.allocation.rounding import RoundTo
 from infoprune.allocation.solve import Measure
 from infoprune.backends import get_backend
@@ -51,6 +51,7 @@ class PruneResult:
             freeze after a trial cut may show as prunable.
         scores: group name -> (units,) scores that decided.
         latency: with a latency budget, the share of the time before that was measured at the widths chosen.
+        curves: what cutting each group costs, if the allocation measured it.
     """
 
     plan: PruningPlan
@@ -59,6 +60,7 @@ class PruneResult:
     structure: Structure
     scores: Scores
     latency: float | None = None
+    curves: LossCurves | None = None
 
     def __str__(self) -> str:
         macs, params = self.after.ratio(self.before)
@@ -85,11 +87,11 @@ def prune(
     criterion: str | Mapping[str, Any] | Criterion = "capacity_independence",
     *,
     amount: float | None = None,
-    macs: float | None = None,
-    params: float | None = None,
-    latency: float | None = None,
+    macs: float | str | None = None,
+    params: float | str | None = None,
+    latency: float | str | None = None,
     backend: BackendSpec | None = None,
-    allocation: str | Mapping[str, Any] | Allocation = "uniform",
+    allocation: str | Mapping[str, Any] | Allocation = "auto",
     round_to: RoundTo = "auto",
     min_width: int = 1,
     frozen: Sequence[str] = (),
@@ -104,13 +106,15 @@ def prune(
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments of its ``forward``.
         criterion: how much each filter matters: a name, ``{"name": ..., options}`` or a :class:`Criterion`.
         amount: share of the filters to remove from every group, in [0, 1).
-        macs: share of the multiply-accumulates to keep, in (0, 1].
-        params: share of the parameters to keep, in (0, 1].
+        macs: share of the multiply-accumulates to keep, in (0, 1] or as ``"60%"``, or their number, as ``200e6``.
+        params: share of the parameters to keep, in (0, 1] or as ``"60%"``, or their number.
         latency: share of the time of a forward pass on ``example_inputs`` to keep, in (0, 1], measured in ``backend``;
             what is reached is measured too, see ``PruneResult.latency``.
         backend: where the model will run: ``"eager"`` (the default for ``latency``), ``"onnxruntime"``, or another; see
             `infoprune.latency`. With ``round_to="auto"``, widths are then multiples that pay there, by measurement.
-        allocation: how the groups share the cut.
+        allocation: how the groups share the cut. "auto" measures what cutting each group costs where ``data`` are given
+            (:class:`~infoprune.allocation.InformationLoss`); without, residual streams give way last
+            (:class:`~infoprune.allocation.CoupledLast`). An amount is removed from every group alike.
         round_to: widths are multiples of this; "auto": of 4, 8 or 16 in layers of at least 16, 64 or 128 filters, since
             other widths are slow in most runtimes.
         min_width: the fewest units a group keeps.
@@ -145,36 +149,38 @@ def prune(
     session, structure = labelled(model, example_inputs, frozen)
     if data is not None or latency is not None or not structure.cuts_alike:
         structure = rehearsed(session, structure)  # else deciding is cheap, and the plan itself the best of trial cuts
-    decide_on = partial(decide, model, target=target, criterion=criterion, allocation=allocation, data=batches)
+    decide_on = partial(decide, model, target=target, criterion=criterion, data=batches)
     measure = (
         None
         if latency is None
         else partial(LatencyShare, model, example_inputs=example_inputs, backend=target.backend or "eager")
     )
-    structure, decision = _decided(session, structure, decide_on, measure)
+    structure, decision = _decided(session, structure, decide_on, get_allocation(allocation), measure)
     before, after = structure.cost(), structure.cost_of(decision.plan)
     statistics = _statistics_after(model, decision.plan, batches, recalibrate) if recalibrate else {}
     shrink(model, decision.plan, optimizers)
     for name, norm in statistics.items():
         model.get_submodule(name).load_state_dict(norm.state_dict())
-    return PruneResult(decision.plan, before, after, structure, decision.scores, decision.latency)
+    return PruneResult(decision.plan, before, after, structure, decision.scores, decision.latency, decision.curves)
 
 
 def _decided(
     session: TraceSession,
     structure: Structure,
     decide_on: Callable[..., Decision],
+    allocation: Allocation,
     measure: Callable[[Structure], Measure] | None,
 ) -> tuple[Structure, Decision]:
     """Decide until the model's code follows the plan; what stands in its way stays."""
     scores: Scores | None = None
     blamed: list[Conflict] = []
     for _ in range(MAX_DRY_RUNS):
-        decision = decide_on(structure, scores=scores, measure=measure and measure(structure))
+        decision = decide_on(structure, allocation=allocation, scores=scores, measure=measure and measure(structure))
         blamed = dry_run(session, structure, decision.plan)
         if not blamed:
             return structure, decision
         structure = resolve_conflicts(session, structure, decision.plan, blamed)
+        allocation = decision.allocation or allocation  # what it measured still holds
         scores = {g.name: decision.scores[g.name] for g in structure.prunable if g.name in decision.scores}
     raise PlanError(f"no plan was found that the model's code follows: a channel {blamed[0].reason}; freeze that layer")
 

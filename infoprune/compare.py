@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from infoprune.allocation import Allocation
+from infoprune.allocation import Allocation, get_allocation
 from infoprune.allocation.rounding import RoundTo
 from infoprune.criteria import Criterion, get_criterion
 from infoprune.criteria.calibration import as_batches
@@ -54,7 +54,7 @@ def compare(
     evaluate: Evaluate,
     *,
     kind: str = "macs",
-    allocation: str | Mapping[str, Any] | Allocation = "uniform",
+    allocation: str | Mapping[str, Any] | Allocation = "auto",
     round_to: RoundTo = "auto",
     min_width: int = 1,
     frozen: Sequence[str] = (),
@@ -70,7 +70,8 @@ def compare(
         budgets: shares to keep, in (0, 1].
         evaluate: measures a model.
         kind: what the budgets are of: ``"macs"`` or ``"params"``.
-        allocation: how the groups share the cut. One that does not look at scores gives all criteria the same widths,
+        allocation: how the groups share the cut. One that measures does so once, with the first criterion's scores.
+            One that does not look at scores of its own gives all criteria the same widths,
             and only then is a difference due to the criterion.
         round_to: widths are multiples of this; "auto": of 4, 8 or 16 in layers of at least 16, 64 or 128 filters, since
             other widths are slow in most runtimes.
@@ -106,13 +107,17 @@ def compare(
     ]
     batches = as_batches(data)
     structure = trace(model, example_inputs, frozen)
+    chosen: Allocation | None = None
     rows = [Compared("none", 1.0, 1.0, 1.0, dict(evaluate(model)), 0.0)]
     for spec, criterion in zip(criteria, found, strict=True):
         start = time.perf_counter()
         scores = criterion(model, structure, batches)
         seconds = time.perf_counter() - start
+        chosen = chosen or get_allocation(allocation).prepared(
+            model, structure, batches, scores=scores, kind=kind, keep=min(budgets)
+        )
         for keep, target in zip(budgets, targets, strict=True):
-            plan = decide(model, structure, target, criterion, allocation, batches, scores=scores).plan
+            plan = decide(model, structure, target, criterion, chosen, batches, scores=scores).plan
             check_plan(model, example_inputs, structure, plan)
             pruned = copy.deepcopy(model)
             shrink(pruned, plan)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from infoprune.allocation import Allocation, Budget, LatencyShare, get_allocation, select
-from infoprune.allocation.budget import KINDS, check_amount
+from infoprune.allocation import Allocation, Budget, LatencyShare, LossCurves, get_allocation, select
+from infoprune.allocation.budget import KINDS, as_share, check_amount, is_absolute
 from infoprune.allocation.grid import Grid
 from infoprune.allocation.rounding import AUTO, RoundTo, check_round_to
 from infoprune.backends.grid import steps_in
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 class Target:
     """How far to prune: one of ``macs``, ``params``, ``latency`` (what is left) or ``amount`` (units to remove).
 
-    ``backend`` is where the model will run: with ``round_to="auto"``, widths are multiples that pay there.
+    What is left is a share, 0.6 or ``"60%"``. ``macs`` and ``params`` may be numbers from 1,000 on, too:
+    ``200e6`` MACs. ``backend`` is where the model will run: with ``round_to="auto"``, widths are multiples that pay
+    there.
 
     Allocations that carry their own ratios (per layer, per stage) need none of the four.
 
@@ -35,27 +37,40 @@ class Target:
         ConfigurationError: more than one is given, or one is out of range.
     """
 
-    macs: float | None = None
-    params: float | None = None
+    macs: float | str | None = None
+    params: float | str | None = None
     amount: float | None = None
     round_to: RoundTo = AUTO
     min_width: int = 1
-    latency: float | None = None
+    latency: float | str | None = None
     backend: Backend | None = None
 
     def __post_init__(self) -> None:
         given = {k: v for k in (*KINDS, "amount") if (v := getattr(self, k)) is not None}
         if len(given) > 1:
             raise ConfigurationError(f"{' and '.join(f'{k}={v}' for k, v in given.items())} clash: give one of them")
+        for kind in KINDS:
+            object.__setattr__(self, kind, as_share(getattr(self, kind)))
         if self.amount is not None:
             check_amount(self.amount)
         check_round_to(self.round_to)
-        _ = self.budget, Grid(1, 1, self.min_width)  # range checks
+        Grid(1, 1, self.min_width)  # a range check
+        if not self._is_absolute:
+            _ = self.budget  # another
+
+    @property
+    def _is_absolute(self) -> bool:
+        return any(is_absolute(kind, getattr(self, kind)) for kind in ("macs", "params"))
 
     @property
     def budget(self) -> Budget | None:
-        """The budget, if there is one."""
+        """The budget, if there is one; of a number of MACs or parameters only after :meth:`relative_to`."""
         return next((Budget(kind, keep) for kind in KINDS if (keep := getattr(self, kind)) is not None), None)
+
+    def relative_to(self, cost: Cost) -> Target:
+        """This target with a number of MACs or parameters as a share of what the model costs, at most all of it."""
+        numbers = {kind: value for kind in ("macs", "params") if is_absolute(kind, value := getattr(self, kind))}
+        return replace(self, **{kind: min(1.0, value / getattr(cost, kind)) for kind, value in numbers.items()})
 
     def steps(
         self, model: nn.Module, structure: Structure, sizes: Mapping[str, int] | None
@@ -76,12 +91,20 @@ class Decision:
         scores: group name -> (units,) scores.
         widths: group name -> units that stay.
         latency: with a latency budget, the share of the original's time that was measured at these widths.
+        allocation: the allocation with what it measured.
     """
 
     plan: PruningPlan
     scores: Scores
     widths: Mapping[str, int] = field(default_factory=dict)
     latency: float | None = None
+    allocation: Allocation | None = None
+
+    @property
+    def curves(self) -> LossCurves | None:
+        """What cutting each group costs, if the allocation measured it."""
+        curves = getattr(self.allocation, "curves", None)
+        return curves if isinstance(curves, LossCurves) else None
 
 
 def decide(
@@ -89,7 +112,7 @@ def decide(
     structure: Structure,
     target: Target,
     criterion: str | Mapping[str, Any] | Criterion = "capacity_independence",
-    allocation: str | Mapping[str, Any] | Allocation = "uniform",
+    allocation: str | Mapping[str, Any] | Allocation = "auto",
     data: Iterable[Any] | None = None,
     *,
     fraction: float = 1.0,
@@ -118,25 +141,23 @@ def decide(
     """
     if scores is None:
         scores = get_criterion(criterion)(model, structure, data)
+    target = target.relative_to(reference or structure.cost())
     kind, keep = goal(target, structure, fraction, reference, sizes)
-    widths = (
-        get_allocation(allocation)
-        .prepared(model, structure, data, scores=scores, kind=kind, keep=keep)
-        .widths(
-            structure,
-            scores,
-            target.budget,
-            target.amount,
-            target.steps(model, structure, sizes),
-            target.min_width,
-            fraction=fraction,
-            reference=reference,
-            sizes=sizes,
-            measure=measure,
-        )
+    chosen = get_allocation(allocation).prepared(model, structure, data, scores=scores, kind=kind, keep=keep)
+    widths = chosen.widths(
+        structure,
+        scores,
+        target.budget,
+        target.amount,
+        target.steps(model, structure, sizes),
+        target.min_width,
+        fraction=fraction,
+        reference=reference,
+        sizes=sizes,
+        measure=measure,
     )
     latency = measure.measured(widths) if isinstance(measure, LatencyShare) else None
-    return Decision(select(structure, scores, widths), scores, widths, latency)
+    return Decision(select(structure, scores, widths), scores, widths, latency, chosen)
 
 
 def goal(
@@ -155,7 +176,8 @@ def goal(
         reference: the cost before the first event.
         sizes: group name -> units before the first event.
     """
-    budget, now = target.budget, structure.cost()
+    now = structure.cost()
+    budget = target.relative_to(reference or now).budget
     if budget is None:
         units = {group.name: group.size for group in structure.prunable}
         whole = sum((sizes or units).values())

@@ -5,7 +5,9 @@ the pressure that meets the budget. All of it is pure: the same structure, score
 """
 
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation, get_allocation
+from infoprune.allocation.auto import Auto
 from infoprune.allocation.budget import Budget
+from infoprune.allocation.coupled_last import CoupledLast
 from infoprune.allocation.curves import LossCurves
 from infoprune.allocation.global_ranking import GlobalRanking
 from infoprune.allocation.information_concentration import InformationConcentration
@@ -19,7 +21,9 @@ from infoprune.allocation.uniform import Uniform
 __all__ = [
     "ALLOCATIONS",
     "Allocation",
+    "Auto",
     "Budget",
+    "CoupledLast",
     "GlobalRanking",
     "InformationConcentration",
     "InformationLoss",

@@ -41,8 +41,32 @@ class Budget:
         check_choice("budget", "kind", self.kind, KINDS)
         if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)) or not 0 < self.keep <= 1:
             raise ConfigurationError(
-                f"budget: the fraction of {self.kind} to keep must be in (0, 1], got {self.keep!r} (0.5 keeps half)"
+                f"budget: the fraction of {self.kind} to keep must be in (0, 1], got {self.keep!r} (0.5 keeps half"
+                + (f"; numbers of {self.kind} start at {ABSOLUTE:,})" if self.kind != "latency" else ")")
             )
+
+
+ABSOLUTE = 1000
+"""From here on a budget of MACs or parameters is a number of them, not a share."""
+
+
+def is_absolute(kind: str, value: object) -> bool:
+    """Whether a budget is a number of MACs or parameters."""
+    return kind in ("macs", "params") and isinstance(value, (int, float)) and value >= ABSOLUTE
+
+
+def as_share(value: object) -> object:
+    """Read ``"60%"`` as 0.6 and ``"5e6"`` as a number; everything else is returned as it is.
+
+    >>> as_share("60%"), as_share(200e6)
+    (0.6, 200000000.0)
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    except ValueError:
+        return value  # whoever checks the range refuses it
 
 
 def check_amount(amount: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from infoprune.registry import check_count, check_number
 if TYPE_CHECKING:
     from infoprune.criteria import Scores
     from infoprune.structure import Structure
+
+logger = logging.getLogger(__name__)
 
 OWNER = "allocation 'information_loss'"
 
@@ -80,6 +83,11 @@ class InformationLoss(Allocation):
         if isinstance(self.curves, str):
             self.curves = LossCurves.load(self.curves)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are plain data; curves and a function of the user's are none."""
+        return {name: value for name, value in super().options.items() if name not in ("curves", "evaluate")}
+
     def prepared(
         self,
         model: nn.Module,
@@ -110,18 +118,19 @@ class InformationLoss(Allocation):
             model, structure, scores, getattr(data, "as_trained", data) or (), self.images, self.evaluate, OWNER
         )
         grids = {name: Grid(group.size) for name, group in meter.groups.items()}
-        shares = [share for share in ROUNDS[: self.rounds - 1] if share > keep]
-        curves = LossCurves((), meter.unit, meter.images)
         widths = {name: grid.size for name, grid in grids.items()}
-        with Progress(OWNER, 1, self.progress) as bar:
-            for share in [*shares, None]:
-                levels = {
-                    name: _levels(width, FIRST_LEVELS if not curves.rounds else LATER_LEVELS)
-                    for name, width in widths.items()
-                }
+        shares = [share for share in ROUNDS[: self.rounds - 1] if share > keep]
+        levels = {name: _levels(width, FIRST_LEVELS) for name, width in widths.items()}
+        curves = LossCurves((), meter.unit, meter.images)
+        with Progress(OWNER, meter.work(levels) * (1 + len(shares)), self.progress) as bar:
+            for share in [*shares, 0.0]:
+                levels = {name: wanted for name, wanted in levels.items() if wanted}
                 curves = dataclasses.replace(curves, rounds=(*curves.rounds, meter.round(widths, levels, bar)))
-                if share is not None:
+                if share:
                     widths = self._widths_at(structure, curves, grids, kind, share)
+                    levels = {name: _levels(width, LATER_LEVELS) for name, width in widths.items()}
+        logger.info("%s: measured on %d images as %s", OWNER, curves.images, curves.unit)
+        _warn_about(curves)
         return dataclasses.replace(self, curves=curves)
 
     def _widths_at(
@@ -154,6 +163,17 @@ class InformationLoss(Allocation):
             raise ConfigurationError(f"{OWNER} has nothing measured yet: call prepared(model, structure, data)")
         self.curves.check({name: grid.size for name, grid in grids.items()})
         return as_path(list(self._states(structure, self.curves, grids, kind)), grids)
+
+
+def _warn_about(curves: LossCurves) -> None:
+    """Name the groups that the outputs do not depend on, as far as these images tell."""
+    free = [name for name, curve in curves.rounds[0].curves.items() if not any(curve.values())]
+    if free:
+        more = f" and {len(free) - 3} others" if len(free) > 3 else ""
+        logger.warning(
+            "%s: on these images the outputs do not depend on %s%s, so that they are cut first; freeze them if they "
+            "matter elsewhere", OWNER, ", ".join(free[:3]), more,
+        )  # fmt: skip
 
 
 def _levels(width: int, shares: Sequence[float]) -> list[int]:

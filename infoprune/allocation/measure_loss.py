@@ -18,6 +18,7 @@ from infoprune.allocation.suffix import Prefix, advance, first_uses, resume
 from infoprune.criteria.calibration import batch_size, on_device, rows_of, run, split_batch
 from infoprune.criteria.distributed import all_or_none, process, sum_over_processes, world_size
 from infoprune.criteria.replay import ReplayError
+from infoprune.criteria.shapley_run import suffix_shares
 from infoprune.errors import DataError
 from infoprune.snapshot import snapshot
 from infoprune.structure.tensors import owned_tensors
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from infoprune.criteria import Scores
     from infoprune.criteria.progress import Progress
     from infoprune.structure import ChannelGroup, GroupSlot, Structure
+
+DEAR = 0.02
+"""A group that costs more at its middle level is measured above it, any other below: there the solution lies."""
 
 BATCH = 64
 """Smaller batches are joined up to so many images: statistics of few images are none."""
@@ -79,6 +83,8 @@ class LossMeter:
         self._tensors = {name: owned.tensor for name, owned in owned_tensors(self.model).items()}
         self._readers = {name: _readers(structure, group) for name, group in self.groups.items()}
         self._evaluate = evaluate
+        behind = suffix_shares(structure)
+        self._work = {name: behind[structure.producers(group)[0][0].name] for name, group in self.groups.items()}
         self._batches: list[_Batch] = []
         self.unit = "drop of the given quality"
         with self._ready():
@@ -91,47 +97,61 @@ class LossMeter:
             self._batches = [self._batch(on_device(device, _channels_last(x)), y, size) for x, y, size in inputs]
         self.unit = " + ".join(dict.fromkeys(NAMES[distance] for distance in self._batches[0].distances))
 
+    def work(self, levels: Mapping[str, Sequence[int]]) -> float:
+        """How much a round measures at most, in runs of the whole model; a progress bar advances by that."""
+        return sum(self._work[name] * len(_near(widths, None)) for name, widths in levels.items())
+
     def round(self, widths: Mapping[str, int], levels: Mapping[str, Sequence[int]], bar: Progress) -> Round:
         """Cut each group of the model with these widths to each of its levels alone, and measure what that costs.
 
         Args:
             widths: Group name -> units that the model has.
-            levels: Group name -> smaller widths.
+            levels: Group name -> smaller widths, from the largest; those beside the solution are measured.
             bar: Is told about every run.
         """
         names = list(self.groups)
         table = [(name, width) for name in names for width in levels.get(name, ())]
-        losses = torch.zeros(len(table) + 1, dtype=torch.float64)
+        losses = torch.zeros(2, len(table) + 1, dtype=torch.float64)  # losses, and which of them were measured
         mine = set(names[process() :: world_size()])
         with self._ready(), all_or_none(), self._cut(widths):
             if process() == 0:
-                losses[0] = self._loss_of_whole_runs("these widths")
+                losses[0, 0] = self._loss_of_whole_runs("these widths")
             measured = self._measured({name: levels[name] for name in names if name in mine and name in levels}, bar)
             for place, key in enumerate(table, 1):
-                losses[place] = measured.get(key, 0.0)
-        losses = sum_over_processes(losses)
+                if key in measured:
+                    losses[:, place] = torch.tensor([measured[key], 1.0])
+        losses, seen = sum_over_processes(losses)
         curves: dict[str, dict[int, float]] = {}
-        for (name, width), loss in zip(table, losses[1:].tolist(), strict=True):
-            curves.setdefault(name, {})[width] = loss
+        for (name, width), loss, known in zip(table, losses[1:].tolist(), seen[1:].tolist(), strict=True):
+            if known:
+                curves.setdefault(name, {})[width] = loss
         return Round(dict(widths), losses[0].item(), curves)
 
     def _measured(self, levels: Mapping[str, Sequence[int]], bar: Progress) -> dict[tuple[str, int], float]:
         if self._evaluate is not None:
             return self._evaluated(levels, bar)
         sums: dict[tuple[str, int], float] = {}
+        near: dict[str, list[int]] = {}
         for batch in self._batches:
             prefix: Prefix | None = Prefix()
             for name in sorted(levels, key=lambda name: batch.place(self._weights(name))):
                 if batch.resumes and prefix is not None:
                     prefix = advance(self.model, batch.inputs, prefix, self._weights(name))
-                for width in levels[name]:
-                    sums.setdefault((name, width), 0.0)
-                    if prefix is not None:  # else the run never uses this group
-                        with self._cut({name: width}):
-                            outputs = resume(self.model, batch.inputs, prefix)
-                            sums[name, width] += self._loss(batch, outputs, f"{name} at {width} units")
-                    bar.advance(1 / len(self._batches))
+                middle = levels[name][len(levels[name]) // 2]
+                first = self._loss_at(name, middle, batch, prefix)
+                near.setdefault(name, _near(levels[name], first / batch.size))  # decided on the first batch
+                for width in near[name]:
+                    loss = first if width == middle else self._loss_at(name, width, batch, prefix)
+                    sums[name, width] = sums.get((name, width), 0.0) + loss
+                bar.advance(self._work[name] * len(near[name]) * batch.size / self.images)
         return {key: total / self.images for key, total in sums.items()}
+
+    def _loss_at(self, name: str, width: int, batch: _Batch, prefix: Prefix | None) -> float:
+        """The loss of a batch, summed over its images, where a group is cut to a width."""
+        if prefix is None:
+            return 0.0  # the run never uses this group
+        with self._cut({name: width}):
+            return self._loss(batch, resume(self.model, batch.inputs, prefix), f"{name} at {width} units")
 
     def _evaluated(self, levels: Mapping[str, Sequence[int]], bar: Progress) -> dict[tuple[str, int], float]:
         assert self._evaluate is not None
@@ -141,7 +161,7 @@ class LossMeter:
                 with self._cut({name: width}):
                     quality = self._finite(self._evaluate(self.model), f"{name} at {width} units")
                 losses[name, width] = self._best - quality
-                bar.advance(1)
+            bar.advance(self._work[name] * len(widths))
         return losses
 
     def _loss_of_whole_runs(self, what: str) -> float:
@@ -265,6 +285,16 @@ def _normalise_by_the_batch(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> Non
     variance, mean = torch.var_mean(values, dim=[0, *range(2, values.dim())], correction=0)
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance)
+
+
+def _near(levels: Sequence[int], loss: float | None) -> list[int]:
+    """The levels on that side of the middle where the solution lies, with the middle.
+
+    >>> _near([12, 8, 4], 0.001), _near([12, 8, 4], 0.5)
+    ([8, 4], [12, 8])
+    """
+    middle = len(levels) // 2
+    return list(levels[: middle + 1] if loss is not None and loss > DEAR else levels[middle:])
 
 
 def _channels_last(inputs: Any) -> Any:

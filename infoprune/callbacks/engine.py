@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from infoprune.allocation import Allocation, LatencyShare, get_allocation
+from infoprune.allocation import Allocation, Auto, LatencyShare, get_allocation
 from infoprune.allocation.solve import Measure
 from infoprune.callbacks.distributed import mean_over_ranks, on_all_ranks
 from infoprune.callbacks.follow import check_followers, check_no_copies, followers_within, with_followers
@@ -23,6 +23,7 @@ from infoprune.criteria import Criterion, Scores
 from infoprune.criteria.criterion import check_weights
 from infoprune.criteria.distributed import broadcast_from_first
 from infoprune.decide import Decision, Target, decide, goal
+from infoprune.errors import ConfigurationError, DataError
 from infoprune.recalibration import check_norms, recalibrate
 from infoprune.report.collect import UnprunedStats
 from infoprune.structure import PruningPlan, Structure, check_plan, trace
@@ -240,8 +241,15 @@ class PruningEngine:
 
     def _data(self, trainer: pl.Trainer) -> Iterable[Any] | None:
         """Return the calibration batches, if the criterion or the allocation looks at data."""
-        needs_data = self.options.criterion.needs_data or self.options.allocation.needs_data
-        return calibration_batches(trainer, self.options.calibration_images) if needs_data else None
+        criterion, allocation = self.options.criterion, self.options.allocation
+        if not criterion.needs_data and not allocation.needs_data:
+            return None
+        try:
+            return calibration_batches(trainer, self.options.calibration_images)
+        except (ConfigurationError, DataError):  # a stream, or too few images
+            if criterion.needs_data or not isinstance(allocation, Auto):
+                raise
+            return None
 
     def _choose(
         self,

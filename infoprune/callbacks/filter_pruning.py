@@ -73,8 +73,9 @@ class FilterPruning(DualNamespaceCallback):
         criterion: how much each filter matters: a name, ``{"name": ..., options}`` or a `Criterion`.
         schedule: when: an epoch, a list of epochs (equal steps), ``[epoch, fraction]`` pairs, or a mapping with
             ``start``, ``end``, ``every`` and ``kind``; see `infoprune.schedule.Schedule`.
-        macs: share of the multiply-accumulates to keep in the end, in (0, 1].
-        params: share of the parameters to keep in the end, in (0, 1].
+        macs: share of the multiply-accumulates to keep in the end, in (0, 1] or as ``"60%"``, or their number, as
+            ``200e6``.
+        params: share of the parameters to keep in the end, in (0, 1] or as ``"60%"``, or their number.
         amount: share of the filters to remove from every group in the end, in [0, 1).
         latency: share of the time of a forward pass on the example inputs to keep in the end, in (0, 1], measured where
             the fit runs; give ``example_inputs`` with the batch size that counts. One of the four is needed, unless
@@ -82,7 +83,9 @@ class FilterPruning(DualNamespaceCallback):
         backend: where the model will run, and where ``latency`` is measured: ``"eager"`` (the default for ``latency``),
             ``"onnxruntime"``, ``"openvino"``, or another; see `infoprune.latency`. With ``round_to="auto"``, widths are
             then multiples that pay there, by measurement.
-        allocation: how the groups share the cut: a name, ``{"name": ..., options}`` or an `Allocation`.
+        allocation: how the groups share the cut: a name, ``{"name": ..., options}`` or an `Allocation`. "auto" measures
+            at every event what cutting each group costs (`infoprune.allocation.InformationLoss`); an amount is removed
+            from every group alike.
         round_to: widths are multiples of this; "auto": of 4, 8 or 16 in layers of at least 16, 64 or 128 filters, since
             other widths are slow in most runtimes.
         min_width: the fewest units a group keeps.
@@ -123,12 +126,12 @@ class FilterPruning(DualNamespaceCallback):
         criterion: str | dict[str, Any] | Criterion = "capacity_independence",
         *,
         schedule: int | list[Any] | dict[str, Any] | Schedule,
-        macs: float | None = None,
-        params: float | None = None,
+        macs: float | str | None = None,
+        params: float | str | None = None,
         amount: float | None = None,
-        latency: float | None = None,
+        latency: float | str | None = None,
         backend: str | dict[str, Any] | Backend | Callable[[Any, Any], float] | None = None,
-        allocation: str | dict[str, Any] | Allocation = "uniform",
+        allocation: str | dict[str, Any] | Allocation = "auto",
         round_to: RoundTo = "auto",
         min_width: int = 1,
         frozen: Sequence[str] = (),

@@ -17,8 +17,8 @@ from infoprune.errors import ConfigurationError
 
 def add_cut_arguments(parser: ArgumentParser) -> None:
     """Add how far to cut and which filters, but for the criterion."""
-    parser.add_argument("--macs", type=float | None, help="share of the multiply-accumulates to keep, in (0, 1]")
-    parser.add_argument("--params", type=float | None, help="share of the parameters to keep, in (0, 1]")
+    parser.add_argument("--macs", type=float | str | None, help="multiply-accumulates to keep: 0.6, 60%% or 200e6")
+    parser.add_argument("--params", type=float | str | None, help="parameters to keep: 0.6, 60%% or 5e6")
     parser.add_argument(
         "--amount", type=float | None, help="share of the filters to remove from every group, in [0, 1)"
     )
@@ -37,7 +37,13 @@ def add_backend_argument(parser: ArgumentParser) -> None:
 
 def add_selection_arguments(parser: ArgumentParser) -> None:
     """Add how the groups share a cut."""
-    parser.add_argument("--allocation", type=str | dict, default="uniform", help="how the groups share the cut")
+    parser.add_argument(
+        "--allocation",
+        type=str | dict,
+        default="auto",
+        help="how the groups share the cut; auto: by what it "
+        "costs to cut each, measured on the images of --data, else residual streams give way last",
+    )
     parser.add_argument(
         "--round_to",
         type=RoundTo,

@@ -1,0 +1,73 @@
+"""The allocation that is used where none is named."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from infoprune.allocation.allocation import ALLOCATIONS, Allocation
+from infoprune.allocation.coupled_last import CoupledLast
+from infoprune.allocation.grid import Grid
+from infoprune.allocation.information_loss import InformationLoss
+from infoprune.allocation.solve import Path
+from infoprune.allocation.uniform import Uniform
+from infoprune.errors import ConfigurationError, DataError
+
+if TYPE_CHECKING:
+    from infoprune.criteria import Scores
+    from infoprune.structure import Structure
+
+logger = logging.getLogger(__name__)
+
+
+@ALLOCATIONS.register("auto")
+@dataclass(kw_only=True)
+class Auto(Allocation):
+    """``information_loss`` where training images are at hand, else ``coupled_last``; ``uniform`` for an amount.
+
+    Where the images cannot be used (the model's forward does not take the batches as they are, say), the log says why
+    and the widths are those of ``coupled_last``.
+    """
+
+    needs_data: ClassVar[bool] = True
+
+    def prepared(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        data: Iterable[Any] | None,
+        *,
+        scores: Scores | None = None,
+        kind: str = "macs",
+        keep: float = 0.0,
+    ) -> Allocation:
+        """The allocation that is used for these data and this kind of budget, measured."""
+        if kind == "amount":
+            return Uniform()
+        if data is None:
+            logger.info("widths by rule (coupled_last): with training images as data they follow from what cuts cost")
+            return CoupledLast()
+        try:
+            return InformationLoss().prepared(model, structure, data, scores=scores, kind=kind, keep=keep)
+        except (DataError, ConfigurationError) as error:
+            logger.warning("widths by rule (coupled_last), since the loss of cuts could not be measured: %s", error)
+            return CoupledLast()
+
+    def path(self, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
+        """That of ``coupled_last``."""
+        return CoupledLast().path(structure, scores, grids)
+
+    def without_budget(
+        self,
+        structure: Structure,
+        scores: Scores | None,
+        grids: Mapping[str, Grid],
+        amount: float | None,
+        fraction: float,
+    ) -> dict[str, int]:
+        """Every group loses the same share."""
+        return Uniform().without_budget(structure, scores, grids, amount, fraction)

@@ -1,0 +1,47 @@
+"""Widths without any data: what many layers share gives way last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from infoprune.allocation.allocation import ALLOCATIONS, Allocation
+from infoprune.allocation.grid import Grid
+from infoprune.allocation.solve import Path, Widths
+from infoprune.registry import check_number
+
+if TYPE_CHECKING:
+    from infoprune.criteria import Scores
+    from infoprune.structure import Structure
+
+
+@ALLOCATIONS.register("coupled_last")
+@dataclass(kw_only=True)
+class CoupledLast(Allocation):
+    """Groups that several layers make, such as residual streams, stay whole until all others are down to a floor.
+
+    A channel of a residual stream is written by every block of a stage and read by the next ones, so that it carries
+    far more than a channel inside a block. The others keep equal shares. Needs no data; where no group is coupled it
+    is ``uniform``.
+
+    Args:
+        floor: Share of its units that every other group keeps before coupled groups give way, in (0, 1].
+    """
+
+    floor: float = 0.25
+
+    def __post_init__(self) -> None:
+        check_number("allocation 'coupled_last'", "floor", self.floor, 0, 1)
+
+    def path(self, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
+        """In three equal parts: the single groups to the floor, the coupled ones to the floor, all to the fewest."""
+        coupled = {name for name in grids if len(structure.producers(structure.group(name))) > 1}
+
+        def widths(pressure: float) -> Widths:
+            below = self.floor * min(1.0, 3 - 3 * pressure)
+            single = max(below, 1 - 3 * pressure * (1 - self.floor))
+            shared = max(below, 1 - max(0.0, 3 * pressure - 1) * (1 - self.floor))
+            return {name: grid.at(shared if name in coupled else single) for name, grid in grids.items()}
+
+        return widths
