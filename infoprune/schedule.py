@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
 from infoprune.errors import ConfigurationError, nearest
 
-KINDS = ("one_shot", "linear", "cubic")
+KINDS = ("one_shot", "linear", "cubic", "one_cycle")
 
 ScheduleSpec = Union["Schedule", int, Sequence[Any], Mapping[str, Any]]
 
@@ -82,7 +83,9 @@ class Schedule:
         Args:
             spec: A Schedule; one epoch (everything at once); a list of epochs in any order (equal steps); a list of
                 ``[epoch, fraction]`` pairs; or a mapping with ``start``, ``end``, ``every`` (default 1) and ``kind``
-                (``"cubic"`` by default, ``"linear"``, or ``"one_shot"``, which needs ``start`` alone). ``cubic`` is
+                (``"cubic"`` by default, ``"linear"``, ``"one_cycle"``, a function from progress in (0, 1] to the share
+                of the cut, or ``"one_shot"``, which needs ``start`` alone). ``one_cycle`` goes slowly at both ends and
+                fast between, as Hubens et al., "One-Cycle Pruning" (2021). ``cubic`` is
                 the rule of Zhu & Gupta, "To prune, or not to prune" (2017), ``1 - (1 - progress)**3``; their first
                 step removes nothing, so the progress of event k of n here is k/n.
             max_epochs: If given, events at or beyond it are an error.
@@ -120,7 +123,7 @@ def _from_mapping(spec: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
         if key not in known:
             raise ConfigurationError(f"the schedule has no option {key!r}{nearest(str(key), known)}")
     kind = spec.get("kind", "cubic")
-    if kind not in KINDS:
+    if not callable(kind) and kind not in KINDS:
         raise ConfigurationError(f"schedule: unknown kind {kind!r}{nearest(str(kind), KINDS)} ({', '.join(KINDS)})")
     if kind == "one_shot":
         unused = [key for key in ("end", "every") if key in spec]
@@ -134,9 +137,24 @@ def _from_mapping(spec: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
         raise ConfigurationError(f"schedule: every must be at least 1, got {every}")
     epochs = range(start, end + 1, every)
     progress = [(k + 1) / len(epochs) for k in range(len(epochs))]
-    if kind == "cubic":
-        progress = [1 - (1 - share) ** 3 for share in progress]
-    return tuple(zip(epochs, progress, strict=True))
+    shape: Callable[[float], float] = kind if callable(kind) else SHAPES[kind]
+    return tuple(zip(epochs, (shape(share) for share in progress), strict=True))
+
+
+def _one_cycle(progress: float, steepness: float = 14.0, offset: float = 5.0) -> float:
+    """A logistic curve, scaled to end at 1."""
+
+    def height(share: float) -> float:
+        return 1 / (1 + math.exp(offset - steepness * share))
+
+    return (height(progress) - height(0)) / (height(1) - height(0))
+
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: progress,
+    "cubic": lambda progress: 1 - (1 - progress) ** 3,
+    "one_cycle": _one_cycle,
+}
 
 
 def _whole(spec: Mapping[str, Any], key: str, default: int | None = None) -> int:

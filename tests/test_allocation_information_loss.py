@@ -216,7 +216,7 @@ def test_a_model_with_scripted_parts_is_run_whole(net: nn.Module):
 def test_a_group_that_the_outputs_do_not_depend_on_costs_nothing(net: nn.Module):
     net.head.weight.data[:, 16:] = 0
     found = measured(meter(net), {"spare": [8, 1]})
-    assert list(found.curves["spare"].values()) == pytest.approx([0, 0], abs=1e-9)
+    assert all(abs(loss) < 1e-9 for loss in found.curves["spare"].values())
 
 
 def test_interpolation_is_quadratic_at_first_and_never_falls():

@@ -69,6 +69,18 @@ class LossCurves:
     unit: str = ""
     images: int = 0
 
+    def estimate(self, widths: Mapping[str, int]) -> float:
+        """The loss that some widths are expected to cost: that of the nearest round above, and what each cut adds.
+
+        Cuts that meet cost more than they do alone, so that without rounds near ``widths`` it is too low.
+
+        >>> LossCurves((Round({"a": 8, "b": 8}, 0.0, {"a": {4: 0.04}, "b": {4: 0.01}}),)).estimate({"a": 4, "b": 4})
+        0.05
+        """
+        above = [one for one in self.rounds if all(one.widths.get(name, 0) >= width for name, width in widths.items())]
+        one = (above or list(self.rounds[:1]))[-1]
+        return one.loss + sum(one.added(name, width) for name, width in widths.items() if name in one.widths)
+
     def check(self, sizes: Mapping[str, int]) -> None:
         """Raise a ConfigurationError unless these are curves of a model with groups of these sizes."""
         measured = self.rounds[0].widths

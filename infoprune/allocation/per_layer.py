@@ -18,21 +18,24 @@ if TYPE_CHECKING:
 @ALLOCATIONS.register("per_layer")
 @dataclass(kw_only=True)
 class PerLayer(RatioAllocation):
-    """Ratios by layer name or shell pattern; layers that no pattern matches keep everything.
+    """Ratios by layer name or shell pattern; layers that no pattern matches lose the default share.
 
     A group goes by its own name and by the names of all layers whose filters it holds. Where several patterns match,
     the last one counts, so that exceptions follow rules.
 
     Args:
         ratios: Pattern -> share of units to remove, in [0, 1): ``{"layer1.*": 0.3, "layer1.0.conv1": 0.5}``.
+        default: The same for layers that no pattern matches.
 
     Raises:
         ConfigurationError: a ratio outside [0, 1), a pattern that matches no layer, or only frozen ones.
     """
 
     ratios: Mapping[str, float] = field(default_factory=dict)
+    default: float = 0.0
 
     def __post_init__(self) -> None:
+        check_ratio("allocation 'per_layer', default", self.default)
         if not isinstance(self.ratios, Mapping) or not self.ratios:
             raise ConfigurationError(
                 f"allocation 'per_layer' needs ratios, a mapping of layer patterns to ratios; got {self.ratios!r}"
@@ -43,7 +46,7 @@ class PerLayer(RatioAllocation):
     def ratios_of(self, structure: Structure) -> dict[str, float]:
         """Group name -> the ratio of the last pattern that matches it."""
         names = {group.name: _names(structure, group) for group in structure.groups}
-        ratios: dict[str, float] = {}
+        ratios = {group.name: float(self.default) for group in structure.prunable}
         for pattern, ratio in self.ratios.items():
             matched = [group for group in structure.groups if any(fnmatchcase(n, pattern) for n in names[group.name])]
             if not matched:

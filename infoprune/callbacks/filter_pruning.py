@@ -356,6 +356,7 @@ class FilterPruning(DualNamespaceCallback):
             decision.plan,
             decision.scores,
             self._validation.metrics,
+            decision.curves,
         )
         self.history.append(event)
         assert self.unpruned is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -11,9 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 import infoprune
+from infoprune.allocation import Allocation
 from infoprune.commands.named_data import NamedData, add_data_arguments, open_data
 from infoprune.commands.named_model import NamedModel, add_model_arguments, open_model
 from infoprune.commands.parser import add_json_argument, make_parser, parse, show
+from infoprune.decide import Target
 from infoprune.report.collect import layer_rows
 from infoprune.report.coupling import shortened
 from infoprune.report.text import count, percent
@@ -21,11 +24,14 @@ from infoprune.structure import PruningPlan, Structure
 
 WHAT = """\
 Look at a model before cutting it: its channel groups (filters that live and die together), what is frozen and why, and
-what each layer costs. Nothing is changed and nothing is written."""
+what each layer costs; with --budget, what is left of every group at several budgets. Nothing is changed and nothing is
+written."""
 
 EXAMPLES = """\
   infoprune inspect --model torchvision.models.resnet18 --input_shape 1,3,224,224
   infoprune inspect --model CifarResNet --model.depth 56 --weights resnet56.pt --input_shape 1,3,32,32 --sensitivity
+  infoprune inspect --model CifarResNet --model.depth 56 --weights resnet56.pt --input_shape 1,3,32,32 \\
+      --data CIFAR10DataModule --data.root data --budget 0.7 0.5 0.3
   infoprune inspect --model runs/quickstart/version_0 --explain layer2.0.conv1
   infoprune inspect --model my_package.Net --input_shape 1,3,64,64 --json | jq '.groups[] | select(.reason)'"""
 
@@ -42,7 +48,17 @@ def make(words: Sequence[str] = ()) -> ArgumentParser:
         help="cut a quarter, half and three quarters of each group alone and measure the model: its accuracy on the "
         "training images of --data, else how far its outputs move on random inputs",
     )
-    parser.add_argument("--criterion", type=str | dict, default="l1", help="which filters --sensitivity removes first")
+    parser.add_argument(
+        "--budget",
+        nargs="+",
+        type=float | str,
+        default=[],
+        help="MACs to keep, 0.5, 50%% or 60e6: shows widths, and the information lost if --data is given",
+    )
+    parser.add_argument("--curves", type=str | None, help="loss curves to reuse; the file is written if it is missing")
+    parser.add_argument(
+        "--criterion", type=str | dict, default="l1", help="which filters --sensitivity and --budget remove first"
+    )
     add_data_arguments(parser, words)
     add_json_argument(parser)
     return parser
@@ -54,8 +70,12 @@ def run(words: Sequence[str]) -> None:
     options = parse(parser, words)
     named = open_model(parser, options)
     structure = infoprune.trace(named.network, named.inputs, options.frozen)
-    figures = _sensitivity(named, structure, options.criterion, open_data(parser, options), options.sensitivity)
+    targets = [Target(macs=budget) for budget in options.budget]
+    images = open_data(parser, options)
+    figures = _sensitivity(named, structure, options.criterion, images, options.sensitivity)
     data = describe(named, structure, figures)
+    if targets:
+        data["front"] = _front(named, structure, options.criterion, images, targets, options.curves)
     if options.explain is not None:
         data["explanation"] = shortened(structure.explain(options.explain), most=1000)
     show("inspect", data, options.json, lambda console: _print(console, data))
@@ -112,6 +132,58 @@ def _sensitivity(
     return sensitivity(named.network, structure, scores, evaluate)
 
 
+def _front(
+    named: NamedModel,
+    structure: Structure,
+    criterion: Any,
+    data: NamedData | None,
+    targets: Sequence[Target],
+    kept: str | None,
+) -> list[dict[str, Any]]:
+    """What is left of the model at each budget; one measurement serves all."""
+    from infoprune.allocation import CoupledLast, InformationLoss, LossCurves
+    from infoprune.criteria import get_criterion
+
+    images = data.training() if data else None
+    scores = get_criterion(criterion)(named.network, structure, images)
+    chosen: Allocation = CoupledLast()
+    if kept is not None and Path(kept).exists():
+        chosen = InformationLoss(curves=kept)
+    elif images is not None:
+        chosen = InformationLoss().prepared(named.network, structure, images, scores=scores)
+    curves = getattr(chosen, "curves", None)
+    if kept is not None and isinstance(curves, LossCurves):
+        curves.save(kept)
+    rows = []
+    for target in targets:
+        budget = target.relative_to(structure.cost()).budget
+        widths = chosen.widths(structure, scores, budget, round_to=target.round_to)
+        macs, params = structure.cost(widths).ratio(structure.cost())
+        loss = curves.estimate(widths) if isinstance(curves, LossCurves) else None
+        unit = curves.unit if isinstance(curves, LossCurves) else None
+        rows.append({"keep": budget.keep if budget else 1.0, "macs": macs, "params": params, "loss": loss, "unit": unit,
+                     "widths": widths})  # fmt: skip
+    return rows
+
+
+def _front_table(data: dict[str, Any]) -> Table:
+    rows = data["front"]
+    unit = rows[0]["unit"]
+    table = _table("Budgets" + (f": expected loss as {unit}" if unit else " (by rule: give --data to measure)"))
+    table.add_column("group", overflow="fold")
+    for row in rows:
+        table.add_column(percent(row["keep"], 0), justify="right", no_wrap=True)
+    table.add_row("MACs left", *(percent(row["macs"]) for row in rows), style="bold")
+    table.add_row("parameters left", *(percent(row["params"]) for row in rows), style="bold")
+    if unit:
+        table.add_row("expected loss", *(f"{row['loss']:.3f}" for row in rows), style="bold")
+    for group in data["groups"]:
+        if group["prunable"]:
+            kept = (row["widths"].get(group["name"], group["units"]) for row in rows)
+            table.add_row(Text(group["name"]), *(f"{width} of {group['units']}" for width in kept))
+    return table
+
+
 def _print(console: Console, data: dict[str, Any]) -> None:
     model = data["model"]
     console.print(_groups(data))
@@ -123,6 +195,8 @@ def _print(console: Console, data: dict[str, Any]) -> None:
             f"parameters, {prunable} prunable and {len(data['groups']) - prunable} frozen groups."
         )
     )
+    if "front" in data:
+        console.print(_front_table(data))
     if "explanation" in data:
         console.print(Text(data["explanation"]), soft_wrap=True)
 

@@ -98,7 +98,7 @@ def _record(
 ) -> RunRecord:  # fmt: skip
     structure = result.structure
     criterion = get_criterion(options.criterion).short_name
-    event = event_record(0, -1, 0, criterion, structure, result.plan, result.scores)
+    event = event_record(0, -1, 0, criterion, structure, result.plan, result.scores, curves=result.curves)
     before, after = _totals(named, original, result, options.latency_repeats, data)
     return RunRecord(
         model=named.name,

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from infoprune.allocation.curves import LossCurves, Round
 from infoprune.cost import Cost
 from infoprune.report.record import EventRecord, LayerRow
 from infoprune.structure import ChannelGroup, PruningPlan, Structure
@@ -78,6 +79,7 @@ def event_record(
     plan: PruningPlan,
     scores: Mapping[str, Tensor],
     metrics: Mapping[str, float | None] | None = None,
+    curves: LossCurves | None = None,
 ) -> EventRecord:
     """Describe one pruning event.
 
@@ -90,6 +92,7 @@ def event_record(
         plan: what went.
         scores: channel group -> (units,) scores.
         metrics: last validation metrics before the event.
+        curves: what cutting each group costs, if the allocation measured it.
     """
     cost = structure.cost_of(plan)
     return EventRecord(
@@ -103,7 +106,14 @@ def event_record(
         scores={name: [float(value) for value in values] for name, values in scores.items()},
         kept={name: kept_units(structure.group(name), plan) for name in scores},
         metrics_before=dict(metrics or {}),
+        curves={name: _points(curves.rounds[0], name) for name in curves.rounds[0].curves} if curves else {},
     )
+
+
+def _points(measured: Round, name: str) -> dict[str, float]:
+    """The points of a loss curve, from all units down."""
+    points = {measured.widths[name]: 0.0} | {width: measured.added(name, width) for width in measured.curves[name]}
+    return {str(width): points[width] for width in sorted(points, reverse=True)}
 
 
 @dataclass

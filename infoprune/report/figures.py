@@ -89,6 +89,31 @@ def scores(event: EventRecord, most: int = 24) -> Figure:
     return made
 
 
+def curves(event: EventRecord, most: int = 24) -> Figure:
+    """What cutting each channel group alone costs over the units that stay, and the width that was chosen."""
+    if not event.curves:
+        raise ConfigurationError("this event measured no loss curves: they come from the allocation information_loss")
+    names = list(event.curves)
+    names = [names[round(i)] for i in np.linspace(0, len(names) - 1, min(most, len(names)))]
+    columns = min(6, len(names))
+    lines = -(-len(names) // columns)
+    highest = max(max(event.curves[name].values()) for name in names)
+    made = figure(1.7 * columns + 0.4, 1.25 * lines + 0.5)
+    made.suptitle("Loss of each group cut alone (root scale), over the units that stay", x=0.01, ha="left", fontsize=10)
+    for number, name in enumerate(names):
+        ax = axes(made, lines, columns, number + 1)
+        points = sorted((int(width), loss) for width, loss in event.curves[name].items())
+        ax.plot(
+            [width for width, _ in points], [loss**0.5 for _, loss in points], color=ACCENT, marker=".", linewidth=1
+        )
+        ax.axvline(len(event.kept.get(name, ())), color=CUT, linewidth=1)
+        ax.set_ylim(-0.02 * highest**0.5, 1.05 * highest**0.5 or 1.0)
+        ax.set_xlim(0, points[-1][0] * 1.02)
+        ax.set_title(name, fontsize=7, loc="left", color=SOFT)
+        ax.set_yticks([])
+    return made
+
+
 def heat_map(record: RunRecord) -> Figure:
     """Share of each layer's filters that is left after each event: layers down, events across."""
     if not record.events:
@@ -175,6 +200,7 @@ def of_run(record: RunRecord) -> dict[str, Figure]:
     if record.events:
         made["heat_map"] = heat_map(record)
         made |= {f"scores_{e.index + 1}": scores(e) for e in record.events if e.scores}
+        made |= {f"curves_{e.index + 1}": curves(e) for e in record.events if e.curves}
         if record.history and record.events[-1].epoch >= 0:
             made["along"] = along(record)
     return made

@@ -84,6 +84,7 @@ class EventRecord:
         kept: channel group -> units that stayed, numbered as before this event.
         metrics_before: last validation metrics before the event.
         metrics_after: last validation metrics before the next event, or at the end.
+        curves: channel group -> units that stay -> what cutting this group alone to them costs, if that was measured.
         details: layer -> named figures that the criterion or the allocation published (rank, entropy, concentration).
     """
 
@@ -99,6 +100,7 @@ class EventRecord:
     metrics_before: dict[str, float | None] = field(default_factory=dict)
     metrics_after: dict[str, float | None] = field(default_factory=dict)
     details: dict[str, dict[str, float]] = field(default_factory=dict)
+    curves: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def when(self) -> str:
