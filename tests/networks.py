@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -307,6 +308,8 @@ def constant(c: int, n: int) -> nn.Module:
 class Standardised(nn.Conv2d):
     """Weight standardisation."""
 
+    over_kept = "weight"
+
     def forward(self, x: Tensor) -> Tensor:
         w = self.weight
         w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
@@ -316,6 +319,87 @@ class Standardised(nn.Conv2d):
 @block
 def standardised(c: int, n: int) -> nn.Module:
     return chain(Standardised(c, 8, 3), nn.ReLU(), out=8)
+
+
+@block
+def masked(c: int, n: int) -> nn.Module:
+    """A weight that is computed before each call, from a mask or by weight norm, old or new."""
+    layer = conv(c, 8, 1 + 2 * (n % 2))
+    if n // 2 % 2:
+        layer.over_kept = "parametrizations.weight.original1"  # a filter of zeros has no direction
+        return chain(nn.utils.parametrizations.weight_norm(layer), nn.ReLU(), out=8)
+    with torch.no_grad():  # else the masked weight could not be copied
+        return chain(nn.utils.prune.l1_unstructured(layer, "weight", 0.3), nn.ReLU(), out=8)
+
+
+class Adapted(nn.Module):
+    """A 1x1 convolution with a low-rank adapter, or one whose kernel is a buffer (Sobel, blur pooling)."""
+
+    def __init__(self, c: int, n: int) -> None:
+        super().__init__()
+        self.conv = conv(c, 8, 1)
+        self.down, self.up = nn.Parameter(torch.randn(2, c)), nn.Parameter(torch.randn(8, 2))
+        self.register_buffer("blur", torch.rand(8, 1, 3, 3))
+        self.blurs = bool(n % 2)
+        self.out_channels = 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.conv.weight + (self.up @ self.down)[:, :, None, None], self.conv.bias)
+        return F.conv2d(x, self.blur, padding=1, groups=x.shape[1]) if self.blurs else x.relu()  # type: ignore[arg-type]
+
+
+@block
+def adapted(c: int, n: int) -> nn.Module:
+    return Adapted(c, n)
+
+
+class Normalised(nn.Module):
+    """RMS norm or layer norm over channels, written by hand."""
+
+    over_kept = "weight"
+
+    def __init__(self, c: int, n: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(c)), nn.Parameter(torch.randn(c))
+        self.centres = bool(n % 2)
+        self.out_channels = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.centres:
+            x = x - x.mean(1, keepdim=True)
+        x = x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-5)
+        return x * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+@block
+def normalised(c: int, n: int) -> nn.Module:
+    return Normalised(c, n)
+
+
+@block
+def unit_length(c: int, n: int) -> nn.Module:
+    """Features divided by their length over channels, which are zero where removed behind a ReLU."""
+    by_hand = Lambda(lambda x: x / (x.norm(dim=1, keepdim=True) + 1e-6), 8)
+    return chain(conv(c, 8), nn.ReLU(), Lambda(F.normalize, 8) if n % 2 else by_hand, out=8)
+
+
+class Mixer(nn.Module):
+    """Mixes places, so that what it costs follows the channels that it is repeated along."""
+
+    def __init__(self, c: int, n: int) -> None:
+        super().__init__()
+        self.places = nn.Linear(64, 64)
+        self.channels = nn.Linear(c, c)
+        self.out_channels = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.places(x.flatten(2)).view_as(x)
+        return x + self.channels(x.movedim(1, -1)).movedim(-1, 1)
+
+
+@block
+def mixer(c: int, n: int) -> nn.Module:
+    return Mixer(c, n)
 
 
 @block

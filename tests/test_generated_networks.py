@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 import infoprune
 from infoprune.structure import check_plan
@@ -29,13 +30,23 @@ def random_plan(structure: infoprune.Structure, seed: int) -> infoprune.PruningP
     return structure.plan(removed)
 
 
+def counted_macs(net: Net) -> float:
+    """Multiply-accumulates for one example, by PyTorch's own counter."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(X)
+    return counter.get_total_flops() / 2 / len(X)
+
+
 def check_exact(net: Net, seed: int) -> None:
     """Prune at random; compare with the masked original; costs and widths must agree with the model itself."""
     original = copy.deepcopy(net)
     structure = infoprune.trace(net, X)
+    assert structure.cost().macs == pytest.approx(counted_macs(net), abs=0.51)
     plan = random_plan(structure, seed)
     check_plan(net, X, structure, plan)
     infoprune.shrink(net, plan)
+    if not any(kind == "einsum" for kind, _ in net.kinds):  # of one channel it multiplies without a matrix product
+        assert structure.cost_of(plan).macs == pytest.approx(counted_macs(net), abs=0.51)
     assert sum(p.numel() for p in net.parameters()) == structure.cost_of(plan).params
     check_computes_the_same(original, net, plan)
 
