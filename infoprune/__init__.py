@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from infoprune.checkpoint import attach, load_from_checkpoint
     from infoprune.cost import Cost
     from infoprune.criteria import Criterion
+    from infoprune.hub import from_pretrained, push_to_hub, save_pretrained
     from infoprune.recalibration import recalibrate
     from infoprune.saving import load, save
     from infoprune.schedule import Schedule
@@ -45,14 +46,17 @@ _HOME = {
     "Structure": "infoprune.structure",
     "Verification": "infoprune.structure",
     "attach": "infoprune.checkpoint",
+    "from_pretrained": "infoprune.hub",
     "latency": "infoprune.backends",
     "load": "infoprune.saving",
     "load_from_checkpoint": "infoprune.checkpoint",
     "plan_of": "infoprune.structure",
     "prune": "infoprune.api",
+    "push_to_hub": "infoprune.hub",
     "recalibrate": "infoprune.recalibration",
     "register_rule": "infoprune.structure",
     "save": "infoprune.saving",
+    "save_pretrained": "infoprune.hub",
     "shrink": "infoprune.structure",
     "trace": "infoprune.structure",
     "verify": "infoprune.structure",
@@ -88,14 +92,17 @@ __all__ = [
     "Verification",
     "__version__",
     "attach",
+    "from_pretrained",
     "latency",
     "load",
     "load_from_checkpoint",
     "plan_of",
     "prune",
+    "push_to_hub",
     "recalibrate",
     "register_rule",
     "save",
+    "save_pretrained",
     "shrink",
     "trace",
     "verify",

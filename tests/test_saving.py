@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 
 import infoprune
 from infoprune.checkpoint import attach
-from infoprune.errors import CheckpointError
+from infoprune.errors import CheckpointError, ConfigurationError
 from infoprune.models.weights import load_weights
 from infoprune.weight_files import read_torch
 
@@ -255,6 +255,14 @@ def test_a_model_without_values(tmp_path: Path) -> None:
         net = TwoNames()
     with pytest.raises(CheckpointError, match=r"meta device, where parts.0.weight has no values"):
         infoprune.load(tmp_path / "net.pt", net)
+
+
+def test_criteria_that_read_weights_say_that_there_are_none() -> None:
+    with torch.device("meta"):
+        net = TwoNames()
+    with pytest.raises(ConfigurationError, match="meta device and has none: load the weights first"):
+        infoprune.prune(net, X, "l1", amount=0.5)
+    assert not infoprune.prune(net, X, "random", amount=0.5).plan.is_empty
 
 
 class Allocate:

@@ -116,6 +116,7 @@ def first_times(lines: list[str], *files: str) -> list[int]:
     return [*first, len(lines)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [0, 1 << 27], ids=["little memory", "much memory"])
 def test_an_error_at_every_line_of_the_surgery(monkeypatch: pytest.MonkeyPatch, beside: int) -> None:
     monkeypatch.setattr(in_place_swap, "_room", lambda _: beside)
@@ -137,6 +138,7 @@ def test_an_error_at_every_line_of_the_surgery(monkeypatch: pytest.MonkeyPatch, 
         assert net(X).isfinite().all(), where
 
 
+@pytest.mark.slow
 def test_an_error_at_every_line_of_taking_a_checkpoints_shape() -> None:
     other = infoprune.prune(Net().eval(), X, "random", amount=0.5).plan
     whole, net = Fault(), trained()[0]

@@ -80,8 +80,16 @@ class Criterion(ABC):
         check_weights(model)
         if self.as_trained:
             data = getattr(data, "as_trained", data)
-        with preserved(model):
-            scores = self.group_scores(model, structure, data)
+        try:
+            with preserved(model):
+                scores = self.group_scores(model, structure, data)
+        except NotImplementedError as error:  # what PyTorch raises where a value is read that is not there
+            empty = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+            if empty is None:
+                raise
+            raise ConfigurationError(
+                f"{self.label} reads weights, and {empty} is on the meta device and has none: load the weights first"
+            ) from error
         self._check_groups(scores, structure)
         return scores
 
