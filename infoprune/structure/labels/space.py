@@ -73,7 +73,7 @@ class LabelSpace:
         self.unions: list[Union] = []
         self.freezes: list[Freeze] = []
         self._balances: list[Balance] = []
-        self.head_splits: dict[str, tuple[int, int]] = {}
+        self.head_splits: dict[str, set[tuple[int, int]]] = {}
         """Modules that lose whole parts (attention heads) of the dimensions that they split: how many, and how wide."""
         self.head_labels: dict[str, Labels] = {}
         self._joined: tuple[Labels, int] | None = None

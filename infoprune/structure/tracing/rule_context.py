@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -186,9 +186,9 @@ class RuleContext:
         self.record.splits.append(tuple(counts))
 
     @property
-    def head_split(self) -> tuple[int, int] | None:
-        """How many whole parts of what width this operator's module splits a dimension into, if it may lose those."""
-        return self._space.head_splits.get(self.record.module)
+    def head_splits(self) -> Collection[tuple[int, int]]:
+        """How many whole parts of what width this operator's module splits dimensions into, if it may lose those."""
+        return self._space.head_splits.get(self.record.module, ())
 
     def note_heads(self, labels: Labels) -> None:
         """Note the labels of the parts (attention heads) of the operator's module."""

@@ -21,6 +21,7 @@ from infoprune.structure.groups import AttributeSlot, Structure
 from infoprune.structure.labels import Labels
 from infoprune.structure.surgery.attributes import element
 from infoprune.structure.tracing.rules.contraction import HEAD_WIDTH
+from infoprune.structure.tracing.rules.shape import MERGED
 from infoprune.structure.validation.conflict import FACTOR, Conflict
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ class SizeAttributeFinder:
         """Look for numbers that explain what is in a cut's way; False if there is none that was not tried before."""
         if self._split_into_heads(dict.fromkeys(conflict.module for conflict in conflicts)):
             return True
+        if self._share_heads(dict.fromkeys(c.module for c in conflicts if c.reason == FACTOR)):
+            return True
         conflicts = [conflict for conflict in conflicts if conflict.reason != FACTOR]  # which no size explains
         modules = dict.fromkeys(conflict.module for conflict in conflicts)
         if any(self._rewrite_sizes(structure, conflicts, way) for way in (self._by_operators, self._by_elements)):
@@ -97,9 +100,12 @@ class SizeAttributeFinder:
 
     def find_frozen_heads(self) -> bool:
         """Let modules lose whole heads where the width of a head has to stay."""
-        frozen = [f.op for f in self._session.space.freezes if f.reason == HEAD_WIDTH]
-        records = self._session.records
-        return self._split_into_heads([records[op].module for op in frozen])
+        width, merged = (
+            dict.fromkeys(self._session.records[f.op].module for f in self._session.space.freezes if f.reason == reason)
+            for reason in (HEAD_WIDTH, MERGED)
+        )
+        # Of heads that share others, some may have been cut by whole heads and some in width: they merge.
+        return self._split_into_heads(width) or self._share_heads([*width, *merged])
 
     # -- heads --------------------------------------------------------------------------------------------------------
 
@@ -115,7 +121,7 @@ class SizeAttributeFinder:
                 if like not in self._seen and widths:
                     self._heads[like] = Heads(str(attribute), count)
                     # Where q, k and v are as many as the heads, the finest split is the one into heads.
-                    self._session.space.head_splits[like] = (count, min(widths))
+                    self._session.space.head_splits[like] = {(count, min(widths))}
                 self._seen.add(like)
             self._seen.add(module)
         if len(self._heads) == before:
@@ -124,6 +130,27 @@ class SizeAttributeFinder:
         for heads in self._heads.values():
             heads.tied = False  # what was united is forgotten with the run before
         return True
+
+    def _share_heads(self, modules: Iterable[str]) -> bool:
+        """Let modules lose whole heads where no attribute alone says how many there are; the model runs again for that.
+
+        Several query heads may share a key and value head, and code may ask for -1 heads. The numbers that it does ask
+        for are found as other sizes are.
+        """
+        splits, head_splits = self._splits(), self._session.space.head_splits
+        found = False
+        for module in modules:
+            for like in self._with_siblings(module):
+                counts = splits.get(like, {})
+                widths = set().union(*counts.values())
+                if like not in head_splits and len(widths) == 1:
+                    head_splits[like] = {(count, width) for count in counts for width in widths}
+                    found = True
+        if found:
+            self._rewrites.clear()  # they stood for the widths of heads
+            self._tried.clear()
+            self._session.retrace()
+        return found
 
     def _head_count(self, module: str, splits: Splits) -> str | None:
         """The attribute that says into how many parts the module splits a dimension, if there is one alone."""
@@ -151,7 +178,8 @@ class SizeAttributeFinder:
             if heads is None or heads.tied or labels is None:
                 continue
             heads.tied = True
-            size = self._session.space.head_splits[like][1] * heads.count
+            ((_, width),) = self._session.space.head_splits[like]
+            size = width * heads.count
             for axis, op in self._axes_made(structure, inside[like], size):
                 self._session.space.unite(np.repeat(labels, len(axis) // heads.count), axis, op)
         return self._heads[module].tied

@@ -15,6 +15,9 @@ from infoprune.structure.tracing.rule_context import RuleContext
 from infoprune.structure.tracing.rules import statistics
 from infoprune.structure.tracing.rules.registry import rule, unknown
 
+MERGED = "two removable dimensions merge into one"
+"""Why both stay where neither can lose an index without holes in the other."""
+
 
 @rule("aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.flatten", "aten.unflatten")
 def reshape(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
@@ -58,7 +61,7 @@ def _merged(ctx: RuleContext, a: Labels, b: Labels) -> Axis:
         if ctx.is_new(made):
             ctx.freeze(made, "its size is fixed where it merges with another dimension")
             return other
-    ctx.freeze_all([a, b], "two removable dimensions merge into one")
+    ctx.freeze_all([a, b], MERGED)
     return None
 
 
@@ -103,7 +106,7 @@ def _rectangle(ctx: RuleContext, axis: Labels, spread: np.ndarray) -> tuple[int 
         keep = ctx.choose(varying[0])
         return (keep, _line(spread, keep)) if keep < spread.ndim else (None, axis)
     counts = [len(set(_line(spread, d).tolist())) for d in varying]
-    heads = [d for d, count in zip(varying[:-1], counts, strict=False) if (count, counts[-1]) == ctx.head_split]
+    heads = [d for d, count in zip(varying[:-1], counts, strict=False) if (count, counts[-1]) in ctx.head_splits]
     keep = ctx.choose(heads[-1] if heads else max(varying, key=lambda d: (spread.shape[d], d)))
     if keep >= spread.ndim:  # a rehearsal in which the code reshapes otherwise than it did
         return None, axis
