@@ -43,7 +43,8 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         save_config_for_hf(model, str(folder / CONFIG))
     elif getattr(model, "_hub_mixin_config", None) is not None:
         config: Any = model._hub_mixin_config
-        write_text_whole(folder / CONFIG, json.dumps(asdict(config) if is_dataclass(config) else config, indent=1))
+        options = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
+        write_text_whole(folder / CONFIG, json.dumps(options, indent=1))
     plan_of(model).save(folder / PLAN)
     save(model, folder / WEIGHTS)
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
 import infoprune
+from infoprune.criteria import L1
 from infoprune.errors import CheckpointError, ConfigurationError
 from tests.tiny import TinyModule, TinyNet, averaging, images, loader, pruning, same, sgd, trainer, widths
 
@@ -252,3 +254,36 @@ def test_spawned_processes_are_refused_unless_attached() -> None:
         check_strategy(launched, module)
     infoprune.attach(module)
     check_strategy(launched, module)
+
+
+def test_a_used_callback_goes_to_another_process() -> None:
+    """As ddp_spawn and ddp_fork send it: a second fit after a first."""
+    callback = pruning((1,))
+    trainer(callback, epochs=2).fit(TinyModule(), loader())
+    again = pickle.loads(pickle.dumps(callback))
+    assert again.history == callback.history
+    module = TinyModule()
+    trainer(again, epochs=2).fit(module, loader())
+    assert [event.epoch for event in again.history] == [1]
+    assert not infoprune.plan_of(module).is_empty
+
+
+def test_what_an_exception_checkpoint_saves_at_an_event_resumes(tmp_path: Path) -> None:
+    class FailsOnce(L1):
+        failed = False
+
+        def layer_scores(self, *args: Any) -> Any:
+            if not FailsOnce.failed:
+                FailsOnce.failed = True
+                raise OSError("the disk is full")
+            return super().layer_scores(*args)
+
+    keep = OnExceptionCheckpoint(tmp_path, "failed")
+    with pytest.raises(OSError, match="disk is full"):
+        trainer(pruning((1, 2), criterion=FailsOnce()), keep, epochs=4, enable_checkpointing=True).fit(
+            TinyModule(), loader()
+        )
+    module, callback = TinyModule(), pruning((1, 2), criterion=FailsOnce())
+    trainer(callback, epochs=4).fit(module, loader(), ckpt_path=tmp_path / "failed.ckpt")
+    assert [event.epoch for event in callback.history] == [1, 2]
+    assert module(torch.zeros(1, 3, 8, 8)).isfinite().all()

@@ -25,7 +25,11 @@ class DualNamespaceCallback(pl.Callback):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         home = next(cls for cls in type(self).__mro__ if not cls.__dict__.get(_GENERATED))
-        return _remake, (home,), self.__dict__
+        return _remake, (home,), self.__getstate__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or another process gets; Python before 3.11 has no such method of its own."""
+        return dict(vars(self))
 
 
 _GENERATED = "_infoprune_generated"

@@ -411,6 +411,7 @@ class FilterPruning(DualNamespaceCallback):
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._check_shape(pl_module)
 
+    @override
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to the running process: its Trainer and module, and the loggers."""
         return {**vars(self), "_run": None, "_fitted": None, "_log": None}
