@@ -30,6 +30,7 @@ from infoprune.structure.trace import MAX_DRY_RUNS, TraceSession, labelled, rehe
 from infoprune.structure.tracing.tracer import Inputs
 from infoprune.structure.validation.conflict import Conflict
 from infoprune.structure.validation.dry_run import dry_run
+from infoprune.structure.verify import check_exact
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
@@ -47,8 +48,7 @@ class PruneResult:
         plan: what was removed, in coordinates of the model before.
         before: cost before.
         after: cost after.
-        structure: the channel groups of the model before. Where ``plan`` alone was rehearsed, groups that `trace` would
-            freeze after a trial cut may show as prunable.
+        structure: the channel groups of the model before, as `trace` finds them.
         scores: group name -> (units,) scores that decided.
         latency: with a latency budget, the share of the time before that was measured at the widths chosen.
         curves: what cutting each group costs, if the allocation measured it.
@@ -98,6 +98,7 @@ def prune(
     data: Iterable[Any] | LightningDataModule | None = None,
     recalibrate: int = 0,
     optimizers: Optimizer | Sequence[Optimizer] = (),
+    verify: bool = True,
 ) -> PruneResult:
     """Shrink a model in place, in one go.
 
@@ -124,6 +125,8 @@ def prune(
         recalibrate: so many batches of ``data`` measure batch norm's statistics anew after the cut; show them as in
             training, augmentation included. 0: not. See :func:`infoprune.recalibrate`.
         optimizers: one or several optimizers, whose parameters and state follow the model.
+        verify: run the example inputs through the masked model and the one that is to be left, and cut only if their
+            outputs are the same; see :func:`infoprune.verify`. Takes about three forward passes.
 
     Returns:
         The plan, and the cost before and after.
@@ -132,6 +135,7 @@ def prune(
         ConfigurationError: an option that does not exist or cannot work.
         TraceError: the model's forward fails on the example inputs.
         BudgetError: the frozen layers alone cost more than the budget.
+        VerificationError: the cut would change what the model computes; names the layer where that starts.
         SurgeryError: an optimizer's state cannot be cut. After any error the model is as it was.
 
     Example:
@@ -156,6 +160,10 @@ def prune(
         else partial(LatencyShare, model, example_inputs=example_inputs, backend=target.backend or "eager")
     )
     structure, decision = _decided(session, structure, decide_on, get_allocation(allocation), measure)
+    if any(decision.widths.get(group.name, group.size) == group.size for group in structure.prunable):
+        structure = rehearsed(session, structure)  # the plan says nothing of groups that it leaves whole
+    if verify:
+        check_exact(model, decision.plan, example_inputs)
     before, after = structure.cost(), structure.cost_of(decision.plan)
     statistics = _statistics_after(model, decision.plan, batches, recalibrate) if recalibrate else {}
     shrink(model, decision.plan, optimizers)

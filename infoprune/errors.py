@@ -38,6 +38,10 @@ class ProcessError(SurgeryError):
     """Another process of a run failed, so this one stops too; the message is the other's error."""
 
 
+class VerificationError(InfopruneError):
+    """A cut would change what the model computes; nothing was changed."""
+
+
 class CheckpointError(InfopruneError):
     """A checkpoint or saved model cannot be read, or belongs to another architecture."""
 

@@ -27,6 +27,7 @@ from infoprune.errors import ConfigurationError, DataError
 from infoprune.recalibration import check_norms, recalibrate
 from infoprune.report.collect import UnprunedStats
 from infoprune.structure import PruningPlan, Structure, check_plan, trace
+from infoprune.structure.verify import check_exact
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -78,6 +79,7 @@ class EngineOptions:
     follow: Mapping[str, str] | None = None
     calibration_images: int = 640
     recalibrate: int = 0
+    verify: bool = True
 
 
 class PruningEngine:
@@ -181,6 +183,7 @@ class PruningEngine:
 
         Raises:
             ConfigurationError: no example input is known.
+            VerificationError: the cut would change what the network computes; nothing was changed.
         """
         self.prepare(trainer, module)
         if self.inputs is None:
@@ -188,6 +191,8 @@ class PruningEngine:
         with _rng_isolated(trainer):
             structure, decision = self._decide(trainer, module, fraction)
             assert self.path is not None
+            if self.options.verify:
+                on_all_ranks(lambda: self._verify(module, decision.plan))
             plan = in_names_of(module, self.network(module), self.path, decision.plan)
             shrink_in_fit(trainer, module, with_followers(plan, self.options.follow or {}))
             self.latency_ratio = decision.latency or self.latency_ratio
@@ -292,6 +297,11 @@ class PruningEngine:
             return None
         backend = self.options.target.backend or "eager"
         return LatencyShare(network, structure, self.inputs, repeats, self.latency_ratio, backend)
+
+    def _verify(self, module: pl.LightningModule, plan: PruningPlan) -> None:
+        assert self.inputs is not None
+        with torch.compiler.set_stance("force_eager"):
+            check_exact(self.network(module), plan, self.inputs)
 
     def _recalibrate(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Measure batch norm anew in the model and in averaged copies of it, at the precision of training."""

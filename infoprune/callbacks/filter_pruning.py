@@ -100,6 +100,8 @@ class FilterPruning(DualNamespaceCallback):
         calibration_images: training images that a criterion or allocation which looks at data is shown.
         recalibrate: training batches, transformed as in training, with which batch norm's statistics are measured anew
             right after each event; see `infoprune.recalibrate`. 0: not, so that the training that follows adapts them.
+        verify: before each cut, run the example inputs through the masked network and the one that is to be left, and
+            cut only if their outputs are the same. Takes about three forward passes an event.
         reset_best: at every event let ModelCheckpoint forget its best score, so that "best" is the best pruned model.
             Files that it has written before stay.
         reset_early_stopping: at every event let EarlyStopping start over, so that a pruned model is not compared with
@@ -113,6 +115,7 @@ class FilterPruning(DualNamespaceCallback):
         ConfigurationError: an option that does not exist or cannot work; when a fit starts: an event beyond
             ``max_epochs``, or a strategy or callback that pruning would break (the message says what to use instead).
         BudgetError: when a fit starts: the frozen layers alone cost more than the budget.
+        VerificationError: at an event: the cut would change what the network computes; nothing was changed.
         SurgeryError: an optimizer's state cannot be cut, or another process failed.
 
     Example:
@@ -140,6 +143,7 @@ class FilterPruning(DualNamespaceCallback):
         follow: Mapping[str, str] | None = None,
         calibration_images: int = 640,
         recalibrate: int = 0,
+        verify: bool = True,
         reset_best: bool = False,
         reset_early_stopping: bool = False,
         copies: Mapping[str, str] | None = None,
@@ -166,6 +170,7 @@ class FilterPruning(DualNamespaceCallback):
                 copies if follow is None else follow,
                 calibration_images,
                 recalibrate,
+                verify,
             )
         )
         self._shape = PruningPlan()  # of the fitted module
@@ -192,6 +197,7 @@ class FilterPruning(DualNamespaceCallback):
             **({"module": self.module} if self.module else {}),
             **({"follow": dict(given.follow)} if given.follow else {}),
             **({"recalibrate": given.recalibrate} if given.recalibrate else {}),
+            **({} if given.verify else {"verify": False}),
         }
 
     @property

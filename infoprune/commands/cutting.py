@@ -24,6 +24,12 @@ def add_cut_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--latency", type=float | None, help="share of the time of a forward pass to keep, in (0, 1]")
     add_selection_arguments(parser)
+    parser.add_argument(
+        "--verify",
+        type=bool,
+        default=True,
+        help="cut only if the example inputs prove that nothing but the removed filters changes; false skips the proof",
+    )
 
 
 def add_backend_argument(parser: ArgumentParser) -> None:
@@ -92,6 +98,7 @@ def cut(named: NamedModel, options: Namespace, data: NamedData | None, backend: 
         min_width=options.min_width,
         frozen=options.frozen,
         data=data.training() if data else None,
+        verify=options.verify,
     )
 
 

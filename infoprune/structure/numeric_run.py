@@ -1,0 +1,300 @@
+"""Running a model on real numbers: as it is, masked, or with the tensors that a plan would leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from infoprune.structure.labels import LabelSpace
+from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of, set_labels
+from infoprune.structure.module_state import attributes_restored, drop
+from infoprune.structure.plan import PruningPlan, check_belongs
+from infoprune.structure.surgery import attributes
+from infoprune.structure.surgery.slicing import cut
+from infoprune.structure.tensors import OwnedTensor, owned_tensors, swapped
+from infoprune.structure.tracing.rules import tensors_in
+from infoprune.structure.tracing.rules.reduction import reduced_dims
+from infoprune.structure.tracing.tracer import Inputs, Operator, Tracer, run_labelled
+
+STATISTICS = ("aten.mean", "aten.var", "aten.std", "aten.var_mean")
+
+_WIDER = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
+
+_RANDOM = {
+    "aten.rand": 0.5,
+    "aten.rand_like": 0.5,
+    "aten.randn": 0.5,
+    "aten.randn_like": 0.5,
+    "aten.normal": 0.5,
+    "aten.normal_": 0.5,
+    "aten.uniform_": 0.5,
+    "aten.exponential_": 0.5,
+    "aten.bernoulli": 1.0,
+    "aten.bernoulli_": 1.0,
+}
+"""Operators that draw numbers, and what stands for each of them: how many are drawn may depend on widths."""
+
+
+class ModuleOutputs:
+    """What each module call of a run returned, in the order in which they ended, without what a plan removes.
+
+    A summary of a tensor is its sum of absolute values and its product with a ramp, so that little is kept of it.
+
+    Attributes:
+        summaries: for each call the module's name and a summary of each of its output tensors.
+    """
+
+    def __init__(self) -> None:
+        self.summaries: list[tuple[str, list[Tensor]]] = []
+
+    @contextmanager
+    def noted(self, names: Mapping[int, str], kept: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Note the outputs of the modules that run."""
+
+        def leave(module: nn.Module, _: Any, output: Any) -> None:
+            if id(module) in names:
+                tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+                with _disable_current_modes():
+                    self.summaries.append((names[id(module)], [_summary(kept(tensor)) for tensor in tensors]))
+
+        handle = register_module_forward_hook(leave)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+class NumericRun:
+    """A model and its inputs, ready to be run in eval mode with other tensors than its own.
+
+    The model is not copied and not changed: its tensors and attributes are swapped for the duration of a run. Buffers
+    are copied for each run, since code may write to them.
+
+    Args:
+        model: the model.
+        inputs: its inputs.
+        double: compute in float64, whatever dtypes the code asks for.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, double: bool = False) -> None:
+        self._model = model
+        self._inputs = tree_map_only(Tensor, _widened, inputs) if double else inputs
+        self._double = double
+        self._owned = owned_tensors(model)
+        self._modules = dict(model.named_modules())
+
+    def plain(self, caches: Sequence[str] = ()) -> list[Tensor]:
+        """Return the outputs of the model as it is, with ``caches`` of its code emptied."""
+        tensors = {name: self._own(entry) for name, entry in self._owned.items()}
+        return self._run(tensors, _NumericTracer(LabelSpace(), self._double), PruningPlan(caches=tuple(caches)))
+
+    def shrunk(self, plan: PruningPlan, noted: ModuleOutputs | None = None) -> list[Tensor]:
+        """Return the outputs of the model with the tensors and attributes that a plan would leave."""
+        tensors = {
+            name: self._converted(cut(entry.tensor, plan.removed[name])) if name in plan.removed else self._own(entry)
+            for name, entry in self._owned.items()
+        }
+        names = {id(entry.tensor): name for name, entry in self._owned.items()}
+        changed = attributes.changes(self._modules, plan, names)
+        return self._run(tensors, _NumericTracer(LabelSpace(), self._double), plan, changed, noted=noted)
+
+    def masked(self, plan: PruningPlan, noted: ModuleOutputs | None = None) -> list[Tensor]:
+        """Return the outputs of the model with zeros where a plan removes something.
+
+        Raises:
+            PlanError: the plan does not belong to the model.
+        """
+        check_belongs(plan, {name: tuple(entry.tensor.shape) for name, entry in self._owned.items()})
+        space, tensors, gone = LabelSpace(), {}, [np.empty(0, dtype=np.int64)]
+        labelled = []
+        for name, entry in self._owned.items():
+            tensor, removed = self._own(entry), plan.removed.get(name, {})
+            tensor = tensor.clone() if removed and tensor.data_ptr() == entry.tensor.data_ptr() else tensor
+            axes = [space.add_slot(name, dim, size) for dim, size in enumerate(tensor.shape)]
+            for dim, indices in removed.items():
+                tensor.index_fill_(dim, torch.tensor(indices, device=tensor.device), 0)
+                gone.append(axes[dim][list(indices)])
+            tensors[name] = tensor
+            labelled.append((tensor, TensorLabels(entry.axes(axes), zero=True, origin=name)))
+        tracer = _MaskedTracer(space, self._double, np.concatenate(gone))
+        return self._run(tensors, tracer, plan, labelled=labelled, noted=noted)
+
+    def _own(self, entry: OwnedTensor) -> Tensor:
+        tensor = self._converted(entry.tensor.detach())
+        return tensor if entry.is_parameter or tensor.data_ptr() != entry.tensor.data_ptr() else tensor.clone()
+
+    def _converted(self, tensor: Tensor) -> Tensor:
+        return _widened(tensor) if self._double else tensor
+
+    def _run(
+        self,
+        tensors: Mapping[str, Tensor],
+        tracer: _NumericTracer,
+        plan: PruningPlan,
+        changed: Sequence[attributes.Change] = (),
+        labelled: Sequence[tuple[Tensor, TensorLabels]] = (),
+        noted: ModuleOutputs | None = None,
+    ) -> list[Tensor]:
+        with ExitStack() as stack:
+            stack.enter_context(attributes_restored(self._modules.values()))
+            stack.enter_context(attributes.rewritten(changed))
+            stack.enter_context(swapped(self._owned, tensors))
+            if self._double:
+                stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+                torch.set_default_dtype(torch.float64)
+            drop(self._modules, plan)
+            for module in self._modules.values():
+                module.__dict__["training"] = False
+                if isinstance(module, nn.RNNBase):
+                    module.__dict__["_flat_weights"] = [getattr(module, name) for name in module._flat_weights_names]
+            if noted is not None:
+                names = {id(module): name for name, module in self._modules.items()}
+                stack.enter_context(noted.noted(names, tracer.kept))
+            return run_labelled(tracer, self._model, self._inputs, labelled).tensors
+
+
+class _NumericTracer(Tracer):
+    """Runs operators on real numbers, in float64 if asked to, and draws the same random number everywhere."""
+
+    def __init__(self, space: LabelSpace, double: bool) -> None:
+        super().__init__(space, {})
+        self._double = double
+
+    def kept(self, tensor: Tensor) -> Tensor:
+        """Return the part of a tensor that stays."""
+        return tensor
+
+    def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._double:
+            args, kwargs = _in_double(operator, args, kwargs)
+        result = super().observe(operator, args, kwargs)
+        constant = _RANDOM.get(operator.name)
+        return result if constant is None else result.fill_(constant)
+
+
+class _MaskedTracer(_NumericTracer):
+    """Lets normalisations over channels see only the channels that stay."""
+
+    def __init__(self, space: LabelSpace, double: bool, removed: np.ndarray) -> None:
+        super().__init__(space, double)
+        self._removed = removed
+
+    def kept(self, tensor: Tensor) -> Tensor:
+        narrow = tensor
+        for dim in range(tensor.dim()):
+            narrow = narrow if (stay := self._stay(tensor, dim)) is None else narrow.index_select(dim, stay)
+        return narrow
+
+    def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = super().observe(operator, args, kwargs)
+        name = operator.name
+        if name in STATISTICS:
+            narrow = args[0]
+            for dim in reduced_dims(name, args, kwargs, args[0].dim()):
+                narrow = narrow if (stay := self._stay(args[0], dim)) is None else narrow.index_select(dim, stay)
+            return result if narrow is args[0] else _labelled(operator.func(narrow, *args[1:], **kwargs), result)
+        for dim in _normalised_dims(name, args):
+            stay = self._stay(args[0], dim)
+            if stay is not None:
+                return self._over_kept(operator.func, name, args, kwargs, result, dim, stay)
+        for out in tensors_in([result]):
+            self._silence(out)
+        return result
+
+    def _silence(self, out: Tensor) -> None:
+        """Keep what is removed of a kernel zero: its statistics are of what stays, or may divide zero by zero."""
+        labels = labels_of(out)
+        if labels.zero and labels.origin is not None and out.is_floating_point():
+            for dim in range(out.dim()):
+                stay = self._stay(out, dim)
+                if stay is not None:
+                    gone = torch.ones(out.shape[dim], dtype=torch.bool, device=out.device).index_fill_(0, stay, False)
+                    out.index_fill_(dim, gone.nonzero()[:, 0], 0)
+
+    def _stay(self, tensor: Tensor, dim: int) -> Tensor | None:
+        """The indices of a dimension that the plan leaves, if it does not leave all."""
+        axis = labels_of(tensor).axes[dim]
+        gone = None if axis is None else np.isin(axis, self._removed)
+        return None if gone is None or not gone.any() else torch.from_numpy(np.flatnonzero(~gone)).to(tensor.device)
+
+    def _over_kept(
+        self, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], full: Any, dim: int, index: Tensor
+    ) -> Any:
+        narrow = list(args)
+        narrow[0] = args[0].index_select(dim, index)
+        if "group_norm" in name:
+            narrow[1:3] = [t if t is None else t.index_select(0, index) for t in args[1:3]]
+            narrow[4] = len(index)
+            narrow[6] = len(index) if args[6] == args[4] else args[6]
+        elif "layer_norm" in name or "rms_norm" in name:
+            first = args[0].dim() - len(args[1])
+            narrow[1] = list(narrow[0].shape[first:])
+            for i in (2, 3):
+                if len(args) > i and isinstance(args[i], Tensor):
+                    narrow[i] = args[i].index_select(dim - first, index)
+        outs = func(*narrow, **kwargs)
+        first_out = tensors_in([full])[0]
+        placed = torch.zeros_like(first_out)
+        placed.index_copy_(dim, index, tensors_in([outs])[0])
+        set_labels(placed, labels_of(first_out))
+        return (placed, *full[1:]) if isinstance(full, tuple) else placed
+
+
+def _labelled(outs: Any, like: Any) -> Any:
+    """The results of an operator, with the labels of others."""
+    for out, other in zip(tensors_in([outs]), tensors_in([like]), strict=True):
+        set_labels(out, labels_of(other))
+    return outs
+
+
+def _normalised_dims(name: str, args: Sequence[Any]) -> Sequence[int]:
+    """The dimensions over which an operator normalises, as far as they may hold channels."""
+    rank = args[0].dim() if args and isinstance(args[0], Tensor) else 0
+    if "group_norm" in name:
+        return range(1, 2)
+    if name in ("aten.native_layer_norm", "aten._fused_rms_norm"):
+        return range(rank - len(args[1]), rank)
+    if name == "aten.native_batch_norm" and args[5]:  # of kernels, to standardise them
+        return range(2, rank)
+    return ()
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    wider = _WIDER.get(tensor.dtype)
+    return tensor if wider is None else tensor.to(wider)
+
+
+def _in_double(
+    operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Ask for float64 where the code asks for less, and bring tensors that it has made of less to it.
+
+    An operator that writes to a tensor writes to what is there.
+    """
+    if kwargs.get("dtype") in _WIDER:
+        kwargs = kwargs | {"dtype": _WIDER[kwargs["dtype"]]}
+    dtypes = {tensor.dtype for tensor in tensors_in(args, kwargs)}
+    if dtypes & _WIDER.keys() and dtypes & set(_WIDER.values()) and not operator.name.endswith("_"):
+        args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
+    return args, kwargs
+
+
+def _summary(tensor: Tensor) -> Tensor:
+    values = tensor.detach().flatten()
+    values = values.to(torch.complex128 if values.is_complex() else torch.float64)
+    ramp = torch.linspace(1, 2, values.numel(), dtype=torch.float64, device=values.device)
+    return torch.stack([values.abs().sum(), (values * ramp).sum()])
