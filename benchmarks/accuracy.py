@@ -181,7 +181,7 @@ def main() -> None:
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
-    print(write(read(options.out), OUT.parent, list(METHODS)))
+    print(write(read(options.out), OUT.parent, list(METHODS), [*LARGE, *SMALL]))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ their augmentation; mean (lowest…highest) over seeds. One standard error of an
 """
 
 
-def write(rows: Sequence[Row], folder: Path, methods: Sequence[str]) -> str:
+def write(rows: Sequence[Row], folder: Path, methods: Sequence[str], tasks: Sequence[str] = ()) -> str:
     """Write ``accuracy.md`` and ``accuracy.svg``; returns the text."""
     rows = [row for row in rows if row["method"] in methods]
     draw(rows, folder / "accuracy.svg", methods)
@@ -53,6 +53,8 @@ def write(rows: Sequence[Row], folder: Path, methods: Sequence[str]) -> str:
         parts.append(f"## {task} ({of_task[0]['metric']})\n")
         for budget in sorted({row["budget"] for row in of_task}, reverse=True):
             parts += section([row for row in of_task if row["budget"] == budget], budget, methods)
+    missing = [task for task in tasks if task not in {row["task"] for row in rows}]
+    parts += [f"Networks not measured: {', '.join(missing)}.\n"] if missing else []
     text = "\n".join(parts).rstrip() + "\n"
     (folder / "accuracy.md").write_text(text, encoding="utf-8")
     return text
