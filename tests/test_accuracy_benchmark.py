@@ -104,7 +104,9 @@ def row(method: str, seed: int = 0, steps: int = 100, **values: Any) -> dict[str
 def test_the_table_ranks_methods_and_names_what_is_missing(tmp_path: Path) -> None:
     rows = [row("a", tuned=80.0), row("b", tuned=82.0), row("b", seed=1, tuned=84.0), row("b", steps=400, tuned=88.0)]
     failed = {key: row("c")[key] for key in ("task", "metric", "budget", "method", "seed", "steps")}
-    text = accuracy_table.write([*rows, {**failed, "failed": "it broke"}], tmp_path, ["a", "b", "c", "d"], ["net", "other"])
+    text = accuracy_table.write(
+        [*rows, {**failed, "failed": "it broke"}], tmp_path, ["a", "b", "c", "d"], ["net", "other"]
+    )
     lines = text.splitlines()
     at = lines.index("| method | MACs | parameters | as cut | recalibrated | 100 steps | 400 steps | seeds |")
     assert lines[at + 2] == "| b | 50.0% | 60.0% | 10.0 (10.0…10.0) | 50.0 (50.0…50.0) | 83.0 (82.0…84.0) | 88.0 | 2 |"
