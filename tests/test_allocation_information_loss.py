@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import infoprune
 from infoprune.allocation import Budget, InformationLoss, LossCurves, select
@@ -18,6 +19,7 @@ from infoprune.criteria.progress import Progress
 from infoprune.errors import CheckpointError, ConfigurationError, DataError
 from infoprune.models import CifarResNet
 from infoprune.structure import Structure, shrink
+from tests.tiny import TinyModule, images, trainer
 
 IMAGES = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -271,3 +273,29 @@ def test_curves_of_another_model_are_refused(net: nn.Module):
     structure, scores = traced(net)
     with pytest.raises(ConfigurationError, match="another model"):
         InformationLoss(curves=curves).widths(structure, scores, Budget("macs", 0.5))
+
+
+def test_a_fit_measures_at_every_event_by_default():
+    callback = infoprune.FilterPruning("l1", macs="60%", schedule=[0, 1], round_to=1)
+    trainer(callback, epochs=2).fit(TinyModule(), DataLoader(images(), 8))
+    assert len(callback.history) == 2
+    assert all(event.curves for event in callback.history)
+    assert callback.history[-1].macs <= 0.6 * callback.unpruned.macs
+
+
+def test_without_images_coupled_groups_give_way_last():
+    net = CifarResNet(depth=14).eval()
+    result = infoprune.prune(net, torch.zeros(1, 3, 16, 16), "l1", macs="60%", round_to=1)
+    assert net.conv1.out_channels == 16
+    assert net.layer1[0].conv1.out_channels < 16
+    assert result.curves is None
+
+
+@pytest.mark.parametrize("budget", [{"macs": "60%"}, {"macs": 0.6}, {"macs": 1_000_000}, {"params": "50 %"}])
+def test_budgets_as_people_state_them(budget: dict):
+    net = CifarResNet(depth=8).eval()
+    result = infoprune.prune(net, torch.zeros(1, 3, 16, 16), "l1", **budget, round_to=1)
+    kind, value = next(iter(budget.items()))
+    before, after = getattr(result.before, kind), getattr(result.after, kind)
+    share = value / before if isinstance(value, int) else {"60%": 0.6, "50 %": 0.5}.get(value, value)
+    assert 0.97 * share * before < after <= share * before

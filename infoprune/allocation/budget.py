@@ -64,7 +64,7 @@ def as_share(value: object) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+        return float(value.removesuffix("%").strip()) / (100 if value.endswith("%") else 1)
     except ValueError:
         return value  # whoever checks the range refuses it
 
