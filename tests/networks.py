@@ -198,7 +198,8 @@ def flip(c: int, n: int) -> nn.Module:
 
 @block
 def roll(c: int, n: int) -> nn.Module:
-    return Lambda(lambda x: x.roll(1 if n % 2 else x.shape[1] // 2, 1), c)
+    """By half of the channels, or by a number that is written out."""
+    return Lambda(lambda x: x.roll(n // 2 or 1 if n % 2 else x.shape[1] // 2, 1), c)
 
 
 @block
@@ -542,6 +543,113 @@ class Linears(nn.Module):
 @block
 def einsum(c: int, n: int) -> nn.Module:
     return Linears(c)
+
+
+def _through_a_view(x: Tensor) -> Tensor:
+    y = x.clone()
+    y.flatten(2)[:, :, ::3].exp_()
+    return y
+
+
+def _into_a_buffer(x: Tensor) -> Tensor:
+    made = x.new_zeros(x.shape[0], 2 * x.shape[1], *x.shape[2:])
+    made[:, : x.shape[1]], made[:, x.shape[1] :] = x.relu(), x.cos()
+    return made
+
+
+SUMMED: list[Callable[[Tensor], Tensor]] = [
+    _through_a_view,
+    _into_a_buffer,
+    lambda x: F.hardtanh(x, 0.5, 2),
+    lambda x: x.clamp(-0.5, 0.5),
+    lambda x: F.pad(x, (1, 0, 0, 0), value=0.5)[..., 1:],
+    lambda x: x.masked_fill(x > 0, 0.5),
+    lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
+    lambda x: x.sigmoid() @ x.transpose(2, 3).sigmoid(),
+]
+"""What is summed over channels; some of it is zero where channels are removed."""
+
+
+@block
+def summed(c: int, n: int) -> nn.Module:
+    return Lambda(lambda x: x + SUMMED[n % len(SUMMED)](x).sum(1, keepdim=True).tanh(), c)
+
+
+class Mixing(nn.Module):
+    """Mixes positions, which leaves a bias on each channel, and sums over channels."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.mixer, self.scale = nn.Linear(64, 64), nn.Parameter(torch.ones(1))
+        self.out_channels = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x[0, 0].numel() != 64:
+            return x
+        mixed = self.mixer(x.flatten(2)).view(x.shape)
+        return x + (mixed.sum(1, keepdim=True) + (x.sigmoid() * self.scale).sum(1, keepdim=True)).tanh()
+
+
+@block
+def mixing(c: int, n: int) -> nn.Module:
+    return Mixing(c)
+
+
+class Keeping(nn.Module):
+    """Keeps its features for whoever asks."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.inner, self.outer = conv(c, 6), conv(6, c)
+        self.out_channels = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = self.inner(x).relu()
+        return self.outer(self.features)
+
+
+@block
+def keeping(c: int, n: int) -> nn.Module:
+    return Keeping(c)
+
+
+class Experts(nn.Module):
+    """Runs some of its experts."""
+
+    def __init__(self, c: int, n: int) -> None:
+        super().__init__()
+        out = c if n % 2 else 8
+        self.experts = nn.ModuleList(conv_bn(c, out) for _ in range(3))
+        self.chosen = ([0], [1, 2], [2], [0, 1, 2])[n // 2 % 4]
+        self.residual = out == c
+        self.out_channels = out
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = sum(self.experts[number](x) for number in self.chosen)
+        return x + made if self.residual else made
+
+
+@block
+def experts(c: int, n: int) -> nn.Module:
+    return Experts(c, n)
+
+
+class Scaling(nn.Module):
+    """A correlation that is scaled by the root of its width."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.query, self.key = conv(c, 8, 1), conv(c, 8, 1)
+        self.out_channels = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key = self.query(x), self.key(x)
+        return x + (query * key).sum(1, keepdim=True) / query.shape[1] ** 0.5
+
+
+@block
+def scaling(c: int, n: int) -> nn.Module:
+    return Scaling(c)
 
 
 class Net(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import gc
+import warnings
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors, swa
 from infoprune.structure.tracing.examples import count_examples
 from infoprune.structure.tracing.outputs import Returned, tensors_held
 from infoprune.structure.tracing.relabel import Recording
-from infoprune.structure.tracing.rule_context import OpRecord
+from infoprune.structure.tracing.rule_context import MEETS_OTHERS, OpRecord
 from infoprune.structure.tracing.tracer import (
     Inputs,
     Tracer,
@@ -31,6 +32,7 @@ from infoprune.structure.tracing.tracer import (
     inputs_on_meta,
     run_labelled,
 )
+from infoprune.structure.unreached import settle_unreached
 from infoprune.structure.validation import size_aliases
 from infoprune.structure.validation.conflict import Conflict
 from infoprune.structure.validation.dry_run import bisect, dry_run
@@ -38,6 +40,11 @@ from infoprune.structure.validation.probe_plans import probe_plans
 from infoprune.structure.validation.size_attributes import SizeAttributeFinder
 
 MAX_DRY_RUNS = 50
+
+FEWEST_AT_ENDS = 8
+"""Layers right at an input or output that have as many channels inside as that has, fewer than this, keep them."""
+
+REACHES_OUTPUT = "reaches the model's output"
 
 _EVAL_ALWAYS = (_NormBase, nn.modules.dropout._DropoutNd)
 """Layers that are never traced in train mode: they would change statistics or draw random numbers."""
@@ -56,7 +63,8 @@ def trace(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = ()) 
         model: any module; its device and dtype do not matter.
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments of ``forward``.
         frozen: patterns (as in shells) of module or parameter names whose filters must all stay, e.g. ``"head"``,
-            ``"layer1.*"``.
+            ``"layer1.*"``. A few channels right at an input or output, as many as that has (colours), stay anyway;
+            ``"!layer1"`` lets those of a layer go.
 
     Returns:
         The structure: groups, reasons, cost model.
@@ -87,7 +95,14 @@ def labelled(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = (
     with collector_paused():
         session.run()
         session.numbers.find_frozen_heads()
-        return session, session.structure()
+        structure = session.structure()
+    if session.unreached and structure.prunable:
+        warnings.warn(
+            f"{', '.join(session.unreached)}: not reached by the example inputs, so left as wide as before; where it "
+            "reads a layer that is cut it will fail. Give example inputs that reach it, or freeze those layers",
+            stacklevel=3,
+        )
+    return session, structure
 
 
 def rehearsed(session: TraceSession, structure: Structure) -> Structure:
@@ -179,6 +194,8 @@ class TraceSession:
             name: [self.space.add_slot(name, dim, size) for dim, size in enumerate(entry.tensor.shape)]
             for name, entry in owned.items()
         }
+        self.unreached: list[str] = []  # modules that no pass ran, and that have no like that did
+        self._narrow_too: set[str] = set()  # tensors whose few channels right at an input or output may go
         self.passes: list[tuple[bool, Tracer]] = []
         self.caches: list[str] = []  # attributes in which the model's code keeps what it has computed
         self._zero_pass: Tracer | None = None
@@ -214,9 +231,36 @@ class TraceSession:
             except Exception:  # what train mode would need is unknown, so nothing that it shares may be cut
                 self.space.truncate(*mark)
                 self._freeze_near(unused)
-        for name in self._unused():
-            for labels in self.labels[name]:
+        unused = self._unused()
+        tied, self.unreached = settle_unreached(self, unused) if unused else (set(), [])
+        for name in unused:
+            for labels in self.labels[name] if name not in tied else ():
                 self.space.freeze(labels, "is never used in the forward pass")
+        self._freeze_colours()
+
+    def _freeze_colours(self) -> None:
+        """Freeze the few channels of layers that map an input, or to an output, one to one.
+
+        Such layers work on colours (the mean shifts of super-resolution), and without one of these a model is of no
+        use, however exact the cut.
+        """
+        component = self.space.components()
+        ends: dict[str, set[int]] = {"input": set(), "output": set()}
+        for freeze in self.space.freezes:
+            end = {MEETS_OTHERS: "input", REACHES_OUTPUT: "output"}.get(freeze.reason or "")
+            if end:
+                ends[end].update(component[freeze.labels].tolist())
+        kernels = {c.kernel for _, tracer in self.passes for c in tracer.contractions} - self._narrow_too
+        for name in sorted(kernel for kernel in kernels if len(self.labels.get(kernel, ())) > 1):
+            for outer, inner in (self.labels[name][:2], self.labels[name][1::-1]):
+                end = next((end for end, known in ends.items() if set(component[outer].tolist()) <= known), None)
+                if end and 1 < len(inner) < FEWEST_AT_ENDS and len(inner) == len(outer):
+                    layer = name.removesuffix(".weight")
+                    self.space.freeze(
+                        inner,
+                        f"is one of {len(inner)} right at the model's {end}, too few to lose any; frozen=['!{layer}'] "
+                        "lets them go",
+                    )
 
     def _pass(self, train: bool, stand_ins: dict[str, Tensor] | None = None) -> Tracer:
         tracer = Tracer(self.space, self.module_names, first=sum(len(t.records) for t in self._tracers()))
@@ -235,8 +279,7 @@ class TraceSession:
     def _note_leaving(self, tracer: Tracer, returned: Returned, own: Sequence[Tensor], inputs: Inputs) -> None:
         """Freeze the channels of what leaves the model: what it returns, and what its code or a hook keeps of it."""
         leaving = [
-            (tensor, labels, "reaches the model's output")
-            for tensor, labels in zip(returned.tensors, returned.labels, strict=True)
+            (tensor, labels, REACHES_OUTPUT) for tensor, labels in zip(returned.tensors, returned.labels, strict=True)
         ]
         known = {id(tensor) for tensor in (*own, *returned.tensors, *tensors_held(returned.value))}
         leaving += [(tensor, labels_of(tensor), how) for tensor, how in self._kept(tracer, known, tensors_held(inputs))]
@@ -322,6 +365,7 @@ class TraceSession:
         if leaving is not None:
             self._freeze_leaving(leaving)
             self.passes = [(False, tracer)]
+            self._freeze_colours()
         else:
             self.run()
 
@@ -371,16 +415,19 @@ class TraceSession:
 
     def freeze_patterns(self, patterns: Sequence[str]) -> None:
         """Freeze the filters (the first dimension of every tensor) of the modules that match."""
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            if not isinstance(pattern, str):
-                raise ConfigurationError(f"frozen holds patterns of names such as 'layer1.*', got {pattern!r}")
+        for given in [patterns] if isinstance(patterns, str) else patterns:
+            if not isinstance(given, str):
+                raise ConfigurationError(f"frozen holds patterns of names such as 'layer1.*', got {given!r}")
+            pattern = given.removeprefix("!")
             matching = {name for name in self.modules if name and fnmatch.fnmatchcase(name, pattern)}
             hit = False
             for tensor, axes in self.labels.items():
                 parents = {tensor.rsplit(".", n)[0] for n in range(1, tensor.count(".") + 1)}
                 if fnmatch.fnmatchcase(tensor, pattern) or parents & matching:
                     hit = True
-                    if axes:
+                    if given != pattern:
+                        self._narrow_too.add(tensor)
+                    elif axes:
                         self.space.freeze(axes[0], f"matches the frozen pattern {pattern!r}")
             if not hit:
                 raise ConfigurationError(

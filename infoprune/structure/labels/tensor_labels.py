@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 
 from infoprune.structure.labels.components import Labels
@@ -21,14 +22,29 @@ class Statistic(NamedTuple):
     op: int
 
 
+class Storage:
+    """What all tensors that share memory have in common.
+
+    Attributes:
+        zero: nothing was written there that is not zero at removed channels.
+    """
+
+    __slots__ = ("zero",)
+
+    def __init__(self) -> None:
+        self.zero = True
+
+
 class TensorLabels:
     """The labels of one tensor.
 
     Attributes:
         axes: for each dimension the label of each index, or None. Every tensor is a full rectangle, so removing a unit
             removes whole indices of whole dimensions, and one label per index says it all.
-        zero: what a removed unit leaves here is zero once its parameters are zeroed. True for parameters, kept by
-            ReLU, lost by sigmoid. It decides where summing over removed channels is exact.
+        zero: what a removed unit leaves here is zero once its parameters are zeroed, along each labelled dimension.
+            True for parameters, kept by ReLU, lost by sigmoid. It decides where summing over removed channels is exact.
+            It ends for all views of a storage when one of them is overwritten with something else.
+        nonzero: labels for which that is not so: rows to which a linear layer adds its bias.
         origin: where this tensor is computed from the model's own tensors alone, the name of the largest of them.
         base: the labels of the tensor that this one is computed from by powers, products and statistics; by default
             these labels themselves.
@@ -36,15 +52,17 @@ class TensorLabels:
         statistics: what was taken over channels on the way and has not cancelled out yet.
     """
 
-    __slots__ = ("_base", "axes", "degree", "origin", "statistics", "zero")
+    __slots__ = ("_base", "_zero", "axes", "degree", "nonzero", "origin", "statistics", "storage")
 
     def __init__(self, axes: Sequence[Axis], zero: bool = False, origin: str | None = None) -> None:
         self.axes = tuple(axes)
-        self.zero = zero
+        self._zero = zero
         self.origin = origin
         self.degree: float | None = 1.0
         self.statistics: tuple[Statistic, ...] = ()
         self._base: TensorLabels | None = None
+        self.nonzero: tuple[Labels, ...] = ()
+        self.storage: Storage | None = None
 
     @property
     def base(self) -> TensorLabels:
@@ -60,6 +78,21 @@ class TensorLabels:
         """Whether a cut would show in the tensor."""
         return self.labelled or bool(self.statistics)
 
+    def be_zero_like(self, other: TensorLabels) -> None:
+        """Note that there are zeros here wherever there are in another tensor."""
+        self._zero, self.nonzero = other.zero, other.nonzero
+
+    @property
+    def zero(self) -> bool:
+        """Whether what a removed unit leaves here is zero."""
+        return self._zero and (self.storage is None or self.storage.zero)
+
+    def zero_along(self, axis: Axis) -> bool:
+        """Whether what removed units of these labels leave here is zero."""
+        if axis is None or not self.zero or not self.nonzero:
+            return self.zero
+        return not any(np.isin(axis[axis >= 0], labels).any() for labels in self.nonzero)
+
     @property
     def labelled(self) -> bool:
         """Whether anything of the tensor could be removed."""
@@ -67,6 +100,7 @@ class TensorLabels:
 
 
 _ATTRIBUTE = "_infoprune_flow"
+_OF_STORAGE = "_infoprune_storage"
 
 
 def labels_of(tensor: torch.Tensor) -> TensorLabels:
@@ -82,10 +116,33 @@ def labels_of(tensor: torch.Tensor) -> TensorLabels:
 
 def set_labels(tensor: torch.Tensor, found: TensorLabels) -> None:
     """Attach labels to a tensor."""
+    found.storage = _storage_of(tensor)
     setattr(tensor, _ATTRIBUTE, found)
+
+
+def note_written(tensor: torch.Tensor) -> None:
+    """Note that an operator has written to a tensor, whose labels say whether zeros are left there."""
+    found = labels_of(tensor)
+    storage = found.storage or _storage_of(tensor)
+    if storage is not None:
+        whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+        storage.zero = found._zero and not found.nonzero and (whole or storage.zero)
 
 
 def clear_labels(tensor: torch.Tensor) -> None:
     """Take a tensor's labels off."""
     if hasattr(tensor, _ATTRIBUTE):
         delattr(tensor, _ATTRIBUTE)
+        if tensor.layout is torch.strided:
+            tensor.untyped_storage().__dict__.pop(_OF_STORAGE, None)
+
+
+def _storage_of(tensor: torch.Tensor) -> Storage | None:
+    """What all tensors share that have the memory of this one; PyTorch keeps attributes of storages alive with them."""
+    if tensor.layout is not torch.strided:
+        return None
+    attributes = tensor.untyped_storage().__dict__
+    found: Storage | None = attributes.get(_OF_STORAGE)
+    if found is None:
+        found = attributes[_OF_STORAGE] = Storage()
+    return found

@@ -20,6 +20,10 @@ GIVEN_SIZES = frozenset({
 """Operators that are told the sizes of what they make, all of them."""
 
 
+MEETS_OTHERS = "meets a tensor that is not a parameter of the model"
+"""Why channels stay that meet those of an input or a constant."""
+
+
 @dataclass(slots=True)
 class Output:
     """What one result tensor of an operator looked like: enough to tell later whether a shrunk model repeats it."""
@@ -76,6 +80,8 @@ class RuleContext:
         self._contractions = contractions
         self.record = record
         self.name = record.name
+        self.zeros_settled = False
+        """Whether the rule has said all about where the results are zero, whatever the operands are."""
         self.carried_statistics = False
         """Whether the results depend on statistics over channels as far as the operands do."""
 
@@ -84,9 +90,18 @@ class RuleContext:
         """The name without namespace and in-place mark: ``"add"`` for ``aten.add_``."""
         return self.name.rpartition(".")[2].rstrip("_")
 
-    def label(self, tensor: torch.Tensor, axes: Sequence[Axis], zero: bool = False, origin: str | None = None) -> None:
-        """Give a result its labels."""
-        set_labels(tensor, TensorLabels(axes, zero, origin))
+    def label(
+        self,
+        tensor: torch.Tensor,
+        axes: Sequence[Axis],
+        zero: bool = False,
+        origin: str | None = None,
+        nonzero: Iterable[Axis] = (),
+    ) -> None:
+        """Give a result its labels; ``zero`` does not hold along the axes ``nonzero``."""
+        labels = TensorLabels(axes, zero, origin)
+        labels.nonzero = tuple(axis for axis in nonzero if axis is not None)
+        set_labels(tensor, labels)
 
     def unite_all(self, axes: Sequence[Axis]) -> Axis:
         """These axes meet position by position: unite their labels and return one of them for all.
@@ -99,7 +114,7 @@ class RuleContext:
             return None
         if len(labelled) < len(axes):
             for axis in labelled:
-                self.freeze(axis, "meets a tensor that is not a parameter of the model")
+                self.freeze(axis, MEETS_OTHERS)
             return None
         first = labelled[0]
         for other in labelled[1:]:
@@ -150,7 +165,7 @@ class RuleContext:
         """Sum over the products of two axes; exact where a removed index adds nothing."""
         if a is None and b is None:
             return
-        if a is not None and b is not None and not (fa.zero or fb.zero):
+        if a is not None and b is not None and not (fa.zero_along(a) or fb.zero_along(b)):
             self.freeze(a, "what is removed would still add to a sum")
             self.freeze(b, "what is removed would still add to a sum")
         self.unite_all([a, b])

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from infoprune.errors import TraceError
 from infoprune.structure.labels import LabelSpace
-from infoprune.structure.labels.tensor_labels import TensorLabels, clear_labels, labels_of, set_labels
+from infoprune.structure.labels.tensor_labels import TensorLabels, clear_labels, labels_of, note_written, set_labels
 from infoprune.structure.tracing import meta_kernels
 from infoprune.structure.tracing.meta_kernels import Kernel, kernel_of
 from infoprune.structure.tracing.outputs import Returned, output_tensors
@@ -99,6 +99,7 @@ class Tracer(TorchDispatchMode):
             if tensor.dim():
                 origins[origin] = max(tensor.numel(), origins.get(origin, 0))
         statistics = [s for tensor in tensors for s in labels_of(tensor).statistics]
+        nonzero = {id(axis): axis for tensor in tensors for axis in labels_of(tensor).nonzero}
         apply(rule, op, args, kwargs, outs)
         for statistic in () if op.carried_statistics else statistics:
             self.space.freeze(statistic.axis[statistic.axis >= 0], statistic.reason, statistic.op)
@@ -106,6 +107,11 @@ class Tracer(TorchDispatchMode):
             main = max(origins, key=lambda origin: (origin in self.space.parameters, origins[origin]))
             for out in outs:
                 labels_of(out).origin = main
+        for out in outs if nonzero and not op.zeros_settled else ():
+            labels_of(out).nonzero += tuple(nonzero.values())
+        if record.name.endswith("_") or "out" in kwargs:
+            for out in outs:
+                note_written(out)
         record.outputs = [Output(tuple(out.shape), out.dtype, labels_of(out).axes) for out in outs]
         self.records.append(record)
         if self.recording is not None:

@@ -28,6 +28,7 @@ from infoprune.structure.surgery import attributes
 from infoprune.structure.tracing.rule_context import GIVEN_SIZES, OpRecord, Output
 from infoprune.structure.tracing.rules import Rule, tensors_in
 from infoprune.structure.tracing.rules.elementwise import created
+from infoprune.structure.tracing.rules.movement import repeat
 from infoprune.structure.tracing.rules.shape import expand
 from infoprune.structure.tracing.tracer import Operator, Tracer, apply, execute, holds_anything, scalars_in
 from infoprune.structure.validation.conflict import FACTOR, FIXED, Asked, Conflict
@@ -401,7 +402,7 @@ class _DryRun(Tracer):
                 return FIXED
             if rule is created:  # what the code makes anew has the original's labels if it has their number
                 set_labels(out, TensorLabels(wanted_axes, zero="zeros" in op.name))
-            elif rule is expand:
+            elif rule in (expand, repeat):
                 self._take_new_labels(op, out, wanted_axes)
             if not self._carries(out, wanted_axes):
                 return "which channels it takes does not follow a cut"
@@ -416,18 +417,17 @@ class _DryRun(Tracer):
         set_labels(out, TensorLabels(axes, found.zero, found.origin))
 
     def _carries(self, out: Tensor, kept: Sequence[Axis]) -> bool:
-        """Whether a tensor has these labels, up to units."""
+        """Whether a tensor has these labels."""
         pairs = zip(labels_of(out).axes, kept, strict=True)
         return all(wanted is None or self._same_channels(axis, wanted) for axis, wanted in pairs)
 
     def _same_channels(self, axis: Axis, wanted: Labels) -> bool:
-        if axis is wanted:
-            return True
-        wanted = self._component[wanted]
+        """Whether these are the wanted channels, one by one: a unit may have several, and their order matters too."""
         if axis is None:  # labels of a dimension of one get lost in reshapes, where there is nothing to mix up
-            inside = wanted[wanted >= 0]
+            units = self._component[wanted]
+            inside = units[units >= 0]
             return len(inside) == 0 or bool((inside == inside[0]).all())
-        return np.array_equal(self._component[axis], wanted)
+        return axis is wanted or np.array_equal(axis, wanted)
 
     def _note_conflict(
         self,
@@ -452,16 +452,25 @@ class _DryRun(Tracer):
         self.conflicts.append(Conflict(np.concatenate(cut), reason, number, record.module, asked=asked))
 
     def _widths_behind(self, record: OpRecord, numbers: Sequence[float]) -> list[Labels]:
-        """What was cut of widths in the module's attributes with which, or with whose root, a factor has changed."""
-        changes = [after / before for before, after in zip(record.scalars, numbers, strict=False) if before != after]
-        found = []
+        """What was cut of the widths from which, or from whose root, a factor was computed.
+
+        Widths in attributes of the module come first, then those that are the factor, then those that change alike.
+        """
+        pairs = [(b, a) for b, a in zip(record.scalars, numbers, strict=False) if a != b and a * b > 0]
+        held = []
         for slot in self._structure.attributes:
             before, after = self._plan.attributes.get(slot.path, (1, 1))
-            powers = [(after / before) ** power for power in (1, -1, 0.5, -0.5)]
-            explained = any(math.isclose(change, power) for change in changes for power in powers)
-            if explained and before != after and slot.path.rpartition(".")[0] == record.module:
-                found.append(slot.labels[~self._keep[slot.labels]])
-        return found
+            if before != after and slot.path.rpartition(".")[0] == record.module:
+                held.append((slot.labels, before, after))
+        axes = {id(axis): axis for own in self._session.labels.values() for axis in own}.values()
+        widths = [(axis, len(axis), int(self._keep[axis].sum())) for axis in axes if not self._keep[axis].all()]
+        equal = [width for width in widths if any(_are_powers(pair, width[1:]) for pair in pairs)]
+        for known in (held, equal, widths):
+            ratios = ((labels, before / after) for labels, before, after in known)
+            found = [labels for labels, ratio in ratios if any(_is_power(b / a, ratio) for b, a in pairs)]
+            if found:
+                return [labels[~self._keep[labels]] for labels in found]
+        return []
 
     def _cut_around(self, axis: Labels) -> Labels:
         """What was removed beside the labels of a bisect axis: the dead labels of the same slots."""
@@ -482,6 +491,20 @@ class _DryRun(Tracer):
             set_labels(out, TensorLabels(kept))
             outs.append(out)
         return outs[0] if len(outs) == 1 else tuple(outs)
+
+
+_POWERS = (1, -1, 0.5, -0.5)
+"""How factors depend on widths: a mean divides by one, attention by its root."""
+
+
+def _is_power(value: float, width: float) -> bool:
+    return any(math.isclose(value, width**power) for power in _POWERS)
+
+
+def _are_powers(factors: tuple[float, float], widths: Sequence[int]) -> bool:
+    """Whether two factors are two widths to the same power."""
+    pairs = list(zip(factors, widths, strict=True))
+    return any(all(math.isclose(factor, width**power) for factor, width in pairs) for power in _POWERS)
 
 
 def _sizes_asked_for(record: OpRecord, args: Sequence[Any]) -> Iterator[Asked]:

@@ -35,7 +35,10 @@ def convolution(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], o
     if bias is not None:
         channels = ctx.unite_all([channels, labels_of(bias).axes[0]])
         zero = zero and labels_of(bias).zero
-    ctx.label(outs[0], [fx.axes[0], channels, *[None] * (outs[0].dim() - 2)], zero=zero)
+    # What is removed along the batch leaves the bias behind.
+    nonzero = [fx.axes[0]] if bias is not None or not fx.zero_along(fx.axes[0]) else []
+    axes = [fx.axes[0], channels, *[None] * (outs[0].dim() - 2)]
+    ctx.label(outs[0], axes, zero=zero, nonzero=nonzero)
     positions = math.prod((x if transposed else outs[0]).shape[2:]) * math.prod(weight.shape[2:])
     dims = [(fx.axes[0], x.shape[0]), (fw.axes[0], weight.shape[0]), (fw.axes[1], weight.shape[1]), (None, positions)]
     ctx.cost("conv", fw.origin, makes, dims)
@@ -93,16 +96,20 @@ def _matmul(ctx: RuleContext, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | 
     ctx.contract(fa, fa.axes[-1], fb, fb.axes[-2])
     batch = [ctx.unite_all([x, y]) for x, y in zip(fa.axes[:-2], fb.axes[:-2], strict=True)]
     rows, columns = fa.axes[-2], fb.axes[-1]
-    zero = (rows is None or fa.zero) and (columns is None or fb.zero)
     axes: list[Axis] = [*batch, rows, columns]
+    nonzero = [axis for axis in batch if not (fa.zero_along(axis) or fb.zero_along(axis))]
+    nonzero += [axis for axis, factor in ((rows, fa), (columns, fb)) if not factor.zero_along(axis)]
     if bias is not None:
-        zero = zero and labels_of(bias).zero
+        added = labels_of(bias)
         if bias.shape == out.shape[-1:]:  # as in all linear layers
-            axes[-1] = ctx.unite_all([columns, labels_of(bias).axes[0]])
+            axes[-1] = ctx.unite_all([columns, added.axes[0]])
+            nonzero += axes[:-1]  # a removed row leaves the bias behind
+            nonzero += [] if added.zero else [axes[-1]]
         else:
             ctx.label(out, axes)
             axes = broadcast_axes(ctx, [out, bias], tuple(out.shape))
-    ctx.label(out, axes, zero=zero)
+            nonzero += [axis for axis in axes if bias.shape != out.shape or not added.zero_along(axis)]
+    ctx.label(out, axes, zero=True, nonzero=nonzero)
     filters = columns if fb.origin else rows if fa.origin else None
     if fa.origin and fb.origin and not ctx.are_filters(columns):
         filters = None  # two factors of a kernel (low-rank adapters), not a layer
@@ -116,7 +123,7 @@ def mv(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequ
     """A matrix times a vector; small change, not counted."""
     fa, fb = labels_of(args[0]), labels_of(args[1])
     ctx.contract(fa, fa.axes[1], fb, fb.axes[0])
-    ctx.label(outs[0], [fa.axes[0]], zero=fa.zero)
+    ctx.label(outs[0], [fa.axes[0]], zero=fa.zero_along(fa.axes[0]))
 
 
 @rule("aten.dot", "aten.vdot")
@@ -137,7 +144,8 @@ def linear(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
     columns, zero = fw.axes[0], fw.zero
     if bias is not None:
         columns, zero = ctx.unite_all([columns, labels_of(bias).axes[0]]), zero and labels_of(bias).zero
-    ctx.label(outs[0], [*fx.axes[:-1], columns], zero=zero)
+    nonzero = [axis for axis in fx.axes[:-1] if bias is not None or not fx.zero_along(axis)]
+    ctx.label(outs[0], [*fx.axes[:-1], columns], zero=zero, nonzero=nonzero)
     dims = zip([*fx.axes[:-1], fw.axes[0], fw.axes[1]], [*outs[0].shape, x.shape[-1]], strict=True)
     ctx.cost("linear", fw.origin, fw.axes[0], dims)
 
@@ -166,7 +174,7 @@ def attention(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
     parts = [*zip(heads, args[0].shape[:-2], strict=True), queries, keys]
     ctx.cost("attention", None, None, [*parts, (q.axes[-1], width)])
     ctx.cost("attention", None, None, [*parts, (v.axes[-1], args[2].shape[-1])])
-    ctx.label(outs[0], [*heads, q.axes[-2], v.axes[-1]], zero=v.zero)
+    ctx.label(outs[0], [*heads, q.axes[-2], v.axes[-1]], zero=v.zero, nonzero=[q.axes[-2]])
     for out in outs[1:]:
         ctx.label(out, [None] * out.dim())
 

@@ -11,6 +11,7 @@ from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, labels_
 from infoprune.structure.tracing.rule_context import RuleContext
 from infoprune.structure.tracing.rules import statistics
 from infoprune.structure.tracing.rules.registry import POINTWISE, rule, tensors_in
+from infoprune.structure.tracing.rules.zeros import nonzero_axes
 
 # Element-wise operators that PyTorch does not tag as such.
 _UNTAGGED = (
@@ -18,77 +19,6 @@ _UNTAGGED = (
     "dropout hardswish hardsigmoid hardtanh relu6 leaky_relu silu mish elu celu selu gelu softplus softshrink "
     "hardshrink threshold log_sigmoid_forward rrelu rrelu_with_noise addcmul addcdiv lerp clamp zero"
 )
-
-# Element-wise operators f with f(0) = 0: a removed channel that is zero before them is zero behind them.
-_KEEP_ZERO = frozenset(
-    [
-        "relu",
-        "relu6",
-        "hardtanh",
-        "gelu",
-        "silu",
-        "hardswish",
-        "leaky_relu",
-        "tanh",
-        "mish",
-        "elu",
-        "celu",
-        "selu",
-        "prelu",
-        "neg",
-        "abs",
-        "sqrt",
-        "sin",
-        "sinh",
-        "asin",
-        "atan",
-        "erf",
-        "sign",
-        "sgn",
-        "floor",
-        "ceil",
-        "round",
-        "trunc",
-        "square",
-        "softshrink",
-        "hardshrink",
-        "tanhshrink",
-        "clone",
-        "alias",
-        "detach",
-        "lift_fresh",
-        "contiguous",
-        "_to_copy",
-        "to",
-        "positive",
-        "nan_to_num",
-        "dropout",
-        "native_dropout",
-        "expm1",
-        "log1p",
-        "relu_",
-        "mul",
-        "div",
-    ]
-)
-
-
-def _stays_zero(ctx: RuleContext, args: Sequence[Any], operands: Sequence[TensorLabels], axes: Sequence[Axis]) -> bool:
-    """Whether what is removed leaves zero in a result with these axes, along each of them."""
-    name = ctx.short_name
-    if name == "mul":
-        return all(any(o.zero and _has(o, d) for o in operands) for d in _labelled(axes))
-    if name == "div":
-        return operands[0].zero and all(_has(operands[0], d) for d in _labelled(axes))
-    if name == "copy":  # overwrites its first operand
-        return operands[1].zero and all(_has(operands[1], d) for d in _labelled(axes))
-    if name == "pow":
-        return operands[0].zero and len(operands) == 1 and isinstance(args[1], (int, float)) and args[1] > 0
-    if name == "zero":
-        return True
-    if name in ("add", "sub", "maximum", "minimum") and len(operands) > 1:
-        return all(o.zero and _has(o, d) for o in operands for d in _labelled(axes))
-    return name in _KEEP_ZERO and all(operand.zero for operand in operands)
 
 
 def _labelled(axes: Sequence[Axis]) -> list[int]:
@@ -107,9 +37,10 @@ def elementwise(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], o
     tensors = tensors_in(args, kwargs)
     operands = [labels_of(tensor) for tensor in tensors]
     origin = operands[0].origin if len(operands) == 1 else None
-    for out in outs:
+    for number, out in enumerate(outs):
         axes = _broadcast(ctx, tensors, operands, out.shape)
-        ctx.label(out, axes, _stays_zero(ctx, args, operands, axes), origin)
+        lost = [] if number else nonzero_axes(ctx.name, args, kwargs, tensors, operands, axes)
+        ctx.label(out, axes, number == 0, origin, nonzero=lost)
         statistics.combine(ctx, args, tensors, operands, labels_of(out))
 
 

@@ -125,6 +125,7 @@ def roll(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Se
         axis = axes[dim]
         if axis is None:
             continue
+        ctx.takes_by_place(axis)
         part = shift % len(axis)
         if part and len(axis) % part == 0:
             ctx.tie(axis.reshape(-1, part))
@@ -152,13 +153,18 @@ def constant_pad(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], 
 
 @rule("aten.repeat", "aten.tile")
 def repeat(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Copies of a tensor one behind the other."""
+    """Copies of a tensor one behind the other; copies of a single index are a stretched dimension, as in `expand`."""
     operand = labels_of(args[0])
     times = list(args[1])
-    axes: list[Axis] = [*[None] * (len(times) - len(operand.axes)), *operand.axes]
-    times = [1] * (len(axes) - len(times)) + times
-    axes = [a if a is None or n == 1 else np.tile(a, n) for a, n in zip(axes, times, strict=True)]
-    ctx.label(outs[0], axes, zero=operand.zero)
+    before = [*[None] * (len(times) - len(operand.axes)), *operand.axes]
+    times = [1] * (len(before) - len(times)) + times
+    axes: list[Axis] = []
+    stretched: list[Axis] = []
+    for axis, n, size in zip(before, times, outs[0].shape, strict=True):
+        if n > 1 and size == n:
+            stretched.append(ctx.new_labels(n))
+        axes.append(stretched[-1] if n > 1 and size == n else axis if axis is None or n == 1 else np.tile(axis, n))
+    ctx.label(outs[0], axes, zero=operand.zero, nonzero=stretched)
 
 
 @rule("aten.pixel_shuffle")

@@ -29,7 +29,8 @@ def batch_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
     affine = [labels_of(t) for t in args[1:3] if isinstance(t, Tensor)]
     zero = len(affine) == 2 and all(f.zero for f in affine)
     of_kernel = operand.origin is not None and not isinstance(args[2], Tensor)  # to standardise it over what stays
-    ctx.label(outs[0], axes, zero=zero or (of_kernel and operand.zero))
+    nonzero = [] if of_kernel else [axis for dim, axis in enumerate(axes) if dim != 1]
+    ctx.label(outs[0], axes, zero=zero or (of_kernel and operand.zero), nonzero=nonzero)
     for out in outs[1:]:  # saved statistics: one number a channel, or nothing in eval mode
         per_channel = out.dim() == 1 and out.shape[0] == args[0].shape[1]
         ctx.label(out, [axes[1]] if per_channel else [None] * out.dim())
@@ -58,7 +59,9 @@ def layer_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
         axes[d] = ctx.unite_all([axes[d], *(f.axes[d - first] for f in own)])
     if sum(a is not None for a in axes[first:]) > 1:
         ctx.freeze_all(axes[first:], "layer norm over several removable dimensions")
-    ctx.label(outs[0], axes, zero=bool(own) and all(f.zero for f in own))
+    scaled = len(args) > 2 and isinstance(args[2], Tensor) and all(f.zero for f in own)
+    nonzero = [axis for axis in axes[:first] if len(own) > 1 or not operand.zero_along(axis)]  # the shift stays behind
+    ctx.label(outs[0], axes, zero=scaled, nonzero=nonzero)
     for out in outs[1:]:
         ctx.label(out, [None] * out.dim())
 
@@ -73,7 +76,8 @@ def group_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
     axes[1] = ctx.unite_all([axes[1], *(f.axes[0] for f in own)])
     if axes[1] is not None and 1 < groups < len(axes[1]):  # where every channel is a group, groups go with channels
         ctx.tie(axes[1].reshape(groups, -1))
-    ctx.label(outs[0], axes[:2] + [None] * (len(axes) - 2), zero=len(own) == 2 and all(f.zero for f in own))
+    zero = len(own) == 2 and all(f.zero for f in own)
+    ctx.label(outs[0], axes[:2] + [None] * (len(axes) - 2), zero=zero, nonzero=axes[:1])
     for out in outs[1:]:  # statistics, one for each group
         ctx.label(out, [axes[0], axes[1] if axes[1] is not None and groups == len(axes[1]) else None])
 
@@ -100,7 +104,9 @@ def reduction(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
     operand, rank = labels_of(args[0]), args[0].dim()
     dims = reduced_dims(ctx.name, args, kwargs, rank)
     name, order = ctx.short_name, args[1] if ctx.short_name in _NORMS and len(args) > 1 else 2
-    exact = operand.zero and (name == "sum" or (name in _NORMS and isinstance(order, (int, float)) and order > 0))
+    exact = all(operand.zero_along(operand.axes[d]) for d in dims) and (
+        name == "sum" or (name in _NORMS and isinstance(order, (int, float)) and order > 0)
+    )
     over = [] if exact else [axis for d in dims if (axis := operand.axes[d]) is not None]
     keepdim = bool(rank) and outs[0].dim() == rank
     axes = [None if d in dims else a for d, a in enumerate(operand.axes) if keepdim or d not in dims]
@@ -155,8 +161,8 @@ def _spatial(rank: int) -> Rule:
     def apply(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
         operand = labels_of(args[0])
         ctx.freeze_all(operand.axes[-rank:], f"{ctx.short_name} runs over it")
-        for out in outs:
-            ctx.label(out, [*operand.axes[:-rank], *[None] * rank], zero=operand.zero)
+        for number, out in enumerate(outs):  # the second holds places
+            ctx.label(out, [*operand.axes[:-rank], *[None] * rank], zero=number == 0 and operand.zero)
 
     apply.__doc__ = f"Pooling, resampling and padding of the last {rank} dimensions; channels ride along."
     return apply

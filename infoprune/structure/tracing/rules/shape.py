@@ -179,7 +179,8 @@ def expand(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
     axes: list[Axis] = [*[None] * (len(shape) - args[0].dim()), *operand.axes]
     before = [*[1] * (len(shape) - args[0].dim()), *args[0].shape]
     axes = [ctx.new_labels(n) if n > was else a for a, was, n in zip(axes, before, shape, strict=True)]
-    ctx.label(outs[0], axes, zero=operand.zero, origin=operand.origin)
+    stretched = [axis for axis, was, n in zip(axes, before, shape, strict=True) if n > was]
+    ctx.label(outs[0], axes, zero=operand.zero, origin=operand.origin, nonzero=stretched)
     statistics.carry(ctx, operand, labels_of(outs[0]))
 
 

@@ -62,7 +62,8 @@ def combine(
     base, degree = _of_one(ctx, args, operands[0]) if len(operands) == 1 else _of_two(ctx, operands)
     if degree == 0 and all(any(_same(axis, s.axis) for axis in out.axes) for s in statistics):
         if all(operand.origin for operand in operands):  # a kernel, standardised over what stays, is zero elsewhere
-            out.zero = base.zero
+            out.be_zero_like(base)
+            ctx.zeros_settled = True
         ctx.carried_statistics = True
     elif statistics or degree is not None:
         out.depend_on(base, degree, statistics)

@@ -1,0 +1,133 @@
+"""Sums over channels are exact only where removed channels are zero: through views, arguments and broadcasts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import infoprune
+from infoprune.structure.labels.tensor_labels import labels_of
+from infoprune.structure.tracing.rules.zeros import nonzero_axes
+from tests.networks import randomise
+from tests.oracle import relative_error
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Summed(nn.Module):
+    """Sums what a function makes of two maps over their channels."""
+
+    def __init__(self, mix: Callable[[Summed, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
+        self.scale, self.mixer = nn.Parameter(torch.ones(1)), nn.Linear(64, 64)
+        self.head, self.mix = nn.Conv2d(1, 2, 1), mix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(self, self.first(x), self.second(x)).sum(1, keepdim=True))
+
+
+def through_views(net: Summed, a: Tensor, b: Tensor) -> Tensor:
+    a.view(2, 8, 64).transpose(1, 2)[:, :9].exp_()
+    return a
+
+
+def into_a_buffer(net: Summed, a: Tensor, b: Tensor) -> Tensor:
+    both = torch.zeros(2, 2 * a.shape[1], 8, 8, dtype=a.dtype, device=a.device)
+    both[:, : a.shape[1]].copy_(a.relu())
+    both[:, a.shape[1] :] = b.cos()
+    return both
+
+
+def through_data(net: Summed, a: Tensor, b: Tensor) -> Tensor:
+    a.detach().add_(1)
+    return a
+
+
+NOT_ZERO: dict[str, Callable[[Summed, Tensor, Tensor], Tensor]] = {
+    "views": through_views,
+    "buffer": into_a_buffer,
+    "detached": through_data,
+    "hardtanh": lambda net, a, b: F.hardtanh(a, 0.5, 2),
+    "clamp": lambda net, a, b: a.clamp(min=0.1),
+    "threshold": lambda net, a, b: F.threshold(a, 0.2, 0.7),
+    "pad": lambda net, a, b: F.pad(a, (1, 0, 0, 1), value=0.3),
+    "where": lambda net, a, b: torch.where(b > 0, a, torch.ones_like(b)),
+    "masked_fill": lambda net, a, b: a.masked_fill(b > 0, 2.0),
+    "a scale of one element": lambda net, a, b: a.sigmoid() * net.scale,
+    "an outer product": lambda net, a, b: a.sigmoid().mean((2, 3))[:, :, None, None] * b.mean((2, 3))[:, None, :, None],
+    "rows with a bias": lambda net, a, b: net.mixer(a.flatten(2)).unflatten(2, (8, 8)),
+    "batches of products": lambda net, a, b: a.sigmoid() @ b.sigmoid(),
+}
+
+ZERO: dict[str, Callable[[Summed, Tensor, Tensor], Tensor]] = {
+    "hardtanh": lambda net, a, b: F.hardtanh(a, -0.5, 2),
+    "clamp": lambda net, a, b: a.clamp(-1, 3),
+    "threshold": lambda net, a, b: F.threshold(a, -0.2, 0.7),
+    "pad": lambda net, a, b: F.pad(a, (1, 0, 0, 1)),
+    "where": lambda net, a, b: torch.where(b > 0, a, torch.zeros_like(b)),
+    "masked_fill": lambda net, a, b: a.masked_fill(b > 0, 0.0),
+    "gate": lambda net, a, b: a * b.sigmoid(),
+    "in place": lambda net, a, b: a.flatten(2).tanh_().mul_(0.5).unflatten(2, (8, 8)),
+}
+
+
+def cut(mix: Callable[[Summed, Tensor, Tensor], Tensor]) -> tuple[float, int]:
+    """The error of a cut and the filters that stay."""
+    net = randomise(Summed(mix))
+    original = copy.deepcopy(net)
+    try:
+        plan = infoprune.prune(net, X, "l1", amount=0.5, round_to=1).plan
+    except infoprune.errors.InfopruneError:
+        return 0.0, 8
+    return relative_error(original, net, plan, X), net.first.out_channels
+
+
+@pytest.mark.parametrize("mix", NOT_ZERO)
+def test_what_is_not_zero_is_not_summed(mix: str) -> None:
+    assert cut(NOT_ZERO[mix])[0] < 1e-8
+
+
+@pytest.mark.parametrize("mix", ZERO)
+def test_zeros_are_seen_through_what_keeps_them(mix: str) -> None:
+    error, filters = cut(ZERO[mix])
+    assert error < 1e-8
+    assert filters == 4
+
+
+def test_marks_on_storages_go_with_the_trace() -> None:
+    net = Summed(ZERO["gate"])
+    infoprune.trace(net, X)
+    assert not any(vars(parameter.untyped_storage()) for parameter in net.parameters())
+    assert labels_of(net.head.weight).axes == (None,) * 4
+
+
+@pytest.mark.parametrize(("shift", "follows"), [(1, False), (2, False), (4, False), (None, True)])
+def test_a_roll_by_a_number_is_no_roll_by_a_share(shift: int | None, follows: bool) -> None:
+    class Rolled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x).tanh()
+            return self.second(y.roll(shift or y.shape[1] // 2, 1))
+
+    net = randomise(Rolled())
+    structure = infoprune.trace(net, torch.randn(5, 4))
+    assert [group.name for group in structure.prunable] == (["first"] if follows else [])
+    if follows:
+        original, plan = copy.deepcopy(net), structure.plan({"first": [1, 3]})
+        infoprune.shrink(net, plan)
+        assert relative_error(original, net, plan, torch.randn(5, 4)) < 1e-12
+
+
+def test_an_operator_that_fails_on_a_few_numbers_keeps_nothing() -> None:
+    labels = labels_of(X)
+    labels.axes = (None, torch.arange(3).numpy(), None, None)
+    assert nonzero_axes("aten.mm", [X, X], {}, [X, X], [labels, labels], labels.axes) == [labels.axes[1]]
