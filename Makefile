@@ -7,31 +7,41 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
 
-.PHONY: help venv demo test test-all clean-install lint format types docs notebooks bench-structure bench-accuracy reproduce all-rows results clean
+.PHONY: help venv demo test-smoke test test-all clean-install lint format types docs notebooks bench-structure bench-accuracy reproduce all-rows results clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+# A folder without a working pip was left half made by an interrupted call: make it anew.
+ifneq ($(wildcard $(VENV)),)
+ifneq ($(shell $(BIN)/python -m pip --version >/dev/null 2>&1 && echo works),works)
+$(shell rm -rf $(VENV))
+endif
+endif
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else f"infoprune needs Python 3.10 or newer; $(PYTHON) is {v[0]}.{v[1]}. Say: make PYTHON=/path/to/python3 ...")'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -q -e '.[demo]'
+	$(BIN)/python -m pip install -e '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -e '.[dev]'
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -q -e '.[docs]'
+	$(BIN)/python -m pip install -e '.[docs]'
 	@touch $@
 
 venv: $(VENV)/.dev  ## make .venv with everything that development needs
 
 demo: $(VENV)/.demo  ## train, prune and fine-tune a small CNN on two CPU cores, in under two minutes
 	$(BIN)/infoprune fit --config configs/quickstart.yaml
+
+test-smoke: $(VENV)/.dev  ## the heart of every part, in about a minute
+	$(PYTEST) -q -m smoke
 
 test: $(VENV)/.dev  ## the fast test suite, doctests included
 	$(PYTEST)
@@ -61,12 +71,12 @@ notebooks: $(VENV)/.dev  ## execute the notebooks in place; those about ResNet-5
 	cd notebooks && $(CURDIR)/$(BIN)/jupyter-execute --inplace *.ipynb
 
 bench-structure: $(VENV)/.dev  ## a whole pruning call against Torch-Pruning, on every torchvision classifier
-	$(BIN)/python -m pip install -q -e '.[bench]'
+	$(BIN)/python -m pip install -e '.[bench]'
 	$(BIN)/python -m benchmarks.structure
 	$(BIN)/python -m benchmarks.tracing
 
 bench-accuracy: $(VENV)/.dev  ## accuracy at equal MACs and equal training, against Torch-Pruning: CIFAR=folder WEIGHTS=folder [ARGS=...]
-	$(BIN)/python -m pip install -q -e '.[bench]'
+	$(BIN)/python -m pip install -e '.[bench]'
 	$(BIN)/python -m benchmarks.accuracy --cifar $(or $(CIFAR),data) --weights $(or $(WEIGHTS),weights) $(ARGS)
 
 reproduce: $(VENV)/.dev  ## run a row of RESULTS.md: ROW=cifar10/resnet56/method_b_46 [CONTROL=random] [SEED=42] [MINUTES=30] [WEIGHTS=file] [ARGS=...]

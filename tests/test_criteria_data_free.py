@@ -15,6 +15,8 @@ from infoprune.criteria.distances import absolute_correlation, mean_of_nearest, 
 from infoprune.errors import ConfigurationError
 
 
+pytestmark = pytest.mark.smoke
+
 @pytest.fixture
 def filters() -> torch.Tensor:
     return torch.randn(14, 6, 9, dtype=torch.float64)

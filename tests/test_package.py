@@ -13,6 +13,8 @@ import pytest
 import infoprune
 from infoprune.cli import main
 
+pytestmark = pytest.mark.smoke
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -32,12 +32,12 @@ def test_blocks_are_found() -> None:
     assert len(COMMANDS) >= 6
 
 
-def test_python_blocks_run_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_python_block_runs_as_it_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": "__main__"}
-    for number, text in enumerate(blocks("python"), 1):
+    spaces: list[dict[str, object]] = [{"__name__": "__main__"} for _ in blocks("python")]
+    for number, (text, names) in enumerate(zip(blocks("python"), spaces, strict=True), 1):
         exec(compile(text, f"README.md, python block {number}", "exec"), names)
-    pruning = names["pruning"]
+    pruning = spaces[0]["pruning"]
     assert [event.epoch for event in pruning.history] == [1, 2]  # type: ignore[attr-defined]
     assert (tmp_path / "pruned.pt").is_file()
 

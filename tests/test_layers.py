@@ -1,0 +1,76 @@
+"""Imports point down only: no package imports one above it, and no circle of packages exists."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.smoke
+
+PACKAGE = Path(__file__).resolve().parents[1] / "infoprune"
+
+FLOORS = [
+    {"errors", "version", "files", "registry"},
+    {"cost", "structure"},
+    {"shapes", "snapshot", "state_dicts", "weight_files", "saving"},
+    {"criteria", "recalibration", "evaluate", "checkpoint"},
+    {"allocation", "backends", "export", "schedule"},
+    {"decide", "api", "compare", "deploy", "hub", "sensitivity", "speed"},
+    {"data", "models", "report"},
+    {"callbacks"},
+    {"commands", "cli", "__main__", "__init__"},
+]
+"""The parts of the package, from the ground up; those of one floor may import each other."""
+
+ENGINE = [
+    {"notebook", "plan_format", "tensors", "labels"},
+    {"plan", "module_state"},
+    {"tracing", "attributes"},
+    {"cost_model", "layers", "explain", "groups"},
+    {"validation", "surgery"},
+    {"trace", "verify"},
+    {"__init__"},
+]
+"""The floors of the structure engine."""
+
+
+def imports(path: Path, prefix: str) -> Iterator[str]:
+    """Yield the modules below ``prefix`` that a file imports when it runs, without those for type checkers alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only or not isinstance(node, ast.ImportFrom) or not node.module:
+            continue
+        names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == prefix else [node.module]
+        yield from (name.removeprefix(f"{prefix}.") for name in names if name.startswith(f"{prefix}."))
+
+
+def arrows(folder: Path, prefix: str) -> set[tuple[str, str]]:
+    """Return which part imports which, a part being a file or a folder right below ``folder``."""
+    found = set()
+    for path in folder.rglob("*.py"):
+        part = path.relative_to(folder).parts[0].removesuffix(".py")
+        found |= {(part, name.split(".")[0]) for name in imports(path, prefix)}
+    return {(a, b) for a, b in found if a != b}
+
+
+@pytest.mark.parametrize(
+    ("folder", "prefix", "floors"),
+    [(PACKAGE, "infoprune", FLOORS), (PACKAGE / "structure", "infoprune.structure", ENGINE)],
+)
+def test_no_arrow_points_up(folder: Path, prefix: str, floors: list[set[str]]) -> None:
+    floor = {part: number for number, parts in enumerate(floors) for part in parts}
+    parts = {path.relative_to(folder).parts[0].removesuffix(".py") for path in folder.rglob("*.py")}
+    assert parts <= floor.keys(), f"say on which floor {parts - floor.keys()} stands"
+    known = [(a, b) for a, b in arrows(folder, prefix) if b in floor]
+    assert known
+    up = sorted(f"{a} imports {b}" for a, b in known if floor[a] < floor[b])
+    assert not up, up
