@@ -14,8 +14,8 @@ from infoprune.criteria import L1, L2, GeometricMedian, Random, get_criterion
 from infoprune.criteria.distances import absolute_correlation, mean_of_nearest, pairwise_l2, sum_of_l2
 from infoprune.errors import ConfigurationError
 
-
 pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def filters() -> torch.Tensor:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from infoprune.errors import ConfigurationError
 from infoprune.schedule import Schedule
 
-
 pytestmark = pytest.mark.smoke
+
 
 def test_a_list_of_epochs_takes_equal_steps_in_order_of_time():
     assert Schedule.parse([6, 2, 4]).events == ((2, pytest.approx(1 / 3)), (4, pytest.approx(2 / 3)), (6, 1.0))
