@@ -18,7 +18,7 @@ from infoprune.export import quietly, to_onnx
 if TYPE_CHECKING:
     import numpy as np
 
-    from infoprune.structure.tracing.tracer import Inputs
+    from infoprune.inputs import Inputs
 
 PRECISIONS = ("fp32", "int8")
 

@@ -42,8 +42,8 @@ from infoprune.schedule import Schedule
 from infoprune.structure import PruningPlan, Structure, plan_of
 
 if TYPE_CHECKING:
+    from infoprune.inputs import Inputs
     from infoprune.report.collect import UnprunedStats
-    from infoprune.structure.tracing.tracer import Inputs
 
 
 class FilterPruning(DualNamespaceCallback):
@@ -296,6 +296,8 @@ class FilterPruning(DualNamespaceCallback):
             self._log.start(self.options)
         self.prepare(trainer, pl_module)
         self._engine.rehearse(trainer, pl_module)
+        if self.is_due(0) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._engine.check_clear()
 
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the network and its example inputs, if they can be known before the first batch."""
@@ -311,14 +313,15 @@ class FilterPruning(DualNamespaceCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._engine.see_batch(batch)
+        self._engine.see_batch(trainer, pl_module, batch)
         if batch_idx == 0:
             # A fit that resumes behind the last batch of an epoch enters the next one without any epoch start.
             self._event_if_due(trainer, pl_module)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._event_if_due(trainer, pl_module)
+        if self.inputs is not None:  # else the first batch has to show what the model takes
+            self._event_if_due(trainer, pl_module)
 
     def _event_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         fraction = self._fraction(trainer.current_epoch)
