@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from infoprune.errors import CheckpointError, PlanError
 from infoprune.state_dicts import shapes_after
 from infoprune.structure.plan import PruningPlan, check_belongs
+from infoprune.structure.surgery.held import held_optimizers, replace_held
 from infoprune.structure.surgery.history import first_shapes, plan_of, regrow
 from infoprune.structure.surgery.shrink import shrink
 from infoprune.structure.surgery.transaction import Transaction
@@ -107,9 +108,11 @@ def adapt(model: nn.Module, plan: PruningPlan) -> None:
         return
     try:
         check_belongs(plan, first_shapes(model))
-        with Transaction([model]) as transaction:
+        optimizers = held_optimizers(model)
+        with Transaction([model], optimizers) as transaction:
             regrow(model)
-            shrink(model, plan, transaction=transaction)
+            replaced = shrink(model, plan, optimizers, transaction=transaction)
+        replace_held(model, replaced)
     except PlanError as error:
         raise CheckpointError(f"the checkpoint belongs to another architecture: {error}") from error
 

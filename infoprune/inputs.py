@@ -21,6 +21,11 @@ class ModelCall(ABC):
     def __call__(self, model: nn.Module) -> Any:
         """Run the model and return what it returns."""
 
+    @property
+    @abstractmethod
+    def arguments(self) -> list[Any]:
+        """Return the values that the model is run on."""
+
 
 @dataclass(frozen=True)
 class Arguments(ModelCall):
@@ -39,6 +44,11 @@ class Arguments(ModelCall):
         """Run the model on the arguments."""
         return model(*self.args, **self.kwargs)
 
+    @property
+    def arguments(self) -> list[Any]:
+        """Return the positional arguments, then the keyword arguments."""
+        return [*self.args, *self.kwargs.values()]
+
 
 @dataclass(frozen=True)
 class ByMode(ModelCall):
@@ -55,6 +65,16 @@ class ByMode(ModelCall):
     def __call__(self, model: nn.Module) -> Any:
         """Run the model on the inputs of its mode."""
         return call_model(model, self.training if model.training else self.evaluation)
+
+    @property
+    def arguments(self) -> list[Any]:
+        """Return what the model is run on in eval mode."""
+        inputs = self.evaluation
+        if isinstance(inputs, ModelCall):
+            return inputs.arguments
+        if isinstance(inputs, Mapping):
+            return list(inputs.values())
+        return list(inputs) if isinstance(inputs, tuple) else [inputs]
 
 
 Inputs: TypeAlias = "Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any] | ModelCall"

@@ -102,8 +102,8 @@ class FilterPruning(DualNamespaceCallback):
             right after each event; see `infoprune.recalibrate`. 0: not, so that the training that follows adapts them.
         verify: before each cut, run the example inputs through the masked network and the one that is to be left, and
             cut only if their outputs are the same. Takes about three forward passes an event.
-        reset_best: at every event let ModelCheckpoint forget its best score, so that "best" is the best pruned model.
-            Files that it has written before stay.
+        reset_best: at every event let ModelCheckpoint forget its best score, so that "best" is the best model of the
+            final shape. Files that it has written before stay. False: "best" may be the unpruned model.
         reset_early_stopping: at every event let EarlyStopping start over, so that a pruned model is not compared with
             the larger one.
         copies: the old name of ``follow``; deprecated.
@@ -144,7 +144,7 @@ class FilterPruning(DualNamespaceCallback):
         calibration_images: int = 640,
         recalibrate: int = 0,
         verify: bool = True,
-        reset_best: bool = False,
+        reset_best: bool = True,
         reset_early_stopping: bool = False,
         copies: Mapping[str, str] | None = None,
     ) -> None:

@@ -82,13 +82,19 @@ class TrainingStep(ModelCall):
         self.batch = batch
         self.owner = owner
 
+    @property
+    def arguments(self) -> list[Any]:
+        """Return the batch."""
+        return [self.batch]
+
     def __call__(self, model: nn.Module) -> Any:
         """Run the training step."""
         module: Any = model if self.owner is None else self.owner
         on_shapes = any(parameter.is_meta for parameter in module.parameters())
         with _silenced(module), _shapes_as_values(module) if on_shapes else nullcontext():
             wanted = inspect.signature(module.training_step).parameters
-            return module.training_step(self.batch, *[0] * (len(wanted) > 1))
+            result = module.training_step(self.batch, *[0] * (len(wanted) > 1))
+            return torch.zeros(()) if result is None else result  # manual optimization may return nothing
 
 
 register_pytree_node(
