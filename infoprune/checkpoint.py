@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from infoprune import loading
 from infoprune.errors import CheckpointError, PlanError
 from infoprune.state_dicts import shapes_after
 from infoprune.structure.plan import PruningPlan, check_belongs
@@ -15,7 +16,7 @@ from infoprune.structure.surgery.history import first_shapes, plan_of, regrow
 from infoprune.structure.surgery.shrink import shrink
 from infoprune.structure.surgery.transaction import Transaction
 
-RECORD = "infoprune"
+RECORD = loading.RECORD
 """Where the plan lies: a key of the Trainer's checkpoints, and of the metadata of a state dict."""
 
 _ATTACHED = "_infoprune_attached"
