@@ -113,7 +113,7 @@ def adapt(model: nn.Module, plan: PruningPlan) -> None:
         with Transaction([model], optimizers) as transaction:
             regrow(model)
             replaced = shrink(model, plan, optimizers, transaction=transaction)
-        replace_held(model, replaced)
+            replace_held(model, replaced)
     except PlanError as error:
         raise CheckpointError(f"the checkpoint belongs to another architecture: {error}") from error
 

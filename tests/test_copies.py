@@ -135,7 +135,7 @@ def test_a_copy_that_has_changed_by_the_first_event_follows_and_a_teacher_stays(
 
 def test_before_any_training_copies_have_to_be_spoken_of() -> None:
     """An average and a teacher look the same then; a wrong guess would break the first or spoil the second."""
-    message = r"'average\.module' has the tensors of 'net'.*follow=\{'average\.module': 'net'\}.*teacher\), give follow="
+    message = r"'average\.module' has the tensors of 'net'.*follow=\{'average\.module': 'net'\}.*teacher\), give"
     with pytest.raises(ConfigurationError, match=message):
         trainer(pruning((0,)), epochs=1).fit(Averaged(True), loader())
 

@@ -13,8 +13,8 @@ from infoprune.criteria.calibration import evaluating
 from infoprune.inputs import call_model
 
 if TYPE_CHECKING:
-    from infoprune.structure import Structure
     from infoprune.inputs import Inputs
+    from infoprune.structure import Structure
 
 Widths = Mapping[str, int]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -42,10 +42,10 @@ def shrink_in_fit(trainer: pl.Trainer, module: pl.LightningModule, plan: Pruning
     copies = averaged_copies(trainer)
     with _out_of_ddp(trainer.strategy), Transaction([module, *copies], trainer.optimizers) as current:
         replaced = shrink(module, plan, trainer.optimizers, transaction=current)
+        replace_held(module, replaced)
         for copy in copies:
             shrink(copy, plan, transaction=current)
         check_processes()  # if another one could not, none does
-    replace_held(module, replaced)
     if "torch._dynamo" in sys.modules:
         # Compiled code is recompiled for the new shapes, but only so often before it silently runs uncompiled.
         sys.modules["torch._dynamo"].reset()
