@@ -151,7 +151,7 @@ class PruningEngine:
         """Watch a training step, take the network and its inputs from it, and trace the step too where it has to be."""
         options = self.options
         batch = peek(trainer) if self._batch is None else self._batch
-        self._watched = None if batch is None else _watched_step(trainer, module, batch)
+        self._watched = None if batch is None else _watched_step(trainer, module, batch, options.module)
         finder = NetworkFinder(trainer, module, options.module)
         given = given_inputs(trainer, module, options.example_inputs)
         if given is not None:
@@ -204,8 +204,12 @@ class PruningEngine:
 
     def _find_copies(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert self.inputs is not None
-        with trainer.precision_plugin.forward_context():
-            run_in_eval = modules_run(module, self.network(module), self.inputs)
+        try:
+            with trainer.precision_plugin.forward_context():
+                run_in_eval = modules_run(module, self.network(module), self.inputs)
+        except Exception as error:  # of the user's code; the trace will say it in our words
+            log.debug("The forward could not be watched: %s: %s", type(error).__name__, error)
+            return
         copies = find_copies(trainer, module, run_in_eval, self._watched)
         self.follow = copies.following | self.follow
         self._unclear = {copy: (original, fingerprint(module, copy)) for copy, original in copies.unclear.items()}
@@ -409,9 +413,9 @@ def _rng_isolated(trainer: pl.Trainer) -> AbstractContextManager[None]:
     return isolated
 
 
-def _watched_step(trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> WatchedStep | None:
+def _watched_step(trainer: pl.Trainer, module: pl.LightningModule, batch: Any, path: str | None) -> WatchedStep | None:
     try:
-        return watch_training_step(trainer, module, batch)
+        return watch_training_step(trainer, module, batch, path)
     except Exception as error:  # of the user's code, which may count on hooks that have not run yet
         log.debug("The training step could not be watched: %s: %s", type(error).__name__, error)
         return None

@@ -31,12 +31,12 @@ class CalledModule:
 
     Attributes:
         path: its path in the LightningModule.
-        inputs: what it was called with.
+        inputs: what it was called with; None for modules deep inside, whose activations would take much memory.
         within: paths of the modules whose forward was running.
     """
 
     path: str
-    inputs: Inputs
+    inputs: Inputs | None
     within: tuple[str, ...]
 
 
@@ -102,13 +102,16 @@ register_pytree_node(
 )
 
 
-def watch_training_step(trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> WatchedStep:
+def watch_training_step(
+    trainer: pl.Trainer, module: pl.LightningModule, batch: Any, path: str | None = None
+) -> WatchedStep:
     """Run the training step on a batch and undo it: weights, buffers and attributes are as before.
 
     Args:
         trainer: the Trainer of the fit.
         module: its LightningModule.
         batch: a batch on the training device.
+        path: a module whose inputs are wanted, besides those of the LightningModule and its children.
 
     Raises:
         Exception: whatever the training step raises.
@@ -123,7 +126,7 @@ def watch_training_step(trainer: pl.Trainer, module: pl.LightningModule, batch: 
             for name, value in list(vars(part).items()):
                 if isinstance(value, Tensor):  # the state of a metric, say, which is updated in place
                     vars(part)[name] = value.detach().clone()
-        stack.enter_context(_watching(module, watched))
+        stack.enter_context(_watching(module, watched, path))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(trainer.precision_plugin.train_step_context())
@@ -165,13 +168,15 @@ def _has_parameters(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _watching(module: nn.Module, watched: WatchedStep) -> Iterator[None]:
-    """Note every module that runs."""
+def _watching(module: nn.Module, watched: WatchedStep, wanted: str | None = None) -> Iterator[None]:
+    """Note every module that runs, and the inputs of the outer ones."""
     running: list[str] = []
     handles = []
 
     def enter(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        watched.calls.append(CalledModule(path, as_inputs(args, kwargs), tuple(running)))
+        name = path.removesuffix("._orig_mod")  # of a compiled module
+        outer = name == wanted or "." not in name
+        watched.calls.append(CalledModule(path, as_inputs(args, kwargs) if outer else None, tuple(running)))
         running.append(path)
 
     def leave(*_: Any) -> None:
