@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -182,18 +183,35 @@ def _watching(module: nn.Module, watched: WatchedStep, wanted: str | None = None
     def leave(*_: Any) -> None:
         running.pop()
 
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        enter("", args, kwargs)
+        try:
+            return own_forward(*args, **kwargs)
+        finally:
+            leave()
+
+    # Many training steps call self.forward(x), which runs no hook.
+    own_forward, replaced = module.forward, vars(module).get("forward")
+    vars(module)["forward"] = forward
     for path, part in module.named_modules():
-        handles.append(
-            part.register_forward_pre_hook(
-                lambda _, args, kwargs, path=path: enter(path, args, kwargs), with_kwargs=True, prepend=True
-            )
-        )
-        handles.append(part.register_forward_hook(leave, always_call=True))
+        if path:
+            before = functools.partial(_enter_hook, enter, path)
+            handles.append(part.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
+            handles.append(part.register_forward_hook(leave, always_call=True))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        vars(module).pop("forward", None)
+        if replaced is not None:
+            vars(module)["forward"] = replaced
+
+
+def _enter_hook(
+    enter: Callable[..., None], path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    enter(path, args, kwargs)
 
 
 def as_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
