@@ -233,7 +233,8 @@ class PruningEngine:
 
     def _rehearse_data(self, trainer: pl.Trainer, network: nn.Module) -> None:
         """Run the network on one batch of what the criterion or the allocation will look at."""
-        data = self._data(trainer)
+        optional = isinstance(self.options.allocation, Auto) and not self.options.criterion.needs_data
+        data = None if optional else self._data(trainer)
         if data is not None:
             inputs, _ = split_batch(next(iter(data)), "FilterPruning")
             with evaluating(network), torch.no_grad(), torch.compiler.set_stance("force_eager"):
