@@ -99,7 +99,7 @@ class TrainingStep(ModelCall):
 
 
 register_pytree_node(
-    TrainingStep, lambda step: ([step.batch], step.owner), lambda parts, owner: TrainingStep(*parts, owner)
+    TrainingStep, lambda step: ([step.batch], step.owner), lambda parts, owner: TrainingStep(next(iter(parts)), owner)
 )
 
 
