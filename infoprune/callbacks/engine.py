@@ -263,7 +263,7 @@ class PruningEngine:
         with _rng_isolated(trainer):
             structure, decision = self._decide(trainer, module, fraction)
             assert self.path is not None
-            if self.options.verify:
+            if self.options.verify and not isinstance(self.inputs, TrainingStep):  # which may write to parameters
                 on_all_ranks(lambda: self._verify(module, decision.plan))
             plan = in_names_of(module, self.network(module), self.path, decision.plan)
             shrink_in_fit(trainer, module, with_followers(plan, self.follow))
