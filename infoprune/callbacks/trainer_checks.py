@@ -94,6 +94,8 @@ def check_started(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 def reset_best(trainer: pl.Trainer) -> None:
     """Let every ModelCheckpoint look for the best anew; the files that it has written stay."""
     for checkpoint in _callbacks_of_kind(trainer, "ModelCheckpoint"):
+        if checkpoint.monitor is None:
+            continue  # it keeps the latest, in place of the one before
         checkpoint.best_k_models = {}
         checkpoint.kth_best_model_path = ""
         checkpoint.best_model_path = ""
