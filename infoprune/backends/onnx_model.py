@@ -32,7 +32,7 @@ def onnx_bytes(model: nn.Module, inputs: Inputs) -> bytes:
         ExportError: neither can take the model; says where.
     """
     if not isinstance(inputs, Mapping):  # whose names the older exporter forgets
-        args, buffer = tuple(inputs) if _many(inputs) else (inputs,), io.BytesIO()
+        args, buffer = inputs if isinstance(inputs, tuple) else (inputs,), io.BytesIO()
         with suppress(Exception):  # of any kind; the newer exporter says why, or takes the model
             with evaluating(model), torch.no_grad(), quietly():
                 torch.onnx.export(model, args, buffer, dynamo=False)  # type: ignore[arg-type]
@@ -47,7 +47,7 @@ def feed(names: Sequence[str], inputs: Inputs) -> dict[str, np.ndarray]:
     if isinstance(inputs, Mapping):
         values: Iterable[Any] = [inputs[name] for name in names]
     else:
-        values = tuple(inputs) if _many(inputs) else (inputs,)
+        values = inputs if isinstance(inputs, tuple) else (inputs,)
     return {name: value.detach().cpu().numpy() for name, value in zip(names, values, strict=False)}
 
 

@@ -121,6 +121,7 @@ class PruningEngine:
         self.latency_ratio = 1.0
         self.follow: dict[str, str] = dict(options.follow or {})
         self._unclear: dict[str, tuple[str, float]] = {}  # copy -> its original, its fingerprint when the fit started
+        self._teachers: list[str] = []  # copies that stay as they are
         self._batch: Any = None  # the first training batch, where none could be had before
         self._watched: WatchedStep | None = None
 
@@ -172,7 +173,10 @@ class PruningEngine:
         """Trace the network as it is now; `prepare` has to have found it."""
         assert self.inputs is not None
         with torch.compiler.set_stance("force_eager"):
-            follow = followers_within(self.follow, self.path or "")
+            prefix = f"{self.path}." if self.path else ""
+            follow: dict[str, str | None] = {**followers_within(self.follow, self.path or "")}
+            whole = [copy for copy in [*self._teachers, *self._unclear] if copy.startswith(prefix)]
+            follow |= dict.fromkeys((copy.removeprefix(prefix) for copy in whole), None)
             return trace(self.network(module), self.inputs, self.options.frozen, follow)
 
     def rehearse(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -188,8 +192,7 @@ class PruningEngine:
             training_batches(trainer, options.recalibrate)
         check_weights(network)
         check_followers(module, self.follow)
-        if options.follow is None or options.follow:
-            self._find_copies(trainer, module)
+        self._find_copies(trainer, module)
         structure = self.structure(module)
         self._rehearse_data(trainer, network)
         allocation = get_allocation("uniform") if options.allocation.needs_data else options.allocation
@@ -211,6 +214,9 @@ class PruningEngine:
             log.debug("The forward could not be watched: %s: %s", type(error).__name__, error)
             return
         copies = find_copies(trainer, module, run_in_eval, self._watched)
+        if self.options.follow == {}:
+            self._teachers = [*copies.following, *copies.unclear]
+            return
         self.follow = copies.following | self.follow
         self._unclear = {copy: (original, fingerprint(module, copy)) for copy, original in copies.unclear.items()}
 
@@ -220,6 +226,7 @@ class PruningEngine:
             copy: original for copy, (original, first) in self._unclear.items() if fingerprint(module, copy) != first
         }
         self.follow = {**self.follow, **changed}
+        self._teachers += [copy for copy in self._unclear if copy not in changed]
         self._unclear = {}
 
     def check_clear(self) -> None:
@@ -393,6 +400,7 @@ class PruningEngine:
             "original": None if self.unpruned is None else self.unpruned.to_dict(),
             "seen": None,
             "follow": dict(self.follow),
+            "teachers": list(self._teachers),
             "unclear": {copy: list(known) for copy, known in self._unclear.items()},
             "latency": self.latency_ratio,
             "announced": None if self.pending is None else self.pending.to_dict(),
@@ -403,6 +411,7 @@ class PruningEngine:
         unpruned, pending = state["original"], state.get("announced")
         self.unpruned = None if unpruned is None else UnprunedStats.from_dict(unpruned)
         self.follow = dict(state.get("follow", self.follow))
+        self._teachers = list(state.get("teachers", []))
         self._unclear = {copy: (known[0], known[1]) for copy, known in state.get("unclear", {}).items()}
         self.latency_ratio = state.get("latency", 1.0)
         self.pending = None if pending is None else PendingEvent.from_dict(pending)

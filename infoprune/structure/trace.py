@@ -51,7 +51,7 @@ _EVAL_ALWAYS = (_NormBase, nn.modules.dropout._DropoutNd)
 
 
 def trace(
-    model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = (), follow: Mapping[str, str] | None = None
+    model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = (), follow: Mapping[str, str | None] | None = None
 ) -> Structure:
     """Find the channel groups of a model and what each costs.
 
@@ -67,7 +67,8 @@ def trace(
         frozen: patterns (as in shells) of module or parameter names whose filters must all stay, e.g. ``"head"``,
             ``"layer1.*"``. A few channels right at an input or output, as many as that has (colours), stay anyway;
             ``"!layer1"`` lets those of a layer go.
-        follow: path of each copy within the model -> path of its original; a copy loses what its original loses.
+        follow: path of each copy within the model -> path of its original; a copy loses what its original loses;
+            None instead of an original: the copy stays as it is.
 
     Returns:
         The structure: groups, reasons, cost model.
@@ -86,7 +87,7 @@ def trace(
 
 
 def labelled(
-    model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = (), follow: Mapping[str, str] | None = None
+    model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = (), follow: Mapping[str, str | None] | None = None
 ) -> tuple[TraceSession, Structure]:
     """The first half of `trace`: what the operators say, before any cut has been rehearsed."""
     owned = owned_tensors(model)
@@ -202,6 +203,7 @@ class TraceSession:
         self.unreached: list[str] = []  # modules that no pass ran, and that have no like that did
         self._narrow_too: set[str] = set()  # tensors whose few channels right at an input or output may go
         self.passes: list[tuple[bool, Tracer]] = []
+        self.whole: set[str] = set()  # tensors of copies that stay as they are
         self.copies: list[tuple[str, str]] = []  # tensors that lose the same: of a copy, of its original
         self.caches: list[str] = []  # attributes in which the model's code keeps what it has computed
         self._zero_pass: Tracer | None = None
@@ -244,11 +246,17 @@ class TraceSession:
                     raise self._user_error(error) from error
                 self.space.truncate(*mark)
                 self._freeze_near(unused)
-        unused = self._unused()
+        paired = {name for pair in self.copies for name in pair}
+        if by_mode:  # parts that only train mode runs (a discriminator, a teacher) keep their filters
+            for name in (name for name in unused if name not in paired):
+                self.space.freeze(self.labels[name][0], "is run by the training step only")
+        for name in self.whole:
+            for labels in self.labels[name]:
+                self.space.freeze(labels, "is part of a copy that stays as it is")
+        unused = [name for name in self._unused() if name not in paired and name not in self.whole]
         tied, self.unreached = settle_unreached(self, unused) if unused else (set(), [])
         for name in unused:
             for labels in self.labels[name] if name not in tied else ():
-        follow: path of each copy within the model -> path of its original; a copy loses what its original loses.
                 self.space.freeze(labels, "is never used in the forward pass")
         self._freeze_colours()
 
@@ -276,11 +284,19 @@ class TraceSession:
                         "lets them go",
                     )
 
-    def pair_copies(self, follow: Mapping[str, str]) -> None:
-        """Note the tensors of each copy (path of the copy -> path of the original) with those of its original."""
+    def pair_copies(self, follow: Mapping[str, str | None]) -> None:
+        """Note the tensors of each copy with those of its original, and those of copies that stay as they are."""
+        self.whole = {
+            name
+            for copy, original in follow.items()
+            if original is None
+            for name in self.owned
+            if name.startswith(f"{copy}.")
+        }
         self.copies = [
             (copy + name.removeprefix(original), name)
             for copy, original in follow.items()
+            if original is not None
             for name in self.owned
             if name.startswith(f"{original}.") and copy + name.removeprefix(original) in self.owned
         ]
