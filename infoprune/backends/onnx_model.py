@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from infoprune.criteria.calibration import evaluating
 from infoprune.export import quietly, to_onnx
@@ -75,7 +75,3 @@ def quantized(model: bytes, feeds: Iterable[Mapping[str, Any]]) -> bytes:
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
         )  # fmt: skip
         return target.read_bytes()
-
-
-def _many(inputs: Inputs) -> bool:
-    return isinstance(inputs, (tuple, list)) and not isinstance(inputs, Tensor)
