@@ -27,8 +27,8 @@ import infoprune
 from benchmarks import zoo
 from benchmarks.machine import describe
 from benchmarks.zoo_others import OTHERS
+from infoprune.inputs import call_model
 from infoprune.structure import check_plan
-from infoprune.structure.tracing.tracer import call
 
 RESULTS = Path(__file__).parent / "results"
 RESULT, TIMM, OTHER = (RESULTS / f"coverage{which}.md" for which in ("", "_timm", "_others"))
@@ -68,7 +68,7 @@ def output_error(original: nn.Module, pruned: nn.Module, plan: infoprune.Pruning
     """The largest error of any output; infinite if there is nothing to compare."""
     checked = infoprune.verify(original, pruned, plan, x)
     with torch.no_grad():
-        outputs = [leaf for leaf in tree_leaves(call(original.eval(), x)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in tree_leaves(call_model(original.eval(), x)) if isinstance(leaf, Tensor)]
     return checked.max_error if outputs and all(leaf.numel() and leaf.any() for leaf in outputs) else float("inf")
 
 

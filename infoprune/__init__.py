@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from infoprune.loading import install_when_torch_is_there
 from infoprune.version import __version__
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ _HOME = {
 
 
 _SUBPACKAGES = ("allocation", "callbacks", "criteria", "data", "errors", "models", "report", "structure")
+
+install_when_torch_is_there()
 
 
 def __getattr__(name: str) -> Any:

@@ -21,13 +21,13 @@ from infoprune.criteria import Criterion, Scores
 from infoprune.criteria.calibration import as_batches
 from infoprune.decide import Decision, Target, decide
 from infoprune.errors import ConfigurationError, PlanError
+from infoprune.inputs import Inputs
 from infoprune.recalibration import check_norms
 from infoprune.registry import check_count
 from infoprune.snapshot import snapshot
 from infoprune.structure import PruningPlan, Structure, shrink
 from infoprune.structure.notebook import html_table
 from infoprune.structure.trace import MAX_DRY_RUNS, TraceSession, labelled, rehearsed, resolve_conflicts
-from infoprune.structure.tracing.tracer import Inputs
 from infoprune.structure.validation.conflict import Conflict
 from infoprune.structure.validation.dry_run import dry_run
 from infoprune.structure.verify import check_exact
@@ -104,7 +104,8 @@ def prune(
 
     Args:
         model: any module.
-        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments of its ``forward``.
+        example_inputs: a tensor (or a list, such as a detector's images), a tuple of positional or a dict of keyword
+            arguments of its ``forward``.
         criterion: how much each filter matters: a name, ``{"name": ..., options}`` or a :class:`Criterion`.
         amount: share of the filters to remove from every group, in [0, 1).
         macs: share of the multiply-accumulates to keep, in (0, 1] or as ``"60%"``, or their number, as ``200e6``.

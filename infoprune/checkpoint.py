@@ -7,14 +7,16 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from infoprune import loading
 from infoprune.errors import CheckpointError, PlanError
 from infoprune.state_dicts import shapes_after
 from infoprune.structure.plan import PruningPlan, check_belongs
+from infoprune.structure.surgery.held import held_optimizers, replace_held
 from infoprune.structure.surgery.history import first_shapes, plan_of, regrow
 from infoprune.structure.surgery.shrink import shrink
 from infoprune.structure.surgery.transaction import Transaction
 
-RECORD = "infoprune"
+RECORD = loading.RECORD
 """Where the plan lies: a key of the Trainer's checkpoints, and of the metadata of a state dict."""
 
 _ATTACHED = "_infoprune_attached"
@@ -107,9 +109,11 @@ def adapt(model: nn.Module, plan: PruningPlan) -> None:
         return
     try:
         check_belongs(plan, first_shapes(model))
-        with Transaction([model]) as transaction:
+        optimizers = held_optimizers(model)
+        with Transaction([model], optimizers) as transaction:
             regrow(model)
-            shrink(model, plan, transaction=transaction)
+            replaced = shrink(model, plan, optimizers, transaction=transaction)
+            replace_held(model, replaced)
     except PlanError as error:
         raise CheckpointError(f"the checkpoint belongs to another architecture: {error}") from error
 

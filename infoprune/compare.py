@@ -17,9 +17,9 @@ from infoprune.criteria.calibration import as_batches
 from infoprune.decide import Target, decide
 from infoprune.errors import ConfigurationError
 from infoprune.evaluate import Evaluate
+from infoprune.inputs import Inputs
 from infoprune.recalibration import recalibrate
 from infoprune.structure import check_plan, shrink, trace
-from infoprune.structure.tracing.tracer import Inputs
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule

@@ -20,7 +20,7 @@ from infoprune.files import written_whole
 from infoprune.shapes import batch_size, with_batch
 
 if TYPE_CHECKING:
-    from infoprune.structure.tracing.tracer import Inputs
+    from infoprune.inputs import Inputs
 
 CALIBRATION_BATCHES = 20
 """At most so many batches set the ranges of int8 activations."""

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten
 
 from infoprune.criteria.calibration import batches, evaluating
 from infoprune.errors import DataError
-from infoprune.structure.tracing.tracer import Inputs, call
+from infoprune.inputs import Inputs, call_model
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Measures a model; the first entry is the one that counts. Nothing of the model is changed."""
@@ -37,7 +37,7 @@ def accuracy(model: nn.Module, data: Iterable[Any], images: int | None = None) -
         for inputs, targets, size in batches(model, data, images, "accuracy"):
             if not isinstance(targets, Tensor) or targets.dim() != 1:
                 raise DataError("accuracy needs a label for every image: give batches (images, labels)")
-            logits = call(model, inputs)
+            logits = call_model(model, inputs)
             right += int((logits.argmax(1) == targets).sum())
             loss += F.cross_entropy(logits.float(), targets, reduction="sum").item()
             seen += size
@@ -71,5 +71,5 @@ def output_change(model: nn.Module, inputs: Inputs) -> Evaluate:
 
 def _outputs(model: nn.Module, inputs: Inputs) -> Tensor:
     with evaluating(model), torch.no_grad():
-        leaves = tree_flatten(call(model, inputs))[0]
+        leaves = tree_flatten(call_model(model, inputs))[0]
     return torch.cat([leaf.flatten().double() for leaf in leaves if isinstance(leaf, Tensor)])

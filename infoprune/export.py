@@ -25,9 +25,9 @@ from torch.utils._pytree import tree_flatten
 from infoprune.criteria.calibration import evaluating
 from infoprune.errors import ConfigurationError, ExportError
 from infoprune.files import write_text_whole, written_whole
+from infoprune.inputs import Inputs, call_model
 from infoprune.shapes import batch_size, shapes_of, with_batch
 from infoprune.structure import plan_of, trace
-from infoprune.structure.tracing.tracer import Inputs, call
 from infoprune.version import __version__
 
 FORMAT = 1
@@ -86,7 +86,7 @@ def to_program(
         except Exception as error:  # whatever torch.export raises is about the model
             raise ExportError(_why(model, error)) from error
     runner = program.module()
-    parity = compared(model, lambda given: call(runner, given), examples, dynamic_batch, "torch.export program")
+    parity = compared(model, lambda given: call_model(runner, given), examples, dynamic_batch, "torch.export program")
     if path is not None:
         with written_whole(path) as scratch, quietly(), scratch.open("wb") as file:
             torch.export.save(program, file)
@@ -205,7 +205,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> ExportedPr
         args, named = (), dict(inputs)
         shapes: Any = {name: free(tensor) for name, tensor in inputs.items()}
     else:
-        args, named = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), None
+        args, named = inputs if isinstance(inputs, tuple) else (inputs,), None
         shapes = tuple(free(tensor) for tensor in args)
     # Not strict is the default from torch 2.8 on.
     return torch.export.export(model, args, named, dynamic_shapes=shapes if dynamic_batch else None, strict=False)
@@ -238,7 +238,7 @@ def compared(model: nn.Module, exported: Any, inputs: Inputs, dynamic_batch: boo
     for size in sizes:
         given = with_batch(inputs, size)
         with evaluating(model), torch.no_grad():
-            expected = _tensors(call(model, given))
+            expected = _tensors(call_model(model, given))
             actual = _tensors(exported(given))
         for mine, theirs in zip(expected, actual, strict=True):
             away = (mine.double() - theirs.double()).abs().max() / mine.double().abs().max().clamp(min=1e-12)
@@ -266,7 +266,7 @@ def _runtime(path: Path) -> Any:
         if isinstance(inputs, Mapping):
             feed = {name: inputs[name] for name in names}
         else:
-            args: Sequence[Any] = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+            args: Sequence[Any] = inputs if isinstance(inputs, tuple) else (inputs,)
             feed = dict(zip(names, args, strict=True))
         return [torch.from_numpy(value) for value in session.run(None, {k: v.cpu().numpy() for k, v in feed.items()})]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from infoprune.errors import ConfigurationError
 from infoprune.structure.tracing.examples import count_examples, holds_entries
 
 if TYPE_CHECKING:
-    from infoprune.structure.tracing.tracer import Inputs
+    from infoprune.inputs import Inputs
 
 
 def from_shapes(value: Any) -> Inputs:
@@ -29,10 +29,9 @@ def from_shapes(value: Any) -> Inputs:
     """
     if isinstance(value, Mapping):
         return {str(key): _tensor(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str) and not _is_shape(value):
-        return tuple(_tensor(item) for item in value)
-    tensor: Tensor = _tensor(value)
-    return tensor
+    several = isinstance(value, tuple) or (isinstance(value, list) and value and all(map(_is_shape, value)))
+    inputs: Inputs = tuple(map(_tensor, value)) if several and not _is_shape(value) else _tensor(value)
+    return inputs
 
 
 def shapes_of(inputs: Inputs | None) -> Any:
@@ -43,7 +42,9 @@ def shapes_of(inputs: Inputs | None) -> Any:
     """
     if isinstance(inputs, Tensor):
         return list(inputs.shape)
-    parts = inputs.values() if isinstance(inputs, Mapping) else inputs or ()
+    if not isinstance(inputs, (Mapping, tuple)):
+        return None
+    parts = inputs.values() if isinstance(inputs, Mapping) else inputs
     if not parts or not all(isinstance(part, Tensor) for part in parts):
         return None
     shapes = [list(part.shape) for part in parts]

@@ -19,10 +19,10 @@ from infoprune.allocation import Budget, get_allocation, select
 from infoprune.allocation.rounding import AUTO
 from infoprune.backends.backend import BackendSpec, get_backend
 from infoprune.criteria.calibration import evaluating
+from infoprune.inputs import Inputs, call_model
 from infoprune.registry import check_count
 from infoprune.shapes import batch_size
 from infoprune.structure import shrink, trace
-from infoprune.structure.tracing.tracer import Inputs, call
 
 RESAMPLES = 1000
 
@@ -137,12 +137,12 @@ def peak_memory(model: nn.Module, inputs: Inputs) -> int:
             torch.cuda.synchronize()
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-            call(model, inputs)
+            call_model(model, inputs)
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated() - before
         own = [*model.parameters(), *model.buffers(), *tree_flatten(inputs)[0]]
         with _Held(tensor for tensor in own if isinstance(tensor, Tensor)) as held:
-            call(model, inputs)
+            call_model(model, inputs)
     return held.peak
 
 

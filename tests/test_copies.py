@@ -105,16 +105,39 @@ def fit_is_refused(module: TinyModule, message: str, **options: Any) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
-def test_what_looks_like_a_copy_has_to_be_spoken_of() -> None:
-    """An average and a teacher look the same; a wrong guess would break the first or spoil the second."""
-    message = (
-        r"'momentum_net' has the tensors of 'net'.*follow=\{'momentum_net': 'net'\}.*\(a teacher\), give follow=\{\}"
-    )
-    fit_is_refused(Momentum(), message)
-    averaged = TinyModule()
-    averaged.average = AveragedModel(averaged.net)
-    averaged.make_optimizer = lambda _: sgd(averaged.net.parameters())
-    fit_is_refused(averaged, r"'average\.module' has the tensors of 'net'")
+def test_a_copy_that_the_training_step_updates_follows_unasked() -> None:
+    module, callback = Momentum(), pruning((1, 2))
+    trainer(callback).fit(module, loader())
+    assert widths(module.momentum_net) == widths(module.net) != widths(TinyNet())
+
+
+class Averaged(TinyModule):
+    """Keeps an average of the network, and updates it behind the training step, or never (a teacher)."""
+
+    def __init__(self, updated: bool) -> None:
+        super().__init__()
+        self.average = AveragedModel(self.net)
+        self.updated = updated
+        self.make_optimizer = lambda _: sgd(self.net.parameters())
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.updated:
+            self.average.update_parameters(self.net)
+
+
+@pytest.mark.parametrize("updated", [True, False])
+def test_a_copy_that_has_changed_by_the_first_event_follows_and_a_teacher_stays(updated: bool) -> None:
+    module = Averaged(updated)
+    trainer(pruning((1, 2))).fit(module, loader())
+    assert widths(module.net) != widths(TinyNet())
+    assert widths(module.average) == widths(module.net if updated else TinyNet())
+
+
+def test_before_any_training_copies_have_to_be_spoken_of() -> None:
+    """An average and a teacher look the same then; a wrong guess would break the first or spoil the second."""
+    message = r"'average\.module' has the tensors of 'net'.*follow=\{'average\.module': 'net'\}.*teacher\), give"
+    with pytest.raises(ConfigurationError, match=message):
+        trainer(pruning((0,)), epochs=1).fit(Averaged(True), loader())
 
 
 def test_a_teacher_stays_as_it_is() -> None:

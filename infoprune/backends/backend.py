@@ -15,7 +15,7 @@ from infoprune.registry import Registry
 if TYPE_CHECKING:
     from torch import nn
 
-    from infoprune.structure.tracing.tracer import Inputs
+    from infoprune.inputs import Inputs
 
 Run: TypeAlias = Callable[[], float]
 """Runs a model once and returns the seconds that it took."""

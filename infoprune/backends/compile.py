@@ -14,7 +14,7 @@ from infoprune.errors import ExportError
 from infoprune.snapshot import snapshot
 
 if TYPE_CHECKING:
-    from infoprune.structure.tracing.tracer import Inputs
+    from infoprune.inputs import Inputs
 
 VERSIONS = 1000
 

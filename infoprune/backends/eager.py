@@ -12,10 +12,10 @@ from torch import nn
 
 from infoprune.backends.backend import BACKENDS, Backend, Run
 from infoprune.backends.timing import timed
-from infoprune.structure.tracing.tracer import call
+from infoprune.inputs import call_model
 
 if TYPE_CHECKING:
-    from infoprune.structure.tracing.tracer import Inputs
+    from infoprune.inputs import Inputs
 
 # A little less than the largest block (32 MiB) whose release makes glibc keep what is freed later.
 KEEPS_MEMORY = 31 * 2**20
@@ -42,7 +42,7 @@ def timed_calls(function: Any, model: nn.Module, example_inputs: Inputs) -> Run:
     cuda = next((parameter.is_cuda for parameter in model.parameters()), False)
 
     def once() -> None:
-        call(function, example_inputs)
+        call_model(function, example_inputs)
         if cuda:
             torch.cuda.synchronize()
 

@@ -16,7 +16,7 @@ from infoprune.export import quietly, to_program
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from infoprune.structure.tracing.tracer import Inputs
+    from infoprune.inputs import Inputs
 
 
 @BACKENDS.register("executorch")

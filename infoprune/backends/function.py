@@ -13,7 +13,7 @@ from infoprune.errors import ConfigurationError
 if TYPE_CHECKING:
     from torch import nn
 
-    from infoprune.structure.tracing.tracer import Inputs
+    from infoprune.inputs import Inputs
 
 
 @dataclass(kw_only=False)

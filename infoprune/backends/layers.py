@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from infoprune.criteria.calibration import evaluating
-from infoprune.structure.tracing.tracer import call
+from infoprune.inputs import call_model
 
 if TYPE_CHECKING:
+    from infoprune.inputs import Inputs
     from infoprune.structure import Structure
-    from infoprune.structure.tracing.tracer import Inputs
 
 Widths = Mapping[str, int]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -72,7 +72,7 @@ def timed_layers(model: nn.Module, structure: Structure, example_inputs: Inputs)
     handles = [m.register_forward_pre_hook(note) for m in names if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
     try:
         with evaluating(model), torch.no_grad():
-            call(model, example_inputs)
+            call_model(model, example_inputs)
     finally:
         for handle in handles:
             handle.remove()

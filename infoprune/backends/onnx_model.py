@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from infoprune.criteria.calibration import evaluating
 from infoprune.export import quietly, to_onnx
@@ -18,7 +18,7 @@ from infoprune.export import quietly, to_onnx
 if TYPE_CHECKING:
     import numpy as np
 
-    from infoprune.structure.tracing.tracer import Inputs
+    from infoprune.inputs import Inputs
 
 PRECISIONS = ("fp32", "int8")
 
@@ -32,7 +32,7 @@ def onnx_bytes(model: nn.Module, inputs: Inputs) -> bytes:
         ExportError: neither can take the model; says where.
     """
     if not isinstance(inputs, Mapping):  # whose names the older exporter forgets
-        args, buffer = tuple(inputs) if _many(inputs) else (inputs,), io.BytesIO()
+        args, buffer = inputs if isinstance(inputs, tuple) else (inputs,), io.BytesIO()
         with suppress(Exception):  # of any kind; the newer exporter says why, or takes the model
             with evaluating(model), torch.no_grad(), quietly():
                 torch.onnx.export(model, args, buffer, dynamo=False)  # type: ignore[arg-type]
@@ -47,7 +47,7 @@ def feed(names: Sequence[str], inputs: Inputs) -> dict[str, np.ndarray]:
     if isinstance(inputs, Mapping):
         values: Iterable[Any] = [inputs[name] for name in names]
     else:
-        values = tuple(inputs) if _many(inputs) else (inputs,)
+        values = inputs if isinstance(inputs, tuple) else (inputs,)
     return {name: value.detach().cpu().numpy() for name, value in zip(names, values, strict=False)}
 
 
@@ -75,7 +75,3 @@ def quantized(model: bytes, feeds: Iterable[Mapping[str, Any]]) -> bytes:
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
         )  # fmt: skip
         return target.read_bytes()
-
-
-def _many(inputs: Inputs) -> bool:
-    return isinstance(inputs, (tuple, list)) and not isinstance(inputs, Tensor)

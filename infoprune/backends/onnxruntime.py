@@ -14,7 +14,7 @@ from infoprune.backends.timing import timed
 from infoprune.registry import check_choice
 
 if TYPE_CHECKING:
-    from infoprune.structure.tracing.tracer import Inputs
+    from infoprune.inputs import Inputs
 
 
 @BACKENDS.register("onnxruntime")

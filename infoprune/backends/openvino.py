@@ -16,7 +16,7 @@ from infoprune.export import quietly
 from infoprune.registry import check_choice
 
 if TYPE_CHECKING:
-    from infoprune.structure.tracing.tracer import Inputs
+    from infoprune.inputs import Inputs
 
 
 @BACKENDS.register("openvino")

@@ -17,7 +17,7 @@ from infoprune.registry import check_count
 if TYPE_CHECKING:
     from torch import nn
 
-    from infoprune.structure.tracing.tracer import Inputs
+    from infoprune.inputs import Inputs
 
 PRECISION = 0.004
 """Relative standard error of a measured share that is good enough."""

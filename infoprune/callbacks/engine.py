@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import nn
 
 from infoprune.allocation import Allocation, Auto, LatencyShare, get_allocation
 from infoprune.allocation.solve import Measure
 from infoprune.callbacks.distributed import mean_over_ranks, on_all_ranks
-from infoprune.callbacks.follow import check_followers, check_no_copies, followers_within, with_followers
-from infoprune.callbacks.network import COMPILED, example_inputs, find_network
+from infoprune.callbacks.follow import (
+    check_followers,
+    find_copies,
+    fingerprint,
+    followers_within,
+    unclear_copies,
+    with_followers,
+)
+from infoprune.callbacks.network import COMPILED, NetworkFinder, given_inputs
 from infoprune.callbacks.surgery import averaged_copies, in_names_of, shrink_in_fit
-from infoprune.callbacks.training_data import calibration_batches, no_batch_yet, of_batch, training_batches
+from infoprune.callbacks.training_data import calibration_batches, no_batch_yet, peek, training_batches
+from infoprune.callbacks.training_step import TrainingStep, WatchedStep, modules_run, watch_training_step
 from infoprune.criteria import Criterion, Scores
+from infoprune.criteria.calibration import evaluating, run, split_batch
 from infoprune.criteria.criterion import check_weights
 from infoprune.criteria.distributed import broadcast_from_first
 from infoprune.decide import Decision, Target, decide, goal
-from infoprune.errors import ConfigurationError, DataError
+from infoprune.errors import ConfigurationError, DataError, TraceError
+from infoprune.inputs import ByMode
 from infoprune.recalibration import check_norms, recalibrate
 from infoprune.report.collect import UnprunedStats
 from infoprune.structure import PruningPlan, Structure, check_plan, trace
@@ -32,7 +43,9 @@ from infoprune.structure.verify import check_exact
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from infoprune.structure.tracing.tracer import Inputs
+    from infoprune.inputs import Inputs
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,7 @@ class PruningEngine:
         inputs: the example inputs of the network; None until they are known.
         unpruned: the model before the first event; None until `rehearse` has traced it.
         pending: the next event, if it is decided already.
+        follow: path of each copy that loses what its original loses -> path of the original.
         latency_ratio: with a latency budget, the share of the unpruned model's time, as measured at the last event.
     """
 
@@ -105,7 +119,11 @@ class PruningEngine:
         self.unpruned: UnprunedStats | None = None
         self.pending: PendingEvent | None = None
         self.latency_ratio = 1.0
-        self._first_input: Tensor | None = None
+        self.follow: dict[str, str] = dict(options.follow or {})
+        self._unclear: dict[str, tuple[str, float]] = {}  # copy -> its original, its fingerprint when the fit started
+        self._teachers: list[str] = []  # copies that stay as they are
+        self._batch: Any = None  # the first training batch, where none could be had before
+        self._watched: WatchedStep | None = None
 
     def network(self, module: nn.Module) -> nn.Module:
         """Return the part of a LightningModule, or of a copy of it, that is pruned."""
@@ -117,30 +135,49 @@ class PruningEngine:
 
     # -- before the first event ---------------------------------------------------------------------------------------
 
-    def see_batch(self, batch: Any) -> None:
-        """Take the example input from a training batch, if nothing has given one before."""
-        if self.inputs is None and self._first_input is None:
-            self._first_input = of_batch(batch)
+    def see_batch(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> None:
+        """Find the network with a training batch, where nothing before has shown what the training step runs."""
+        if self._watched is None and self._batch is None:
+            self._batch = batch
+            self.prepare(trainer, module)
+            self.rehearse(trainer, module)
 
     def prepare(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Find the network and its example inputs, if they can be known before the first batch."""
-        if self.inputs is None:
+        if self.inputs is None or (self._watched is None and self._batch is not None):
             with _rng_isolated(trainer):
-                on_all_ranks(lambda: self._find_inputs(trainer, module))
+                on_all_ranks(lambda: self._find_network(trainer, module))
 
-    def _find_inputs(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        inputs = example_inputs(trainer, module, self.options.example_inputs)
-        inputs = self._first_input if inputs is None else inputs
-        if inputs is not None:
-            for_network = self.options.example_inputs is not None and self.options.module is not None
-            self.path, self.inputs = find_network(trainer, module, self.options.module, inputs, for_network)
+    def _find_network(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Watch a training step, take the network and its inputs from it, and trace the step too where it has to be."""
+        options = self.options
+        batch = peek(trainer) if self._batch is None else self._batch
+        self._watched = None if batch is None else _watched_step(trainer, module, batch, options.module)
+        finder = NetworkFinder(trainer, module, options.module)
+        given = given_inputs(trainer, module, options.example_inputs)
+        if given is not None:
+            for_network = options.example_inputs is not None and options.module is not None
+            self.path, self.inputs = finder.from_inputs(given, for_network)
+        elif self._watched is not None:
+            self.path, self.inputs = finder.from_step(self._watched, batch)
+        elif self._batch is not None:
+            self.path, self.inputs = finder.from_batch(batch)
+        elif batch is not None:
+            with suppress(ConfigurationError, TraceError):  # the first batch of training may tell more
+                self.path, self.inputs = finder.from_batch(batch)
+        traced = self._watched is not None and self.inputs is not None and not isinstance(self.inputs, TrainingStep)
+        if traced and self._watched is not None and self._watched.passes_by(module, self.path or ""):
+            self.inputs = ByMode(self.inputs, TrainingStep(batch, module if self.path else None))  # type: ignore[arg-type]
 
     def structure(self, module: pl.LightningModule) -> Structure:
         """Trace the network as it is now; `prepare` has to have found it."""
         assert self.inputs is not None
         with torch.compiler.set_stance("force_eager"):
-            followers = followers_within(self.options.follow or {}, self.path or "")
-            return trace(self.network(module), self.inputs, [*self.options.frozen, *followers])
+            prefix = f"{self.path}." if self.path else ""
+            follow: dict[str, str | None] = {**followers_within(self.follow, self.path or "")}
+            whole = [copy for copy in [*self._teachers, *self._unclear] if copy.startswith(prefix)]
+            follow |= dict.fromkeys((copy.removeprefix(prefix) for copy in whole), None)
+            return trace(self.network(module), self.inputs, self.options.frozen, follow)
 
     def rehearse(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Describe the unpruned model, and check while nothing is lost whether it can be pruned to the target."""
@@ -154,10 +191,10 @@ class PruningEngine:
             check_norms(network)
             training_batches(trainer, options.recalibrate)
         check_weights(network)
-        check_followers(module, options.follow or {})
+        check_followers(module, self.follow)
+        self._find_copies(trainer, module)
         structure = self.structure(module)
-        if options.follow is None:
-            check_no_copies(trainer, module, network, structure)
+        self._rehearse_data(trainer, network)
         allocation = get_allocation("uniform") if options.allocation.needs_data else options.allocation
         equal_scores = {group.name: torch.ones(group.size, dtype=torch.float64) for group in structure.prunable}
         with warnings.catch_warnings():
@@ -167,6 +204,48 @@ class PruningEngine:
                 module, structure, options.target, options.criterion, allocation, scores=equal_scores, measure=measure
             )
         self.unpruned = UnprunedStats.of(structure)
+
+    def _find_copies(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert self.inputs is not None
+        try:
+            with trainer.precision_plugin.forward_context():
+                run_in_eval = modules_run(module, self.network(module), self.inputs)
+        except Exception as error:  # of the user's code; the trace will say it in our words
+            log.debug("The forward could not be watched: %s: %s", type(error).__name__, error)
+            return
+        copies = find_copies(trainer, module, run_in_eval, self._watched)
+        if self.options.follow == {}:
+            self._teachers = [*copies.following, *copies.unclear]
+            return
+        self.follow = copies.following | self.follow
+        self._unclear = {copy: (original, fingerprint(module, copy)) for copy, original in copies.unclear.items()}
+
+    def _settle_copies(self, module: pl.LightningModule) -> None:
+        """Let unclear copies follow if they have changed by now; those that have not are teachers and stay."""
+        changed = {
+            copy: original for copy, (original, first) in self._unclear.items() if fingerprint(module, copy) != first
+        }
+        self.follow = {**self.follow, **changed}
+        self._teachers += [copy for copy in self._unclear if copy not in changed]
+        self._unclear = {}
+
+    def check_clear(self) -> None:
+        """Refuse copies that nothing tells whether they follow, at an event before any training.
+
+        Raises:
+            ConfigurationError: names all of them and what to say.
+        """
+        if self._unclear:
+            raise unclear_copies({copy: original for copy, (original, _) in self._unclear.items()})
+
+    def _rehearse_data(self, trainer: pl.Trainer, network: nn.Module) -> None:
+        """Run the network on one batch of what the criterion or the allocation will look at."""
+        optional = isinstance(self.options.allocation, Auto) and not self.options.criterion.needs_data
+        data = None if optional else self._data(trainer)
+        if data is not None:
+            inputs, _ = split_batch(next(iter(data)), "FilterPruning")
+            with evaluating(network), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                run(network, inputs)
 
     # -- events -------------------------------------------------------------------------------------------------------
 
@@ -191,10 +270,10 @@ class PruningEngine:
         with _rng_isolated(trainer):
             structure, decision = self._decide(trainer, module, fraction)
             assert self.path is not None
-            if self.options.verify:
+            if self.options.verify and not isinstance(self.inputs, TrainingStep):  # which may write to parameters
                 on_all_ranks(lambda: self._verify(module, decision.plan))
             plan = in_names_of(module, self.network(module), self.path, decision.plan)
-            shrink_in_fit(trainer, module, with_followers(plan, self.options.follow or {}))
+            shrink_in_fit(trainer, module, with_followers(plan, self.follow))
             self.latency_ratio = decision.latency or self.latency_ratio
             if self.options.recalibrate:
                 on_all_ranks(lambda: self._recalibrate(trainer, module))
@@ -218,6 +297,9 @@ class PruningEngine:
 
     def _decide(self, trainer: pl.Trainer, module: pl.LightningModule, fraction: float) -> tuple[Structure, Decision]:
         """Score on every process, average, and take the first process's decision on all."""
+        if trainer.global_step == 0:
+            self.check_clear()
+        self._settle_copies(module)
         pending, self.pending = self.pending, None
         if pending is not None and pending.fraction == fraction:
             return self.structure(module), Decision(pending.plan, pending.scores, latency=pending.latency)
@@ -316,7 +398,10 @@ class PruningEngine:
         """Return what a resumed fit needs. The keys are those that all versions have written."""
         return {
             "original": None if self.unpruned is None else self.unpruned.to_dict(),
-            "seen": self._first_input,
+            "seen": None,
+            "follow": dict(self.follow),
+            "teachers": list(self._teachers),
+            "unclear": {copy: list(known) for copy, known in self._unclear.items()},
             "latency": self.latency_ratio,
             "announced": None if self.pending is None else self.pending.to_dict(),
         }
@@ -325,7 +410,9 @@ class PruningEngine:
         """Take up what `state_dict` returned."""
         unpruned, pending = state["original"], state.get("announced")
         self.unpruned = None if unpruned is None else UnprunedStats.from_dict(unpruned)
-        self._first_input = state["seen"]
+        self.follow = dict(state.get("follow", self.follow))
+        self._teachers = list(state.get("teachers", []))
+        self._unclear = {copy: (known[0], known[1]) for copy, known in state.get("unclear", {}).items()}
         self.latency_ratio = state.get("latency", 1.0)
         self.pending = None if pending is None else PendingEvent.from_dict(pending)
 
@@ -334,3 +421,11 @@ def _rng_isolated(trainer: pl.Trainer) -> AbstractContextManager[None]:
     """Restore the state of all random generators afterwards, so that an event does not change the data's order."""
     isolated: AbstractContextManager[None] = isolate_rng(trainer.strategy.root_device.type == "cuda")
     return isolated
+
+
+def _watched_step(trainer: pl.Trainer, module: pl.LightningModule, batch: Any, path: str | None) -> WatchedStep | None:
+    try:
+        return watch_training_step(trainer, module, batch, path)
+    except Exception as error:  # of the user's code, which may count on hooks that have not run yet
+        log.debug("The training step could not be watched: %s: %s", type(error).__name__, error)
+        return None

@@ -42,8 +42,8 @@ from infoprune.schedule import Schedule
 from infoprune.structure import PruningPlan, Structure, plan_of
 
 if TYPE_CHECKING:
+    from infoprune.inputs import Inputs
     from infoprune.report.collect import UnprunedStats
-    from infoprune.structure.tracing.tracer import Inputs
 
 
 class FilterPruning(DualNamespaceCallback):
@@ -102,8 +102,8 @@ class FilterPruning(DualNamespaceCallback):
             right after each event; see `infoprune.recalibrate`. 0: not, so that the training that follows adapts them.
         verify: before each cut, run the example inputs through the masked network and the one that is to be left, and
             cut only if their outputs are the same. Takes about three forward passes an event.
-        reset_best: at every event let ModelCheckpoint forget its best score, so that "best" is the best pruned model.
-            Files that it has written before stay.
+        reset_best: at every event let ModelCheckpoint forget its best score, so that "best" is the best model of the
+            final shape. Files that it has written before stay. False: "best" may be the unpruned model.
         reset_early_stopping: at every event let EarlyStopping start over, so that a pruned model is not compared with
             the larger one.
         copies: the old name of ``follow``; deprecated.
@@ -144,7 +144,7 @@ class FilterPruning(DualNamespaceCallback):
         calibration_images: int = 640,
         recalibrate: int = 0,
         verify: bool = True,
-        reset_best: bool = False,
+        reset_best: bool = True,
         reset_early_stopping: bool = False,
         copies: Mapping[str, str] | None = None,
     ) -> None:
@@ -296,6 +296,8 @@ class FilterPruning(DualNamespaceCallback):
             self._log.start(self.options)
         self.prepare(trainer, pl_module)
         self._engine.rehearse(trainer, pl_module)
+        if self.is_due(0) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._engine.check_clear()
 
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the network and its example inputs, if they can be known before the first batch."""
@@ -311,14 +313,15 @@ class FilterPruning(DualNamespaceCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._engine.see_batch(batch)
+        self._engine.see_batch(trainer, pl_module, batch)
         if batch_idx == 0:
             # A fit that resumes behind the last batch of an epoch enters the next one without any epoch start.
             self._event_if_due(trainer, pl_module)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._event_if_due(trainer, pl_module)
+        if self.inputs is not None:  # else the first batch has to show what the model takes
+            self._event_if_due(trainer, pl_module)
 
     def _event_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         fraction = self._fraction(trainer.current_epoch)

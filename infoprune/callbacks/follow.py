@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING, TypeVar
 
+import torch
 from torch import nn
 
 from infoprune.errors import ConfigurationError, nearest
 from infoprune.structure import PruningPlan
-from infoprune.structure.tensors import owned_tensors
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from infoprune.structure import Structure
+    from infoprune.callbacks.training_step import WatchedStep
 
 
 T = TypeVar("T")
@@ -50,10 +52,14 @@ def _with_followers(entries: Mapping[str, T], follow: Mapping[str, str]) -> dict
     return result
 
 
-def followers_within(follow: Mapping[str, str], path: str) -> list[str]:
-    """Return the copies that lie within the network at a path, by its names; they are not pruned on their own."""
+def followers_within(follow: Mapping[str, str], path: str) -> dict[str, str]:
+    """Return the copies that lie with their originals within the network at a path, by its names."""
     prefix = f"{path}." if path else ""
-    return [copy.removeprefix(prefix) for copy in follow if copy.startswith(prefix)]
+    return {
+        copy.removeprefix(prefix): original.removeprefix(prefix)
+        for copy, original in follow.items()
+        if copy.startswith(prefix) and original.startswith(prefix)
+    }
 
 
 def check_followers(module: pl.LightningModule, follow: Mapping[str, str]) -> None:
@@ -72,26 +78,95 @@ def check_followers(module: pl.LightningModule, follow: Mapping[str, str]) -> No
                 )
 
 
-def check_no_copies(trainer: pl.Trainer, module: pl.LightningModule, network: nn.Module, structure: Structure) -> None:
-    """Refuse what looks like a copy where the user has not spoken of any.
+@dataclass(frozen=True)
+class Copies:
+    """Copies of trained parts of a LightningModule, which no optimizer trains: path of the copy -> of its original.
+
+    Attributes:
+        following: those that are seen to follow: the training step updates them, or they stand in for their originals
+            in eval mode.
+        unclear: those that may follow or may be teachers, which stay as they are.
+    """
+
+    following: dict[str, str]
+    unclear: dict[str, str]
+
+
+def find_copies(
+    trainer: pl.Trainer, module: pl.LightningModule, run_in_eval: set[str], watched: WatchedStep | None
+) -> Copies:
+    """Find the copies within a LightningModule.
+
+    A copy has the class and the tensors of a trained part, among them weights of two dimensions or more (a frozen norm
+    is no copy), is not trained itself, and is run in one mode only.
 
     Args:
         trainer: the Trainer, with its optimizers.
         module: its LightningModule.
-        network: the part of it that is pruned.
-        structure: the network's structure.
-
-    Raises:
-        ConfigurationError: names both and what to say.
+        run_in_eval: paths of the modules that eval mode runs.
+        watched: what the training step did; None if that is not known.
     """
-    twins = _twins(trainer, module, network, structure)
-    if twins is not None:
-        copy, original = twins
-        raise ConfigurationError(
-            f"{copy!r} has the tensors of {original!r}, which is to be pruned, and is not trained. If it follows "
-            f"{original!r} (a momentum encoder, an average), give FilterPruning follow={{{copy!r}: {original!r}}}, so "
-            "that it shrinks alike; if it is to stay as it is (a teacher), give follow={}"
-        )
+    optimized = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+    trained = {id(p) for p in module.parameters() if p.requires_grad} & optimized
+    run_in_step = {call.path for call in watched.calls} if watched is not None else set()
+    updated = watched.updated if watched is not None else set()
+    in_eval, in_step = (_own_parameters(module, paths) for paths in (run_in_eval, run_in_step))
+    parts = {path: part for path, part in module.named_modules() if path}
+    originals = {path: part for path, part in parts.items() if _ids(part) & trained}
+    found = Copies({}, {})
+    for path, part in parts.items():
+        own = _ids(part)
+        both_modes = own & in_eval and (own & in_step or watched is None)
+        if (
+            own & trained
+            or both_modes
+            or any(path.startswith(f"{other}.") for other in found.following | found.unclear)
+        ):
+            continue
+        if not any(parameter.dim() > 1 for parameter in part.parameters()):
+            continue
+        original = _original_of(path, part, originals)
+        if original is None:
+            continue
+        follows = own & in_eval or any(name.startswith(f"{path}.") for name in updated)
+        (found.following if follows else found.unclear)[path] = original
+    return found
+
+
+def unclear_copies(unclear: Mapping[str, str]) -> ConfigurationError:
+    """Return the error for copies that nothing tells whether they follow."""
+    names = ", ".join(f"{copy!r} has the tensors of {original!r}" for copy, original in unclear.items())
+    follow = ", ".join(f"{copy!r}: {original!r}" for copy, original in unclear.items())
+    return ConfigurationError(
+        f"{names}, which is to be pruned, and is not trained. If it follows (a momentum encoder, an average), give "
+        f"FilterPruning follow={{{follow}}}, so that it shrinks alike; if it is to stay as it is (a teacher), give "
+        "follow={}"
+    )
+
+
+def fingerprint(module: nn.Module, path: str) -> float:
+    """Return a number that changes when the parameters of a part change."""
+    return float(sum(parameter.detach().double().sum() for parameter in module.get_submodule(path).parameters()))
+
+
+def _ids(module: nn.Module) -> set[int]:
+    return {id(parameter) for parameter in module.parameters()}
+
+
+def _own_parameters(module: nn.Module, paths: Iterable[str]) -> set[int]:
+    return {id(p) for path in paths for p in module.get_submodule(path).parameters(recurse=False)}
+
+
+def _original_of(path: str, part: nn.Module, originals: Mapping[str, nn.Module]) -> str | None:
+    """Return the part of the same class and tensors; among several the one with the same values, else name."""
+    kind = type(part), _shapes(part)
+    alike = [name for name, other in originals.items() if (type(other), _shapes(other)) == kind]
+    equal = [name for name in alike if _same_values(part, originals[name])]
+    return max(equal or alike, key=lambda name: SequenceMatcher(None, path, name).ratio(), default=None)
+
+
+def _same_values(first: nn.Module, second: nn.Module) -> bool:
+    return all(map(torch.equal, first.parameters(), second.parameters()))
 
 
 def _submodule(module: nn.Module, path: str) -> nn.Module:
@@ -106,22 +181,3 @@ def _submodule(module: nn.Module, path: str) -> nn.Module:
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-
-
-def _twins(trainer: pl.Trainer, module: nn.Module, network: nn.Module, structure: Structure) -> tuple[str, str] | None:
-    """A module that is neither trained nor run, and one of the same class and shapes that is to be pruned."""
-    tensors = {name: id(entry.tensor) for name, entry in owned_tensors(network).items()}
-    run = {tensors[layer.weight] for layer in structure.layers}
-    pruned = {tensors[slot.tensor] for group in structure.prunable for slot in group.slots}
-    optimized = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
-    trained = {id(p) for p in module.parameters() if p.requires_grad} & optimized
-    originals: dict[Any, str] = {}
-    others: dict[Any, str] = {}
-    for path, part in module.named_modules():
-        own = {id(parameter) for parameter in part.parameters()}
-        kind = (type(part), tuple(_shapes(part).items()))
-        if path and own & pruned:
-            originals.setdefault(kind, path)
-        elif own and not own & (run | trained):
-            others.setdefault(kind, path)
-    return next(((path, originals[kind]) for kind, path in others.items() if kind in originals), None)

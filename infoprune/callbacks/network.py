@@ -2,167 +2,168 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from infoprune.callbacks.training_data import WAY_OUT, peek
-from infoprune.errors import ConfigurationError, InfopruneError, TraceError, nearest
+from infoprune.callbacks.training_data import of_batch
+from infoprune.callbacks.training_step import TrainingStep, WatchedStep, as_inputs
+from infoprune.errors import ConfigurationError, TraceError, nearest
+from infoprune.inputs import Inputs, call_model
 from infoprune.shapes import from_shapes
 from infoprune.structure.module_state import attributes_restored
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from infoprune.structure.tracing.tracer import Inputs
-
 COMPILED = "_orig_mod"
 """Where ``torch.compile(net)`` keeps the net."""
 
 
-def example_inputs(trainer: pl.Trainer, module: pl.LightningModule, option: Any) -> Inputs | None:
-    """What the LightningModule's forward can be run on, before any batch has gone by.
-
-    Args:
-        trainer: the Trainer, which has set up its training data.
-        module: its LightningModule.
-        option: the user's choice, None to look for ``example_input_array`` or into the data.
-
-    Returns:
-        None if the data cannot be looked into; then the first batch must do, see :func:`of_batch`.
-
-    Raises:
-        ConfigurationError: nothing that was found can serve.
-    """
+def given_inputs(trainer: pl.Trainer, module: pl.LightningModule, option: Any) -> Inputs | None:
+    """Return the user's example inputs on the training device: the option, else ``example_input_array``, else None."""
     inputs: Any = from_shapes(option) if option is not None else module.example_input_array
-    if inputs is not None:
-        inputs = trainer.precision_plugin.convert_input(inputs)
-        return tree_map_only(Tensor, lambda t: t.to(trainer.strategy.root_device), inputs)
-    try:
-        return peek(trainer)
-    except InfopruneError:
-        raise
-    except Exception as error:  # the user's data set, which may know only its own sampler's indices
-        raise ConfigurationError(
-            f"the training data could not be looked into ({type(error).__name__}: {error}): {WAY_OUT}"
-        ) from error
+    if inputs is None:
+        return None
+    inputs = trainer.precision_plugin.convert_input(inputs)
+    moved: Inputs = tree_map_only(Tensor, lambda tensor: tensor.to(trainer.strategy.root_device), inputs)
+    return moved
 
 
-def find_network(
-    trainer: pl.Trainer, module: pl.LightningModule, path: str | None, inputs: Inputs, for_network: bool
-) -> tuple[str, Inputs]:
-    """Choose the network within a LightningModule.
+class NetworkFinder:
+    """Finds the network within a LightningModule, and the inputs to trace it with.
 
     Args:
         trainer: the Trainer.
         module: its LightningModule.
         path: attribute path of the network. None: the only submodule with parameters, if the forward is one call of it;
             else the whole LightningModule.
-        inputs: example inputs.
-        for_network: ``inputs`` are the network's own, not the LightningModule's.
-
-    Returns:
-        The network's path (empty for the LightningModule itself) and its inputs.
-
-    Raises:
-        ConfigurationError: there is no such path, or the LightningModule has no forward and several networks.
-        TraceError: the LightningModule's forward fails on the inputs.
     """
-    has_forward = type(module).forward is not _lightning_module(module).forward
-    candidates = [name for name, child in module.named_children() if any(True for _ in child.parameters())]
-    if path is not None:
-        path = _checked(module, path)
-        if has_forward and not for_network:
-            inputs = _inputs_of(trainer, module, path, inputs)
-        return path, inputs
-    if not has_forward and len(candidates) != 1:
-        raise ConfigurationError(
-            f"{type(module).__name__} has no forward, so it cannot be traced as a whole: say which network to prune "
-            f"with module=... ({', '.join(candidates) or 'it has none with parameters'})"
-        )
-    if len(candidates) == 1 and not list(module.parameters(recurse=False)):
-        only = _checked(module, candidates[0])
-        if not has_forward:
-            return only, inputs
-        received, calls = _run(trainer, module, only, inputs)
-        if received is not None and calls == 1:
-            return only, received
-    return "", inputs
 
+    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule, path: str | None) -> None:
+        self._trainer = trainer
+        self._module = module
+        self._path = None if path is None else self._checked(path)
+        self._has_forward = type(module).forward is not _lightning_module(module).forward
+        self._parts = [name for name, child in module.named_children() if any(True for _ in child.parameters())]
 
-def _lightning_module(module: nn.Module) -> Any:
-    """The class LightningModule, of whichever package the module was written against."""
-    return next(cls for cls in type(module).__mro__ if cls.__name__ == "LightningModule")
+    def from_inputs(self, inputs: Inputs, for_network: bool = False) -> tuple[str, Inputs]:
+        """Choose the network by running the LightningModule's forward.
 
+        Args:
+            inputs: example inputs of the LightningModule.
+            for_network: ``inputs`` are those of the network at ``path`` instead.
 
-def _checked(module: nn.Module, path: str) -> str:
-    """The path, past the wrapper of a compiled network."""
-    try:
-        network = module.get_submodule(path)
-    except AttributeError as error:
-        known = [name for name, _ in module.named_modules() if name]
-        raise ConfigurationError(
-            f"module={path!r}: {type(module).__name__} has no such submodule{nearest(path, known)}"
-        ) from error
-    return f"{path}.{COMPILED}" if isinstance(network._modules.get(COMPILED), nn.Module) else path
+        Returns:
+            The network's path (empty for the LightningModule itself) and its inputs.
 
+        Raises:
+            ConfigurationError: the LightningModule has no forward and several networks, or its forward does not run
+                the network.
+            TraceError: the LightningModule's forward fails on the inputs.
+        """
+        if self._path is not None:
+            if not self._has_forward or for_network:
+                return self._path, inputs
+            received, _ = self._run(self._path, inputs)
+            if received is None:
+                raise ConfigurationError(
+                    f"the forward of {type(self._module).__name__} does not call {self._path!r}, so its inputs are not "
+                    "known: give FilterPruning example_inputs for it"
+                )
+            return self._path, received
+        if not self._has_forward and len(self._parts) != 1:
+            raise ConfigurationError(
+                f"{type(self._module).__name__} has no forward, so it cannot be traced as a whole: say which network "
+                f"to prune with module=... ({', '.join(self._parts) or 'it has none with parameters'})"
+            )
+        only = self._only_part()
+        if only is not None:
+            if not self._has_forward:
+                return only, inputs
+            received, calls = self._run(only, inputs)
+            if received is not None and calls == 1:
+                return only, received
+        return "", inputs
 
-def _inputs_of(trainer: pl.Trainer, module: nn.Module, path: str, inputs: Inputs) -> Inputs:
-    received, _ = _run(trainer, module, path, inputs)
-    if received is None:
-        raise ConfigurationError(
-            f"the forward of {type(module).__name__} does not call {path!r}, so its inputs are not known: give "
-            "FilterPruning example_inputs for it"
-        )
-    return received
+    def from_step(self, watched: WatchedStep, batch: Any) -> tuple[str, Inputs]:
+        """Choose the network by what the training step called.
 
+        Args:
+            watched: what the training step did on a batch.
+            batch: that batch.
 
-def _run(trainer: pl.Trainer, module: nn.Module, path: str, inputs: Inputs) -> tuple[Inputs | None, int]:
-    with attributes_restored(module.modules()):
-        module.eval()
+        Returns:
+            The network's path and its inputs. Where the training step runs neither the LightningModule's forward nor
+            its only network, the training step itself is what is run.
+        """
+        if self._path is not None:
+            received = watched.inputs_of(self._path)
+            return self.from_batch(batch) if received is None else (self._path, received)
+        received = watched.inputs_of("")
+        if received is not None and self._has_forward:
+            return self.from_inputs(received)
+        only = self._only_part()
+        if only is not None:
+            received = watched.inputs_of(only)
+            if received is not None:
+                return only, received
         try:
-            with torch.compiler.set_stance("force_eager"):
-                return inputs_at(trainer, module, module.get_submodule(path), inputs)
-        except ConfigurationError:
-            raise
+            return self.from_batch(batch)
+        except (ConfigurationError, TraceError):
+            return "", TrainingStep(batch)
+
+    def from_batch(self, batch: Any) -> tuple[str, Inputs]:
+        """Choose the network by running it on the first element of a training batch."""
+        return self.from_inputs(of_batch(batch))
+
+    def _only_part(self) -> str | None:
+        """Return the path of the only submodule with parameters, if all parameters are in one."""
+        if len(self._parts) != 1 or list(self._module.parameters(recurse=False)):
+            return None
+        return self._checked(self._parts[0])
+
+    def _checked(self, path: str) -> str:
+        """Return the path, past the wrapper of a compiled network."""
+        try:
+            network = self._module.get_submodule(path)
+        except AttributeError as error:
+            known = [name for name, _ in self._module.named_modules() if name]
+            raise ConfigurationError(
+                f"module={path!r}: {type(self._module).__name__} has no such submodule{nearest(path, known)}"
+            ) from error
+        return f"{path}.{COMPILED}" if isinstance(network._modules.get(COMPILED), nn.Module) else path
+
+    def _run(self, path: str, inputs: Inputs) -> tuple[Inputs | None, int]:
+        """Run the LightningModule in eval mode; return what a submodule received and how often it was called."""
+        calls: list[Inputs] = []
+        target = self._module.get_submodule(path)
+        handle = target.register_forward_pre_hook(
+            lambda _, args, kwargs: calls.append(as_inputs(args, kwargs)), with_kwargs=True
+        )
+        try:
+            with (
+                attributes_restored(self._module.modules()),
+                torch.compiler.set_stance("force_eager"),
+                torch.no_grad(),
+                self._trainer.precision_plugin.forward_context(),
+            ):
+                self._module.eval()
+                call_model(self._module, inputs)
         except Exception as error:
             reason = str(error).partition("\n")[0]
             raise TraceError(
-                f"the forward of {type(module).__name__} failed on the example inputs "
+                f"the forward of {type(self._module).__name__} failed on the example inputs "
                 f"({type(error).__name__}: {reason}); they come from FilterPruning's example_inputs, else "
-                "example_input_array, else the first element of a training batch: give others where these do not fit"
+                "example_input_array, else a training batch: give others where these do not fit"
             ) from error
+        finally:
+            handle.remove()
+        return (calls[0] if calls else None), len(calls)
 
 
-def inputs_at(trainer: pl.Trainer, module: nn.Module, target: nn.Module, inputs: Inputs) -> tuple[Inputs | None, int]:
-    """What a submodule receives when the module runs on some inputs, and how often it is called."""
-    calls: list[Inputs] = []
-
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(_as_inputs(args, kwargs))
-
-    handle = target.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            if isinstance(inputs, Mapping):
-                module(**inputs)
-            elif isinstance(inputs, (tuple, list)):
-                module(*inputs)
-            else:
-                module(inputs)
-    finally:
-        handle.remove()
-    return (calls[0] if calls else None), len(calls)
-
-
-def _as_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
-    """Arguments of a call, as one kind of example inputs; a mixture of both kinds cannot be written as such."""
-    if kwargs and args:
-        raise ConfigurationError(
-            f"the network is called with {len(args)} positional arguments and the keyword arguments "
-            f"{', '.join(kwargs)}; give FilterPruning example_inputs with all of them as a dict"
-        )
-    return kwargs if kwargs else (args[0] if len(args) == 1 else args)
+def _lightning_module(module: nn.Module) -> Any:
+    """Return the class LightningModule, of whichever package the module was written against."""
+    return next(cls for cls in type(module).__mro__ if cls.__name__ == "LightningModule")

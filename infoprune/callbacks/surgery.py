@@ -14,6 +14,7 @@ from infoprune.checkpoint import take_shape
 from infoprune.criteria.distributed import check_processes
 from infoprune.errors import SurgeryError
 from infoprune.structure import PruningPlan, shrink
+from infoprune.structure.surgery.held import replace_held
 from infoprune.structure.surgery.transaction import Transaction
 from infoprune.structure.tensors import owned_tensors
 
@@ -40,7 +41,8 @@ def shrink_in_fit(trainer: pl.Trainer, module: pl.LightningModule, plan: Pruning
     module.zero_grad(set_to_none=True)  # without validation, the last batch's gradients are still there
     copies = averaged_copies(trainer)
     with _out_of_ddp(trainer.strategy), Transaction([module, *copies], trainer.optimizers) as current:
-        shrink(module, plan, trainer.optimizers, transaction=current)
+        replaced = shrink(module, plan, trainer.optimizers, transaction=current)
+        replace_held(module, replaced)
         for copy in copies:
             shrink(copy, plan, transaction=current)
         check_processes()  # if another one could not, none does

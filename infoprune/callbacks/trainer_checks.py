@@ -73,8 +73,16 @@ def check_started(trainer: pl.Trainer, module: pl.LightningModule) -> None:
         SurgeryError: an optimizer's state cannot be cut.
         ConfigurationError: the strategy wraps the model in something unknown.
     """
+    own = {id(parameter) for parameter in module.parameters()}
     for optimizer in trainer.optimizers:
         check_optimizer_ahead(optimizer)
+        foreign = sum(id(p) not in own for group in optimizer.param_groups for p in group["params"])
+        if foreign:
+            raise ConfigurationError(
+                f"{type(optimizer).__name__} holds {foreign} parameters that are not among those of "
+                f"{type(module).__name__}, which would never be trained or cut. Most likely it was made before the "
+                "model took its present shape: make it in configure_optimizers, from self.parameters()"
+            )
     model: Any = trainer.strategy.model
     if model is not module and not isinstance(model, DistributedDataParallel):
         raise ConfigurationError(
@@ -86,6 +94,8 @@ def check_started(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 def reset_best(trainer: pl.Trainer) -> None:
     """Let every ModelCheckpoint look for the best anew; the files that it has written stay."""
     for checkpoint in _callbacks_of_kind(trainer, "ModelCheckpoint"):
+        if checkpoint.monitor is None:
+            continue  # it keeps the latest, in place of the one before
         checkpoint.best_k_models = {}
         checkpoint.kth_best_model_path = ""
         checkpoint.best_model_path = ""

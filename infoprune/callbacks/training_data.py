@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from infoprune.errors import ConfigurationError
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
+log = logging.getLogger(__name__)
+
 EXAMPLES = 2
 """How many examples of a batch are kept: enough to tell the batch dimension from one of size 1."""
 
@@ -24,7 +27,7 @@ WAY_OUT = (
 
 
 def of_batch(batch: Any) -> Tensor:
-    """The model's input in a training batch: the batch if it is a tensor, or its first element, as in ``(x, y)``.
+    """Return the model's input in a training batch: the batch, or its first element as in ``(x, y)``.
 
     Returns:
         The first examples of it.
@@ -44,25 +47,34 @@ def of_batch(batch: Any) -> Tensor:
     raise ConfigurationError(f"a training batch is {found}; which part of it the model takes is not clear: {WAY_OUT}")
 
 
-def peek(trainer: pl.Trainer) -> Tensor | None:
-    """The input of the first training examples, fetched past the loader, so that its order is left alone.
+def peek(trainer: pl.Trainer) -> Any:
+    """Return the first training examples as a batch, fetched past the loader, so that its order is left alone.
 
     Returns:
-        None if the data does not allow that: a stream, or a loader that is no DataLoader.
+        The batch on the training device; None if the data does not allow that: a stream, a loader that is no
+        DataLoader, or a data set that knows only the indices of its own sampler.
     """
+    try:
+        batch = _first_examples(trainer)
+        if batch is None:
+            return None
+        return trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+    except Exception as error:  # of the user's data set; the first batch of training serves as well
+        log.debug("The training data could not be looked into: %s", error)
+        return None
+
+
+def _first_examples(trainer: pl.Trainer) -> Any:
     loader = trainer.train_dataloader
     sample = getattr(getattr(trainer, "datamodule", None), "calibration_batches", None)
     if sample is not None:
-        return of_batch(next(iter(sample(EXAMPLES)))).to(trainer.strategy.root_device)
+        return next(iter(sample(EXAMPLES)))
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
     dataset: Any = loader.dataset
     if loader.batch_sampler is None:  # the data set makes its own batches
-        batch = loader.collate_fn(dataset[0])
-    else:
-        batch = loader.collate_fn([dataset[i] for i in range(min(EXAMPLES, len(dataset)))])
-    batch = trainer.precision_plugin.convert_input(batch)
-    return of_batch(trainer.strategy.batch_to_device(batch))
+        return loader.collate_fn(dataset[0])
+    return loader.collate_fn([dataset[i] for i in range(min(EXAMPLES, len(dataset)))])
 
 
 def no_batch_yet() -> ConfigurationError:

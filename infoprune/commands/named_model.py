@@ -24,9 +24,9 @@ from torch import nn
 
 from infoprune.commands.parser import instantiate, make_parser
 from infoprune.errors import CheckpointError, ConfigurationError
+from infoprune.inputs import Inputs, call_model
 from infoprune.report.record import RunRecord
 from infoprune.shapes import random_inputs, shapes_of
-from infoprune.structure.tracing.tracer import Inputs, call
 
 FILES = (".ckpt", ".pt", ".pth", ".yaml", ".yml")
 
@@ -244,7 +244,7 @@ def _own_shape(whole: nn.Module, network: nn.Module) -> Any:
     handle = network.register_forward_pre_hook(lambda _, args: received.append(args))
     try:
         with torch.no_grad():
-            call(whole.eval(), example)
+            call_model(whole.eval(), example)
     finally:
         handle.remove()
     args: Any = received[0] if received else ()

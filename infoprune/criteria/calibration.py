@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from infoprune.criteria.distributed import process, world_size
 from infoprune.errors import DataError, InfopruneError
+from infoprune.inputs import call_model
 
 
 @contextmanager
@@ -147,9 +148,7 @@ def run(model: nn.Module, inputs: Any) -> Any:
         DataError: the model's forward fails on them.
     """
     try:
-        if isinstance(inputs, dict):
-            return model(**inputs)
-        return model(*inputs) if isinstance(inputs, (list, tuple)) else model(inputs)
+        return call_model(model, tuple(inputs) if isinstance(inputs, list) else inputs)  # loaders make lists of tuples
     except InfopruneError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:

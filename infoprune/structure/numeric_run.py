@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from infoprune.inputs import Inputs
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of, set_labels
 from infoprune.structure.module_state import attributes_restored, drop
@@ -22,7 +23,7 @@ from infoprune.structure.surgery.slicing import cut
 from infoprune.structure.tensors import OwnedTensor, owned_tensors, swapped
 from infoprune.structure.tracing.rules import tensors_in
 from infoprune.structure.tracing.rules.reduction import reduced_dims
-from infoprune.structure.tracing.tracer import Inputs, Operator, Tracer, run_labelled
+from infoprune.structure.tracing.tracer import Operator, Tracer, run_labelled
 
 STATISTICS = ("aten.mean", "aten.var", "aten.std", "aten.var_mean")
 

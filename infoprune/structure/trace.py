@@ -6,7 +6,7 @@ import fnmatch
 import gc
 import warnings
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten
 
 from infoprune.errors import ConfigurationError, PlanError, TraceError, nearest
+from infoprune.inputs import ByMode, Inputs
 from infoprune.structure.groups import Passes, Structure
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of
@@ -26,7 +27,6 @@ from infoprune.structure.tracing.outputs import Returned, tensors_held
 from infoprune.structure.tracing.relabel import Recording
 from infoprune.structure.tracing.rule_context import MEETS_OTHERS, OpRecord
 from infoprune.structure.tracing.tracer import (
-    Inputs,
     Tracer,
     collector_paused,
     inputs_on_meta,
@@ -50,7 +50,9 @@ _EVAL_ALWAYS = (_NormBase, nn.modules.dropout._DropoutNd)
 """Layers that are never traced in train mode: they would change statistics or draw random numbers."""
 
 
-def trace(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = ()) -> Structure:
+def trace(
+    model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = (), follow: Mapping[str, str | None] | None = None
+) -> Structure:
     """Find the channel groups of a model and what each costs.
 
     The model runs once in eval mode on shapes alone (on real tensors where its control flow needs values) while labels
@@ -61,10 +63,12 @@ def trace(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = ()) 
 
     Args:
         model: any module; its device and dtype do not matter.
-        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments of ``forward``.
+        example_inputs: a tensor (or a list), a tuple of positional or a dict of keyword arguments of ``forward``.
         frozen: patterns (as in shells) of module or parameter names whose filters must all stay, e.g. ``"head"``,
             ``"layer1.*"``. A few channels right at an input or output, as many as that has (colours), stay anyway;
             ``"!layer1"`` lets those of a layer go.
+        follow: path of each copy within the model -> path of its original; a copy loses what its original loses;
+            None instead of an original: the copy stays as it is.
 
     Returns:
         The structure: groups, reasons, cost model.
@@ -79,17 +83,19 @@ def trace(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = ()) 
         >>> [(group.name, group.size) for group in structure.prunable]
         [('0', 8)]
     """
-    return rehearsed(*labelled(model, example_inputs, frozen))
+    return rehearsed(*labelled(model, example_inputs, frozen, follow))
 
 
-def labelled(model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = ()) -> tuple[TraceSession, Structure]:
+def labelled(
+    model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = (), follow: Mapping[str, str | None] | None = None
+) -> tuple[TraceSession, Structure]:
     """The first half of `trace`: what the operators say, before any cut has been rehearsed."""
-    example_inputs = tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs
     owned = owned_tensors(model)
     _check_materialised(owned)
     if not all(len(tensor) for tensor in _tensors_of(example_inputs)[:1] if tensor.dim()):
         raise TraceError(f"the example inputs {_in_words(example_inputs)} hold no example: give at least one")
     session = TraceSession(model, example_inputs, owned)
+    session.pair_copies(follow or {})
     session.freeze_patterns(frozen)
     session.freeze_modules()
     with collector_paused():
@@ -197,6 +203,8 @@ class TraceSession:
         self.unreached: list[str] = []  # modules that no pass ran, and that have no like that did
         self._narrow_too: set[str] = set()  # tensors whose few channels right at an input or output may go
         self.passes: list[tuple[bool, Tracer]] = []
+        self.whole: set[str] = set()  # tensors of copies that stay as they are
+        self.copies: list[tuple[str, str]] = []  # tensors that lose the same: of a copy, of its original
         self.caches: list[str] = []  # attributes in which the model's code keeps what it has computed
         self._zero_pass: Tracer | None = None
         self._running: Tracer | None = None  # the last tracer that has been set going
@@ -208,6 +216,7 @@ class TraceSession:
 
     def run(self) -> None:
         """Trace in eval mode, and in train mode too if that reaches parameters which eval does not."""
+        self._unite_copies()
         try:
             tracer = self._pass(train=False)
         except TraceError:
@@ -215,6 +224,7 @@ class TraceSession:
         except Exception as on_shapes_error:
             self.on_shapes = False
             self._forget_operators()
+            self._unite_copies()
             try:
                 tracer = self._pass(train=False)
             except Exception as error:
@@ -223,15 +233,27 @@ class TraceSession:
         if not self.on_shapes:
             self._zero_pass = self._pass(train=False, stand_ins=self.background())
         unused = self._unused()
-        if unused and self.on_shapes:
+        by_mode = isinstance(self.inputs, ByMode)
+        if by_mode and not self.on_shapes:
+            raise TraceError("what train mode runs cannot be traced, because the model reads values of tensors")
+        if (unused or by_mode) and self.on_shapes:
             self.space.resolve_balances()
             mark = (len(self.space.unions), len(self.space.freezes))
             try:
                 self.passes.append((True, self._pass(train=True)))
-            except Exception:  # what train mode would need is unknown, so nothing that it shares may be cut
+            except Exception as error:  # what train mode would need is unknown, so nothing that it shares may be cut
+                if by_mode:
+                    raise self._user_error(error) from error
                 self.space.truncate(*mark)
                 self._freeze_near(unused)
-        unused = self._unused()
+        paired = {name for pair in self.copies for name in pair}
+        if by_mode:  # parts that only train mode runs (a discriminator, a teacher) keep their filters
+            for name in (name for name in unused if name not in paired):
+                self.space.freeze(self.labels[name][0], "is run by the training step only")
+        for name in self.whole:
+            for labels in self.labels[name]:
+                self.space.freeze(labels, "is part of a copy that stays as it is")
+        unused = [name for name in self._unused() if name not in paired and name not in self.whole]
         tied, self.unreached = settle_unreached(self, unused) if unused else (set(), [])
         for name in unused:
             for labels in self.labels[name] if name not in tied else ():
@@ -261,6 +283,28 @@ class TraceSession:
                         f"is one of {len(inner)} right at the model's {end}, too few to lose any; frozen=['!{layer}'] "
                         "lets them go",
                     )
+
+    def pair_copies(self, follow: Mapping[str, str | None]) -> None:
+        """Note the tensors of each copy with those of its original, and those of copies that stay as they are."""
+        self.whole = {
+            name
+            for copy, original in follow.items()
+            if original is None
+            for name in self.owned
+            if name.startswith(f"{copy}.")
+        }
+        self.copies = [
+            (copy + name.removeprefix(original), name)
+            for copy, original in follow.items()
+            if original is not None
+            for name in self.owned
+            if name.startswith(f"{original}.") and copy + name.removeprefix(original) in self.owned
+        ]
+
+    def _unite_copies(self) -> None:
+        for copy, original in self.copies:
+            for ours, theirs in zip(self.labels[copy], self.labels[original], strict=True):
+                self.space.unite(ours, theirs, -1)
 
     def _pass(self, train: bool, stand_ins: dict[str, Tensor] | None = None) -> Tracer:
         tracer = Tracer(self.space, self.module_names, first=sum(len(t.records) for t in self._tracers()))
@@ -363,6 +407,7 @@ class TraceSession:
         tracer = Tracer(self.space, self.module_names)
         leaving = None if recording is None else recording.replay(tracer)
         if leaving is not None:
+            self._unite_copies()
             self._freeze_leaving(leaving)
             self.passes = [(False, tracer)]
             self._freeze_colours()

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from infoprune.errors import VerificationError
+from infoprune.inputs import Inputs
 from infoprune.structure.numeric_run import ModuleOutputs, NumericRun
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tensors import owned_tensors
-from infoprune.structure.tracing.tracer import Inputs
 
 TOLERANCE = 1e-8
 """What float64 keeps: on the models of `benchmarks/coverage.py` it errs by 1e-14 at most."""

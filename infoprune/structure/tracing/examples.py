@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from infoprune.inputs import ModelCall
+
 
 def count_examples(inputs: Any) -> int:
     """Return the number of examples in a model's inputs.
@@ -47,9 +49,11 @@ def _is_image(value: Any) -> bool:
 
 
 def _arguments(inputs: Any) -> list[Any]:
+    if isinstance(inputs, ModelCall):
+        return inputs.arguments
     if isinstance(inputs, Mapping):
         return list(inputs.values())
-    return list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+    return list(inputs) if isinstance(inputs, tuple) else [inputs]
 
 
 def _in_argument(argument: Any) -> int | None:

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from infoprune.errors import TraceError
+from infoprune.inputs import Inputs, call_model
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.labels.tensor_labels import TensorLabels, clear_labels, labels_of, note_written, set_labels
 from infoprune.structure.tracing import meta_kernels
@@ -24,9 +25,6 @@ from infoprune.structure.tracing.outputs import Returned, output_tensors
 from infoprune.structure.tracing.relabel import Recording, Step
 from infoprune.structure.tracing.rule_context import Contraction, OpRecord, Output, RuleContext
 from infoprune.structure.tracing.rules import Rule, find_rule, tensors_in
-
-Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
-"""Example inputs: one tensor, a tuple of positional arguments, or a dict of keyword arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,15 +199,6 @@ def _is_factor(tensor: Tensor, others: Sequence[Tensor]) -> bool:
     return any(other.is_meta for other in others) and not labels_of(tensor).labelled
 
 
-def call(model: nn.Module, inputs: Inputs) -> Any:
-    """Run the model on its inputs, in any of their three forms."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
-
-
 def first_tensor(inputs: Any) -> Tensor | None:
     """The first tensor among the inputs."""
     return next((leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)), None)
@@ -232,7 +221,7 @@ def run_labelled(
             set_labels(tensor, tensor_labels)
         stack.enter_context(tracer.watching_modules())
         stack.enter_context(tracer)
-        value = call(model, inputs)
+        value = call_model(model, inputs)
         tensors = output_tensors(value)  # what an iterator yields is computed here
         returned = Returned(value, tensors, [labels_of(tensor) for tensor in tensors])
     if tracer.recording is not None:

@@ -1,0 +1,321 @@
+"""Run a LightningModule's training step once with nothing left behind, and see what it runs and reads."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import register_pytree_node, tree_map_only
+
+from infoprune.inputs import Arguments, Inputs, ModelCall, call_model
+from infoprune.structure.module_state import attributes_restored
+from infoprune.structure.tensors import owned_tensors, swapped
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from torch.optim import Optimizer
+
+STEP = "training_step"
+
+
+@dataclass(frozen=True)
+class CalledModule:
+    """A module that the training step ran.
+
+    Attributes:
+        path: its path in the LightningModule.
+        inputs: what it was called with; None for modules deep inside, whose activations would take much memory.
+        within: paths of the modules whose forward was running.
+    """
+
+    path: str
+    inputs: Inputs | None
+    within: tuple[str, ...]
+
+
+@dataclass
+class WatchedStep:
+    """What a training step did.
+
+    Attributes:
+        calls: the modules that it ran, in order.
+        updated: names of the parameters and buffers that it wrote by itself, without an optimizer.
+    """
+
+    calls: list[CalledModule] = field(default_factory=list)
+    updated: set[str] = field(default_factory=set)
+
+    def inputs_of(self, path: str) -> Inputs | None:
+        """Return what a module was called with first, None if it was not called."""
+        return next((call.inputs for call in self.calls if call.path == path), None)
+
+    def passes_by(self, module: nn.Module, path: str) -> bool:
+        """Return whether the step reads inside of the network at a path other than through one call of the network.
+
+        It runs parts of the network on their own, or the network carries forward hooks, which may keep activations.
+        """
+        prefix = f"{path}." if path else ""
+        inside = {name for name, part in module.named_modules() if name.startswith(prefix) and _has_parameters(part)}
+        direct = any(call.path in inside - {path} and path not in call.within for call in self.calls)
+        return direct or any(part._forward_hooks for part in module.get_submodule(path).modules())
+
+
+class TrainingStep(ModelCall):
+    """Example inputs that run the training step of a LightningModule on a batch.
+
+    Nothing is logged and no optimizer takes a step. On shapes (meta tensors) a tensor's value reads as 1, gradients
+    as tensors without values, and metrics are not updated.
+
+    Args:
+        batch: as the training step receives it.
+        owner: the LightningModule, if another module than that is run; None: the module itself.
+    """
+
+    def __init__(self, batch: Any, owner: pl.LightningModule | None = None) -> None:
+        self.batch = batch
+        self.owner = owner
+
+    @property
+    def arguments(self) -> list[Any]:
+        """Return the batch."""
+        return [self.batch]
+
+    def __call__(self, model: nn.Module) -> Any:
+        """Run the training step."""
+        module: Any = model if self.owner is None else self.owner
+        on_shapes = any(parameter.is_meta for parameter in module.parameters())
+        with _silenced(module), _shapes_as_values(module) if on_shapes else nullcontext():
+            wanted = inspect.signature(module.training_step).parameters
+            result = module.training_step(self.batch, *[0] * (len(wanted) > 1))
+            return torch.zeros(()) if result is None else result  # manual optimization may return nothing
+
+
+register_pytree_node(
+    TrainingStep, lambda step: ([step.batch], step.owner), lambda parts, owner: TrainingStep(next(iter(parts)), owner)
+)
+
+
+def watch_training_step(
+    trainer: pl.Trainer, module: pl.LightningModule, batch: Any, path: str | None = None
+) -> WatchedStep:
+    """Run the training step on a batch and undo it: weights, buffers and attributes are as before.
+
+    Args:
+        trainer: the Trainer of the fit.
+        module: its LightningModule.
+        batch: a batch on the training device.
+        path: a module whose inputs are wanted, besides those of the LightningModule and its children.
+
+    Raises:
+        Exception: whatever the training step raises.
+    """
+    watched = WatchedStep()
+    owned = owned_tensors(module)
+    with ExitStack() as stack:
+        stack.enter_context(attributes_restored(module.modules()))
+        clones = {name: _clone(entry.tensor) for name, entry in owned.items()}
+        stack.enter_context(swapped(owned, clones))
+        for part in module.modules():
+            for name, value in list(vars(part).items()):
+                if isinstance(value, Tensor):  # the state of a metric, say, which is updated in place
+                    vars(part)[name] = value.detach().clone()
+        stack.enter_context(_watching(module, watched, path))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(trainer.precision_plugin.train_step_context())
+        TrainingStep(batch)(module)
+        now = owned_tensors(module)
+        watched.updated = {
+            name
+            for name, entry in owned.items()
+            if entry.is_parameter and (name not in now or not _same(now[name].tensor, entry.tensor))
+        }
+    return watched
+
+
+def modules_run(module: nn.Module, network: nn.Module, inputs: Inputs) -> set[str]:
+    """Return the paths, in a module, of the modules that a network within it runs in eval mode."""
+    watched = WatchedStep()
+    with (
+        attributes_restored(module.modules()),
+        _watching(module, watched),
+        torch.compiler.set_stance("force_eager"),
+        torch.no_grad(),
+    ):
+        module.eval()
+        call_model(network, inputs)
+    return {call.path for call in watched.calls}
+
+
+def _clone(tensor: Tensor) -> Tensor:
+    copied = tensor.detach().clone()
+    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first, second)
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+@contextmanager
+def _watching(module: nn.Module, watched: WatchedStep, wanted: str | None = None) -> Iterator[None]:
+    """Note every module that runs, and the inputs of the outer ones."""
+    running: list[str] = []
+    handles = []
+
+    def enter(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        name = path.removesuffix("._orig_mod")  # of a compiled module
+        outer = name == wanted or "." not in name
+        watched.calls.append(CalledModule(path, as_inputs(args, kwargs) if outer else None, tuple(running)))
+        running.append(path)
+
+    def leave(*_: Any) -> None:
+        running.pop()
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        enter("", args, kwargs)
+        try:
+            return own_forward(*args, **kwargs)
+        finally:
+            leave()
+
+    # Many training steps call self.forward(x), which runs no hook.
+    own_forward, replaced = module.forward, vars(module).get("forward")
+    vars(module)["forward"] = forward
+    for path, part in module.named_modules():
+        if path:
+            before = functools.partial(_enter_hook, enter, path)
+            handles.append(part.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
+            handles.append(part.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        vars(module).pop("forward", None)
+        if replaced is not None:
+            vars(module)["forward"] = replaced
+
+
+def _enter_hook(
+    enter: Callable[..., None], path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    enter(path, args, kwargs)
+
+
+def as_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+    """Return the arguments of a call as example inputs, without their gradients."""
+    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), (args, kwargs))
+    if kwargs:
+        return Arguments(args, kwargs)
+    return args[0] if len(args) == 1 and isinstance(args[0], Tensor) else args
+
+
+class _IdleOptimizer:
+    """Stands for an optimizer in a step that is to change nothing; its settings can be read."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._optimizer, name)
+
+    def step(self, closure: Any = None, *_: Any, **__: Any) -> Any:
+        """Evaluate the closure only."""
+        return None if closure is None else closure()
+
+    def zero_grad(self, *_: Any, **__: Any) -> None:
+        """Do nothing."""
+
+    @contextmanager
+    def toggle_model(self, *_: Any, **__: Any) -> Iterator[None]:
+        """Do nothing."""
+        yield
+
+
+@contextmanager
+def _silenced(module: Any) -> Iterator[None]:
+    """Let nothing that a training step logs or optimizes happen."""
+    idle = [_IdleOptimizer(optimizer) for optimizer in module._trainer.optimizers] if module._trainer else []
+    stubs = {
+        **dict.fromkeys(
+            (
+                "log",
+                "log_dict",
+                "manual_backward",
+                "clip_gradients",
+                "print",
+                "toggle_optimizer",
+                "untoggle_optimizer",
+            ),
+            _nothing,
+        ),
+        "optimizers": lambda *_, **__: idle[0] if len(idle) == 1 else idle,
+    }
+    before = {name: vars(module)[name] for name in stubs if name in vars(module)}
+    trainer, backward = module._trainer, Tensor.backward
+    loggers = trainer.loggers if trainer else []
+    vars(module).update(stubs)
+    Tensor.backward = _nothing  # type: ignore[method-assign]
+    if loggers:
+        trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        yield
+    finally:
+        Tensor.backward = backward  # type: ignore[method-assign]
+        if loggers:
+            trainer.loggers = loggers
+        for name in stubs:
+            vars(module).pop(name, None)
+        vars(module).update(before)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Do nothing."""
+
+
+class _ValuesRead(TorchDispatchMode):
+    """Lets the value of a meta tensor read as 1, and meta tensors stay where they are when they are to be copied."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta:
+            kwargs["device"] = torch.device("meta")
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _shapes_as_values(module: nn.Module) -> Iterator[None]:
+    """Let a training step run on shapes, as far as it only looks at values."""
+    grad = torch.autograd.grad
+    metrics = [part for part in module.modules() if {"update", "compute"} <= set(dir(part))]
+    before = [(part, {name: vars(part).get(name) for name in ("forward", "update", "compute")}) for part in metrics]
+    torch.autograd.grad = lambda outputs, inputs, *_, **__: tuple(  # type: ignore[assignment]
+        torch.zeros_like(tensor) for tensor in ([inputs] if isinstance(inputs, Tensor) else inputs)
+    )
+    for part in metrics:
+        for name in ("forward", "update", "compute"):
+            vars(part)[name] = lambda *_, **__: torch.zeros(())
+    try:
+        with _ValuesRead():
+            yield
+    finally:
+        torch.autograd.grad = grad
+        for part, values in before:
+            for name, value in values.items():
+                vars(part).pop(name, None)
+                if value is not None:
+                    vars(part)[name] = value

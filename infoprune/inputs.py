@@ -1,0 +1,105 @@
+"""Example inputs of a model in all their forms, and running the model on them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from torch.utils._pytree import register_pytree_node
+
+
+class ModelCall(ABC):
+    """Example inputs that say themselves how a model is run on them.
+
+    Subclasses are pytree nodes, so that their tensors can be moved like those of a tuple.
+    """
+
+    @abstractmethod
+    def __call__(self, model: nn.Module) -> Any:
+        """Run the model and return what it returns."""
+
+    @property
+    @abstractmethod
+    def arguments(self) -> list[Any]:
+        """Return the values that the model is run on."""
+
+
+@dataclass(frozen=True)
+class Arguments(ModelCall):
+    """Positional and keyword arguments of one call.
+
+    Example:
+        >>> import torch
+        >>> call_model(nn.Bilinear(2, 3, 1), Arguments((torch.zeros(1, 2),), {"input2": torch.zeros(1, 3)})).shape
+        torch.Size([1, 1])
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self, model: nn.Module) -> Any:
+        """Run the model on the arguments."""
+        return model(*self.args, **self.kwargs)
+
+    @property
+    def arguments(self) -> list[Any]:
+        """Return the positional arguments, then the keyword arguments."""
+        return [*self.args, *self.kwargs.values()]
+
+
+@dataclass(frozen=True)
+class ByMode(ModelCall):
+    """One kind of example inputs for eval mode, another for train mode.
+
+    Attributes:
+        evaluation: what the model is run on in eval mode.
+        training: what it is run on in train mode.
+    """
+
+    evaluation: Inputs
+    training: Inputs
+
+    def __call__(self, model: nn.Module) -> Any:
+        """Run the model on the inputs of its mode."""
+        return call_model(model, self.training if model.training else self.evaluation)
+
+    @property
+    def arguments(self) -> list[Any]:
+        """Return what the model is run on in eval mode."""
+        inputs = self.evaluation
+        if isinstance(inputs, ModelCall):
+            return inputs.arguments
+        if isinstance(inputs, Mapping):
+            return list(inputs.values())
+        return list(inputs) if isinstance(inputs, tuple) else [inputs]
+
+
+Inputs: TypeAlias = "Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any] | ModelCall"
+"""Example inputs: one tensor (or list of tensors) as the only argument, a tuple of positional or a dict of keyword
+arguments, or a `ModelCall`."""
+
+register_pytree_node(Arguments, lambda call: ([call.args, call.kwargs], None), lambda parts, _: Arguments(*parts))
+register_pytree_node(ByMode, lambda call: ([call.evaluation, call.training], None), lambda parts, _: ByMode(*parts))
+
+
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
+    """Run a model on its inputs.
+
+    Args:
+        model: any module.
+        inputs: a tuple of positional arguments, a dict of keyword arguments or a `ModelCall`; anything else, a list
+            too, is the only argument.
+
+    Example:
+        >>> import torch
+        >>> call_model(nn.Linear(2, 3), torch.zeros(1, 2)).shape, call_model(nn.Identity(), [1, 2])
+        (torch.Size([1, 3]), [1, 2])
+    """
+    if isinstance(inputs, ModelCall):
+        return inputs(model)
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)

@@ -1,0 +1,68 @@
+"""Parameters that a model's code holds a second time: in lists of its own, and in optimizers that it made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+
+def held_optimizers(model: nn.Module) -> list[Optimizer]:
+    """Return the optimizers that the modules of a model keep as attributes, alone or in a list, tuple or dict.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Linear(2, 2)
+        >>> net.optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        >>> held_optimizers(net) == [net.optimizer]
+        True
+    """
+    found = {id(item): item for _, _, value in _attributes(model) for item in _items(value)}
+    return [item for item in found.values() if isinstance(item, Optimizer)]
+
+
+def replace_held(model: nn.Module, replaced: Mapping[nn.Parameter, nn.Parameter]) -> None:
+    """Put new parameters where attributes of a model hold the old ones, alone or in a list, tuple or dict.
+
+    Args:
+        model: the model, which has been cut.
+        replaced: old parameter -> new parameter, as `shrink` returns them.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Linear(2, 2)
+        >>> net.penalised = [net.weight]
+        >>> new = nn.Parameter(torch.ones(1, 2))
+        >>> replace_held(net, {net.weight: new})
+        >>> net.penalised[0] is new
+        True
+    """
+    new = {id(old): parameter for old, parameter in replaced.items()}
+    for module, name, value in list(_attributes(model)):
+        if not any(id(item) in new for item in _items(value)):
+            continue
+        if isinstance(value, list):
+            value[:] = [new.get(id(item), item) for item in value]
+        elif isinstance(value, dict):
+            value.update({key: new[id(item)] for key, item in value.items() if id(item) in new})
+        elif isinstance(value, tuple):
+            vars(module)[name] = tuple(new.get(id(item), item) for item in value)
+        else:
+            vars(module)[name] = new[id(value)]
+
+
+def _attributes(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+    """Yield the attributes of all modules, without the stores of parameters, buffers and modules."""
+    own = vars(nn.Module())
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in own:
+                yield module, name, value
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if type(value) in (list, tuple) else [value]
