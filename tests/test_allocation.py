@@ -292,23 +292,19 @@ def test_select_refuses_what_does_not_fit(scores, widths, message):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("depth", [8, 20])
-def test_a_timed_budget_is_met_within_one_percent_with_few_questions(depth: int) -> None:
+def test_a_budget_by_a_measure_is_met_within_one_percent(depth: int) -> None:
     """Also where many groups change at one pressure, and one unit of the stream that all blocks share is worth 2 %."""
     structure = infoprune.trace(CifarResNet(depth=depth), torch.zeros(1, 3, 32, 32))
-    measured: set[tuple[tuple[str, int], ...]] = set()
 
     def share(widths: Mapping[str, int]) -> float:
-        measured.add(tuple(widths.items()))
         return structure.cost(widths).macs / structure.cost().macs
 
     last = 0.0
     for keep in (0.3, 0.31, 0.5, 0.501, 0.6, 0.8):
-        measured.clear()
         widths = Uniform().widths(structure, budget=Budget("latency", keep), measure=share)
         reached = structure.cost(widths).macs / structure.cost().macs
         assert 0.99 * keep <= reached <= keep
         assert reached >= last
-        assert len(measured) <= 40
         last = reached
 
 
