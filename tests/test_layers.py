@@ -13,10 +13,10 @@ pytestmark = pytest.mark.smoke
 PACKAGE = Path(__file__).resolve().parents[1] / "infoprune"
 
 FLOORS = [
-    {"errors", "version", "files", "registry"},
+    {"errors", "version", "files", "registry", "inputs"},
     {"cost", "structure"},
     {"shapes", "snapshot", "state_dicts", "weight_files", "saving"},
-    {"criteria", "recalibration", "evaluate", "checkpoint"},
+    {"criteria", "recalibration", "evaluate", "checkpoint", "loading"},
     {"allocation", "backends", "export", "schedule"},
     {"decide", "api", "compare", "deploy", "hub", "sensitivity", "speed"},
     {"data", "models", "report"},
