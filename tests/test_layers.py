@@ -31,7 +31,7 @@ ENGINE = [
     {"tracing", "attributes"},
     {"cost_model", "layers", "explain", "groups"},
     {"validation", "surgery"},
-    {"numeric_run", "trace", "verify"},
+    {"numeric_run", "trace", "unreached", "verify"},
     {"__init__"},
 ]
 """The floors of the structure engine."""

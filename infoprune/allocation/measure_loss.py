@@ -78,7 +78,9 @@ class LossMeter:
         self.owner = owner
         self.groups = {group.name: group for group in structure.prunable if group.name in scores}
         self.model = snapshot(model)
-        self.model.to(memory_format=torch.channels_last)  # twice as fast on CPUs
+        for parameter in self.model.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)  # twice as fast on CPUs
         self._scores = scores
         self._tensors = {name: owned.tensor for name, owned in owned_tensors(self.model).items()}
         self._readers = {name: _readers(structure, group) for name, group in self.groups.items()}
