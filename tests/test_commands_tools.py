@@ -24,6 +24,7 @@ from infoprune.report import RunRecord
 from infoprune.report.figures import of_run, pareto
 from infoprune.sensitivity import sensitivity
 from infoprune.speed import peak_memory, side_by_side, uniformly_narrowed
+from infoprune.version import __version__
 from tests.commands import NET, SHAPE, Shell
 from tests.sample_record import sample_record
 
@@ -246,7 +247,9 @@ class TestPlot:
         assert "png, svg, pdf" in shell.refuses("plot", "--run", run, "--format", "gif")
         assert "cannot read absent" in shell.refuses("plot", "--run", "absent")
         record = (run / "record.json").read_text()
-        (run / "record.json").write_text(record.replace('"format": 1', '"format": 7').replace('"0.1.0"', '"7.0"'))
+        (run / "record.json").write_text(
+            record.replace('"format": 1', '"format": 7').replace(f'"{__version__}"', '"7.0"')
+        )
         assert "written by infoprune 7.0" in shell.refuses("plot", "--run", run)
         (run / "record.json").write_text(record[: len(record) // 2])
         assert "not valid JSON" in shell.refuses("plot", "--run", run)
