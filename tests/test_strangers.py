@@ -95,16 +95,6 @@ def test_an_optimizer_of_another_model_is_refused_when_the_fit_starts() -> None:
         trainer(line(), epochs=2).fit(module)
 
 
-class Packed(torch.optim.SGD):
-    """Keeps what it knows of a parameter as text."""
-
-    def step(self, closure: Any = None) -> Any:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self.state[parameter]["packed"] = [parameter.detach().flatten().tolist()]
-        return super().step(closure)
-
-
 class TestTheProjectsOwnScripts:
     """A Trainer without the callback, load_from_checkpoint, torch.load and load_state_dict."""
 
