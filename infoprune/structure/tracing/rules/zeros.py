@@ -50,7 +50,7 @@ def nonzero_axes(
         return []
     places = iter(range(len(tensors)))
     described = _described(list(args), places), _described(sorted(kwargs.items()), places)
-    found = []
+    found: list[Axis] = []
     for dim, axis in enumerate(axes):
         pairs = zip(tensors, operands, strict=True)
         zeros = tuple(_has(t, o, dim - len(axes), axis) and o.zero_along(o.axes[dim - len(axes)]) for t, o in pairs)
