@@ -7,6 +7,7 @@ import gc
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from infoprune.structure.tracing.tracer import (
     inputs_on_meta,
     run_labelled,
 )
+from infoprune.structure.tracing.values import Constants, UnknownConstant, Values
 from infoprune.structure.unreached import settle_unreached
 from infoprune.structure.validation import size_aliases
 from infoprune.structure.validation.conflict import Conflict
@@ -210,6 +212,8 @@ class TraceSession:
         self._running: Tracer | None = None  # the last tracer that has been set going
         self._recording: Recording | None = None
         self._last: tuple[tuple[list[Tracer], int, int], Structure] | None = None
+        self._notes_constants = False  # written-out numbers, which control flow reads
+        self._numbers_made_up = False  # for control flow to read
         self.numbers = SizeAttributeFinder(self)
 
     # -- running ------------------------------------------------------------------------------------------------------
@@ -218,18 +222,20 @@ class TraceSession:
         """Trace in eval mode, and in train mode too if that reaches parameters which eval does not."""
         self._unite_copies()
         try:
-            tracer = self._pass(train=False)
+            self.passes = [(False, self._pass_on_shapes())]
+            if self._numbers_made_up and self._unused():
+                raise RuntimeError("with numbers that were made up, the control flow leaves out parts of the model")
         except TraceError:
             raise
         except Exception as on_shapes_error:
             self.on_shapes = False
             self._forget_operators()
             self._unite_copies()
+            self.passes = []
             try:
-                tracer = self._pass(train=False)
+                self.passes = [(False, self._pass(train=False))]
             except Exception as error:
                 raise self._user_error(error) from on_shapes_error
-        self.passes = [(False, tracer)]
         if not self.on_shapes:
             self._zero_pass = self._pass(train=False, stand_ins=self.background())
         unused = self._unused()
@@ -305,6 +311,15 @@ class TraceSession:
         for copy, original in self.copies:
             for ours, theirs in zip(self.labels[copy], self.labels[original], strict=True):
                 self.space.unite(ours, theirs, -1)
+
+    def _pass_on_shapes(self) -> Tracer:
+        try:
+            return self._pass(train=False)
+        except UnknownConstant:
+            self._forget_operators()
+            self._unite_copies()
+            self._notes_constants = True
+            return self._pass(train=False)
 
     def _pass(self, train: bool, stand_ins: dict[str, Tensor] | None = None) -> Tracer:
         tracer = Tracer(self.space, self.module_names, first=sum(len(t.records) for t in self._tracers()))
@@ -384,12 +399,26 @@ class TraceSession:
         with self._attributes.restored(), swapped(self.owned, tensors):
             for module in self.modules.values():  # past nn.Module.__setattr__: restored together with all the others
                 module.__dict__["training"] = train and not isinstance(module, _EVAL_ALWAYS)
-            returned = run_labelled(tracer, self.model, inputs, labelled_tensors)
+            returned = self._run(tracer, inputs, labelled_tensors)
             if tracer is self._running:  # a trace, not a rehearsal
                 own = [tensor for tensor, _ in labelled_tensors]
                 self._note_caches(self._attributes.filled(own))
                 self._note_leaving(tracer, returned, own, inputs)
             return returned
+
+    def _run(self, tracer: Tracer, inputs: Inputs, labelled_tensors: Sequence[tuple[Tensor, TensorLabels]]) -> Returned:
+        """Run the model; a trace on shapes computes the numbers that control flow reads."""
+        if tracer is not self._running or not self.on_shapes:
+            return run_labelled(tracer, self.model, inputs, labelled_tensors)
+        weights = zip((tensor for tensor, _ in labelled_tensors), (e.tensor for e in self.owned.values()), strict=True)
+        values = Values(weights, zip(_tensors_of(inputs), _tensors_of(self.inputs), strict=True))
+        tracer.values = values
+        try:
+            with Constants(values) if self._notes_constants else nullcontext():
+                return run_labelled(tracer, self.model, inputs, labelled_tensors)
+        finally:
+            tracer.values = None  # holds all tensors of the pass
+            self._numbers_made_up |= values.made_up
 
     def _note_caches(self, filled: Iterable[tuple[nn.Module, str]]) -> None:
         for module, name in filled:

@@ -83,7 +83,8 @@ class Recording:
         try:
             for step in self.steps:
                 before = step.record
-                tracer.label(step._replace(record=OpRecord(before.name, before.module, before.scalars)))
+                record = OpRecord(before.name, before.module, before.scalars, read=before.read)
+                tracer.label(step._replace(record=record))
             return [(labels_of(tensor), how) for tensor, how in self.leaving]
         finally:
             for tensor, _ in self.labelled_tensors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,12 @@ class Output:
     axes: tuple[Axis, ...]
 
 
+class Read(NamedTuple):
+    """That an operator on shapes had to compute numbers, and what it returned if that is no tensor on shapes."""
+
+    result: Any
+
+
 @dataclass(slots=True)
 class OpRecord:
     """One operator of the traced forward pass."""
@@ -43,6 +49,7 @@ class OpRecord:
     outputs: list[Output] = field(default_factory=list)
     choices: list[int] = field(default_factory=list)
     splits: list[tuple[int, ...]] = field(default_factory=list)  # how many parts of how many parts of ... of an axis
+    read: Read | None = None
     by_place: bool = False  # takes some channels of a dimension by their places, so that a cut elsewhere tells nothing
 
     def __str__(self) -> str:

@@ -23,8 +23,9 @@ from infoprune.structure.tracing import meta_kernels
 from infoprune.structure.tracing.meta_kernels import Kernel, kernel_of
 from infoprune.structure.tracing.outputs import Returned, output_tensors
 from infoprune.structure.tracing.relabel import Recording, Step
-from infoprune.structure.tracing.rule_context import Contraction, OpRecord, Output, RuleContext
+from infoprune.structure.tracing.rule_context import Contraction, OpRecord, Output, Read, RuleContext
 from infoprune.structure.tracing.rules import Rule, find_rule, tensors_in
+from infoprune.structure.tracing.values import Call, UnknownConstant, Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Tracer(TorchDispatchMode):
         self.used: set[str] = set()
         self.recording: Recording | None = None
         self.results: list[weakref.ref[Tensor]] = []  # of a pass that is not recorded
+        self.values: Values | None = None
         self._names = names
         self._modules: list[str] = [""]
         self._operators: dict[int, Operator] = {}
@@ -78,12 +80,35 @@ class Tracer(TorchDispatchMode):
     def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operator, label its results and record it."""
         tensors = tensors_in(args, kwargs)
-        result = execute(operator, args, kwargs, tensors)
+        result, read = self._executed(operator, args, kwargs, tensors)
         outs = [result] if isinstance(result, Tensor) else tensors_in((result,))
         if tensors or holds_anything(outs):
             record = OpRecord(operator.name, self.module, scalars_in(operator.name, args, kwargs, tensors))
+            record.read = Read(None if outs and outs[0].is_meta else result) if read else None
             self.label(Step(record, operator.rule, args, kwargs, tensors, outs))
         return result
+
+    def _executed(
+        self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]
+    ) -> tuple[Any, bool]:
+        """Run an operator, and say whether that took numbers, which a pass on shapes has to compute first."""
+        if self.values is None:
+            return execute(operator, args, kwargs, tensors), False
+        call = Call(operator.func, operator.name, args, kwargs, tensors)
+        try:
+            result = execute(operator, args, kwargs, tensors)
+        except (NotImplementedError, RuntimeError) as on_shapes:
+            if not any(tensor.is_meta for tensor in tensors):
+                raise
+            try:
+                return self.values.read(call), True
+            except UnknownConstant:
+                raise
+            except Exception as on_numbers:
+                raise on_shapes from on_numbers
+        call.outs = [result] if isinstance(result, Tensor) else tensors_in((result,))
+        self.values.note(call)
+        return result, False
 
     def label(self, step: Step) -> None:
         """Give an operator's results their labels and record it."""

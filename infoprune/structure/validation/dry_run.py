@@ -216,7 +216,7 @@ class _DryRun(Tracer):
         conflicting_slice = self._pass_over_slice(name, tensors)
         record = self._expected[self._next] if self._next < len(self._expected) else None
         try:
-            result = execute(operator, args, kwargs, tensors)
+            result = self._result(record, operator, args, kwargs, tensors)
         except Exception:
             # Go on with what should have come out, so that one rehearsal finds all that is in the way.
             if not self._aligned:
@@ -259,6 +259,19 @@ class _DryRun(Tracer):
         if record.name.endswith("_") or reason != FIXED:
             return result
         return self._as_expected(record, tensors)
+
+    def _result(
+        self,
+        record: OpRecord | None,
+        operator: Operator,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: Sequence[Tensor],
+    ) -> Any:
+        """Run an operator. What the traced pass read of numbers is read again: control flow goes the same way."""
+        if not self._aligned or record is None or record.read is None or record.name != operator.name:
+            return execute(operator, args, kwargs, tensors)
+        return record.read.result if record.read.result is not None else self._as_expected(record, ())
 
     def _made_what_is_asked(self, name: str, args: Sequence[Any]) -> OpRecord | None:
         """The operator ahead in the original that made the very sizes which one on another way fails to make, if any.

@@ -1,0 +1,230 @@
+"""Numbers for a pass on shapes, computed where a model's control flow reads them and nowhere else.
+
+Which boxes a detector keeps, how many tokens a mask leaves: such code reads numbers, of which a pass on shapes has
+none. All calls of operators are noted. When one needs numbers, the calls that lead to its arguments are run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map, tree_map_only
+
+from infoprune.structure.tracing.rules import tensors_in
+
+BUDGET = 1 << 30
+"""So many multiply-accumulates may be computed for one reading. Where it would take more, random numbers stand for what
+products with the model's weights give: which boxes a detector keeps says nothing about its channels."""
+
+MOST = 10_000
+"""So many readings there may be: random numbers can keep a loop going that waits for something to converge."""
+
+_OF_NUMBERS = "aten.lift_fresh"
+"""What `torch.tensor` calls last."""
+
+_PRODUCTS = frozenset({"aten.convolution", "aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"})
+
+
+class UnknownConstant(Exception):
+    """Numbers that the code writes out were put on shapes alone, and nobody noted them: see `Constants`."""
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of an operator on shapes.
+
+    Attributes:
+        func: the operator.
+        name: its name without overload.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        tensors: all tensors among them.
+        outs: the tensors that it returned; one that it wrote to is the argument itself.
+        done: whether it was run on numbers.
+    """
+
+    func: Callable[..., Any]
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    tensors: Sequence[Tensor]
+    outs: Sequence[Tensor] = ()
+    done: bool = False
+
+    @cached_property
+    def reads(self) -> frozenset[int]:
+        """The memory of its arguments."""
+        return frozenset(_memory(tensor) for tensor in self.tensors if tensor.is_meta)
+
+    @cached_property
+    def writes(self) -> frozenset[int]:
+        """The memory of its results."""
+        return frozenset(_memory(tensor) for tensor in self.outs if tensor.is_meta)
+
+    @property
+    def macs(self) -> int:
+        """The multiply-accumulates of a product."""
+        if self.name not in _PRODUCTS:
+            return 0
+        if self.name == "aten.convolution":
+            return self.outs[0].numel() * self.args[1][0].numel()
+        return self.outs[0].numel() * int(self.tensors[-1].shape[-2])
+
+
+class Values:
+    """The numbers of a pass on shapes.
+
+    Args:
+        weights: the model's tensors on shapes, each with the tensor that it stands for.
+        inputs: the same for the inputs.
+
+    Attributes:
+        made_up: whether random numbers stood for some.
+    """
+
+    def __init__(self, weights: Iterable[tuple[Tensor, Tensor]], inputs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        pairs = [(shape, real) for shape, real in weights if shape.is_meta]
+        self.made_up = False
+        self._weights = frozenset(_memory(shape) for shape, _ in pairs)
+        self._sources = {id(shape): real for shape, real in [*pairs, *inputs]}
+        self._computed: dict[int, Tensor] = {}
+        self._calls: list[Call] = []  # holds all tensors, so that no other tensor gets the id or memory of one
+        self._indexed = 0  # so many of them stand in the next two
+        self._writers: dict[int, list[int]] = {}  # memory -> places of the calls that write to it
+        self._readers: dict[int, list[int]] = {}
+        self._readings = 0
+
+    def note(self, call: Call) -> None:
+        """Note a call, which may have to be run later."""
+        self._calls.append(call)
+
+    def note_constant(self, shape: Tensor, real: Tensor) -> None:
+        """Note the numbers of a tensor that the code has made of written-out ones, by the call noted last."""
+        call = self._calls[-1] if self._calls else None
+        if call is not None and call.name == _OF_NUMBERS and call.outs[0] is shape:
+            self._computed[id(shape)], call.done = real, True
+
+    def read(self, call: Call) -> Any:
+        """Run and note a call that needs numbers.
+
+        Returns:
+            What the operator returns. Tensors are on shapes alone again, unless it takes them off meta.
+        """
+        self._readings += 1
+        if self._readings > MOST:
+            raise RuntimeError(f"the control flow reads numbers more than {MOST} times")
+        self._compute([tensor for tensor in call.tensors if tensor.is_meta])
+        result = self._result(call)
+        if isinstance(result, Tensor | tuple | list) and call.name != "aten._to_copy":
+            numbers = tensors_in((result,))
+            result = tree_map_only(Tensor, _shape_of, result)
+            call.outs, call.done = tensors_in((result,)), True
+            self._computed.update((id(out), number) for out, number in zip(call.outs, numbers, strict=True))
+            self.note(call)
+        return result
+
+    def _compute(self, wanted: Sequence[Tensor]) -> None:
+        """Run the calls that lead to some tensors."""
+        missing = frozenset(_memory(tensor) for tensor in wanted if id(tensor) not in self._computed)
+        places = self._behind(missing) if missing else []
+        if sum(self._calls[place].macs for place in places) > BUDGET:
+            self.made_up = True
+            places = self._behind(missing)
+        for place in places:
+            call = self._calls[place]
+            if self._is_made_up(call):
+                numbers = [_random(out, seed=place) for out in call.outs]
+            else:
+                numbers = tensors_in((self._result(call),))
+            self._computed.update((id(out), number) for out, number in zip(call.outs, numbers, strict=True))
+            call.done = True
+
+    def _behind(self, missing: Iterable[int]) -> list[int]:
+        """The places of the calls that make what is in some memory, in order; those that were run are left out."""
+        self._index()
+        found: set[int] = set()
+        waiting = [place for memory in missing for place in self._writers.get(memory, ())]
+        while waiting:
+            place = waiting.pop()
+            call = self._calls[place]
+            if place in found or call.done:
+                continue
+            if call.name == _OF_NUMBERS and call.args[0].is_meta:
+                raise UnknownConstant
+            found.add(place)
+            if call.name.endswith("_"):  # whatever read the memory before has to be run before
+                waiting += [at for memory in call.writes for at in self._readers.get(memory, ()) if at < place]
+            if not self._is_made_up(call):
+                waiting += [at for memory in call.reads for at in self._writers.get(memory, ()) if at < place]
+        return sorted(found)
+
+    def _index(self) -> None:
+        for place in range(self._indexed, len(self._calls)):
+            for memory in self._calls[place].writes:
+                self._writers.setdefault(memory, []).append(place)
+            for memory in self._calls[place].reads:
+                self._readers.setdefault(memory, []).append(place)
+        self._indexed = len(self._calls)
+
+    def _is_made_up(self, call: Call) -> bool:
+        """Whether random numbers stand for what a product with weights gives."""
+        return self.made_up and call.name in _PRODUCTS and not call.reads.isdisjoint(self._weights)
+
+    def _result(self, call: Call) -> Any:
+        args, kwargs = tree_map(self._number, (call.args, call.kwargs))
+        return call.func(*args, **kwargs)
+
+    def _number(self, value: Any) -> Any:
+        """An argument, with numbers where it has none."""
+        if isinstance(value, torch.device) and value.type == "meta":
+            return torch.device("cpu")
+        if not isinstance(value, Tensor) or not value.is_meta:
+            return value
+        if id(value) not in self._computed:
+            self._computed[id(value)] = self._sources[id(value)].detach().clone()
+        return self._computed[id(value)]
+
+
+class Constants(TorchFunctionMode):
+    """Notes the numbers that the code writes out (``torch.tensor([2, 4], device=x.device)``) and puts on shapes.
+
+    It sees every function of PyTorch that is called, which takes time: only for passes that read such numbers.
+    """
+
+    def __init__(self, values: Values) -> None:
+        super().__init__()
+        self._values = values
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in _MAKERS and result.is_meta:
+            with _disable_current_modes():
+                self._values.note_constant(result, torch.tensor(args[-1], dtype=result.dtype))
+        return result
+
+
+_MAKERS = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _shape_of(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _random(out: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randn(out.shape, generator=generator)
+    return torch.empty_strided(out.shape, out.stride(), dtype=out.dtype).copy_(numbers)

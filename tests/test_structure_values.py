@@ -1,0 +1,100 @@
+"""A pass on shapes computes the numbers that a model's control flow reads."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import infoprune
+from infoprune.structure.tracing import values
+
+X = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+class Finder(nn.Module):
+    """Keeps the places whose score is above the threshold and looks at the channels there once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.widen = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 1)
+        self.scores, self.look = nn.Conv2d(12, 1, 1), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = torch.relu(self.widen(torch.relu(self.features(x))))
+        scores = self.scores(features).flatten().sigmoid()
+        steps = torch.tensor([2.0], device=x.device)
+        found = torch.where(scores * steps > 0.9)[0]
+        kept = features.flatten(2)[0].T[found[: int(min(len(found), 20))]]
+        return scores, self.look(kept)
+
+
+def check(net: nn.Module) -> infoprune.Structure:
+    structure = infoprune.trace(net, X)
+    plan = structure.plan({group.name: range(group.size // 2) for group in structure.prunable})
+    original = copy.deepcopy(net)
+    infoprune.shrink(net, plan)
+    assert infoprune.verify(original, net, plan, X).max_error < 1e-10
+    return structure
+
+
+@pytest.mark.parametrize("budget", [values.BUDGET, 0], ids=["computed", "made up"])
+def test_places_that_are_found_by_their_scores(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(values, "BUDGET", budget)
+    torch.manual_seed(2)
+    structure = check(Finder())
+    assert structure.passes.on_shapes
+    assert {group.name for group in structure.prunable} == {"features", "widen"}
+
+
+class Gated(nn.Module):
+    """Takes one of two layers, by what the first has computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.low, self.high = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+        nn.init.constant_(self.first.bias, 9.0)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        z: Tensor = self.high(y) if y.mean() > 1 else self.low(y)
+        return z
+
+
+def test_the_branch_that_the_example_takes_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    structure = infoprune.trace(Gated(), X)
+    assert structure.passes.on_shapes
+    assert not any(record.module == "low" for record in structure.records)
+    monkeypatch.setattr(values, "BUDGET", 0)  # made-up numbers take the other branch, so real ones have to decide
+    structure = infoprune.trace(Gated(), X)
+    assert not structure.passes.on_shapes
+    assert any(record.module == "high" for record in structure.records)
+
+
+def test_numbers_behind_writes_in_place_are_those_of_the_time() -> None:
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+            self.seen: list[float] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            level = x.mean().abs() + 1
+            twice = level * 2
+            level.add_(5)
+            self.seen += [float(level), float(twice)]
+            y: Tensor = self.last(torch.relu(self.first(x)))
+            return y
+
+    net = Writing()
+    net(X)
+    expected = list(net.seen)
+    seen: list[float] = []
+    net.seen = seen  # the trace restores the list, so what it noted is looked at from inside
+    hook = net.last.register_forward_hook(lambda *_: notes.append(list(net.seen)))
+    notes: list[list[float]] = []
+    infoprune.trace(net, X)
+    hook.remove()
+    assert notes[0] == pytest.approx(expected)
