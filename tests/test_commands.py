@@ -236,7 +236,7 @@ class TestPrune:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            ([], "give --macs, --params or --amount"),
+            ([], "give --macs, --params, --amount or --latency"),
             (["--macs", "0.5", "--amount", "0.5"], "macs=0.5 and amount=0.5 clash"),
             (["--macs", "1.5"], "(0, 1]"),
             (["--macs", "0.0001"], "below the floor"),
