@@ -143,7 +143,7 @@ class TestWhichModel:
         ("words", "message"),
         [
             (["--model", "torchvision.models.resnet1"], "has no attribute 'resnet1'"),
-            (["--model", "CifarResNet", "--model.dept", "8"], "Option 'dept' is not accepted"),
+            (["--model", "CifarResNet", "--model.dept", "8"], "CifarResNet has no option 'dept', did you mean 'depth'"),
             (["--model", "CifarResNet", "--model.depth", "9"], "nearest is depth=8"),
             (["--model", "absent/folder"], "there is no such file or folder"),
             ([*NET, "--wieghts", "w.pt"], "did you mean '--weights'"),
