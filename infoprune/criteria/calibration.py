@@ -151,7 +151,7 @@ def run(model: nn.Module, inputs: Any) -> Any:
         return call_model(model, tuple(inputs) if isinstance(inputs, list) else inputs)  # loaders make lists of tuples
     except InfopruneError:
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except Exception as error:  # the user's forward may fail in any way on batches that are not its inputs
         leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
         reason = str(error).partition("\n")[0]
