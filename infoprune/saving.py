@@ -111,9 +111,10 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
         CheckpointError: the file is missing, truncated or something else.
         ConfigurationError: safetensors is not installed.
     """
-    if not isinstance(path, str | os.PathLike):
-        kind = type(path).__name__
-        raise CheckpointError(f"cannot read {kind}: expected str, bytes or os.PathLike object, not {kind}")
+    try:
+        os.fspath(path)
+    except TypeError as error:
+        raise CheckpointError(f"cannot read a {type(path).__name__}: {error}") from error
     if is_safetensors(path):
         state, record = read_safetensors(path)
         content = {**record, "state_dict": state}
