@@ -50,7 +50,7 @@ def attach(model: nn.Module) -> None:
 
 
 def is_attached(model: nn.Module) -> bool:
-    """Whether :func:`attach` was called for a model (or for the one that it is a copy of)."""
+    """Return whether :func:`attach` was called for a model (or for the one that it is a copy of)."""
     return _ATTACHED in model.__dict__
 
 
@@ -153,7 +153,7 @@ def _plan(record: Mapping[str, Any]) -> PruningPlan:
 
 
 def plan_record(model: nn.Module) -> dict[str, Any]:
-    """What a checkpoint keeps about a model's shape: primitives only."""
+    """Return what a checkpoint keeps about a model's shape: primitives only."""
     return {"plan": plan_of(model).to_dict()}
 
 

@@ -75,7 +75,7 @@ class Target:
     def steps(
         self, model: nn.Module, structure: Structure, sizes: Mapping[str, int] | None
     ) -> RoundTo | Mapping[str, int]:
-        """What widths are rounded to: ``round_to``, or for each group by name where a backend decides."""
+        """Return what widths are rounded to: ``round_to``, or for each group by name where a backend decides."""
         if self.backend is None or self.round_to != AUTO:
             return self.round_to
         device = next((parameter.device for parameter in model.parameters()), None)
@@ -102,7 +102,7 @@ class Decision:
 
     @property
     def curves(self) -> LossCurves | None:
-        """What cutting each group costs, if the allocation measured it."""
+        """Return what cutting each group costs, if the allocation measured it."""
         curves = getattr(self.allocation, "curves", None)
         return curves if isinstance(curves, LossCurves) else None
 
@@ -167,7 +167,7 @@ def goal(
     reference: Cost | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> tuple[str, float]:
-    """What is to shrink, a kind of budget or ``"amount"``, and the share of what it is now that stays.
+    """Return what is to shrink, a kind of budget or ``"amount"``, and the share of what it is now that stays.
 
     Args:
         target: how far to prune.

@@ -141,7 +141,7 @@ def to_weights(model: nn.Module, inputs: Inputs, weights: str | Path, structure:
 
 
 def structure_record(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """What another program needs to know of a pruned model: primitives only.
+    """Return what another program needs to know of a pruned model: primitives only.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     >>> [(layer["name"], layer["shape"]) for layer in structure_record(net, torch.zeros(1, 3, 8, 8))["layers"]]
@@ -292,7 +292,7 @@ def _why(model: nn.Module, error: Exception) -> str:
 
 
 def _missing_operator(program: ExportedProgram, error: BaseException) -> str:
-    """Which operator ONNX lacks, and in which layer."""
+    """Return which operator ONNX lacks, and in which layer."""
     causes = []
     cause: BaseException | None = error
     while cause is not None:

@@ -62,7 +62,7 @@ class Speed:
         return self.batch / self.median
 
     def times_as_fast_as(self, other: Speed) -> float:
-        """How many times the median of the other fits this one's.
+        """Return how many times the median of the other fits this one's.
 
         >>> Speed((1.0, 2.0, 1.0), 1, 0).times_as_fast_as(Speed((2.0, 4.0, 3.0), 1, 0))
         3.0

@@ -149,7 +149,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is safetensors by its suffix; a zip of that name, which ``torch.save`` writes, is not."""
+    """Return whether a file is safetensors by its suffix; a zip of that name, which ``torch.save`` writes, is not."""
     return Path(path).suffix == SAFETENSORS and not zipfile.is_zipfile(path)
 
 

@@ -117,7 +117,7 @@ class Allocation(ABC):
         sizes: Mapping[str, int] | None = None,
         measure: Measure | None = None,
     ) -> Widths:
-        """How many units each prunable group keeps.
+        """Return how many units each prunable group keeps.
 
         Args:
             structure: The structure as it is now.

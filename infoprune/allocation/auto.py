@@ -58,7 +58,7 @@ class Auto(Allocation):
             return CoupledLast()
 
     def path(self, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
-        """That of ``coupled_last``."""
+        """Return the path of ``coupled_last``."""
         return CoupledLast().path(structure, scores, grids)
 
     def without_budget(

@@ -51,7 +51,7 @@ ABSOLUTE = 1000
 
 
 def is_absolute(kind: str, value: object) -> bool:
-    """Whether a budget is a number of MACs or parameters."""
+    """Return whether a budget is a number of MACs or parameters."""
     return kind in ("macs", "params") and isinstance(value, (int, float)) and value >= ABSOLUTE
 
 

@@ -31,7 +31,7 @@ class Round:
     curves: Mapping[str, Mapping[int, float]]
 
     def added(self, name: str, width: float) -> float:
-        """What cutting one group to a width adds to the loss, interpolated between the measured widths.
+        """Return what cutting one group to a width adds to the loss, interpolated between the measured widths.
 
         The square root of the loss is taken as linear in the width, since small changes cost their square. More cannot
         cost less: a measured loss counts as at least that of every larger width.

@@ -58,7 +58,7 @@ class GlobalRanking(Allocation):
         return widths
 
     def _order(self, scores: list[torch.Tensor]) -> torch.Tensor:
-        """Which group loses a unit, one after the other."""
+        """Return which group loses a unit, one after the other."""
         values, owners = [], []
         for owner, group_scores in enumerate(scores):
             safe = max(1, round(self.floor * len(group_scores)))

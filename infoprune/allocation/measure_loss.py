@@ -100,7 +100,7 @@ class LossMeter:
         self.unit = " + ".join(dict.fromkeys(NAMES[distance] for distance in self._batches[0].distances))
 
     def work(self, levels: Mapping[str, Sequence[int]]) -> float:
-        """How much a round measures at most, in runs of the whole model; a progress bar advances by that."""
+        """Return how much a round measures at most, in runs of the whole model; a progress bar advances by that."""
         return sum(self._work[name] * len(_near(widths, None)) for name, widths in levels.items())
 
     def round(self, widths: Mapping[str, int], levels: Mapping[str, Sequence[int]], bar: Progress) -> Round:
@@ -198,7 +198,7 @@ class LossMeter:
         return batch
 
     def _resumes_truly(self, batch: _Batch) -> bool:
-        """Whether resuming at the last group gives what the whole run gave.
+        """Return whether resuming at the last group gives what the whole run gave.
 
         It does not where the model computes outside of torch's sight (scripted functions, NumPy).
         """
@@ -262,7 +262,7 @@ class _Batch:
         self._order = order
 
     def place(self, weights: Iterable[Tensor]) -> int:
-        """How early the first of some weights is used; behind all others if none is."""
+        """Return how early the first of some weights is used; behind all others if none is."""
         return min((self._order.get(id(p), len(self._order)) for p in weights), default=len(self._order))
 
 

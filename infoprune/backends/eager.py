@@ -67,7 +67,7 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _keep_freed_memory() -> None:
-    """Whether glibc hands activations back after every run depends on what the process freed before: decide it.
+    """Return whether glibc hands activations back after every run depends on what the process freed before: decide it.
 
     The threshold grows with the largest block of up to 32 MiB that was ever freed. Until it has, a third of a forward
     pass on the CPU can go into asking for the same pages anew, and the times scatter by a fifth.

@@ -351,7 +351,7 @@ def _keep_in(where: dict[str, Any], name: str) -> Callable[..., None]:
 
 @contextmanager
 def _kept(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """What some layers of a network put out inside."""
+    """Return what some layers of a network put out inside."""
     found: dict[str, Any] = {}
     handles = [network.get_submodule(name).register_forward_hook(_keep_in(found, name)) for name in names]
     try:

@@ -71,7 +71,7 @@ def add_criterion_argument(parser: ArgumentParser) -> None:
 
 
 def asks_for_a_cut(options: Namespace) -> bool:
-    """Whether any of the options that say how far to cut is given."""
+    """Return whether any of the options that say how far to cut is given."""
     return any(options[name] is not None for name in ("macs", "params", "amount", "latency"))
 
 

@@ -140,7 +140,7 @@ def _front(
     targets: Sequence[Target],
     kept: str | None,
 ) -> list[dict[str, Any]]:
-    """What is left of the model at each budget; one measurement serves all."""
+    """Return what is left of the model at each budget; one measurement serves all."""
     from infoprune.allocation import CoupledLast, InformationLoss, LossCurves
     from infoprune.criteria import get_criterion
 

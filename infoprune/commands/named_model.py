@@ -60,7 +60,7 @@ class NamedModel:
 
     @property
     def describes(self) -> dict[str, Any]:
-        """What ``--json`` says about it."""
+        """Return what ``--json`` says about it."""
         return {"class": self.name, "class_path": self.config["class_path"], "input_shape": self.shape}
 
     def architecture(self) -> nn.Module:

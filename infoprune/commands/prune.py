@@ -141,7 +141,7 @@ def _totals(
 
 
 def _config(named: NamedModel) -> str:
-    """What the model is made from, as ``--model`` reads it."""
+    """Return what the model is made from, as ``--model`` reads it."""
     config: dict[str, Any] = {"model": named.config}
     return str(yaml.safe_dump(config, sort_keys=False))
 

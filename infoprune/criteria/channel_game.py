@@ -124,7 +124,7 @@ class BatchGame:
         return self._payoffs(outputs)
 
     def replays_truly(self) -> bool:
-        """Whether a replay that changes nothing gives what the run gave.
+        """Return whether a replay that changes nothing gives what the run gave.
 
         It does not where the model computes outside of torch's sight (scripted functions, NumPy); then the whole
         network is run for every coalition.

@@ -172,7 +172,7 @@ class Tally:
         return torch.where(n > 1, result, torch.full_like(result, float("inf")))
 
     def undecided(self, remove: int, confidence: float) -> int:
-        """How many players may still be on either side of the cut below which ``remove`` players fall."""
+        """Return how many players may still be on either side of the cut below which ``remove`` players fall."""
         order = self.mean.argsort()
         cut = self.mean[order[remove - 1 : remove + 1]].mean()
         return int(((self.mean - cut).abs() <= self.half_width(confidence)).sum())

@@ -24,7 +24,7 @@ WORTHWHILE = 2.0
 
 
 def spread(game: Game, order: Tensor, runs: int, least: int = 0) -> Tensor:
-    """How much the contributions of an image may scatter: a pilot walk that takes away many players at once.
+    """Return how much the contributions of an image may scatter: a pilot walk that takes away many players at once.
 
     The square root of how far the payoff moves on that walk: a payoff in [0, 1] that moves by t in all has
     contributions with a standard deviation of at most the square root of t.
@@ -48,7 +48,7 @@ def spread(game: Game, order: Tensor, runs: int, least: int = 0) -> Tensor:
 
 
 def expected_copies(spreads: Tensor) -> Tensor:
-    """How often each image should be played, once on average: (images,).
+    """Return how often each image should be played, once on average: (images,).
 
     >>> expected_copies(torch.tensor([0.0, 0.0, 0.0, 8.0]))
     tensor([0.2000, 0.2000, 0.2000, 3.4000])

@@ -18,7 +18,7 @@ Objective = Callable[[Any, Any], Tensor]
 
 
 def fidelity(outputs: Any, whole: Any) -> Tensor:
-    """How much of the whole network's outputs is left: 1 minus the squared distance over their squared length.
+    """Return how much of the whole network's outputs is left: 1 minus the squared distance over their squared length.
 
     Bounded: 1 for equal outputs, 0 for those as far away as zeros or farther.
 

@@ -165,7 +165,7 @@ class Shapley(Criterion):
         return estimate(game, order, self.stay(game.players))
 
     def stay(self, players: int) -> int:
-        """How many of so many players stay in every coalition but their own absence."""
+        """Return how many of so many players stay in every coalition but their own absence."""
         return min(round(self.least_share * players), players - 1)
 
     @property
@@ -176,7 +176,7 @@ class Shapley(Criterion):
         return LEAST if self.estimator in ("antithetic", "permutation") else 0.0
 
     def evaluations(self, players: int) -> int:
-        """How often one round runs the network behind a group of so many players."""
+        """Return how often one round runs the network behind a group of so many players."""
         steps = players - self.stay(players)
         return {
             "exact": 2**players,

@@ -132,7 +132,7 @@ class ShapleyRun:
                 group.open = unsure > (1 - self.how.settled) * remove
 
     def _spent(self) -> bool:
-        """Whether a limit is reached, or nothing is open; the same on all processes."""
+        """Return whether a limit is reached, or nothing is open; the same on all processes."""
         how = self.how
         over = how.max_seconds is not None and time.perf_counter() - self.started >= how.max_seconds
         over = over or (how.max_passes is not None and how.passes >= how.max_passes)

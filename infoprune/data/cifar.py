@@ -72,7 +72,7 @@ class CIFAR10DataModule(InMemoryDataModule):
 
     @property
     def folder(self) -> Path:
-        """Where the files lie."""
+        """Return where the files lie."""
         return self.root / self.dataset.base_folder
 
     @property

@@ -92,7 +92,7 @@ def _shapes(model: nn.Module, plan: PruningPlan) -> dict[str, tuple[int, ...]]:
 def _first_difference(
     own: Mapping[str, Tensor], state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> str:
-    """What is wrong with the first layer that differs, or an empty string."""
+    """Return what is wrong with the first layer that differs, or an empty string."""
     for name, value in own.items():
         if name not in state:
             return f"layer {_layer(name)!r} is not in the file ({name} missing)"

@@ -90,7 +90,7 @@ def scores(event: EventRecord, most: int = 24) -> Figure:
 
 
 def curves(event: EventRecord, most: int = 24) -> Figure:
-    """What cutting each channel group alone costs over the units that stay, and the width that was chosen."""
+    """Return what cutting each channel group alone costs over the units that stay, and the width that was chosen."""
     if not event.curves:
         raise ConfigurationError("this event measured no loss curves: they come from the allocation information_loss")
     names = list(event.curves)
@@ -167,7 +167,7 @@ def along(record: RunRecord) -> Figure:
 
 
 def pareto(rows: Sequence[Compared], kind: str = "macs") -> Figure:
-    """What each criterion keeps at each budget: the figure that counts over what is left of the cost."""
+    """Return what each criterion keeps at each budget: the figure that counts over what is left of the cost."""
     original, measured = rows[0], rows[1:]
     name = next(iter(original.figures))
     made = figure(7.5, 4.5)

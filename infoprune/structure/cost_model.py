@@ -40,7 +40,7 @@ class CostModel:
         return float(value.sum())
 
     def gradient(self, kept: np.ndarray) -> np.ndarray:
-        """How fast the sum grows with each group's kept units.
+        """Return how fast the sum grows with each group's kept units.
 
         >>> Products([(9.0, [(0.0, np.array([1.0, 0.0])), (0.0, np.array([0.0, 2.0]))])]).gradient(np.array([8.0, 4.0]))
         array([ 72., 144.])

@@ -59,7 +59,7 @@ class ChannelGroup:
 
     @property
     def frozen(self) -> bool:
-        """Whether the group has to stay whole."""
+        """Return whether the group has to stay whole."""
         return self.reason is not None
 
     def __str__(self) -> str:
@@ -157,7 +157,7 @@ class Structure:
         self._unit_of_root[units] = np.where(group >= 0, self._first_unit[group] + place, self._first_unit[-1])
 
     def _slots_of(self, units: Labels, group: Labels, place: Labels) -> dict[int, list[GroupSlot]]:
-        """Where each group lies, given the units' smallest labels, their groups and their places in these."""
+        """Return where each group lies, given the units' smallest labels, their groups and their places in these."""
         unit_of_root = np.full(self.space.size, -1, dtype=np.int64)
         unit_of_root[units] = np.arange(len(units))
         slot, labels = self._representatives
@@ -321,7 +321,7 @@ class Structure:
         return np.union1d(labels, self.labels_of(self.groups_cut(labels)))
 
     def part_of(self, plan: PruningPlan, groups: Labels) -> PruningPlan:
-        """What a plan cuts from groups given by their numbers."""
+        """Return what a plan cuts from groups given by their numbers."""
         goes = np.zeros(self._first_unit[-1] + 1, dtype=bool)
         goes[self._unit_of_root[self.component[~self.keep_mask(plan)[:-1]]]] = True
         goes[:-1] &= np.isin(np.repeat(np.arange(len(self.groups)), np.diff(self._first_unit)), groups)
@@ -336,7 +336,7 @@ class Structure:
     # -- cost ---------------------------------------------------------------------------------------------------------
 
     def cost(self, widths: Mapping[str, int] | None = None) -> Cost:
-        """What the model costs with these widths: arithmetic, no new trace.
+        """Return what the model costs with these widths: arithmetic, no new trace.
 
         Args:
             widths: group name -> units that stay; groups not named keep all. None: the model as it is.
@@ -351,7 +351,7 @@ class Structure:
         return Cost(round(macs(kept)), round(params(kept)))
 
     def cost_of_units(self, widths: Mapping[str, int]) -> dict[str, tuple[float, float]]:
-        """What one unit of each prunable group costs at these widths: group name -> (MACs, parameters)."""
+        """Return what one unit of each prunable group costs at these widths: group name -> (MACs, parameters)."""
         macs, params = (products.gradient(self._kept(widths)) for products in self._arithmetic)
         return {name: (float(macs[i]), float(params[i])) for name, i in self._prunable_position.items()}
 
@@ -390,7 +390,7 @@ class Structure:
         return np.array([group.size for group in self.prunable], dtype=np.float64)
 
     def cost_of(self, plan: PruningPlan) -> Cost:
-        """What the model costs after a plan."""
+        """Return what the model costs after a plan."""
         params = sum(math.prod(self._shape_after(plan, name)) for name in self._parameters)
         return Cost(round(sum(self._layer_macs(plan).values())), params)
 
@@ -469,7 +469,7 @@ def _layer_of(contraction: Contraction) -> str:
 
 
 def _runs(values: np.ndarray) -> tuple[Labels, Labels]:
-    """Where runs of equal values start, and how long they are."""
+    """Return where runs of equal values start, and how long they are."""
     starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])[: len(values)])
     return starts, np.diff(starts, append=len(values))
 

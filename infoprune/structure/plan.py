@@ -77,7 +77,7 @@ class PruningPlan:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing goes."""
+        """Return whether nothing goes."""
         return not any(indices for dims in self.removed.values() for indices in dims.values())
 
     def kept(self, tensor: str, dim: int) -> list[int]:

@@ -37,7 +37,7 @@ class OwnedTensor:
 
     @property
     def is_parameter(self) -> bool:
-        """Whether it is a parameter rather than a buffer."""
+        """Return whether it is a parameter rather than a buffer."""
         module, key = self.owners[0]
         return key in module._parameters
 

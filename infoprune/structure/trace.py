@@ -136,7 +136,7 @@ def _rehearsed(session: TraceSession, structure: Structure) -> Structure:
 def resolve_conflicts(
     session: TraceSession, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]
 ) -> Structure:
-    """What remains where the code does not follow a plan.
+    """Return what remains where the code does not follow a plan.
 
     A width that it reads elsewhere is tied to that, a number that explains it is rewritten, or the part stays.
     """
@@ -355,7 +355,7 @@ class TraceSession:
                 self.space.freeze(statistic.axis[statistic.axis >= 0], statistic.reason, statistic.op)
 
     def _kept(self, tracer: Tracer, known: set[int], inputs: Sequence[Tensor]) -> list[tuple[Tensor, str]]:
-        """What is still held of a pass that has ended, besides what is known, and where.
+        """Return what is still held of a pass that has ended, besides what is known, and where.
 
         What is computed from the model's own tensors alone is a cache, which a cut drops.
         """
@@ -374,7 +374,7 @@ class TraceSession:
         return [(tensor, f"is kept after the forward pass, {self._place_of(tensor)}") for tensor in kept]
 
     def _place_of(self, tensor: Tensor) -> str:
-        """Where a tensor is kept, in words."""
+        """Return where a tensor is kept, in words."""
         for prefix, module in self.modules.items():
             for name, value in module.__dict__.items():
                 inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
@@ -469,7 +469,7 @@ class TraceSession:
     # -- rehearsing ---------------------------------------------------------------------------------------------------
 
     def background(self) -> dict[str, Tensor]:
-        """What replaces the tensors that a rehearsal does not cut.
+        """Return what replaces the tensors that a rehearsal does not cut.
 
         On real tensors all weights are zero, so that the original and the shrunk model compute the same values and
         control flow that depends on them takes the same way.

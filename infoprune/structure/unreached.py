@@ -95,6 +95,6 @@ def _outer_axes(session: TraceSession, module: str, component: Labels) -> list[L
 
 
 def _agree(outer: Sequence[Sequence[Labels]], component: Labels) -> bool:
-    """Whether all siblings read and make the same channels; of a single one, whether it makes what it reads."""
+    """Return whether all siblings read and make the same channels; of a single one, whether it makes what it reads."""
     bound = [[component[axis].tobytes() for axis in axes] for axes in outer]
     return all(axes == bound[0] for axes in bound) if len(bound) > 1 else len(set(bound[0])) == 1

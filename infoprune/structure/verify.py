@@ -42,7 +42,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether there are outputs and every one is within the tolerance."""
+        """Return whether there are outputs and every one is within the tolerance."""
         return bool(self.errors) and self.max_error <= self.tolerance
 
 

@@ -56,7 +56,7 @@ def balanced_pairs(
 
 
 def _is_matching(a: Labels, b: Labels) -> bool:
-    """Whether equal positions pair every component with exactly one other, or with itself."""
+    """Return whether equal positions pair every component with exactly one other, or with itself."""
     base = max(int(a.max()), int(b.max())) + 1
     pairs = np.unique((a * base + b)[a != b])
     return len(np.unique([*divmod(pairs, base)])) == 2 * len(pairs)

@@ -66,7 +66,7 @@ class TensorLabels:
 
     @property
     def base(self) -> TensorLabels:
-        """What ``degree`` is about."""
+        """Return what ``degree`` is about."""
         return self._base or self
 
     def depend_on(self, base: TensorLabels, degree: float | None, statistics: tuple[Statistic, ...]) -> None:
@@ -75,7 +75,7 @@ class TensorLabels:
 
     @property
     def tells(self) -> bool:
-        """Whether a cut would show in the tensor."""
+        """Return whether a cut would show in the tensor."""
         return self.labelled or bool(self.statistics)
 
     def be_zero_like(self, other: TensorLabels) -> None:
@@ -84,18 +84,18 @@ class TensorLabels:
 
     @property
     def zero(self) -> bool:
-        """Whether what a removed unit leaves here is zero."""
+        """Return whether what a removed unit leaves here is zero."""
         return self._zero and (self.storage is None or self.storage.zero)
 
     def zero_along(self, axis: Axis) -> bool:
-        """Whether what removed units of these labels leave here is zero."""
+        """Return whether what removed units of these labels leave here is zero."""
         if axis is None or not self.zero or not self.nonzero:
             return self.zero
         return not any(np.isin(axis[axis >= 0], labels).any() for labels in self.nonzero)
 
     @property
     def labelled(self) -> bool:
-        """Whether anything of the tensor could be removed."""
+        """Return whether anything of the tensor could be removed."""
         return any(axis is not None for axis in self.axes)
 
 

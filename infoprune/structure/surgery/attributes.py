@@ -82,7 +82,7 @@ def _of_plan(modules: Mapping[str, nn.Module], plan: PruningPlan) -> Iterator[Ch
 
 
 def element(name: str, place: int) -> str:
-    """How plans name a number in a list or tuple.
+    """Return how plans name a number in a list or tuple.
 
     >>> element("split_sizes", 1)
     'split_sizes[1]'
@@ -91,7 +91,7 @@ def element(name: str, place: int) -> str:
 
 
 def number(module: nn.Module, key: str) -> Any:
-    """What a module holds under a name that a plan gives.
+    """Return what a module holds under a name that a plan gives.
 
     Raises:
         AttributeError, LookupError: it has nothing of that name.

@@ -151,7 +151,7 @@ def _inherit(modules: Iterable[nn.Module]) -> None:
 
 
 def _loss(entry: OwnedTensor) -> PruningPlan | None:
-    """What the owner of a tensor knows of its losses; None if it lost nothing or has been replaced since."""
+    """Return what the owner of a tensor knows of its losses; None if it lost nothing or has been replaced since."""
     module, key = entry.owners[0]
     history = module.__dict__.get(KEY)
     if history is None or key not in history.plan.shapes:

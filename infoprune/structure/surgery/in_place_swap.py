@@ -57,6 +57,6 @@ def _room(old: Sequence[Tensor]) -> int:
 
 
 def _can_be_emptied(tensor: Tensor) -> bool:
-    """Whether a tensor is the one that its memory is for: not one of several views of it, nor expanded."""
+    """Return whether a tensor is the one that its memory is for: not one of several views of it, nor expanded."""
     strided = tensor.layout is torch.strided and not tensor.is_inference()
     return strided and tensor.untyped_storage().nbytes() == nbytes(tensor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from infoprune.errors import SurgeryError
+
+logger = logging.getLogger(__name__)
 
 WAY_OUT = (
     "use SGD, Adam, AdamW, RMSprop, Adagrad or another whose state has the parameter's own shape, or prune before "
@@ -174,7 +177,10 @@ def _after_steps(optimizer: Optimizer, steps: int = 2) -> Optimizer | None:
                 group["params"] = [p for p in group["params"] if once.get(tuple(p.shape)) is p]
             for _ in range(steps):
                 trial.step(lambda: 0.0)
-        except Exception:  # the step of a stranger's optimizer may need anything; its state is checked at the event
+        except Exception as error:  # the step of a stranger's optimizer may need anything
+            logger.info(
+                "%s takes no step without its model (%s): its state is checked at the event", type(optimizer), error
+            )
             return None
     return trial
 

@@ -35,12 +35,12 @@ _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def cut(tensor: Tensor, removed: Removed) -> Tensor:
-    """What stays of a tensor, as a new tensor in the same memory format."""
+    """Return what stays of a tensor, as a new tensor in the same memory format."""
     return _select(tensor.detach(), _parts(tensor.shape, removed)[0])
 
 
 def cut_off(tensor: Tensor, removed: Removed) -> list[Tensor]:
-    """What goes of a tensor, as new tensors; with what stays they make up the whole, see :func:`join`."""
+    """Return what goes of a tensor, as new tensors; with what stays they make up the whole, see :func:`join`."""
     return [_select(tensor.detach(), selection) for selection in _parts(tensor.shape, removed)[1:]]
 
 
@@ -66,7 +66,7 @@ def forget() -> None:
 
 
 def _parts(shape: Sequence[int], removed: Removed) -> list[Selection]:
-    """What stays, and then for each dimension what it loses of that which the earlier ones leave."""
+    """Return what stays, and then for each dimension what it loses of that which the earlier ones leave."""
     stays: dict[int, Wanted] = {}
     rests: list[Selection] = []
     for dim, gone in sorted((dim, gone) for dim, gone in removed.items() if gone):

@@ -36,7 +36,7 @@ def count_examples(inputs: Any) -> int:
 
 
 def holds_entries(argument: Any) -> bool:
-    """Whether an argument is a list or tuple that holds one example an entry."""
+    """Return whether an argument is a list or tuple that holds one example an entry."""
     if not isinstance(argument, (list, tuple)) or not argument:
         return False
     return all(_is_image(entry) for entry in argument) or all(

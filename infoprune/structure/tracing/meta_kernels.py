@@ -54,7 +54,7 @@ _IN_PLACE = (
 
 
 def kernel_of(func: Callable[..., Any]) -> Kernel | None:
-    """What runs an operator on shapes alone, if that is not left to PyTorch anyway."""
+    """Return what runs an operator on shapes alone, if that is not left to PyTorch anyway."""
     if func is _aten.cat.default:
         return lambda args, kwargs: NotImplemented if kwargs else _cat(*args)
     if func is _aten.clone.default:
@@ -119,7 +119,7 @@ def _widest(x: Tensor, others: Sequence[Any], kwargs: dict[str, Any]) -> Tensor 
 
 
 def _fits(small: Tensor, wide: Tensor) -> bool:
-    """Whether broadcasting ``small`` and ``wide`` gives the shape of ``wide``."""
+    """Return whether broadcasting ``small`` and ``wide`` gives the shape of ``wide``."""
     if small.shape == wide.shape:
         return True
     missing = wide.dim() - small.dim()

@@ -96,7 +96,7 @@ def _reference_counts(tensors: Mapping[int, Tensor]) -> dict[int, int]:
 
 
 def _as_it_was(step: Step) -> bool:
-    """Whether the results have kept their shape, and numbers that a rule might look at their values."""
+    """Return whether the results have kept their shape, and numbers that a rule might look at their values."""
     overwritten = step.record.name.endswith("_") and not all(out.is_meta for out in step.outs)
     pairs = zip(step.outs, step.record.outputs, strict=True)
     return not overwritten and all(out.shape == output.shape for out, output in pairs)

@@ -174,7 +174,7 @@ class Values:
         self._indexed = len(self._calls)
 
     def _is_made_up(self, call: Call) -> bool:
-        """Whether random numbers stand for what a product with weights gives."""
+        """Return whether random numbers stand for what a product with weights gives."""
         return self.made_up and call.name in _PRODUCTS and not call.reads.isdisjoint(self._weights)
 
     def _result(self, call: Call) -> Any:

@@ -113,7 +113,7 @@ def _culprits(session: TraceSession, structure: Structure, plan: PruningPlan, gr
 
 
 def _shrunk(session: TraceSession, name: str, shape: tuple[int, ...]) -> Tensor:
-    """What stands for a tensor of the model that has been cut."""
+    """Return what stands for a tensor of the model that has been cut."""
     tensor = session.owned[name].tensor
     on_shapes = session.on_shapes and tensor.is_floating_point()
     cut = torch.zeros(shape, dtype=tensor.dtype, device="meta" if on_shapes else tensor.device)
@@ -430,7 +430,7 @@ class _DryRun(Tracer):
         set_labels(out, TensorLabels(axes, found.zero, found.origin))
 
     def _carries(self, out: Tensor, kept: Sequence[Axis]) -> bool:
-        """Whether a tensor has these labels."""
+        """Return whether a tensor has these labels."""
         pairs = zip(labels_of(out).axes, kept, strict=True)
         return all(wanted is None or self._same_channels(axis, wanted) for axis, wanted in pairs)
 
@@ -465,7 +465,7 @@ class _DryRun(Tracer):
         self.conflicts.append(Conflict(np.concatenate(cut), reason, number, record.module, asked=asked))
 
     def _widths_behind(self, record: OpRecord, numbers: Sequence[float]) -> list[Labels]:
-        """What was cut of the widths from which, or from whose root, a factor was computed.
+        """Return what was cut of the widths from which, or from whose root, a factor was computed.
 
         Widths in attributes of the module come first, then those that are the factor, then those that change alike.
         """
@@ -486,7 +486,7 @@ class _DryRun(Tracer):
         return []
 
     def _cut_around(self, axis: Labels) -> Labels:
-        """What was removed beside the labels of a bisect axis: the dead labels of the same slots."""
+        """Return what was removed beside the labels of a bisect axis: the dead labels of the same slots."""
         found = []
         for _, where in self.space.slot_ranges():
             if _meets(axis, where):
@@ -515,7 +515,7 @@ def _is_power(value: float, width: float) -> bool:
 
 
 def _are_powers(factors: tuple[float, float], widths: Sequence[int]) -> bool:
-    """Whether two factors are two widths to the same power."""
+    """Return whether two factors are two widths to the same power."""
     pairs = list(zip(factors, widths, strict=True))
     return any(all(math.isclose(factor, width**power) for factor, width in pairs) for power in _POWERS)
 
@@ -538,7 +538,7 @@ def _sizes_asked_for(record: OpRecord, args: Sequence[Any]) -> Iterator[Asked]:
 
 
 def _same_operator(record: OpRecord, name: str) -> bool:
-    """Whether an operator repeats one of the original's; a slice that takes all there is runs as an alias."""
+    """Return whether an operator repeats one of the original's; a slice that takes all there is runs as an alias."""
     return name == record.name or (name, record.name) == ("aten.alias", "aten.slice")
 
 

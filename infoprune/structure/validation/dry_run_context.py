@@ -56,7 +56,7 @@ class DryRunContext(RuleContext):
         return None
 
     def choose(self, value: int) -> int:
-        """What the operator decided when the model was traced."""
+        """Return what the operator decided when the model was traced."""
         return next(self._choices, value)
 
     def note_split(self, counts: Sequence[int]) -> None:

@@ -27,7 +27,7 @@ def _labelled(axes: Sequence[Axis]) -> list[int]:
 
 
 def _has(operand: TensorLabels, dim: int) -> bool:
-    """Whether an operand has labels along a dimension, counted from the last, not one value for all."""
+    """Return whether an operand has labels along a dimension, counted from the last, not one value for all."""
     return -dim <= len(operand.axes) and operand.axes[dim] is not None
 
 

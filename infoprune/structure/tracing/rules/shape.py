@@ -94,7 +94,7 @@ def _segments(before: tuple[int, ...], after: tuple[int, ...]) -> Sequence[tuple
 
 
 def _rectangle(ctx: RuleContext, axis: Labels, spread: np.ndarray) -> tuple[int | None, Labels]:
-    """Where the labels of one axis vary, ``spread`` over the dimensions that it becomes, and these labels.
+    """Return where the labels of one axis vary, ``spread`` over the dimensions that it becomes, and these labels.
 
     If they vary along several dimensions, removing single indices would leave holes: the labels are tied so that they
     vary along one alone, the longest (equal positions of all parts go together: "balanced"), or that of whole heads.

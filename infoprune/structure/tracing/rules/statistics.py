@@ -100,5 +100,5 @@ def _of_two(ctx: RuleContext, operands: Sequence[TensorLabels]) -> tuple[TensorL
 
 
 def _same(axis: Labels | None, other: Labels) -> bool:
-    """Whether a dimension holds the same channels, perhaps more often."""
+    """Return whether a dimension holds the same channels, perhaps more often."""
     return axis is other or (axis is not None and np.array_equal(np.unique(axis), np.unique(other)))
