@@ -79,7 +79,7 @@ def theirs(task: Task, budget: float, seed: int, importance: str, sharing: str) 
 
 
 def streams_whole(task: Task, budget: float, seed: int) -> nn.Module:
-    """The rule of thumb: groups that several layers make stay whole, the others lose alike."""
+    """Return the rule of thumb: groups that several layers make stay whole, the others lose alike."""
     structure = infoprune.trace(task.model, task.example)
     makers_of = [[layer.name for layer, _ in structure.producers(group)] for group in structure.prunable]
     streams = [name for names in makers_of if len(names) > 1 for name in names]

@@ -61,7 +61,7 @@ def write(rows: Sequence[Row], folder: Path, methods: Sequence[str], tasks: Sequ
 
 
 def section(rows: Sequence[Row], budget: float, methods: Sequence[str]) -> list[str]:
-    """The table of one network at one budget, best first by the longest fine-tuning, and what is missing."""
+    """Return the table of one network at one budget, best first by the longest fine-tuning, and what is missing."""
     steps = sorted({row["steps"] for row in rows})
     failed = {row["method"]: row["failed"] for row in rows if "failed" in row}
     found = [method for method in methods if any(r["method"] == method and "failed" not in r for r in rows)]

@@ -64,7 +64,7 @@ class Job:
         return self.row == dense or self.weights is not None or is_done(run_folder(dense, self.seed, None, runs))
 
     def command(self, runs: Path, extra: Sequence[str]) -> list[str]:
-        """What makes it."""
+        """Return the command that makes this row."""
         words = [sys.executable, "-m", "benchmarks.reproduce", self.row, "--seed", str(self.seed), "--runs", str(runs)]
         words += ["--control", self.control] if self.control else []
         words += ["--weights", str(self.weights)] if self.weights else []
@@ -72,7 +72,7 @@ class Job:
 
 
 def jobs(nets: Sequence[str], seeds: Sequence[int], weights: dict[str, Path]) -> tuple[list[Job], list[Job]]:
-    """The dense nets that have to be trained, and all rows that start from them or from weights at hand."""
+    """Return the dense nets that have to be trained, and all rows that start from them or from weights at hand."""
     first = [Job(f"cifar10/{net}/{DENSE}", None, seed) for net in nets if net not in weights for seed in seeds]
     then = [
         Job(f"cifar10/{net}/{row}", control, seed, weights.get(net))

@@ -119,7 +119,7 @@ def fit(
 
 
 def idle(epochs: int, device: str) -> list[str]:
-    """Steps and epochs with and without the callback, in turns."""
+    """Time steps and epochs with and without the callback, alternating."""
     callback = FilterPruning("l1", macs=0.5, schedule=2 * epochs + 2)
     watch = Alternate(callback)
     trainer = fit(
@@ -140,7 +140,7 @@ def idle(epochs: int, device: str) -> list[str]:
 
 
 def compared(what: str, plain: list[float], other: list[float]) -> str:
-    """A row with the medians of two samples, and how far their medians and their minima are apart."""
+    """Return a row with the medians of two samples, and how far their medians and their minima are apart."""
     first, second = statistics.median(plain), statistics.median(other)
     least = min(other) / min(plain) - 1
     return f"| {what} | {first * 1e3:.2f} ms | {second * 1e3:.2f} ms | {second / first - 1:+.2%} | {least:+.2%} |"
@@ -170,7 +170,7 @@ def idle_memory(callback: bool) -> tuple[int, int, float]:
 
 
 def memory() -> list[str]:
-    """What is held with the callback and without, each in a process of its own."""
+    """Measure the memory held with the callback and without, each in its own process."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         plain, other = pool.map(idle_memory, [False, True], chunksize=1)
     return [
@@ -201,7 +201,7 @@ class Chain(nn.Sequential):
 
 
 def afterwards(steps: int, device: str) -> str:
-    """Steps of a network that was pruned in a fit, and of one that was built so, in turns."""
+    """Time steps of a network pruned in a fit and of one built that narrow, alternating."""
     pruned = Plain(Chain(64, 64, 96))
     fit(pruned, 1, FilterPruning("l1", macs=0.5, schedule=0), device=device)
     built = Plain(Chain(*(layer.out_channels for layer in pruned.net if isinstance(layer, nn.Conv2d))))  # type: ignore[union-attr]

@@ -65,7 +65,7 @@ HEADER = (
 
 
 def output_error(original: nn.Module, pruned: nn.Module, plan: infoprune.PruningPlan, x: Any) -> float:
-    """The largest error of any output; infinite if there is nothing to compare."""
+    """Return the largest error of any output; infinite if there is nothing to compare."""
     checked = infoprune.verify(original, pruned, plan, x)
     with torch.no_grad():
         outputs = [leaf for leaf in tree_leaves(call_model(original.eval(), x)) if isinstance(leaf, Tensor)]
@@ -73,7 +73,7 @@ def output_error(original: nn.Module, pruned: nn.Module, plan: infoprune.Pruning
 
 
 def heads_error(original: nn.Module, pruned: nn.Module, plan: infoprune.PruningPlan, x: Any) -> float:
-    """The same of a detector's heads."""
+    """Return the largest error of what a detector's heads put out."""
     inner = infoprune.PruningPlan(
         *({f"detector.{name}": value for name, value in part.items()} for part in (plan.removed, plan.shapes)),
         {f"detector.{name}": value for name, value in plan.attributes.items()},
@@ -101,7 +101,7 @@ def measure(name: str) -> Row:
 
 
 def write(rows: list[Row], path: Path) -> None:
-    """A table of all models."""
+    """Write a table of all models."""
     option = {TIMM: " --timm", OTHER: " --others"}.get(path, "")
     lines = [
         f"# Structure engine: {TITLES[path]}",

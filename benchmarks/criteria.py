@@ -234,7 +234,7 @@ class Bench:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The cells measured so far."""
+    """Return the cells measured so far."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

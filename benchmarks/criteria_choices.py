@@ -124,7 +124,7 @@ def aggregations() -> Iterator[dict[str, Any]]:
 
 
 def finalists() -> Iterator[dict[str, Any]]:
-    """The best of the readings, and their neighbours, for a second look with other draws and more images."""
+    """Return the best of the readings, and their neighbours, for a second look with other draws and more images."""
     method = {"name": "capacity_independence", "independence": "l2_all"}
     for bins, balance in ((32, 0.5), (32, 0.75), (64, 0.5), (64, 0.75), (128, 0.5)):
         yield {**method, "capacity": "histogram", "bins": bins, "balance": balance}
@@ -133,7 +133,7 @@ def finalists() -> Iterator[dict[str, Any]]:
 
 
 def tuned() -> Iterator[dict[str, Any]]:
-    """What is also measured after fine-tuning, by far the slowest."""
+    """Yield what is also measured after fine-tuning, by far the slowest."""
     method = {"name": "capacity_independence", "independence": "l2_all"}
     yield {"name": "l1"}
     yield {**method, "capacity": "histogram", "bins": 32, "balance": 0.5}
@@ -142,7 +142,7 @@ def tuned() -> Iterator[dict[str, Any]]:
 
 
 def games() -> Iterator[dict[str, Any]]:
-    """What the channels of method B may play for, what stands for absent ones, how many are there, on which images."""
+    """Yield the choices of method B: payoff, what stands for absent channels, number of coalitions, images."""
     yield from ({"name": name} for name in ("l1", "capacity_independence"))
     for payoff, absent, least, shown in (
         ("fidelity", "mean", 0.5, AS_TRAINED),
@@ -189,7 +189,7 @@ def table(rows: list[dict[str, Any]], layers: str, stages: Sequence[str] = STAGE
 
 
 def write(rows: list[dict[str, Any]]) -> str:
-    """The tables as a text."""
+    """Return the tables as a text."""
     lines = ["| criterion | recalibrated | fine-tuned |", "|---|---:|---:|"]
     for row in sorted((row for row in rows if row["layers"] == FINE_TUNED), key=lambda row: -row["tuned"]):
         lines.append(f"| {describe(row['criterion'])} | {row['recalibrated']:.1f} | {row['tuned']:.2f} |")
@@ -199,7 +199,7 @@ def write(rows: list[dict[str, Any]]) -> str:
 
 
 def describe(spec: dict[str, Any]) -> str:
-    """A criterion in a line."""
+    """Return a criterion in a line."""
     options = ", ".join(
         f"{value:g}" if isinstance(value, float) else str(value) for name, value in spec.items() if name not in UNSAID
     )
@@ -234,7 +234,7 @@ def main() -> None:
 
 @functools.lru_cache(maxsize=1)
 def scored(spec: str, subject: Subject) -> Scores:
-    """What a criterion says, once for all amounts."""
+    """Return the scores of a criterion, computed once for all amounts."""
     options = json.loads(spec)
     images = list(subject.calibration()) if options.pop("shown", None) == PLAIN else subject.calibration()
     return get_criterion(options)(subject.model, subject.structure, images)

@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results" / "data_loading.md"
 
 
 def write_random_cifar(root: Path, per_file: int) -> None:
-    """A folder in CIFAR-10's layout with random pixels."""
+    """Return a folder in CIFAR-10's layout with random pixels."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -37,7 +37,7 @@ GRIDS = ("1", "auto", "backend")
 
 
 def network(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """A network and one image for it."""
+    """Return a network and one image for it."""
     torch.manual_seed(0)
     if name == "resnet56":
         return CifarResNet(depth=56).eval(), torch.randn(1, 3, 32, 32)
@@ -45,7 +45,7 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
 
 
 def measured(name: str, precision: str) -> Iterator[dict[str, Any]]:
-    """The results of one network."""
+    """Measure one network."""
     model, images = network(name)
     cuts: dict[str, nn.Module] = {}
     left: dict[str, float] = {}
@@ -74,7 +74,7 @@ def measured(name: str, precision: str) -> Iterator[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     yield "# Speed where models are deployed"
     yield ""
     yield f"`python -m benchmarks.deploy` on {describe()}."

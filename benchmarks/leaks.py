@@ -49,7 +49,7 @@ Held = dict[str, float]
 
 
 def held() -> Held:
-    """What the process holds now."""
+    """Return the memory that the process holds now."""
     counts = alive()
     kinds = ("tensors", "modules", "hooks", "optimizers")
     return {
@@ -60,7 +60,7 @@ def held() -> Held:
 
 
 def pruning(kind: str, events: int) -> list[pl.Callback]:
-    """A callback of a kind that prunes so many times, at the start (or the end) of every epoch but the first."""
+    """Return a callback of a kind that prunes so many times, at the start (or the end) of every epoch but the first."""
     if kind == "FilterPruning":
         return [FilterPruning("l1", macs=0.3, schedule=list(range(1, events + 1)))]
     if kind == "ModelPruning":
@@ -99,7 +99,7 @@ def fits(kind: str, count: int) -> list[Held]:
 
 
 def again(job: Callable[[], list[Held]], rounds: int = 1) -> list[Held]:
-    """The same once more in one process, behind so many times before, which know every shape."""
+    """Measure once more in a process that has run so many times before and knows every shape."""
     for _ in range(rounds):
         job()
     return job()
@@ -117,7 +117,7 @@ class Plans(pl.Callback):
 
 
 def plans_met(count: int) -> list[str]:
-    """What the events of `events` cut off, epoch by epoch."""
+    """Return what the events of `events` cut off, epoch by epoch."""
     watch = Plans()
     fit(Plain(CifarResNet(depth=8)), count + 1, *pruning("FilterPruning", count), watch, batch=2, batches=2)
     return watch.plans
@@ -147,7 +147,7 @@ def alone(job: Callable[[], Any], onednn: bool = True, environment: Mapping[str,
 
 
 def quietly(job: Callable[[], Any], onednn: bool, environment: Mapping[str, str]) -> Any:
-    """What the other process does."""
+    """Run the measurement in the other process."""
     os.environ.update(environment)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
@@ -158,7 +158,7 @@ def quietly(job: Callable[[], Any], onednn: bool, environment: Mapping[str, str]
 
 
 def event_rows(count: int) -> dict[str, list[Held]]:
-    """The table of one fit with many events."""
+    """Return the table of one fit with many events."""
     rows = {kind: alone(partial(events, kind, count)) for kind in KINDS}
     plans = alone(partial(plans_met, count))
     rows[BARE] = alone(partial(bare, plans))
@@ -171,7 +171,7 @@ def event_rows(count: int) -> dict[str, list[Held]]:
 
 
 def fit_rows(count: int) -> dict[str, list[Held]]:
-    """The table of many fits with one event each."""
+    """Return the table of many fits with one event each."""
     rows = {kind: alone(partial(fits, kind, count)) for kind in KINDS}
     rows["FilterPruning" + ONEDNN_OFF] = alone(partial(fits, "FilterPruning", count), onednn=False)
     job = partial(fits, "FilterPruning", count)

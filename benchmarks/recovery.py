@@ -50,7 +50,7 @@ def recipes() -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """What was measured, best first."""
+    """Format what was measured, best first."""
     before = next((f"{row['recalibrated']:.2f}" for row in rows), "–")
     text = HEAD.format(machine=describe(), budget=BUDGET, steps=STEPS, temperature=TEMPERATURE, before=before)
     for row in sorted(rows, key=lambda row: -row["tuned"]):

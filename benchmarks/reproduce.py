@@ -52,7 +52,7 @@ def rows() -> list[str]:
 
 
 def configs(row: str) -> list[Path]:
-    """The files of a row in the order in which they apply; a row's own may lie in the folder above its net's."""
+    """Return the files of a row in the order in which they apply; a row's own may lie in the folder above its net's."""
     if row not in rows():
         raise ConfigurationError(f"there is no row {row!r}{nearest(row, rows())}; rows: {', '.join(rows())}")
     net = (CONFIGS / row).parent
@@ -61,13 +61,13 @@ def configs(row: str) -> list[Path]:
 
 
 def baseline(row: str) -> str | None:
-    """The row that trains the dense net of a row; None if it is one itself, or starts from public weights."""
+    """Return the row that trains the dense net of a row; None if it is one itself, or starts from public weights."""
     dense = str(Path(row).with_name(DENSE))
     return dense if dense in rows() and dense != row else None
 
 
 def command(row: str, folder: Path, seed: int, control: str | None = None, extra: Sequence[str] = ()) -> list[str]:
-    """What ``infoprune`` is to do for a row. The record goes to ``folder``, which ends in row, variant and seed."""
+    """Return the arguments of ``infoprune`` for a row; ``folder`` ends in row, variant and seed."""
     words = ["fit", *(f"--config={path}" for path in configs(row)), f"--seed_everything={seed}"]
     words += ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={folder.parents[1]}"]
     words += [f"--trainer.logger.name={folder.parent.name}", f"--trainer.logger.version={folder.name}"]
@@ -81,7 +81,7 @@ def run_folder(row: str, seed: int, control: str | None = None, runs: Path = RUN
 
 
 def made_by(row: str, control: str | None, weights: Path | None, extra: Sequence[str]) -> str:
-    """The command that makes a run, but for the seed."""
+    """Return the command that makes a run, but for the seed."""
     words = ["python", "-m", "benchmarks.reproduce", row]
     words += ["--control", control] if control else []
     words += ["--weights", str(weights)] if weights else []

@@ -125,7 +125,7 @@ def summary(folder: Path, row: str, variant: str) -> Run:
 
 
 def percent(share: float | None) -> float | None:
-    """A share in per cent, to four digits."""
+    """Return a share in per cent, to four digits."""
     return None if share is None else round(100 * share, 4)
 
 
@@ -200,7 +200,7 @@ def mean(values: Sequence[float], form: str = ".2f") -> str:
 
 
 def line(runs: Sequence[Run]) -> str:
-    """The row of a table for runs that differ in nothing but the seed."""
+    """Return the row of a table for runs that differ in nothing but the seed."""
     first = runs[0]
     before, after = (
         [value for run in runs if (value := getattr(run, when)) is not None] for when in ("before", "after")
@@ -220,12 +220,12 @@ def line(runs: Sequence[Run]) -> str:
 
 
 def setting(row: str) -> str:
-    """What rows of the two methods at the same widths have in common."""
+    """Return what rows of the two methods at the same widths have in common."""
     return re.sub(r"method_[ab]_?", "", row)
 
 
 def alike(runs: Iterable[Run]) -> list[list[Run]]:
-    """Runs that differ in nothing but the seed, together; methods before controls."""
+    """Group runs that differ only in the seed; methods before controls."""
     order = [*rows(), *CONTROLS]
     found: dict[tuple[str, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.setting, run.training, order.index(run.name), run.seed or 0)):
@@ -234,7 +234,7 @@ def alike(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def table(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """A line for each group of runs, and how they were made."""
+    """Return a line for each group of runs, and how they were made."""
     lines = [
         TABLE_HEAD,
         *map(line, groups),
@@ -246,7 +246,7 @@ def table(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def compared(runs: Sequence[Run]) -> set[tuple[str, str]]:
-    """Settings and trainings that have a dense control: those in which a method can be judged."""
+    """Return settings and trainings that have a dense control: those in which a method can be judged."""
     return {(run.setting, run.training) for run in runs if run.variant == DENSE}
 
 
@@ -274,7 +274,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
 
 
 def page(runs: Sequence[Run], picture: str = PICTURE.name) -> str:
-    """The whole of RESULTS.md."""
+    """Return the whole of RESULTS.md."""
     judged = compared(runs)
     groups = alike(runs)
     first = [group for group in groups if (group[0].setting, group[0].training) in judged]

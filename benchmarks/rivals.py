@@ -108,7 +108,7 @@ def _pruned(
 
 
 def _ignored(model: nn.Module, example: Tensor) -> list[nn.Module]:
-    """The layers whose outputs stay: what makes the model's outputs, and the residual streams of CIFAR ResNets."""
+    """Return the layers whose outputs stay: the model's outputs and the residual streams of CIFAR ResNets."""
     layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     if not isinstance(model, CifarResNet):
         return layers[-1:]

@@ -62,7 +62,7 @@ RUNS = 6
 
 
 def seconds(work: Callable[[], Any], runs: int = 1) -> float:
-    """The quickest of some runs, in processor time: what other programs take does not count."""
+    """Return the quickest of some runs, in processor time: what other programs take does not count."""
     found = []
     for _ in range(runs):
         start = time.process_time()
@@ -151,7 +151,7 @@ class Suffix:
         self.aim = self.outputs(self.hidden) if of_fidelity else labels
 
     def outputs(self, hidden: Tensor) -> Tensor:
-        """What the network makes of these activations."""
+        """Run the rest of the network on these activations."""
         x = self.block.bn2(self.block.conv2(hidden))
         x = torch.relu(x + self.block.shortcut(self.input))
         for block in self.later:
@@ -177,7 +177,7 @@ def plain_permutation(suffix: Suffix, players: int, generator: torch.Generator) 
 
 
 def small(subject: Subject) -> nn.Module:
-    """The network with so few channels in one layer that all coalitions can be played."""
+    """Return the network with so few channels in one layer that all coalitions can be played."""
     group = subject.structure.group(SMALL.removesuffix(SHORT))
     plan = subject.structure.plan({group.name: range(SMALL_CHANNELS, group.size)})
     model = copy.deepcopy(subject.model)
@@ -270,7 +270,7 @@ in front of the layer.
 
 
 def text(found: dict[str, list[str]]) -> str:
-    """The tables of what was measured."""
+    """Return the tables of what was measured."""
     lines = {name: "\n".join(found.get(name, [f"| `{name}`: not measured |"])) for name in SECTIONS}
     return TEXT.format(
         machine=describe(),

@@ -70,7 +70,7 @@ class Row:
 
 
 def table(rows: list[Row]) -> Iterator[str]:
-    """The roundings side by side, a line for each model, batch size and budget."""
+    """Return the roundings side by side, a line for each model, batch size and budget."""
     measured = {(row.model, row.batch, row.keep, row.round_to): row for row in rows}
     yield f"| model | batch | MACs left | ideal | original | {' | '.join(f'round_to={n}' for n in ROUND_TO)} |"
     yield "|---" * (5 + len(ROUND_TO)) + "|"
@@ -84,7 +84,7 @@ def table(rows: list[Row]) -> Iterator[str]:
 
 
 def pruned_copies(model: nn.Module, images: torch.Tensor) -> dict[tuple[float, int], nn.Module]:
-    """The model at every budget and rounding."""
+    """Measure the model at every budget and rounding."""
     copies = {}
     for keep in BUDGETS:
         for round_to in ROUND_TO:
@@ -111,7 +111,7 @@ def rows_of(name: str, batch: int, device: torch.device, seconds: float) -> Iter
 
 
 def what_it_says(rows: list[Row]) -> list[str]:
-    """The evidence for defaults, in words."""
+    """Write the evidence for defaults, in words."""
     lines = []
     for batch in BATCHES:
         gains = {

@@ -110,7 +110,7 @@ def surgery(model: nn.Module, plan: infoprune.PruningPlan) -> float:
 
 
 def memory(key: str) -> float:
-    """A figure of this process in MiB: ``VmRSS`` now, ``VmHWM`` at its highest."""
+    """Return a figure of this process in MiB: ``VmRSS`` now, ``VmHWM`` at its highest."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 2**10
 
@@ -143,7 +143,7 @@ def memory_table() -> list[str]:
 
 
 def alone(figure: Callable[[str], Any], name: str) -> str:
-    """A figure of a model, taken in a process of its own."""
+    """Return a figure of a model, taken in a process of its own."""
     code = f"from benchmarks.structure import {figure.__name__}; print({figure.__name__}({name!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()[-1]
@@ -169,7 +169,7 @@ def first_cut(name: str) -> str:
 
 
 def first_table() -> list[str]:
-    """The cut against its floor in fresh processes: the first time, and again."""
+    """Measure the cut against its floor in fresh processes: the first time, and again."""
     rows = [
         "| model | first cut (ms) | floor (ms) | first cut to floor | later cuts to floor |",
         "|---|---|---|---|---|",
@@ -196,7 +196,7 @@ class TooLong(Exception):
 
 
 def limited(call: Callable[[], float]) -> tuple[float | None, str]:
-    """The seconds a call took, or None and why it did not end well."""
+    """Return the seconds a call took, or None and why it did not end well."""
 
     def stop(*_: Any) -> None:
         raise TooLong

@@ -74,11 +74,11 @@ class Subject:
         return dict(chosen.widths(self.structure, scores, budget, amount))
 
     def plan(self, scores: Scores, widths: dict[str, int]) -> PruningPlan:
-        """What goes."""
+        """Return the units that go."""
         return select(self.structure, scores, widths)
 
     def cut(self, plan: PruningPlan) -> nn.Module:
-        """A pruned copy of the network."""
+        """Return a pruned copy of the network."""
         pruned = copy.deepcopy(self.model)
         infoprune.shrink(pruned, plan)
         return pruned.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -89,7 +89,7 @@ class Subject:
         return model
 
     def tune(self, model: nn.Module) -> nn.Module:
-        """A short fine-tuning: one pass over some training images, SGD, half a cosine down to 0; in place."""
+        """Fine-tune in place: one pass over some training images, SGD, half a cosine down to 0."""
         steps = TUNING_IMAGES // TUNING["batch_size"]
         optimizer = torch.optim.SGD(
             model.parameters(), TUNING["lr"], momentum=TUNING["momentum"], weight_decay=TUNING["weight_decay"]

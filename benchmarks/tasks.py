@@ -85,7 +85,7 @@ class Task:
             yield self.normalize(shown), targets[index]
 
     def calibration(self, seed: int) -> list[tuple[Tensor, Tensor]]:
-        """The training images that criteria and allocations look at."""
+        """Return the training images that criteria and allocations look at."""
         return list(self.batches(min(CALIBRATION_IMAGES, len(self.train[1])), seed))
 
     def recalibrate(self, model: nn.Module, seed: int) -> None:
@@ -126,7 +126,7 @@ class Task:
         model.eval()
 
     def evaluate(self, model: nn.Module, images: int | None = None) -> float:
-        """The score on the first so many test images, or on all."""
+        """Return the score on the first so many test images, or on all."""
         model.eval()
         inputs, targets = (part[:images] for part in self.test)
         with torch.no_grad():
@@ -139,7 +139,7 @@ def _channels_last(inputs: Tensor) -> Tensor:
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """Inputs that are classified rightly, in per cent."""
+    """Measure the share of inputs that are classified rightly, in per cent."""
     return 100 * (outputs.argmax(dim=1) == targets).float().mean().item()
 
 
@@ -222,7 +222,7 @@ class Measurer(nn.Module):
 
 
 def resnet(depth: int, cifar: Path, weights: Path, held_out: float = 0.0) -> Task:
-    """A CIFAR ResNet with its public weights, scored on the test images or a held-out share of the training images."""
+    """Build a CIFAR ResNet with its public weights, scored on test images or held-out training images."""
     model = CifarResNet(depth).eval()
     load_weights(model, weights / f"resnet{depth}.pt")
     data = CIFAR10DataModule(str(cifar), mean=MEAN, std=STD, val_fraction=held_out, download=False)
@@ -255,7 +255,7 @@ def trained(task: Task, steps: int, rate: float, folder: Path) -> Task:
 
 
 def digits(folder: Path) -> Task:
-    """The quickstart's network and data."""
+    """Build the quickstart's network and data."""
     torch.manual_seed(0)
     data = DigitsDataModule(val_fraction=0.0)
     data.setup()
@@ -266,7 +266,7 @@ def digits(folder: Path) -> Task:
 
 
 def unet(folder: Path) -> Task:
-    """A U-Net that tells discs and squares from the background."""
+    """Build a U-Net that tells discs and squares from the background."""
     torch.manual_seed(0)
     (inputs, labels, _), (test_inputs, test_labels, _) = shapes(4000, 0), shapes(500, 1)
     train, test = (inputs, labels), (test_inputs, test_labels)
@@ -275,7 +275,7 @@ def unet(folder: Path) -> Task:
 
 
 def measurer(folder: Path) -> Task:
-    """A network that measures the disc."""
+    """Build a network that measures the disc."""
     torch.manual_seed(0)
     (inputs, _, targets), (test_inputs, _, test_targets) = shapes(4000, 0), shapes(500, 1)
     train, test = (inputs, targets), (test_inputs, test_targets)

@@ -30,7 +30,7 @@ HEADER = "| model | operators | first (s) | median (s) | fastest (s) |\n|---|---
 
 
 def traced(name: str) -> str:
-    """The number of operators of a model, and the seconds of each trace; for a process of its own."""
+    """Return a model's number of operators and the seconds of each trace; runs in a process of its own."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     infoprune.trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), torch.zeros(1, 3, 8, 8))

@@ -75,7 +75,7 @@ class Benchmark:
         self.batch_size, self.steps, self.compile = options.batch_size, options.steps, options.compile
 
     def data(self) -> CIFAR10DataModule:
-        """The images, in memory."""
+        """Load the images into memory."""
         return CIFAR10DataModule(self.root, batch_size=self.batch_size, val_fraction=0.0)
 
     def trainer(self, network: nn.Module, compile_mode: CompileMode | None = None) -> float:
@@ -100,7 +100,7 @@ class Benchmark:
         return watch.seconds
 
     def compiled_trainer(self, network: nn.Module) -> float:
-        """The same with a compiled copy of the network."""
+        """Run the same with a compiled copy of the network."""
         return self.trainer(copy.deepcopy(network), "default")
 
     def bare_loop(self, network: nn.Module) -> float:
@@ -153,7 +153,7 @@ def networks() -> dict[str, nn.Module]:
 
 
 def line(network: str, way: str, rounds: list[Speeds]) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     speeds = [speed[way] for speed in rounds]
     ratios = [speed[way] / speed["bare loop"] for speed in rounds]
     ratio = f"{statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f})"

@@ -48,7 +48,7 @@ deepseek_vit, gemma4_vit, mobilenetv5 (150 million parameters or more) and qwen3
 
 
 def build(name: str) -> nn.Module:
-    """An untrained model in eval mode whose every parameter and statistic has its own value."""
+    """Build an untrained model in eval mode whose every parameter and statistic has its own value."""
     if name.startswith(OF_TIMM):
         import timm
 
@@ -107,7 +107,7 @@ class Heads(nn.Module):
 
 
 def inputs(name: str) -> Any:
-    """Example inputs at 224 x 224, or the model's own size."""
+    """Make example inputs at 224 x 224, or the model's own size."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:

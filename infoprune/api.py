@@ -208,7 +208,7 @@ def _check_recalibration(model: nn.Module, data: Iterable[Any] | None, batches: 
 def _statistics_after(
     model: nn.Module, plan: PruningPlan, data: Iterable[Any] | None, batches: int
 ) -> dict[str, nn.Module]:
-    """The recalibrated batch norms of a copy that is cut, so that the model is as it was if anything fails."""
+    """Return the recalibrated batch norms of a copy that is cut, so that the model is as it was if anything fails."""
     trial = snapshot(model)
     shrink(trial, plan)
     recalibration.recalibrate(trial, data or (), batches)

@@ -68,7 +68,7 @@ def take_shape(models: Iterable[nn.Module], checkpoint: Mapping[str, Any]) -> No
 
 
 def plan_in(content: Any, prefix: str = "") -> PruningPlan:
-    """The plan that a file's weights were pruned by; empty where it tells of none.
+    """Return the plan that a file's weights were pruned by; empty where it tells of none.
 
     Args:
         content: what `torch.load` read: of :func:`infoprune.save`, a Trainer's checkpoint, or a state dict.
@@ -201,7 +201,7 @@ def _follow_plan(
 
 
 def _clash(module: nn.Module, plan: PruningPlan, incoming: Mapping[str, tuple[int, ...]]) -> str:
-    """The first tensor whose shape after a plan differs from the one that comes in, in words."""
+    """Return the first tensor whose shape after a plan differs from the one that comes in, in words."""
     for key, wanted in shapes_after(module, plan).items():
         if key in incoming and incoming[key] != wanted:
             return f"{key} has shape {incoming[key]} in the checkpoint, the model needs {wanted}"

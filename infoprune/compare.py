@@ -129,7 +129,7 @@ def compare(
 
 
 def in_words(spec: str | Mapping[str, Any] | Criterion) -> str:
-    """A criterion as it was given, short enough for a legend.
+    """Return a criterion as it was given, short enough for a legend.
 
     >>> in_words("l1"), in_words({"name": "capacity_independence", "balance": 0.3})
     ('l1', 'capacity_independence (balance=0.3)')

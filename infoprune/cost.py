@@ -17,7 +17,7 @@ class Cost:
     params: int
 
     def ratio(self, original: Cost) -> tuple[float, float]:
-        """The share of the original's MACs and parameters that is left.
+        """Return the share of the original's MACs and parameters that is left.
 
         >>> Cost(50, 10).ratio(Cost(100, 40))
         (0.5, 0.25)

@@ -68,7 +68,7 @@ class Target:
         return next((Budget(kind, keep) for kind in KINDS if (keep := getattr(self, kind)) is not None), None)
 
     def relative_to(self, cost: Cost) -> Target:
-        """This target with a number of MACs or parameters as a share of what the model costs, at most all of it."""
+        """Return this target with a number of MACs or parameters turned into a share of what the model costs."""
         numbers = {kind: value for kind in ("macs", "params") if is_absolute(kind, value := getattr(self, kind))}
         return replace(self, **{kind: min(1.0, value / getattr(cost, kind)) for kind, value in numbers.items()})
 

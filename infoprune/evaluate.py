@@ -45,7 +45,7 @@ def accuracy(model: nn.Module, data: Iterable[Any], images: int | None = None) -
 
 
 def output_change(model: nn.Module, inputs: Inputs) -> Evaluate:
-    """A measure for models that came from ``model``: how far their outputs are from its own.
+    """Build a measure for models that came from ``model``: how far their outputs are from its own.
 
     Args:
         model: The model before; run once, now.

@@ -213,7 +213,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> ExportedPr
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """The exporters warn, log and print pages about themselves; what matters is in the error."""
+    """Silence the exporters' warnings, logs and prints; the error says what matters."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -256,7 +256,7 @@ def _tensors(outputs: Any) -> list[Tensor]:
 
 
 def _runtime(path: Path) -> Any:
-    """The model in a file as a function of inputs, run by onnxruntime on the CPU."""
+    """Return the model in a file as a function of inputs, run by onnxruntime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -310,7 +310,7 @@ def _missing_operator(program: ExportedProgram, error: BaseException) -> str:
 
 
 def _nodes(program: ExportedProgram, operator: str) -> Iterator[Any]:
-    """The nodes of a program, before and after decomposition, that call an operator."""
+    """Return the nodes of a program, before and after decomposition, that call an operator."""
     for graph in (program, program.run_decompositions()):
         yield from (node for node in graph.graph.nodes if str(node.target) == operator)
 

@@ -102,7 +102,7 @@ def from_pretrained(source: str | os.PathLike[str], model: Any = None, **options
 
 
 def _built(folder: Path, kind: type[nn.Module] | None) -> nn.Module:
-    """The unpruned architecture that a folder's configuration describes."""
+    """Return the unpruned architecture that a folder's configuration describes."""
     try:
         text = (folder / CONFIG).read_text(encoding="utf-8") if (folder / CONFIG).is_file() else "{}"
         config = json.loads(text)

@@ -80,7 +80,7 @@ def recalibrate(model: nn.Module, data: Iterable[Any] | LightningDataModule, bat
 
 
 def check_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The layers that :func:`recalibrate` measures, by name: batch norm of any kind that keeps running statistics.
+    """Return the layers that :func:`recalibrate` measures, by name: batch norm that keeps running statistics.
 
     Raises:
         ConfigurationError: there is none.

@@ -64,7 +64,7 @@ class Schedule:
         return tuple(epoch for epoch, _ in self.events)
 
     def fraction_at(self, epoch: int) -> float | None:
-        """The fraction of the final cut that the event at ``epoch`` reaches; None where there is no event."""
+        """Return the fraction of the final cut that the event at ``epoch`` reaches; None where there is no event."""
         return dict(self.events).get(epoch)
 
     def check(self, max_epochs: int | None) -> None:
@@ -142,7 +142,7 @@ def _from_mapping(spec: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
 
 
 def _one_cycle(progress: float, steepness: float = 14.0, offset: float = 5.0) -> float:
-    """A logistic curve, scaled to end at 1."""
+    """Return a logistic curve, scaled to end at 1."""
 
     def height(share: float) -> float:
         return 1 / (1 + math.exp(offset - steepness * share))

@@ -166,7 +166,7 @@ class _Held(TorchDispatchMode):
 
 
 def uniformly_narrowed(model: nn.Module, inputs: Inputs, macs: float) -> nn.Module:
-    """A copy of a model whose groups all keep the same share, down to a share of its MACs: a control for speed.
+    """Return a copy of a model whose groups all keep the same share, down to a share of its MACs: a control for speed.
 
     Args:
         model: it is not changed.

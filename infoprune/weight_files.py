@@ -109,7 +109,7 @@ def write_safetensors(path: str | os.PathLike[str], state: Mapping[str, Any], re
 
 
 def _once(path: Any, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a state dict with a memory of their own each, and the names of those that are there already."""
+    """Return the tensors of a state dict with a memory of their own, and the names of those that share one."""
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     names: dict[tuple[Any, ...], str] = {}

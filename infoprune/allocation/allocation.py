@@ -47,7 +47,7 @@ class Allocation(ABC):
         kind: str = "macs",
         keep: float = 0.0,
     ) -> Allocation:
-        """This allocation with everything that it has to measure on the model; itself if that is nothing.
+        """Return this allocation with everything measured that it needs of the model; itself where it needs nothing.
 
         Args:
             model: The model that ``structure`` was traced from. It is not changed.
@@ -69,7 +69,7 @@ class Allocation(ABC):
         """Widths of the groups in ``grids`` at a pressure in [0, 1], shrinking from all units to the fewest."""
 
     def path_for(self, kind: str, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
-        """The path for a budget of one kind (``"macs"``, ``"params"``, ``"latency"``) or an ``"amount"``.
+        """Return the path for a budget of one kind (``"macs"``, ``"params"``, ``"latency"``) or an ``"amount"``.
 
         By default :meth:`path`, whatever the kind.
         """
@@ -98,7 +98,7 @@ class Allocation(ABC):
         return solve(path, grids, lambda widths: sum(widths.values()) / whole, target)
 
     def need_amount(self, amount: float | None) -> float:
-        """The amount, or a ConfigurationError where neither it nor a budget was given."""
+        """Return the amount; raise a ConfigurationError where neither it nor a budget was given."""
         if amount is None:
             raise ConfigurationError(f"allocation {self.name!r} needs a budget (macs, params or latency) or an amount")
         return amount
@@ -193,7 +193,7 @@ def get_allocation(spec: str | Mapping[str, Any] | Allocation) -> Allocation:
 
 
 def prunable_groups(structure: Structure, scores: Scores | None) -> list[ChannelGroup]:
-    """The groups that widths are decided for, in forward order."""
+    """Return the groups that widths are decided for, in forward order."""
     groups = [group for group in structure.prunable if scores is None or group.name in scores]
     if not groups:
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in structure.groups[:3])
@@ -207,7 +207,7 @@ def prunable_groups(structure: Structure, scores: Scores | None) -> list[Channel
 def within_budget(
     structure: Structure, budget: Budget, fraction: float, path: Path, grids: Mapping[str, Grid], measure: Measure
 ) -> Widths:
-    """The widths along ``path`` that spend the budget; see :meth:`Allocation.widths`."""
+    """Return the widths along ``path`` that spend the budget; see :meth:`Allocation.widths`."""
     target = 1 - fraction * (1 - budget.keep)
     cost = partial(measure.measured, target=target) if isinstance(measure, LatencyShare) else measure
     floor = cost(path(1.0))

@@ -45,7 +45,7 @@ class Auto(Allocation):
         kind: str = "macs",
         keep: float = 0.0,
     ) -> Allocation:
-        """The allocation that is used for these data and this kind of budget, measured."""
+        """Return the allocation that is used for these data and this kind of budget, measured."""
         if kind == "amount":
             return Uniform()
         if data is None:

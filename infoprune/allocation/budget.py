@@ -76,7 +76,7 @@ def check_amount(amount: float) -> None:
 
 
 def cost_share(structure: Structure, kind: str, reference: Cost | None = None) -> Callable[[Widths], float]:
-    """A function from widths to the share of the original MACs or parameters that they cost.
+    """Return a function from widths to the share of the original MACs or parameters that they cost.
 
     Args:
         structure: Where the widths apply.

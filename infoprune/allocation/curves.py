@@ -70,7 +70,7 @@ class LossCurves:
     images: int = 0
 
     def estimate(self, widths: Mapping[str, int]) -> float:
-        """The loss that some widths are expected to cost: that of the nearest round above, and what each cut adds.
+        """Return the expected loss at some widths: that of the nearest round above and of each further cut.
 
         Cuts that meet cost more than they do alone, so that without rounds near ``widths`` it is too low.
 

@@ -22,7 +22,7 @@ UnitCosts = Callable[[Mapping[str, int]], Mapping[str, float]]
 
 
 def unit_costs(structure: Structure, kind: str) -> UnitCosts:
-    """What units cost, in the measure of a budget; latency goes by MACs, and an amount counts every unit alike."""
+    """Return the cost of units in the measure of a budget; latency goes by MACs, an amount counts units alike."""
     if kind == "amount":
         return lambda widths: dict.fromkeys(widths, 1.0)
     which = 1 if kind == "params" else 0
@@ -62,7 +62,7 @@ def _ratio(loss: float, cost: float) -> float:
 
 
 def _slopes(one: Round, name: str, start: int, end: int, grid: Grid, depth: float) -> list[tuple[int, float]]:
-    """The steps of a group from one width to another, each with the loss that it adds for a unit.
+    """Return the steps of a group from one width to another, each with the loss that it adds for a unit.
 
     The losses are replaced by their largest convex bound from below, so that a cheap deep step behind a dear one counts
     together with it.
@@ -96,7 +96,7 @@ def _slope(widths: Sequence[int], values: Sequence[float], first: int, last: int
 
 
 def as_path(states: Sequence[Widths], grids: Mapping[str, Grid]) -> Path:
-    """The path through some states, at widths that the grids allow."""
+    """Return the path through some states, at widths that the grids allow."""
 
     def widths(pressure: float) -> Widths:
         state = states[round(pressure * (len(states) - 1))]

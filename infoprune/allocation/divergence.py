@@ -29,7 +29,7 @@ def divergence_of_scores(original: Tensor, changed: Tensor) -> Tensor:
 
 
 def divergence_of_probabilities(original: Tensor, changed: Tensor) -> Tensor:
-    """The same for outputs that are probabilities already."""
+    """Return the divergence of outputs that are probabilities already."""
     least = torch.finfo(torch.float32).tiny
     return divergence_of_scores(original.clamp(min=least).log(), changed.clamp(min=least).log())
 
@@ -63,7 +63,7 @@ NAMES: dict[Distance, str] = {
 
 
 def scored(outputs: Any) -> list[Tensor]:
-    """The floating-point tensors of a model's outputs, in float32.
+    """Return the floating-point tensors of a model's outputs, in float32.
 
     Raises:
         DataError: there is none.

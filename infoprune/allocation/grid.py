@@ -41,7 +41,7 @@ class Grid:
         return min(self.size, -(-self.least // self.step) * self.step)
 
     def at(self, share: float) -> int:
-        """The width for a kept share of the original units: int(share x original), then the nearest multiple."""
+        """Return the width for a kept share of the original units: int(share x original), then the nearest multiple."""
         wanted = int((self.original or self.size) * share + SLACK)
         if wanted >= self.size:
             return self.size
@@ -49,9 +49,9 @@ class Grid:
         return max(self.lowest, min(self.size, multiple))
 
     def up(self, width: int) -> int:
-        """The next width above, or the same if there is none."""
+        """Return the next width above, or the same if there is none."""
         return min(self.size, (width // self.step + 1) * self.step)
 
     def down(self, width: int) -> int:
-        """The next width below, or the same if there is none."""
+        """Return the next width below, or the same if there is none."""
         return max(self.lowest, (width - 1) // self.step * self.step)

@@ -82,7 +82,7 @@ class InformationConcentration(Allocation):
         kind: str = "macs",
         keep: float = 0.0,
     ) -> InformationConcentration:
-        """A copy with the concentrations measured on ``data``; this one if it has them."""
+        """Return a copy with the concentrations measured on ``data``; this one if it has them."""
         if self.concentrations is not None:
             return self
         if data is None:

@@ -98,7 +98,7 @@ class InformationLoss(Allocation):
         kind: str = "macs",
         keep: float = 0.0,
     ) -> InformationLoss:
-        """A copy with the curves measured on ``data``; this one if it has them.
+        """Return a copy with the curves measured on ``data``; this one if it has them.
 
         Args:
             model: The model that ``structure`` was traced from. It is not changed.
@@ -154,11 +154,11 @@ class InformationLoss(Allocation):
         return descend(curves, unit_costs(structure, kind), grids, floors, self.depth)
 
     def path(self, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
-        """The way down for a budget of MACs."""
+        """Return the path of falling widths for a budget of MACs."""
         return self.path_for("macs", structure, scores, grids)
 
     def path_for(self, kind: str, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
-        """The way down: each step where the least information goes for the cost that it saves."""
+        """Return the path of falling widths: each step costs the least information for what it saves."""
         if not isinstance(self.curves, LossCurves):
             raise ConfigurationError(f"{OWNER} has nothing measured yet: call prepared(model, structure, data)")
         self.curves.check({name: grid.size for name, grid in grids.items()})
@@ -177,5 +177,5 @@ def _warn_about(curves: LossCurves) -> None:
 
 
 def _levels(width: int, shares: Sequence[float]) -> list[int]:
-    """The widths at which a group of some width is measured, from the largest."""
+    """Return the widths at which a group of some width is measured, from the largest."""
     return sorted({level for share in shares if 0 < (level := int(share * width)) < width}, reverse=True)

@@ -87,13 +87,13 @@ class LatencyShare:
         self._shares: dict[tuple[tuple[str, int], ...], float] = {}
 
     def __call__(self, widths: Mapping[str, int]) -> float:
-        """The share that widths take, as far as is known."""
+        """Return the share of the time that widths take, by the model of the time."""
         if self._additive is None:
             self._additive = self._cost()
         return self.now * self._corrected(self._additive(widths))
 
     def measured(self, widths: Mapping[str, int], target: float | None = None) -> float:
-        """The share that widths take, by the clock; measured once.
+        """Return the share of the time that widths take, by the clock; the same widths are measured once.
 
         Args:
             widths: Group name -> units.
@@ -107,7 +107,7 @@ class LatencyShare:
         return self._shares[key]
 
     def within(self, target: float, solve: Callable[[float], Widths]) -> Widths:
-        """The widths that take the most time within a target, as far as the clock can tell.
+        """Return the widths that take the most time within a target, by the clock.
 
         Args:
             target: Share that may be spent.
@@ -149,7 +149,7 @@ class LatencyShare:
         return lambda widths: seconds(widths) / whole
 
     def _corrected(self, share: float) -> float:
-        """The share that was measured where the model of the time says ``share``, between what was measured."""
+        """Interpolate the measured share where the model of the time says ``share``."""
         said, truth = zip(*self._points, strict=True)
         if len(said) == 1 or share <= said[0]:
             return share * truth[0] / said[0]

@@ -149,7 +149,7 @@ class LossMeter:
         return {key: total / self.images for key, total in sums.items()}
 
     def _loss_at(self, name: str, width: int, batch: _Batch, prefix: Prefix | None) -> float:
-        """The loss of a batch, summed over its images, where a group is cut to a width."""
+        """Return the loss of a batch, summed over its images, where a group is cut to a width."""
         if prefix is None:
             return 0.0  # the run never uses this group
         with self._cut({name: width}):
@@ -173,7 +173,7 @@ class LossMeter:
         return sum(losses) / self.images
 
     def _loss(self, batch: _Batch, outputs: Any, what: str) -> float:
-        """The loss of a batch, summed over its images and over the outputs."""
+        """Return the loss of a batch, summed over its images and over the outputs."""
         pairs = zip(batch.distances, batch.outputs, scored(outputs), strict=True)
         total = 0.0
         for distance, original, changed in pairs:
@@ -267,7 +267,7 @@ class _Batch:
 
 
 def _readers(structure: Structure, group: ChannelGroup) -> list[GroupSlot]:
-    """The slots that read a group's channels; all of its slots where only activations meet, as in attention.
+    """Return the slots that read a group's channels; all of its slots where only activations meet, as in attention.
 
     A channel that nobody reads is gone. What makes it stays as it is, so that nothing divides by a norm of zeros, and
     layer norm keeps its scale.
@@ -290,7 +290,7 @@ def _normalise_by_the_batch(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> Non
 
 
 def _near(levels: Sequence[int], loss: float | None) -> list[int]:
-    """The levels on that side of the middle where the solution lies, with the middle.
+    """Return the levels on the side of the middle where the solution lies, the middle included.
 
     >>> _near([12, 8, 4], 0.001), _near([12, 8, 4], 0.5)
     ([8, 4], [12, 8])
@@ -309,7 +309,7 @@ def _channels_last(inputs: Any) -> Any:
 
 
 def _first(data: Iterable[Any], images: int, owner: str) -> Iterator[tuple[Any, Any, int]]:
-    """The first images of some data, in batches as they come."""
+    """Return the first images of some data, in batches as they come."""
     left = images
     for batch in data:
         inputs, targets = split_batch(batch, owner)

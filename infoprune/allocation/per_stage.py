@@ -83,7 +83,7 @@ class PerStage(RatioAllocation):
 
 
 def _entries(structure: Structure) -> tuple[list[list[ChannelGroup]], int]:
-    """The groups that each place of the list stands for, and how many places at its end may be left out."""
+    """Return the groups that each place of the list stands for, and how many places at its end may be left out."""
     makers = {group.name: [layer for layer, _ in structure.producers(group)] for group in structure.groups}
     conv = [group for group in structure.groups if any(layer.kind == "conv" for layer in makers[group.name])]
     coupled = [group for group in conv if len(makers[group.name]) > 1]

@@ -26,7 +26,7 @@ class RatioAllocation(Allocation):
         """Group name -> share of units to remove, in [0, 1); groups that are not named keep everything."""
 
     def path(self, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
-        """The ratios scaled from 0 to where even the smallest of them empties its group."""
+        """Return the ratios scaled from 0 to where even the smallest of them empties its group."""
         ratios = self.ratios_of(structure)
         largest = 1 / min((ratio for ratio in ratios.values() if ratio > 0), default=1.0)
         return lambda pressure: _scaled(ratios, pressure * largest, grids)
@@ -39,7 +39,7 @@ class RatioAllocation(Allocation):
         amount: float | None,
         fraction: float,
     ) -> Widths:
-        """The ratios as they are, scaled by ``fraction``."""
+        """Return the ratios scaled by ``fraction``."""
         if amount is not None:
             raise ConfigurationError(
                 f"an amount of {amount:g} and the ratios of allocation {self.name!r} both say how many units go: "

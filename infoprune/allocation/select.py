@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def lowest_units(scores: torch.Tensor, count: int) -> list[int]:
-    """The ``count`` units with the lowest scores, in ascending order; of equal scores the higher index goes first.
+    """Return the ``count`` units with the lowest scores, ascending; of equal scores the higher index goes first.
 
     >>> lowest_units(torch.tensor([1.0, 0.0, 2.0, 0.0]), 1)
     [3]
@@ -25,7 +25,7 @@ def lowest_units(scores: torch.Tensor, count: int) -> list[int]:
 
 
 def select(structure: Structure, scores: Scores, widths: Mapping[str, int]) -> PruningPlan:
-    """The plan that brings every group to its width by removing the units with the lowest scores.
+    """Return the plan that brings every group to its width by removing the units with the lowest scores.
 
     Args:
         structure: The structure of the model that the plan is for.

@@ -30,7 +30,7 @@ STRAY = 0.1
 
 
 def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float, close: float = CLOSE) -> Widths:
-    """The widths along ``path``, give or take single units, that cost the most within ``target``.
+    """Return the widths along ``path``, give or take single units, that cost the most within ``target``.
 
     Args:
         path: Widths at a pressure in [0, 1]; pressure 1 must cost at most ``target``.
@@ -58,7 +58,7 @@ def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float
 
 
 def near(grid: Grid, low: int, high: int, stray: float) -> range:
-    """The widths that a group may take when ``low`` and ``high`` are those of the path around the target."""
+    """Return the widths that a group may take when ``low`` and ``high`` are those of the path around the target."""
     far = max(grid.step, int(stray * (grid.original or grid.size)))
     return range(low - far, max(high, low + far) + 1)
 
@@ -98,7 +98,7 @@ def _walk(
 
 
 def one_by_one(low: Widths, high: Widths, grids: Mapping[str, Grid]) -> Iterator[Widths]:
-    """The states behind ``low`` on the way to ``high``, one step of one group at a time."""
+    """Return the states behind ``low`` on the way to ``high``, one step of one group at a time."""
     state = low
     for name in low:
         while state[name] < high[name]:
@@ -109,7 +109,7 @@ def one_by_one(low: Widths, high: Widths, grids: Mapping[str, Grid]) -> Iterator
 def _narrow(
     low: Widths, high: Widths, states: Iterable[Widths], measure: Measure, target: float
 ) -> tuple[Widths, Widths]:
-    """The closest two around the target among ``low``, ``high`` and the states between them."""
+    """Return the closest two around the target among ``low``, ``high`` and the states between them."""
     below, above = (measure(low), low), (measure(high), high)
     for state in states:
         cost = measure(state)
@@ -121,14 +121,14 @@ def _narrow(
 
 
 def _steps(low: Widths, high: Widths, grids: Mapping[str, Grid]) -> Iterator[Widths]:
-    """The states one step above ``low`` or one step below ``high``."""
+    """Return the states one step above ``low`` or one step below ``high``."""
     for name, grid in grids.items():
         yield {**low, name: grid.up(low[name])}
         yield {**high, name: grid.down(high[name])}
 
 
 def _swaps(low: Widths, high: Widths, grids: Mapping[str, Grid]) -> Iterator[Widths]:
-    """The states that are one step above in one group and one step below in another."""
+    """Return the states that are one step above in one group and one step below in another."""
     for state in (low, high):
         for more, less in permutations(grids, 2):
             yield {**state, more: grids[more].up(state[more]), less: grids[less].down(state[less])}

@@ -95,7 +95,7 @@ class _Resumed(TorchFunctionMode):
 
 
 def _is_stand_in(tensor: Tensor) -> bool:
-    """A number expanded to the shape of a result that nobody used any more at an earlier place."""
+    """Expand a number to the shape of a result that no later operator reads."""
     return tensor.numel() > 1 and not any(tensor.stride())
 
 

@@ -114,7 +114,7 @@ def _measured(table: LatencyTable, kind: str, width: int) -> float:
 
 
 def _network(kind: str, width: int) -> tuple[nn.Module, Tensor]:
-    """A few layers in a row, so that a layout that a backend likes need not be made and undone for each."""
+    """Build a few layers in a row, so that a backend converts the memory layout once, not for each layer."""
     if kind == "linear":
         layers: list[nn.Module] = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
         return nn.Sequential(*layers, nn.Linear(width, width)), torch.zeros(1, 196, width)

@@ -65,7 +65,7 @@ def parts_of(network: nn.Module, structure: Structure, plan: PruningPlan) -> lis
 
 
 def rows(tensor: Tensor, part: Part) -> Tensor:
-    """The units' rows of a parameter or gradient: (k, ...)."""
+    """Return the units' rows of a parameter or gradient: (k, ...)."""
     return tensor.index_select(part.dim, part.index.to(tensor.device)).movedim(part.dim, 0)
 
 

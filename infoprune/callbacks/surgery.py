@@ -72,7 +72,7 @@ def _out_of_ddp(strategy: Any) -> Iterator[None]:
 
 
 def averaged_copies(trainer: pl.Trainer) -> list[nn.Module]:
-    """The copies of the LightningModule that WeightAveraging callbacks hold."""
+    """Return the copies of the LightningModule that WeightAveraging callbacks hold."""
     averages = (getattr(callback, "_average_model", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     return [average.module for average in averages if average is not None and hasattr(average, "module")]
 

@@ -103,7 +103,7 @@ class _Sample:
 
 
 def calibration_batches(trainer: pl.Trainer, count: int) -> Iterable[Any]:
-    """A fixed sample of training examples, the same on every process, fetched past the training loader.
+    """Return a fixed sample of training examples, the same on every process, fetched past the training loader.
 
     Args:
         trainer: the Trainer of a fit.
@@ -126,7 +126,7 @@ def calibration_batches(trainer: pl.Trainer, count: int) -> Iterable[Any]:
 
 
 def training_batches(trainer: pl.Trainer, count: int) -> Iterable[Any]:
-    """A fixed sample of batches as the model is trained on: their size, and transformed or augmented alike.
+    """Return a fixed sample of batches as the model is trained on: their size, and transformed or augmented alike.
 
     Args:
         trainer: the Trainer of a fit.

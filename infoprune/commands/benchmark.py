@@ -105,7 +105,7 @@ def _device(name: str) -> torch.device:
 
 
 def _models(named: NamedModel, parser: ArgumentParser, options: Namespace) -> dict[str, nn.Module]:
-    """The models to measure. What their weights are makes no difference to their speed."""
+    """Build the models to measure; their weights make no difference to their speed."""
     original = named.architecture()
     if asks_for_a_cut(options):
         cut(named, options, open_data(parser, options))

@@ -103,7 +103,7 @@ def cut(named: NamedModel, options: Namespace, data: NamedData | None, backend: 
 
 
 def cut_options(options: Namespace) -> dict[str, Any]:
-    """The options of a cut that say something, as a record keeps them."""
+    """Return the options of a cut that differ from their defaults, as a record keeps them."""
     names = (
         "criterion",
         "macs",

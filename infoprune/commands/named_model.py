@@ -64,7 +64,7 @@ class NamedModel:
         return {"class": self.name, "class_path": self.config["class_path"], "input_shape": self.shape}
 
     def architecture(self) -> nn.Module:
-        """The same network anew: unpruned, with the weights that its class starts with."""
+        """Build the same network anew: unpruned, with the weights that its class starts with."""
         return _build(self.config).get_submodule(self.module).eval()
 
 
@@ -155,7 +155,7 @@ def _is_path(text: str) -> bool:
 
 
 def _from_path(path: Path, module: str | None) -> tuple[NamedModel, str | None]:
-    """The model of a run folder, of a checkpoint in one, or of a configuration; and the file of its weights."""
+    """Return the model of a run folder, of a checkpoint in one, or of a configuration; and the file of its weights."""
     if path.suffix in (".yaml", ".yml"):
         config = _read_config(path)
         return NamedModel(_build(config), {}, None, config, module or ""), None
@@ -171,7 +171,7 @@ def _from_path(path: Path, module: str | None) -> tuple[NamedModel, str | None]:
 
 
 def _folder_of(checkpoint: Path) -> Path:
-    """The run folder that a checkpoint lies in."""
+    """Return the run folder that a checkpoint lies in."""
     for folder in list(checkpoint.resolve().parents)[:3]:
         if (folder / "config.yaml").is_file():
             return folder
@@ -236,7 +236,7 @@ def _shape(given: Any) -> Any:
 
 
 def _own_shape(whole: nn.Module, network: nn.Module) -> Any:
-    """The shape of a LightningModule's ``example_input_array``, where the network is all of it."""
+    """Return the shape of a LightningModule's ``example_input_array``, where the network is all of it."""
     example = getattr(whole, "example_input_array", None)
     if example is None:
         return None

@@ -34,7 +34,7 @@ def reach_wandb(trainer: L.Trainer) -> None:
 
 
 def _kept_offline(logger: WandbLogger, why: str) -> Path:
-    """The folder of the run; clients before 0.28 start none after one that the network failed."""
+    """Return the folder of the run; clients before 0.28 start none after one that the network failed."""
     from wandb import __version__
     from wandb.errors import Error
 
@@ -48,7 +48,7 @@ def _kept_offline(logger: WandbLogger, why: str) -> Path:
 
 
 def offline_runs(trainer: L.Trainer) -> list[Path]:
-    """The folders of the Trainer's W&B runs that nobody has sent yet."""
+    """Return the folders of the Trainer's W&B runs that nobody has sent yet."""
     runs = [logger.experiment for logger in _wandb_loggers(trainer)]
     return [Path(run.dir).parent for run in runs if getattr(run, "offline", False)]
 

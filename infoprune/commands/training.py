@@ -205,7 +205,7 @@ def check_checkpoint(path: str) -> None:
 
 
 def _first_clash(error: RuntimeError) -> str:
-    """The first of the tensors that PyTorch names when weights do not fit."""
+    """Return the first of the tensors that PyTorch names when weights do not fit."""
     first = str(error).splitlines()[1].strip()
     return first if first.startswith("size mismatch") else first.split(", ")[0]
 

@@ -95,7 +95,7 @@ class ActivationTap(TorchFunctionMode):
         return output
 
     def _layer_of(self, weight: Any) -> str | None:
-        """The layer whose weight this is, or is computed from (masks, weight standardisation, weight norm)."""
+        """Return the layer whose weight this is, or is computed from (masks, weight standardisation, weight norm)."""
         return self._weights.get(id(weight)) or self._kernels.get(id(weight), (None, None))[1]
 
     def _note_kernels(self, args: Any, kwargs: Any, output: Any) -> None:
@@ -106,7 +106,7 @@ class ActivationTap(TorchFunctionMode):
                 self._kernels[id(leaf)] = leaf, names[0]
 
     def _follow(self, stage: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Pending | None:
-        """The output that this call normalises or activates, taken off the list."""
+        """Return the output that this call normalises or activates, taken off the list."""
         if stage == FILTERS or stage > self._until:
             return None
         subject = args[0] if args else kwargs.get("input")
@@ -223,7 +223,7 @@ def check_seen(layer: Layer, seen: bool, owner: str) -> None:
 
 
 def as_maps(output: Tensor, kind: str) -> Tensor:
-    """A layer's output as (images, channels, height, width).
+    """Return a layer's output as (images, channels, height, width).
 
     >>> as_maps(torch.zeros(2, 7), "linear").shape, as_maps(torch.zeros(2, 5, 7), "linear").shape
     (torch.Size([2, 7, 1, 1]), torch.Size([2, 7, 1, 5]))

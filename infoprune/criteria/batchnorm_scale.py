@@ -33,7 +33,7 @@ class BatchNormScale(LayerCriterion):
     """
 
     def members(self, model: nn.Module, structure: Structure, group: ChannelGroup) -> list[tuple[str, GroupSlot]]:
-        """The batch norms of a group."""
+        """Return the batch norms of a group."""
         found = []
         for slot in group.slots:
             owner, _, leaf = slot.tensor.rpartition(".")

@@ -111,17 +111,17 @@ def batches(model: nn.Module, data: Iterable[Any], images: int | None, owner: st
 
 
 def rows_of(tree: Any, size: int, rows: slice | Tensor) -> Any:
-    """Some rows of every tensor that has one row for each of ``size`` images."""
+    """Return some rows of every tensor that has one row for each of ``size`` images."""
     return tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) and leaf.shape[:1] == (size,) else leaf, tree)
 
 
 def on_device(device: torch.device, tree: Any) -> Any:
-    """The tensors of a batch on a device."""
+    """Return the tensors of a batch on a device."""
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def split_batch(batch: Any, owner: str) -> tuple[Any, Any]:
-    """Inputs and targets of a batch as a data loader yields it."""
+    """Split a batch, as a data loader yields it, into inputs and targets."""
     if isinstance(batch, (Tensor, dict)):
         return batch, None
     if isinstance(batch, (list, tuple)) and batch:
@@ -132,7 +132,7 @@ def split_batch(batch: Any, owner: str) -> tuple[Any, Any]:
 
 
 def batch_size(inputs: Any, owner: str) -> int:
-    """Number of images in the inputs of a batch."""
+    """Return the number of images in the inputs of a batch."""
     first = inputs
     while isinstance(first, (list, tuple, dict)) and first:
         first = next(iter(first.values())) if isinstance(first, dict) else first[0]

@@ -53,7 +53,7 @@ class ChannelGame:
         self.can_replay: bool | None = None
 
     def on(self, inputs: Any, targets: Any, images: int) -> BatchGame:
-        """The game on a batch.
+        """Return the game on a batch.
 
         Raises:
             ConfigurationError: the group's activations cannot be observed, or the payoff is not one finite value an

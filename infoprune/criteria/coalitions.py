@@ -137,7 +137,7 @@ class Tally:
 
     @classmethod
     def of(cls, players: int) -> Tally:
-        """An empty one."""
+        """Return an empty tally."""
         count, total, squares = torch.zeros(3, players, dtype=torch.float64)
         return cls(count, total, squares)
 

@@ -140,7 +140,7 @@ class LayerCriterion(Criterion):
         """
 
     def members(self, model: nn.Module, structure: Structure, group: ChannelGroup) -> list[tuple[str, GroupSlot]]:
-        """The scored layers of a group, each with the slot that says which of its filters belong to which unit."""
+        """Return the scored layers of a group, each with the slot that maps its filters to units."""
         return [(layer.name, slot) for layer, slot in structure.producers(group)]
 
     def group_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> Scores:
@@ -224,18 +224,18 @@ def get_criterion(spec: str | Mapping[str, Any] | Criterion) -> Criterion:
 
 
 def scored_layers(structure: Structure) -> list[Layer]:
-    """The layers whose filters belong to a prunable group, each once, in forward order."""
+    """Return the layers whose filters belong to a prunable group, each once, in forward order."""
     wanted = {layer.name for group in structure.prunable for layer, _ in structure.producers(group)}
     return [layer for layer in structure.layers if layer.name in wanted]
 
 
 def weight_of(model: nn.Module, layer: Layer) -> Tensor:
-    """The weight of a layer, its filters along the first dimension."""
+    """Return the weight of a layer, its filters along the first dimension."""
     return model.get_parameter(layer.weight).detach().movedim(layer.dim, 0)
 
 
 def as_filters(weight: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A weight, filters first, as (filters, kernels, weights per kernel), float64 on the CPU.
+    """Return a weight, filters first, as (filters, kernels, weights per kernel), float64 on the CPU.
 
     Always the CPU and always float64, so that a plan does not depend on the device or the precision of a run.
     """

@@ -34,7 +34,7 @@ def pairwise_l2(points: Tensor) -> Tensor:
 
 
 def sum_of_l2(points: Tensor) -> Tensor:
-    """Summed Euclidean distance of every row to all rows, without holding the (N, N) distances.
+    """Sum the Euclidean distances of every row to all rows, without holding the (N, N) distances.
 
     Args:
         points: (N, D) float64.
@@ -50,7 +50,7 @@ def sum_of_l2(points: Tensor) -> Tensor:
 
 
 def _upper_blocks(points: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The distances of a few rows at a time to themselves and all later rows; the rest is the mirror image."""
+    """Return the distances of a few rows at a time to themselves and all later rows; the rest is the mirror image."""
     count = len(points)
     norms = points.square().sum(dim=1)
     for start in range(0, count, BLOCK):

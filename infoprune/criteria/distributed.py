@@ -27,12 +27,12 @@ _blocks = 0
 
 
 def world_size() -> int:
-    """Number of processes that score together."""
+    """Return the number of processes that score together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process() -> int:
-    """The number of this process among them."""
+    """Return the number of this process among them."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -89,13 +89,13 @@ def _meet(error: Exception | None) -> None:
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum of a float64 tensor over all processes; the tensor itself on one."""
+    """Return the sum of a float64 tensor over all processes; the tensor itself on one."""
     check_processes()
     return _all_reduced(values)
 
 
 def broadcast_from_first(value: Result) -> Result:
-    """The first process's value, which has to be picklable, on all processes."""
+    """Return the first process's value, which has to be picklable, on all processes."""
     check_processes()
     if world_size() == 1:
         return value
@@ -113,12 +113,12 @@ def _all_reduced(values: Tensor) -> Tensor:
 
 
 def mean_over_processes(total: Tensor, count: float) -> Tensor:
-    """The sum of all processes' totals over the sum of their counts."""
+    """Return the sum of all processes' totals over the sum of their counts."""
     return sum_over_processes(total) / sum_over_processes(torch.tensor(float(count), dtype=torch.float64))
 
 
 def rows_of_all_processes(rows: Tensor) -> Tensor:
-    """The rows of all processes one below the other, in order of rank; counts may differ."""
+    """Return the rows of all processes one below the other, in order of rank; counts may differ."""
     if world_size() == 1:
         return rows
     counts = torch.zeros(world_size(), dtype=torch.float64)

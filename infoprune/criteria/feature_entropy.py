@@ -28,7 +28,7 @@ def histogram_entropy(values: Tensor, bins: int, correct: bool = False) -> Tenso
 
 
 def histograms(rows: Tensor, bins: int, limits: Sequence[Tensor] | None = None) -> Tensor:
-    """Counts of each row's values in equal bins; a constant row fills one bin.
+    """Count each row's values in equal bins; a constant row fills one bin.
 
     Args:
         rows: (R, N).

@@ -67,7 +67,7 @@ class FeatureGuide:
         return next(name for name, mean in self.means.items() if mean >= largest - TIE)
 
     def table(self) -> str:
-        """The correlations as text, one line a layer and the means below."""
+        """Return the correlations as text, one line a layer and the means below."""
         width = max(map(len, [*self.correlations, "mean"]))
         lines = [" " * width + "".join(f"{name:>13}" for name in CAPACITIES)]
         for layer, row in [*self.correlations.items(), ("mean", self.means)]:

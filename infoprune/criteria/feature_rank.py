@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def feature_ranks(maps: Tensor) -> Tensor:
-    """The rank of every feature map.
+    """Return the rank of every feature map.
 
     The rule is that of :func:`torch.linalg.matrix_rank`: singular values above max(H, W) x epsilon x the largest count.
     Rectified maps are often empty or nearly so; those with at most one row or column that is not zero need no

@@ -100,6 +100,6 @@ class PartialScores:
             torch.save(kept, scratch)
 
     def remove(self) -> None:
-        """The run is over."""
+        """Remove the file when the run is over."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)

@@ -80,7 +80,7 @@ class ShapleyRun:
         return {group.name: _over_processes(group.tally) for group in self.groups}
 
     def _check_alike(self, done: int) -> None:
-        """Processes that go on from different batches would wait for each other for ever."""
+        """Check that all processes go on from the same batch; otherwise they would wait for each other for ever."""
         reached = torch.tensor([[done, *(len(group.spreads) for group in self.groups)]], dtype=torch.float64)
         if (rows_of_all_processes(reached) != reached).any():
             raise CheckpointError(

@@ -109,7 +109,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     @override
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The images of ``val``, in their order."""
+        """Return the images of ``val``, in their order."""
         return self._loader(self.val_set, self.eval_batch_size)
 
     @override
@@ -119,7 +119,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     @override
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The images of ``val``, in their order."""
+        """Return the images of ``val``, in their order."""
         return self.val_dataloader()
 
     def _loader(

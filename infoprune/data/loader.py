@@ -24,12 +24,12 @@ class ImageSet(NamedTuple):
     labels: Tensor
 
     def subset(self, index: Tensor) -> ImageSet:
-        """The images at ``index``."""
+        """Return the images at ``index``."""
         index = index.to(self.images.device)
         return ImageSet(self.images[index], self.labels[index])
 
     def to(self, device: torch.device) -> ImageSet:
-        """The images and labels on a device."""
+        """Return the images and labels on a device."""
         return ImageSet(self.images.to(device), self.labels.to(device))
 
 
@@ -87,7 +87,7 @@ class EpochBatches:
         self.epoch_given = True
 
     def generator(self) -> torch.Generator:
-        """A fresh source of randomness for this epoch, the same in all processes."""
+        """Return a fresh source of randomness for this epoch, the same in all processes."""
         # a large odd factor keeps (seed, epoch) pairs apart; torch seeds are 64 bits wide
         return torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + self.epoch) % 2**63)
 
@@ -96,7 +96,7 @@ class EpochBatches:
         return torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
 
     def shares(self, order: Tensor) -> list[Tensor]:
-        """This process's share of every batch."""
+        """Return this process's share of every batch."""
         return [batch[self.rank :: self.world_size] for batch in order.tensor_split(self.batches)]
 
     def __iter__(self) -> Iterator[Tensor]:

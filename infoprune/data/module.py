@@ -77,7 +77,7 @@ class ImageDataModule(L.LightningDataModule):
     def calibration_batches(
         self, n_images: int, batch_size: int | None = None, augment: bool = False, device: torch.device | str = "cpu"
     ) -> CalibrationBatches:
-        """A fixed random sample of training images, normalised, for data-driven criteria and batch norm.
+        """Return a fixed random sample of training images, normalised, for data-driven criteria and batch norm.
 
         The same images for the same seed, in every process. Call ``setup("fit")`` first where no Trainer did.
 
@@ -92,7 +92,7 @@ class ImageDataModule(L.LightningDataModule):
         """
 
     def _calibration_sample(self, n_images: int, available: int) -> Tensor:
-        """Indices of ``n_images`` training images."""
+        """Return the indices of ``n_images`` training images."""
         if not 1 <= n_images <= available:
             raise DataError(f"asked for {n_images} calibration images; the training set has {available}")
         return torch.randperm(available, generator=torch.Generator().manual_seed(self.seed))[:n_images]
@@ -185,7 +185,7 @@ class InMemoryDataModule(ImageDataModule):
 
     @override
     def val_dataloader(self) -> TensorLoader:
-        """Validation images in their order."""
+        """Build the loader of validation images in their order."""
         return self._in_order(self.val_set)
 
     @override
@@ -202,7 +202,7 @@ class InMemoryDataModule(ImageDataModule):
         return TensorLoader(self._at_hand(data), self._batches(data, self.eval_batch_size, shuffle=False))
 
     def _at_hand(self, data: ImageSet) -> ImageSet:
-        """The images on the Trainer's GPU, copied there once: a batch is a slice of them. Elsewhere as they are."""
+        """Return the images, copied once to the Trainer's GPU so that a batch is a slice; elsewhere as they are."""
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if device.type != "cuda":
             return data

@@ -50,7 +50,7 @@ class MeanLoss(Metric):
         self.count = self.count + size
 
     def compute(self) -> Tensor:
-        """The mean so far."""
+        """Return the mean so far."""
         return self.total / self.count
 
 
@@ -206,7 +206,7 @@ class ImageClassifier(L.LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer and the schedule that the config asks for."""
+        """Build the optimizer and the schedule that the config asks for."""
         optimizer = self._make_optimizer(self.parameters())
         if self._make_scheduler is None:
             return optimizer

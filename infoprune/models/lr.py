@@ -90,6 +90,6 @@ class WarmupCosineLR(LRScheduler):
         return [self.min_lr + (lr - self.min_lr) * cosine for lr in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """The position; the shape of the curve belongs to the config."""
+        """Return the position in the schedule; the shape of the curve belongs to the config."""
         shape = {"epochs", "warmup_epochs", "min_lr", "steps_per_epoch"}
         return {key: value for key, value in super().state_dict().items() if key not in shape}

@@ -71,7 +71,7 @@ def _weights_in(content: Any, path: str | Path) -> dict[str, Tensor]:
 
 
 def _without_prefix(state: dict[str, Tensor], model: nn.Module) -> tuple[str, dict[str, Tensor]]:
-    """The prefix that matches most names of the model, and the entries under it without it."""
+    """Return the prefix that matches most names of the model, and the entries under it without it."""
     own = list(model.state_dict())
     prefixes = {key[: -len(own[0])] for key in state if key == own[0] or key.endswith("." + own[0])} if own else set()
     if not prefixes:
@@ -81,7 +81,7 @@ def _without_prefix(state: dict[str, Tensor], model: nn.Module) -> tuple[str, di
 
 
 def _shapes(model: nn.Module, plan: PruningPlan) -> dict[str, tuple[int, ...]]:
-    """The shapes that weights must have: those after the plan that came with them, else those that the model has."""
+    """Return the shapes that weights must have: after the plan that came with them, else those of the model."""
     if plan.is_empty:
         return {}
     first = first_shapes(model)

@@ -111,7 +111,7 @@ def event_record(
 
 
 def _points(measured: Round, name: str) -> dict[str, float]:
-    """The points of a loss curve, from all units down."""
+    """Return the points of a loss curve, from all units down."""
     points = {measured.widths[name]: 0.0} | {width: measured.added(name, width) for width in measured.curves[name]}
     return {str(width): points[width] for width in sorted(points, reverse=True)}
 

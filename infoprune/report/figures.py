@@ -25,7 +25,7 @@ SERIES = (ACCENT, CUT, "#3f5fa8", "#8a3f7c", "#6b7a1e", "#9a7b1c", "#5b4a9c", "#
 
 
 def figure(width: float = 8.0, height: float = 4.0) -> Figure:
-    """An empty figure in the report's style.
+    """Start an empty figure in the report's style.
 
     Raises:
         ConfigurationError: matplotlib is not installed; says how to get it.
@@ -50,7 +50,7 @@ def axes(made: Figure, *position: Any, title: str = "") -> Axes:
 
 
 def widths(record: RunRecord) -> Figure:
-    """Filters of every layer, what stayed in front of what was there."""
+    """Draw the filters of every layer: those left in front of those before."""
     rows = record.layers[::-1]
     made = figure(7.0, 1.0 + 0.19 * len(rows))
     ax = axes(made, title="Filters that stayed")
@@ -137,7 +137,7 @@ def heat_map(record: RunRecord) -> Figure:
 
 
 def along(record: RunRecord) -> Figure:
-    """The chosen metric and the MACs over the epochs, with the pruning events."""
+    """Draw the chosen metric and the MACs over the epochs, with the pruning events."""
     names = list(dict.fromkeys(n for entry in record.history for n in entry if n not in ("epoch", "macs")))
     metric = choose_metric(names)
     if metric is None or not record.events:

@@ -33,7 +33,7 @@ class CostModel:
             )
 
     def __call__(self, kept: np.ndarray) -> float:
-        """The sum for so many kept units of each group."""
+        """Return the sum for so many kept units of each group."""
         value = self._scale.copy()
         for fixed, coefficients in zip(self._fixed, self._coefficients, strict=True):
             value *= fixed + coefficients @ kept

@@ -17,7 +17,7 @@ _SIDES = {0: "filters", 1: "input channels"}
 
 
 def explain(structure: Structure, name: str) -> str:
-    """The groups that ``name`` (a group, layer or tensor) takes part in, and the operators that bind them."""
+    """Return the groups that ``name`` (a group, layer or tensor) takes part in, and the operators that bind them."""
     tensors = {slot.tensor for slot in structure.space.slots}
     wanted = {t for t in tensors if t == name or t.startswith(f"{name}.")}
     groups = [g for g in structure.groups if g.name == name or any(s.tensor in wanted for s in g.slots)]

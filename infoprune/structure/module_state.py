@@ -134,7 +134,7 @@ def drop(modules: Mapping[str, nn.Module], plan: PruningPlan) -> None:
 
 
 def _caches(modules: Mapping[str, nn.Module], plan: PruningPlan) -> Iterator[tuple[str, nn.Module, str]]:
-    """The caches of a plan that modules have: path, module and attribute."""
+    """Yield the caches of a plan that modules have: path, module and attribute."""
     for path in plan.caches:
         owner, _, name = path.rpartition(".")
         if owner in modules and name in vars(modules[owner]):

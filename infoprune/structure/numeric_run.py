@@ -227,7 +227,7 @@ class _MaskedTracer(_NumericTracer):
                     out.index_fill_(dim, gone.nonzero()[:, 0], 0)
 
     def _stay(self, tensor: Tensor, dim: int) -> Tensor | None:
-        """The indices of a dimension that the plan leaves, if it does not leave all."""
+        """Return the indices of a dimension that the plan leaves; None if it leaves all."""
         axis = labels_of(tensor).axes[dim]
         gone = None if axis is None else np.isin(axis, self._removed)
         return None if gone is None or not gone.any() else torch.from_numpy(np.flatnonzero(~gone)).to(tensor.device)
@@ -256,14 +256,14 @@ class _MaskedTracer(_NumericTracer):
 
 
 def _labelled(outs: Any, like: Any) -> Any:
-    """The results of an operator, with the labels of others."""
+    """Return the results of an operator, with the labels of others."""
     for out, other in zip(tensors_in([outs]), tensors_in([like]), strict=True):
         set_labels(out, labels_of(other))
     return outs
 
 
 def _normalised_dims(name: str, args: Sequence[Any]) -> Sequence[int]:
-    """The dimensions over which an operator normalises, as far as they may hold channels."""
+    """Return the dimensions over which an operator normalises, as far as they may hold channels."""
     rank = args[0].dim() if args and isinstance(args[0], Tensor) else 0
     if "group_norm" in name:
         return range(1, 2)

@@ -81,7 +81,7 @@ class PruningPlan:
         return not any(indices for dims in self.removed.values() for indices in dims.values())
 
     def kept(self, tensor: str, dim: int) -> list[int]:
-        """The indices that stay in one dimension."""
+        """Return the indices that stay in one dimension."""
         kept: list[int] = np.flatnonzero(self.keep_mask(tensor, dim)).tolist()
         return kept
 
@@ -93,11 +93,11 @@ class PruningPlan:
         return stays
 
     def indices(self, tensor: str, dim: int) -> Labels:
-        """The indices that go from one dimension, as an array; slots that lose the same share it."""
+        """Return the indices that go from one dimension, as an array; slots that lose the same share it."""
         return self._arrays[tensor, dim]
 
     def shape_after(self, tensor: str) -> tuple[int, ...]:
-        """The shape that the plan leaves of a tensor."""
+        """Return the shape that the plan leaves of a tensor."""
         return self._shapes_after[tensor]
 
     @cached_property
@@ -109,7 +109,7 @@ class PruningPlan:
         return after
 
     def then(self, later: PruningPlan) -> PruningPlan:
-        """This plan and, on the shrunk model, ``later``: one plan in this plan's coordinates.
+        """Return this plan and, on the shrunk model, ``later``: one plan in this plan's coordinates.
 
         Raises:
             PlanError: ``later`` was made for other shapes than this plan leaves.
@@ -162,7 +162,7 @@ class PruningPlan:
         return cls(*read_fields(data))
 
     def to_json(self) -> str:
-        """The plan as JSON text."""
+        """Return the plan as JSON text."""
         return json.dumps(self.to_dict(), indent=1)
 
     @classmethod

@@ -32,7 +32,7 @@ class OwnedTensor:
     owners: list[tuple[nn.Module, str]] = field(default_factory=list)
 
     def axes(self, labels: Sequence[Labels]) -> list[Axis]:
-        """The labels of those dimensions that may hold channels, None for the others."""
+        """Return the labels of those dimensions that may hold channels, None for the others."""
         return [*labels[: self.channel_dims], *[None] * len(labels[self.channel_dims :])]
 
     @property
@@ -92,5 +92,5 @@ def swapped(owned: Mapping[str, OwnedTensor], stand_ins: Mapping[str, Tensor]) -
 
 
 def on_meta(tensor: Tensor) -> Tensor:
-    """A stand-in with the same shape and memory layout and no data."""
+    """Make a stand-in with the same shape and memory layout and no data."""
     return torch.empty_like(tensor, device="meta").requires_grad_(False)

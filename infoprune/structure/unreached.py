@@ -50,7 +50,7 @@ def settle_unreached(session: TraceSession, unused: Sequence[str]) -> tuple[set[
 
 
 def _unreached(session: TraceSession, unused: set[str]) -> Iterator[str]:
-    """The modules with tensors of which none was used, without those inside of others."""
+    """Return the modules with tensors of which none was used, without those inside of others."""
     found: set[str] = set()
     for name in session.modules:
         inside = _inside(session, name)
@@ -68,7 +68,7 @@ def _inside(session: TraceSession, module: str) -> set[str]:
 
 
 def _siblings(session: TraceSession, name: str) -> Iterator[str]:
-    """The modules beside one that do the same with tensors of the same shapes."""
+    """Return the modules beside one that do the same with tensors of the same shapes."""
     parent, _, child = name.rpartition(".")
     module = session.modules[name]
     holder = session.modules[parent]
@@ -86,7 +86,7 @@ def _shapes(session: TraceSession, module: str) -> dict[str, tuple[int, ...]]:
 
 
 def _outer_axes(session: TraceSession, module: str, component: Labels) -> list[Labels]:
-    """The dimensions of a module's tensors that are bound to something outside of it, in the tensors' order."""
+    """Return the dimensions of a module's tensors that are bound to something outside of it, in the tensors' order."""
     inside = sorted(_inside(session, module))
     axes = [axis for tensor in inside for axis in session.labels[tensor]]
     rest = [axis for tensor in session.labels.keys() - set(inside) for axis in session.labels[tensor]]

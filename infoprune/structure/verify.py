@@ -162,7 +162,7 @@ def _lively(tensor: Tensor) -> Tensor:
 
 
 def _first_difference(run: NumericRun, plan: PruningPlan) -> str:
-    """The first module whose output is not the masked one's without the channels that go."""
+    """Return the first module whose output is not the masked one's without the channels that go."""
     expected, actual = ModuleOutputs(), ModuleOutputs()
     run.masked(plan, expected)
     run.shrunk(plan, actual)

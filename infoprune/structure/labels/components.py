@@ -12,7 +12,7 @@ Labels: TypeAlias = npt.NDArray[np.int64]
 
 
 def ranges(starts: Labels, sizes: Labels) -> Labels:
-    """Runs of whole numbers, one behind the other.
+    """Return ranges of whole numbers, concatenated.
 
     >>> ranges(np.array([5, 0]), np.array([3, 2])).tolist()
     [5, 6, 7, 0, 1]
@@ -37,7 +37,7 @@ def joined(component: Labels, a: Labels, b: Labels) -> Labels:
 
 
 def connected(a: Labels, b: Labels, size: int) -> Labels:
-    """Connected components of the graph with edges ``a[i] - b[i]`` on ``size`` nodes: each node's smallest member.
+    """Find the connected components of a graph with edges ``a[i] - b[i]``; return each node's smallest member.
 
     Minimum labels hop over edges and pointers jump until nothing moves, so the number of rounds is logarithmic in the
     longest chain and each round is a few vectorised passes.

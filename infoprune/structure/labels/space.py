@@ -165,7 +165,7 @@ class LabelSpace:
         return self.slots[-1].start + self.slots[-1].size if self.slots else 0
 
     def components(self) -> Labels:
-        """The smallest label of each label's connected component, as an array over all labels."""
+        """Return the smallest label of each label's connected component, as an array over all labels."""
         if self._joined is None:
             starts, sizes = self._places()
             shifts = np.repeat(starts[self.slot_classes()] - starts, sizes)
@@ -194,18 +194,18 @@ class LabelSpace:
         return self._slot_classes[0]
 
     def representatives(self, alike: Labels) -> tuple[Labels, Labels]:
-        """The labels of the slots that are the first of their like, which speak for the others; each label's slot."""
+        """Return the labels of the first slot of each kind, which stands for the others, and each label's slot."""
         firsts = np.flatnonzero(alike == np.arange(len(alike)))
         starts, sizes = (of_slots[firsts] for of_slots in self._places())
         return np.repeat(firsts, sizes), ranges(starts, sizes)
 
     def _places(self) -> tuple[Labels, Labels]:
-        """The first label of every slot, and how many it has."""
+        """Return the first label of every slot, and how many it has."""
         starts, sizes = np.array([(slot.start, slot.size) for slot in self.slots], dtype=np.int64).reshape(-1, 2).T
         return starts, sizes
 
     def dim_of(self, label: int) -> int | None:
-        """The dimension of the slot that a label belongs to, if any."""
+        """Return the dimension of the slot that a label belongs to, if any."""
         return next((slot.dim for slot in self.slots if slot.start <= label < slot.start + slot.size), None)
 
     def slot_ranges(self) -> Iterator[tuple[Slot, slice]]:

@@ -104,7 +104,7 @@ _OF_STORAGE = "_infoprune_storage"
 
 
 def labels_of(tensor: torch.Tensor) -> TensorLabels:
-    """The tensor's labels; a tensor that was never labelled has none along any dimension."""
+    """Return the tensor's labels; a tensor that was never labelled has none along any dimension."""
     found: TensorLabels | None = tensor.__dict__.get(
         _ATTRIBUTE
     )  # in half the time of getattr; a trace asks thousands of times
@@ -138,7 +138,7 @@ def clear_labels(tensor: torch.Tensor) -> None:
 
 
 def _storage_of(tensor: torch.Tensor) -> Storage | None:
-    """What all tensors share that have the memory of this one; PyTorch keeps attributes of storages alive with them."""
+    """Return what all tensors on this one's memory share; PyTorch keeps attributes of storages alive with them."""
     if tensor.layout is not torch.strided:
         return None
     attributes = tensor.untyped_storage().__dict__

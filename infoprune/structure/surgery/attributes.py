@@ -47,7 +47,7 @@ def changes(modules: Mapping[str, nn.Module], plan: PruningPlan, names: Mapping[
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A module's own tensors; where it computes its weight, the tensor that has the weight's shape stands for it."""
+    """Return a module's own tensors; where it computes its weight, the tensor of the weight's shape stands for it."""
     held = [*module._parameters.items(), *module._buffers.items()]
     own = {key: tensor for key, tensor in held if tensor is not None}
     for key, originals in getattr(module, "parametrizations", {}).items():
@@ -57,7 +57,7 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _of_plan(modules: Mapping[str, nn.Module], plan: PruningPlan) -> Iterator[Change]:
-    """The numbers in attributes that the plan itself names; those of one sequence are one change."""
+    """Return the attribute changes that the plan itself names; numbers of one sequence are one change."""
     sequences: dict[tuple[nn.Module, str], list[Any]] = {}
     for path, (before, after) in plan.attributes.items():
         owner, _, key = path.rpartition(".")
@@ -111,7 +111,7 @@ def _place(key: str) -> tuple[str, int | None]:
 
 
 def _of_layer(module: nn.Module, cut: dict[str, str], plan: PruningPlan) -> Iterator[tuple[str, Any]]:
-    """New values of the attributes of one of PyTorch's layers; other modules have none that we know of."""
+    """Return new values of the size attributes of one of PyTorch's layers; nothing for other modules."""
 
     def after(key: str) -> tuple[int, ...]:
         return plan.shape_after(cut[key])

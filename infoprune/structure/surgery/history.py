@@ -82,7 +82,7 @@ def remember(
 
 
 def plan_of(model: nn.Module) -> PruningPlan:
-    """The joined plan of all cuts made to a model, in coordinates of its architecture; empty if there were none.
+    """Return the joined plan of all cuts made to a model, in coordinates of its architecture; empty if there were none.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
@@ -107,7 +107,7 @@ def plan_of(model: nn.Module) -> PruningPlan:
 
 
 def first_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter and buffer before the first cut."""
+    """Return the shape of every parameter and buffer before the first cut."""
     _inherit(model.modules())
     shapes = {}
     for name, entry in owned_tensors(model).items():

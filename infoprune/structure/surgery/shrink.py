@@ -85,7 +85,7 @@ def shrink(
 
 
 def _each_once(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
-    """The optimizers, whose state must not be cut twice."""
+    """Return each optimizer once, so that no state is cut twice."""
     given = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
     for optimizer in given:
         if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "state"):  # wrappers of optimizers may do
@@ -126,7 +126,7 @@ def _cut_states(
     replaced: Mapping[str, Tensor],
     swap: InPlaceSwap,
 ) -> dict[str, State]:
-    """The new optimizer state of every replaced parameter, by name."""
+    """Return the new optimizer state of every replaced parameter, by name."""
     new_states = {}
     for name in replaced:
         old = owned[name].tensor

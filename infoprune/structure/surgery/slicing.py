@@ -45,7 +45,7 @@ def cut_off(tensor: Tensor, removed: Removed) -> list[Tensor]:
 
 
 def join(stays: Tensor, rests: Sequence[Tensor], like: Tensor, removed: Removed) -> Tensor:
-    """The tensor that :func:`cut` and :func:`cut_off` took apart, bit for bit.
+    """Join the parts of :func:`cut` and :func:`cut_off` into the tensor before, bit for bit.
 
     Args:
         stays: from :func:`cut`.
@@ -78,7 +78,7 @@ def _parts(shape: Sequence[int], removed: Removed) -> list[Selection]:
 
 @lru_cache(maxsize=256)  # a layer, its norm and its optimizer state all keep the same
 def _both(gone: tuple[int, ...], size: int) -> tuple[Wanted, Wanted]:
-    """The indices of a dimension that stay, and those that go."""
+    """Return the indices of a dimension that stay, and those that go."""
     stays = np.ones(size, dtype=bool)
     stays[np.asarray(gone)] = False
     block = int(np.gcd.reduce(np.flatnonzero(stays[1:] != stays[:-1]) + 1, initial=size))
@@ -87,7 +87,7 @@ def _both(gone: tuple[int, ...], size: int) -> tuple[Wanted, Wanted]:
 
 
 def _select(tensor: Tensor, wanted: Selection) -> Tensor:
-    """The wanted part, as a new tensor in the same memory format."""
+    """Return the wanted part, as a new tensor in the same memory format."""
     if wanted and _numpy_can(tensor):
         return _taken(tensor, wanted)
     layout, result = _memory_format(tensor), tensor
@@ -102,7 +102,7 @@ def _numpy_can(tensor: Tensor) -> bool:
 
 
 def _taken(tensor: Tensor, wanted: Selection) -> Tensor:
-    """The same for contiguous tensors on the CPU, where NumPy's ``take`` is faster than ``index_select``."""
+    """Take the wanted part of a contiguous CPU tensor, where NumPy's ``take`` is faster than ``index_select``."""
     sizes = {dim: len(wanted[dim].indices) if dim in wanted else size for dim, size in enumerate(tensor.shape)}
     result = tensor.new_empty(tuple(sizes.values()))
     bits = _SAME_SIZE[tensor.element_size()]

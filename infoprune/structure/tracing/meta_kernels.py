@@ -104,7 +104,7 @@ def _in_place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _widest(x: Tensor, others: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
-    """The operand that has the shape of the result; None where that is not plain to see."""
+    """Return the operand that has the shape of the result; None where that cannot be told."""
     for other in (*others, *kwargs.values()):
         if isinstance(other, (torch.dtype, complex)) or other is True:
             return None
@@ -136,7 +136,7 @@ def _prototype(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
 
 
 def _like(x: Tensor) -> Tensor:
-    """A tensor of equal shape and layout, without holes or overlaps: so PyTorch's operators make their results."""
+    """Make a tensor of equal shape and layout without holes or overlaps, as PyTorch's operators make their results."""
     return x.clone() if x.is_contiguous() else _layout(x.dtype, x.shape, x.stride()).clone()
 
 
@@ -216,7 +216,7 @@ def _linear(bias: Tensor, a: Tensor, b: Tensor) -> Any:
 
 
 def _product(a: Tensor, b: Tensor) -> Any:
-    """``a @ b``, of matrices or batches of matrices."""
+    """Compute ``a @ b`` of matrices or batches of matrices."""
     fits = a.dim() == b.dim() and a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2] and a.dtype == b.dtype
     return _empty(a, (*a.shape[:-1], b.shape[-1])) if fits else NotImplemented
 

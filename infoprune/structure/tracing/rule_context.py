@@ -111,7 +111,7 @@ class RuleContext:
         set_labels(tensor, labels)
 
     def unite_all(self, axes: Sequence[Axis]) -> Axis:
-        """These axes meet position by position: unite their labels and return one of them for all.
+        """Unite the labels of axes that meet position by position; return one axis for all.
 
         Where a labelled axis meets one without labels (an input, a constant of that size) its labels must stay, and
         nothing of the result can be removed.
@@ -178,7 +178,7 @@ class RuleContext:
         self.unite_all([a, b])
 
     def freeze(self, axis: Axis, reason: str | None) -> None:
-        """The labels of an axis must stay; None says that they are no channels at all."""
+        """Freeze the labels of an axis; a reason of None says that they are no channels at all."""
         if axis is None:
             return
         inside = axis if id(axis) in self._whole else axis[axis != OUTSIDE]
@@ -199,7 +199,7 @@ class RuleContext:
         return bool((axis >= self._space.slots_end()).all())
 
     def choose(self, value: int) -> int:
-        """A decision that a rehearsal of this operator has to repeat."""
+        """Note a decision that a dry run of this operator has to repeat."""
         self.record.choices.append(value)
         return value
 

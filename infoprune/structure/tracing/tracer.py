@@ -203,7 +203,7 @@ _ARITHMETIC = frozenset({
 def scalars_in(
     name: str, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]
 ) -> tuple[float, ...]:
-    """The factors among an operator's arguments; one that changes when a model is shrunk was computed from a size.
+    """Return the factors among an operator's arguments; one that changes when a model shrinks was computed from a size.
 
     Factors are Python floats, whole numbers too where the operator computes with them (``x / x.shape[1]``), and on
     shapes also real tensors of one element (``torch.tensor(c).sqrt()``) unless they carry labels: those are uniform
@@ -225,7 +225,7 @@ def _is_factor(tensor: Tensor, others: Sequence[Tensor]) -> bool:
 
 
 def first_tensor(inputs: Any) -> Tensor | None:
-    """The first tensor among the inputs."""
+    """Return the first tensor among the inputs."""
     return next((leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)), None)
 
 

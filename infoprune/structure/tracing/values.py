@@ -147,7 +147,7 @@ class Values:
             call.done = True
 
     def _behind(self, missing: Iterable[int]) -> list[int]:
-        """The places of the calls that make what is in some memory, in order; those that were run are left out."""
+        """Return the places of the calls that write some memory, in order, without those that were run."""
         self._index()
         found: set[int] = set()
         waiting = [place for memory in missing for place in self._writers.get(memory, ())]
@@ -182,7 +182,7 @@ class Values:
         return call.func(*args, **kwargs)
 
     def _number(self, value: Any) -> Any:
-        """An argument, with numbers where it has none."""
+        """Return an argument with real numbers in place of tensors without data."""
         if isinstance(value, torch.device) and value.type == "meta":
             return torch.device("cpu")
         if not isinstance(value, Tensor) or not value.is_meta:

@@ -60,16 +60,16 @@ class DryRunContext(RuleContext):
         return next(self._choices, value)
 
     def note_split(self, counts: Sequence[int]) -> None:
-        """Noted when the model was traced."""
+        """Do nothing: the model's trace noted this."""
 
     def note_heads(self, labels: Labels) -> None:
-        """Noted when the model was traced."""
+        """Do nothing: the model's trace noted this."""
 
     def takes_by_place(self, axis: Labels) -> None:
-        """Noted when the model was traced."""
+        """Do nothing: the model's trace noted this."""
 
     def cost(self, *args: Any, **kwargs: Any) -> None:
-        """Counted when the model was traced."""
+        """Do nothing: the model's trace counted this."""
 
 
 class UnalignedContext(DryRunContext):

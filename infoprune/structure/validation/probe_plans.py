@@ -67,7 +67,7 @@ def _same_widths(structure: Structure, plan: PruningPlan) -> Iterator[tuple[int,
 
 
 def _by_digit(structure: Structure, digit: int) -> Iterator[tuple[str, range]]:
-    """What to cut from each group by a digit of its number, so that any two of one size differ for some digit."""
+    """Choose each group's cut by a digit of its number, so that any two of one size differ for some digit."""
     for number, group in enumerate(structure.prunable):
         choices = _choices(group.size)
         yield group.name, range(int(choices[number // len(choices) ** digit % len(choices)]))

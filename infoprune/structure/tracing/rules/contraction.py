@@ -20,7 +20,7 @@ HEAD_WIDTH = "the head width sets the scale of attention"
 
 @rule("aten.convolution", "aten.convolution_overrideable", "aten._convolution", "aten.mkldnn_convolution")
 def convolution(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Filters become output channels, kernels meet input channels; groups keep equal widths or go as a whole."""
+    """Bind filters to output channels and kernels to input channels; groups keep equal widths or go as a whole."""
     x, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
     fx, fw = labels_of(x), labels_of(weight)
     ctx.freeze_all(fx.axes[2:], "it is a spatial dimension of a convolution")
@@ -68,25 +68,25 @@ def _grouped(ctx: RuleContext, fw: TensorLabels, weight: Tensor, groups: int, tr
 
 @rule("aten.addmm")
 def addmm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """A linear layer with bias."""
+    """Bind a linear layer with bias."""
     _matmul(ctx, args[1], args[2], outs[0], bias=args[0])
 
 
 @rule("aten.mm")
 def mm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """A matrix product, among them linear layers without bias."""
+    """Bind a matrix product, among them linear layers without bias."""
     _matmul(ctx, args[0], args[1], outs[0])
 
 
 @rule("aten.bmm")
 def bmm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """A product of batches of matrices."""
+    """Bind a product of batches of matrices."""
     _matmul(ctx, args[0], args[1], outs[0])
 
 
 @rule("aten.baddbmm")
 def baddbmm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """A product of batches of matrices, plus something."""
+    """Bind a product of batches of matrices with an addend."""
     _matmul(ctx, args[1], args[2], outs[0], bias=args[0])
 
 
@@ -120,7 +120,7 @@ def _matmul(ctx: RuleContext, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | 
 
 @rule("aten.mv")
 def mv(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """A matrix times a vector; small change, not counted."""
+    """Bind a matrix times a vector; its cost is small and not counted."""
     fa, fb = labels_of(args[0]), labels_of(args[1])
     ctx.contract(fa, fa.axes[1], fb, fb.axes[0])
     ctx.label(outs[0], [fa.axes[0]], zero=fa.zero_along(fa.axes[0]))
@@ -128,7 +128,7 @@ def mv(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequ
 
 @rule("aten.dot", "aten.vdot")
 def dot(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """The sum over the products of two vectors."""
+    """Bind the sum over the products of two vectors."""
     fa, fb = labels_of(args[0]), labels_of(args[1])
     ctx.contract(fa, fa.axes[0], fb, fb.axes[0])
     ctx.label(outs[0], [])

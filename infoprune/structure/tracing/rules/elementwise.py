@@ -22,7 +22,7 @@ _UNTAGGED = (
 
 
 def _labelled(axes: Sequence[Axis]) -> list[int]:
-    """The labelled dimensions, counted from the last."""
+    """Return the labelled dimensions, counted from the last."""
     return [d - len(axes) for d, axis in enumerate(axes) if axis is not None]
 
 
@@ -69,7 +69,7 @@ def _broadcast(
     "aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.rand_like", "aten.randn_like",
 )  # fmt: skip
 def like(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """A new tensor of an existing one's shape shrinks with it."""
+    """Give a new tensor the labels of the existing one whose shape it takes."""
     ctx.label(outs[0], labels_of(args[0]).axes, zero=ctx.short_name == "zeros_like")
 
 
@@ -78,5 +78,5 @@ def like(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Se
     "aten.new_empty", "aten.rand", "aten.randn",
 )  # fmt: skip
 def created(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """A uniform tensor made by the model's code: it can shrink if the code asks for a smaller one (rehearsal tells)."""
+    """Label a uniform tensor that the model's code makes: it shrinks if the code asks for less, as a dry run tells."""
     ctx.label(outs[0], [ctx.new_labels(n) if n > 1 else None for n in outs[0].shape], zero="zeros" in ctx.name)

@@ -19,7 +19,7 @@ from infoprune.structure.tracing.rules.registry import rule, unknown
 
 @rule("aten.slice")
 def slice_(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """A part of one dimension."""
+    """Label a part of one dimension."""
     operand = labels_of(args[0])
     dim, start, end, step = (list(args[1:]) + [0, None, None, 1][len(args) - 1 :])[:4]
     dim %= args[0].dim()
@@ -64,7 +64,7 @@ def split(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: S
 
 @rule("aten.select", "aten.unbind")
 def select(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Picking one index by its number: the numbers of a removable dimension would change."""
+    """Freeze a dimension from which one index is picked by its number, since the numbers would change."""
     operand = labels_of(args[0])
     dim = (args[1] if len(args) > 1 else 0) % args[0].dim()
     ctx.freeze(operand.axes[dim], f"{ctx.short_name} picks channels by number")
@@ -137,7 +137,7 @@ def roll(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Se
 
 @rule("aten.constant_pad_nd")
 def constant_pad(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """The border is not ours to remove: its width is a number in the model's code."""
+    """Label a padded dimension; its border stays, since the width of the border is a number in the model's code."""
     operand = labels_of(args[0])
     value = args[2] if len(args) > 2 else kwargs.get("value", 0)
     axes = list(operand.axes)
@@ -153,7 +153,7 @@ def constant_pad(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], 
 
 @rule("aten.repeat", "aten.tile")
 def repeat(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Copies of a tensor one behind the other; copies of a single index are a stretched dimension, as in `expand`."""
+    """Label copies of a tensor in a row; copies of a single index are an expanded dimension, as in `expand`."""
     operand = labels_of(args[0])
     times = list(args[1])
     before = [*[None] * (len(times) - len(operand.axes)), *operand.axes]
@@ -193,7 +193,7 @@ def pixel_unshuffle(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any
 
 @rule("aten.channel_shuffle", "aten.native_channel_shuffle")
 def channel_shuffle(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """``(groups, C / groups)`` transposed: all groups must lose the same."""
+    """Label ``(groups, C / groups)`` transposed: all groups must lose the same."""
     operand = labels_of(args[0])
     axes = list(operand.axes)
     if axes[1] is not None:

@@ -68,7 +68,7 @@ def layer_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
 
 @rule("aten.native_group_norm")
 def group_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Groups keep equal widths: equal positions of all groups are tied."""
+    """Tie equal positions of all groups, so that groups keep equal widths."""
     operand, groups = labels_of(args[0]), args[6]
     own = [labels_of(t) for t in tensors_in(args[1:3])]
     axes = list(operand.axes)
@@ -98,7 +98,7 @@ _POWERS |= {"var": (2.0,), "var_mean": (2.0, 1.0)}
     "aten.logsumexp",
 )  # fmt: skip
 def reduction(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """A sum or norm over removed channels is exact if they are zero; other statistics over channels would change."""
+    """Allow a sum or norm over channels that are zero once removed; freeze channels under other statistics."""
     if len(tensors_in(args)) > 1:  # max(a, b), min(a, b)
         return elementwise(ctx, args, kwargs, outs)
     operand, rank = labels_of(args[0]), args[0].dim()
@@ -118,7 +118,7 @@ def reduction(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
 
 
 def reduced_dims(name: str, args: Sequence[Any], kwargs: dict[str, Any], rank: int) -> set[int]:
-    """The dimensions that a reduction sums over."""
+    """Return the dimensions that a reduction sums over."""
     position = 2 if name in ("aten.linalg_vector_norm", "aten.norm") else 1
     dims = args[position] if len(args) > position else kwargs.get("dim")
     if isinstance(dims, bool) or dims is None or (isinstance(dims, (list, tuple)) and not dims):
@@ -146,7 +146,7 @@ def mixing_one_dimension(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str
 
 
 def glu(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """``a * sigmoid(b)`` of the two halves: equal positions meet."""
+    """Unite equal positions of the two halves of ``a * sigmoid(b)``."""
     operand = labels_of(args[0])
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", -1)) % args[0].dim()
     axes = list(operand.axes)
@@ -192,7 +192,7 @@ for _rank, _names in {
     "torchvision::roi_pool",
 )
 def sampler(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Samples every channel's map at given places."""
+    """Label samples of every channel's map at given places."""
     if "ps_roi" in ctx.name:
         return unknown(ctx, args, kwargs, outs)
     operand = labels_of(args[0])

@@ -60,7 +60,7 @@ def _is_operator(name: str) -> bool:
 
 
 def find_rule(func: torch._ops.OpOverload) -> Rule:
-    """The rule of an ATen operator: its own, its out-of-place variant's, the element-wise one, or `unknown`."""
+    """Return the rule of an ATen operator: its own, its out-of-place variant's, the element-wise one, or `unknown`."""
     name = str(func.overloadpacket)
     plain = name[:-1] if name.endswith("_") else name
     found = RULES.get(name) or RULES.get(plain)

@@ -29,7 +29,7 @@ def reshape(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs:
 
 
 def reshape_axes(ctx: RuleContext, axes: Sequence[Axis], before: tuple[int, ...], after: tuple[int, ...]) -> list[Axis]:
-    """The axes of a tensor of shape ``before`` once it has shape ``after``."""
+    """Return the axes of a tensor of shape ``before`` once it has shape ``after``."""
     result: list[Axis] = [None] * len(after)
     if not any(axis is not None for axis in axes):
         return result
@@ -56,7 +56,7 @@ def reshape_axes(ctx: RuleContext, axes: Sequence[Axis], before: tuple[int, ...]
 
 
 def _merged(ctx: RuleContext, a: Labels, b: Labels) -> Axis:
-    """What is left of the labels of two dimensions where they merge into one: those of the removable one, if any."""
+    """Return the labels that two dimensions keep where they merge into one: those of the removable one, if any."""
     for made, other in ((a, b), (b, a)):
         if ctx.is_new(made):
             ctx.freeze(made, "its size is fixed where it merges with another dimension")
@@ -123,7 +123,7 @@ def _varies(rows: np.ndarray) -> bool:
 
 
 def _line(spread: np.ndarray, dim: int) -> Labels:
-    """The labels along one dimension, at the start of all others."""
+    """Return the labels along one dimension, at the start of all others."""
     where: list[int | slice] = [0] * spread.ndim
     where[dim] = slice(None)
     line: Labels = spread[tuple(where)]
@@ -155,7 +155,7 @@ def transpose(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
 
 @rule("aten.unsqueeze")
 def unsqueeze(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """A new dimension of one."""
+    """Label a new dimension of size one."""
     operand = labels_of(args[0])
     axes = list(operand.axes)
     axes.insert(args[1] % outs[0].dim(), None)
