@@ -140,6 +140,7 @@ def prune(
         SurgeryError: an optimizer's state cannot be cut. After any error the model is as it was.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> result = prune(net, torch.zeros(1, 3, 8, 8), criterion="l1", amount=0.5)
         >>> net[0].out_channels, result.plan.shape_after("2.weight")

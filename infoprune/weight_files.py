@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import os
+import pickle
 import pickletools
 import zipfile
 from collections.abc import Mapping
@@ -39,6 +40,11 @@ def read_torch(path: str | os.PathLike[str]) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"cannot read {path}: it holds more than tensors and plain values, whose code could do anything, or is "
+            "truncated or not a checkpoint; save a state dict, model.state_dict()"
+        ) from error
     except Exception as error:  # a damaged file makes the reader fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(

@@ -133,7 +133,9 @@ def test_tests_that_a_page_names_exist() -> None:
     assert len(named) > 20
     for file, name in named:
         functions = {
-            node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)
+            node.name
+            for node in ast.parse((ROOT / file).read_text()).body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
         }
         assert name in functions, f"{file}::{name}"
 
@@ -196,7 +198,7 @@ def test_the_dockerfile_copies_what_is_there_and_the_build_sees_it() -> None:
 def test_the_images_are_pinned_and_run_without_rights() -> None:
     assert re.search(r"^ARG PYTHON_TAG=\d+\.\d+\.\d+-\S+$", DOCKERFILE, re.MULTILINE)
     bases = set(re.findall(r"^FROM (\S+) AS", DOCKERFILE, re.MULTILINE))
-    assert bases == {"python:${PYTHON_TAG}", "base"}
+    assert bases == {"python:${PYTHON_TAG}", "base", "cpu", "cpu-requirements"}
     for image in ("cpu", "cuda"):
         final = DOCKERFILE.partition(f" AS {image}\n")[2].partition("\nFROM ")[0]
         assert "\nUSER 1000:1000\n" in final

@@ -226,7 +226,7 @@ def test_int8_comes_close(runtime: str, tmp_path: Path) -> None:
 
 def test_int8_needs_images_and_a_runtime(shell: Shell) -> None:
     ran = shell("export", *NET, *SHAPE, "--out", "out", "--to", "onnx", "--int8")
-    assert "say which with --data" in ran.err
+    assert "say which with --data" in ran.err[0]
     ran = shell("export", *NET, *SHAPE, "--out", "out", "--to", "torch", "--int8", "--data", "DigitsDataModule")
-    assert "--int8 is for onnx and openvino" in ran.err
+    assert "--int8 is for onnx and openvino" in ran.err[0]
     assert not Path("out").exists()

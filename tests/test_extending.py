@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import infoprune
-from infoprune.criteria import Criterion, LayerCriterion, WeightCriterion, get_criterion
+from infoprune.criteria import CRITERIA, Criterion, LayerCriterion, WeightCriterion, get_criterion
 from infoprune.errors import ConfigurationError, InfopruneError
 from tests.commands import NET, SHAPE, Shell
 
@@ -60,7 +60,8 @@ def test_a_class_by_its_import_path() -> None:
         get_criterion({"class_path": "own_parts.Spread", "init_args": {"powr": 2.0}})
 
 
-def test_an_entry_point_of_an_installed_package(own_module: Path) -> None:
+def test_an_entry_point_of_an_installed_package(own_module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CRITERIA, "_classes", dict(CRITERIA._classes))  # what is found here is known only here
     info = own_module / "own_parts-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-parts\nVersion: 1.0\n")

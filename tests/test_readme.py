@@ -48,6 +48,8 @@ def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, 
     program, *words = shlex.split(command)
     if program == "make":
         subprocess.run(["make", "-n", *words], cwd=ROOT, check=True, capture_output=True)
+    elif program == "python":  # python -m benchmarks.NAME
+        subprocess.run([sys.executable, *words[:2], "--help"], cwd=ROOT, check=True, capture_output=True)
     elif program == "infoprune":
         monkeypatch.chdir(ROOT)
         monkeypatch.setattr(sys, "argv", ["infoprune"])

@@ -75,8 +75,9 @@ def parts(parser: Any, config: Any) -> tuple[ImageClassifier, FilterPruning]:
 
 def after(module: ImageClassifier, pruning: FilterPruning) -> tuple[list[LayerRow], float]:
     """Every layer before and after the cut, and the share of the parameters that goes."""
-    structure = trace(module.model.eval(), module.example_input_array, frozen=pruning.frozen)
-    widths = pruning.allocation.widths(structure, None, pruning.target.budget)
+    given = pruning._engine.options
+    structure = trace(module.model.eval(), module.example_input_array, frozen=given.frozen)
+    widths = given.allocation.widths(structure, None, given.target.budget)
     plan = structure.plan({name: range(kept, structure.group(name).size) for name, kept in widths.items()})
     return layer_rows(structure, plan), 1 - structure.cost_of(plan).params / structure.cost().params
 

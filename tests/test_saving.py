@@ -55,7 +55,7 @@ class SharedBias(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.left, self.right, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.left, self.right, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1)
         self.left.bias = self.right.bias
         self.register_buffer("scale", torch.ones(8, 1, 1))
         self.right.register_buffer("scale", self.scale)
@@ -95,7 +95,7 @@ class Stateful(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.head, self.seen = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), 0
+        self.conv, self.head, self.seen = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1), 0
 
     def get_extra_state(self) -> dict[str, int]:
         return {"seen": self.seen}

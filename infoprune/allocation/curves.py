@@ -36,7 +36,7 @@ class Round:
         The square root of the loss is taken as linear in the width, since small changes cost their square. More cannot
         cost less: a measured loss counts as at least that of every larger width.
 
-        >>> Round({"a": 8}, 0.0, {"a": {4: 0.04}}).added("a", 6)
+        >>> round(Round({"a": 8}, 0.0, {"a": {4: 0.04}}).added("a", 6), 4)
         0.01
         """
         points = [(0, 0.0), *self._points(name)]  # units that are gone, and the root of what that adds
@@ -74,7 +74,8 @@ class LossCurves:
 
         Cuts that meet cost more than they do alone, so that without rounds near ``widths`` it is too low.
 
-        >>> LossCurves((Round({"a": 8, "b": 8}, 0.0, {"a": {4: 0.04}, "b": {4: 0.01}}),)).estimate({"a": 4, "b": 4})
+        >>> curves = LossCurves((Round({"a": 8, "b": 8}, 0.0, {"a": {4: 0.04}, "b": {4: 0.01}}),))
+        >>> round(curves.estimate({"a": 4, "b": 4}), 4)
         0.05
         """
         above = [one for one in self.rounds if all(one.widths.get(name, 0) >= width for name, width in widths.items())]

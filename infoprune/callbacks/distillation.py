@@ -302,6 +302,10 @@ class _Watch:
             layer = network.get_submodule(name)
             self._handles.append(layer.register_forward_hook(partial(self._keep, name)))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Watch:
+        """Return this watch, so that a copy of a hooked layer does not copy the whole LightningModule."""
+        return self
+
     def _keep(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._calls is not None:
             self._activations[name] = output

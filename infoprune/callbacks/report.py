@@ -33,7 +33,6 @@ from infoprune.errors import CheckpointError, ConfigurationError, PlanError
 from infoprune.files import write_text_whole
 from infoprune.report.collect import whole_run
 from infoprune.report.environment import device_name, versions
-from infoprune.report.html import render_html
 from infoprune.report.loggers import RunLog
 from infoprune.report.record import RunRecord, Totals
 from infoprune.report.run_folder import check_writable, run_folder
@@ -222,6 +221,8 @@ class RunReport(DualNamespaceCallback):
             record.files = self._files(trainer)
             with _side_file(self.folder / "record.json") as path:
                 record.save(path)
+            from infoprune.report import render_html
+
             with _side_file(self.folder / "report.html") as path:
                 write_text_whole(path, render_html(record))
             RunLog(trainer.loggers).finish(record, self.folder, trainer.global_step)

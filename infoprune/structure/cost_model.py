@@ -42,7 +42,8 @@ class CostModel:
     def gradient(self, kept: np.ndarray) -> np.ndarray:
         """Return how fast the sum grows with each group's kept units.
 
-        >>> Products([(9.0, [(0.0, np.array([1.0, 0.0])), (0.0, np.array([0.0, 2.0]))])]).gradient(np.array([8.0, 4.0]))
+        >>> first, second = (0.0, np.array([1.0, 0.0])), (0.0, np.array([0.0, 2.0]))
+        >>> CostModel([(9.0, [first, second])]).gradient(np.array([8.0, 4.0]))
         array([ 72., 144.])
         """
         factors = [fixed + terms @ kept for fixed, terms in zip(self._fixed, self._coefficients, strict=True)]

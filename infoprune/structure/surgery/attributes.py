@@ -68,11 +68,12 @@ def _of_plan(modules: Mapping[str, nn.Module], plan: PruningPlan) -> Iterator[Ch
             raise PlanError(f"the plan rewrites {path}, which this model does not have") from error
         if value != before or type(value) is not int:
             raise PlanError(f"the plan was made for another model: {path} is {value!r:.60}, the plan expects {before}")
-        if _place(key)[0] in GEOMETRY or not 0 < after <= before:
+        name, place = _place(key)
+        fewest = 1 if place is None else 0  # a part of a split may lose all of its channels
+        if name in GEOMETRY or not fewest <= after <= before:
             raise PlanError(
                 f"the plan rewrites {path} from {before} to {after}, and that is no width that a cut narrows"
             )
-        name, place = _place(key)
         if place is None:
             yield module, name, after
         else:
