@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
+from infoprune.allocation.batch_statistics import BatchStatistics
 from infoprune.allocation.curves import Round
 from infoprune.allocation.divergence import NAMES, Distance, distances_for, scored
 from infoprune.allocation.select import lowest_units
@@ -219,17 +219,8 @@ class LossMeter:
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
-        handles = [
-            module.register_forward_pre_hook(_normalise_by_the_batch)
-            for module in self.model.modules()
-            if isinstance(module, _BatchNorm) and module.running_mean is not None
-        ]
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with torch.no_grad(), BatchStatistics():
+            yield
 
     @contextmanager
     def _cut(self, widths: Mapping[str, int]) -> Iterator[None]:
@@ -275,18 +266,6 @@ def _readers(structure: Structure, group: ChannelGroup) -> list[GroupSlot]:
     made = {layer.weight: layer.dim for layer in structure.layers}
     readers = [slot for slot in group.slots if slot.tensor in made and slot.dim != made[slot.tensor]]
     return readers or list(group.slots)
-
-
-def _normalise_by_the_batch(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
-    """Write the statistics of a batch to where eval mode reads them."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    values = inputs[0].float() if inputs[0].dtype in (torch.float16, torch.bfloat16) else inputs[0]
-    if values.numel() == values.shape[1]:
-        return  # a single value has no variance
-    variance, mean = torch.var_mean(values, dim=[0, *range(2, values.dim())], correction=0)
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance)
 
 
 def _near(levels: Sequence[int], loss: float | None) -> list[int]:
