@@ -22,6 +22,7 @@ from infoprune.criteria.calibration import as_batches
 from infoprune.decide import Decision, Target, decide
 from infoprune.errors import ConfigurationError, PlanError
 from infoprune.inputs import Inputs
+from infoprune.network_batches import NetworkBatches
 from infoprune.recalibration import check_norms
 from infoprune.registry import check_count
 from infoprune.snapshot import snapshot
@@ -122,7 +123,8 @@ def prune(
         min_width: the fewest units a group keeps.
         frozen: patterns of layers whose filters all stay.
         data: batches of training images, for criteria that need them and for ``recalibrate``; with both, something
-            that can be gone through twice. Or a LightningDataModule after ``setup("fit")``, for its training batches.
+            that can be gone through twice. Batches may be tuples, mappings or nests: what is like ``example_inputs`` is
+            for the network, the rest are targets. Or a LightningDataModule after ``setup("fit")``.
         recalibrate: so many batches of ``data`` measure batch norm's statistics anew after the cut; show them as in
             training, augmentation included. 0: not. See :func:`infoprune.recalibrate`.
         optimizers: one or several optimizers, whose parameters and state follow the model.
@@ -149,9 +151,9 @@ def prune(
     target = Target(
         macs, params, amount, round_to, min_width, latency, None if backend is None else get_backend(backend)
     )
-    batches: Iterable[Any] | None = as_batches(data)
     if recalibrate:
-        _check_recalibration(model, batches, recalibrate)
+        _check_recalibration(model, as_batches(data), recalibrate)
+    batches = None if data is None else NetworkBatches(as_batches(data), example_inputs)
     session, structure = labelled(model, example_inputs, frozen)
     if data is not None or latency is not None or not structure.cuts_alike:
         structure = rehearsed(session, structure)  # else deciding is cheap, and the plan itself the best of trial cuts

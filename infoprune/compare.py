@@ -18,6 +18,7 @@ from infoprune.decide import Target, decide
 from infoprune.errors import ConfigurationError
 from infoprune.evaluate import Evaluate
 from infoprune.inputs import Inputs
+from infoprune.network_batches import NetworkBatches
 from infoprune.recalibration import recalibrate
 from infoprune.structure import check_plan, shrink, trace
 
@@ -105,7 +106,7 @@ def compare(
         Target(keep if kind == "macs" else None, keep if kind == "params" else None, None, round_to, min_width)
         for keep in budgets
     ]
-    batches = as_batches(data)
+    batches = None if data is None else NetworkBatches(as_batches(data), example_inputs)
     structure = trace(model, example_inputs, frozen)
     chosen: Allocation | None = None
     rows = [Compared("none", 1.0, 1.0, 1.0, dict(evaluate(model)), 0.0)]
@@ -122,7 +123,7 @@ def compare(
             pruned = copy.deepcopy(model)
             shrink(pruned, plan)
             if recalibration is not None:
-                recalibrate(pruned, recalibration)
+                recalibrate(pruned, NetworkBatches(as_batches(recalibration), example_inputs))
             macs, params = structure.cost_of(plan).ratio(structure.cost())
             rows.append(Compared(in_words(spec), keep, macs, params, dict(evaluate(pruned)), seconds))
     return rows

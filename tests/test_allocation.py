@@ -22,7 +22,7 @@ from infoprune.allocation import (
     get_allocation,
     select,
 )
-from infoprune.allocation.grid import Grid
+from infoprune.allocation.grid import WidthGrid
 from infoprune.criteria import get_criterion
 from infoprune.errors import BudgetError, ConfigurationError
 from infoprune.models import CifarResNet
@@ -121,7 +121,7 @@ def test_any_budget_keeps_every_rule(allocation, kind, keeps, round_to, min_widt
     shares=st.tuples(st.floats(0, 1), st.floats(0, 1)),
 )
 def test_grids_never_empty_a_group_and_never_turn_back(size: int, step: int, least: int, shares: tuple[float, float]):
-    grid = Grid(size, step, least)
+    grid = WidthGrid(size, step, least)
     widths = [grid.at(share) for share in sorted(shares)]
     assert widths == sorted(widths)
     for width in widths:
@@ -136,7 +136,7 @@ def test_grids_never_empty_a_group_and_never_turn_back(size: int, step: int, lea
 def test_an_amount_keeps_the_whole_part_of_what_stays():
     widths = Uniform().widths(SMALL, amount=0.35)
     assert [widths[group.name] for group in SMALL.prunable] == [13, 21, 7]
-    assert Grid(10).at(1 - 0.9) == 1, "0.09999... of 10 is one unit"
+    assert WidthGrid(10).at(1 - 0.9) == 1, "0.09999... of 10 is one unit"
     assert Uniform().widths(SMALL, amount=0.0) == {group.name: group.size for group in SMALL.prunable}
     assert set(Uniform().widths(SMALL, amount=0.999).values()) == {1}
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from infoprune.allocation.budget import Budget, check_amount, cost_share
-from infoprune.allocation.grid import Grid
+from infoprune.allocation.grid import WidthGrid
 from infoprune.allocation.latency import CLOSE, LatencyShare
 from infoprune.allocation.rounding import RoundTo, steps
-from infoprune.allocation.solve import CLOSE_IN_TIME, TOLERANCE, Measure, Path, Widths, solve
+from infoprune.allocation.solve import CLOSE_IN_TIME, TOLERANCE, Measure, Widths, WidthsAt, solve
 from infoprune.errors import BudgetError, ConfigurationError
 from infoprune.registry import Registry
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Allocation(ABC):
     """Decides how many units every prunable group keeps.
 
-    A subclass says which groups give way first, as a path from all units to the fewest. How far to go along it
+    A subclass says which groups give way first, as widths at every sparsity. The sparsity
     follows from a budget, from an amount, or from the subclass's own ratios.
     """
 
@@ -65,29 +65,33 @@ class Allocation(ABC):
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
 
     @abstractmethod
-    def path(self, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
-        """Widths of the groups in ``grids`` at a pressure in [0, 1], shrinking from all units to the fewest."""
+    def widths_at(
+        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], kind: str
+    ) -> WidthsAt:
+        """Return a function from a sparsity in [0, 1] to the widths of the groups in ``grids``.
 
-    def path_for(self, kind: str, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
-        """Return the path for a budget of one kind (``"macs"``, ``"params"``, ``"latency"``) or an ``"amount"``.
+        Sparsity 0 leaves all units and 1 the fewest; in between, widths only shrink as the sparsity grows.
 
-        By default :meth:`path`, whatever the kind.
+        Args:
+            structure: The channel groups as they are now.
+            scores: Group name -> (units,) scores.
+            grids: Group name -> the widths that it may take.
+            kind: What is to shrink: ``"macs"``, ``"params"``, ``"latency"``, or ``"amount"`` for the number of units.
         """
-        return self.path(structure, scores, grids)
 
     def without_budget(
         self,
         structure: Structure,
         scores: Scores | None,
-        grids: Mapping[str, Grid],
+        grids: Mapping[str, WidthGrid],
         amount: float | None,
         fraction: float,
     ) -> Widths:
         """Widths where no budget is given: together the groups lose ``fraction`` x ``amount`` of their units."""
         amount = self.need_amount(amount)
-        path = self.path_for("amount", structure, scores, grids)
+        widths_at = self.widths_at(structure, scores, grids, "amount")
         whole = sum(grid.original or grid.size for grid in grids.values())
-        fewest = sum(path(1.0).values()) / whole
+        fewest = sum(widths_at(1.0).values()) / whole
         target = 1 - fraction * amount
         if fewest > target:
             raise BudgetError(
@@ -95,7 +99,7 @@ class Allocation(ABC):
                 f"allocation "
                 f"{self.name!r} and min_width leave are {fewest:.4g}; remove at most {1 - fewest:.4g}"
             )
-        return solve(path, grids, lambda widths: sum(widths.values()) / whole, target)
+        return solve(widths_at, grids, lambda widths: sum(widths.values()) / whole, target)
 
     def need_amount(self, amount: float | None) -> float:
         """Return the amount; raise a ConfigurationError where neither it nor a budget was given."""
@@ -154,7 +158,7 @@ class Allocation(ABC):
             raise ConfigurationError(f"fraction must be in (0, 1], got {fraction!r}")
         step = steps(structure, round_to, sizes)
         grids = {
-            group.name: Grid(group.size, step[group.name], min_width, (sizes or {}).get(group.name))
+            group.name: WidthGrid(group.size, step[group.name], min_width, (sizes or {}).get(group.name))
             for group in prunable_groups(structure, scores)
         }
         if budget is None:
@@ -173,7 +177,7 @@ class Allocation(ABC):
                 )
             measure = cost_share(structure, budget.kind, reference)
         return within_budget(
-            structure, budget, fraction, self.path_for(budget.kind, structure, scores, grids), grids, measure
+            structure, budget, fraction, self.widths_at(structure, scores, grids, budget.kind), grids, measure
         )
 
 
@@ -205,18 +209,23 @@ def prunable_groups(structure: Structure, scores: Scores | None) -> list[Channel
 
 
 def within_budget(
-    structure: Structure, budget: Budget, fraction: float, path: Path, grids: Mapping[str, Grid], measure: Measure
+    structure: Structure,
+    budget: Budget,
+    fraction: float,
+    widths_at: WidthsAt,
+    grids: Mapping[str, WidthGrid],
+    measure: Measure,
 ) -> Widths:
-    """Return the widths along ``path`` that spend the budget; see :meth:`Allocation.widths`."""
+    """Return the widths among ``widths_at`` that spend the budget; see :meth:`Allocation.widths`."""
     target = 1 - fraction * (1 - budget.keep)
     cost = partial(measure.measured, target=target) if isinstance(measure, LatencyShare) else measure
-    floor = cost(path(1.0))
+    floor = cost(widths_at(1.0))
     if floor > target:
-        raise BudgetError(_too_small(structure, budget, target, floor, path(1.0)))
+        raise BudgetError(_too_small(structure, budget, target, floor, widths_at(1.0)))
     if isinstance(measure, LatencyShare):
-        widths = measure.within(target, lambda share: solve(path, grids, measure, share, close=CLOSE_IN_TIME))
+        widths = measure.within(target, lambda share: solve(widths_at, grids, measure, share, close=CLOSE_IN_TIME))
     else:
-        widths = solve(path, grids, measure, target)
+        widths = solve(widths_at, grids, measure, target)
     reached, spared = cost(widths), CLOSE if budget.kind == "latency" else TOLERANCE
     if reached < (1 - spared) * target and any(widths[name] < grid.size for name, grid in grids.items()):
         warnings.warn(

@@ -11,9 +11,9 @@ from torch import nn
 
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation
 from infoprune.allocation.coupled_last import CoupledLast
-from infoprune.allocation.grid import Grid
+from infoprune.allocation.grid import WidthGrid
 from infoprune.allocation.information_loss import InformationLoss
-from infoprune.allocation.solve import Path
+from infoprune.allocation.solve import WidthsAt
 from infoprune.allocation.uniform import Uniform
 from infoprune.errors import ConfigurationError, DataError
 
@@ -57,15 +57,17 @@ class Auto(Allocation):
             logger.warning("widths by rule (coupled_last), since the loss of cuts could not be measured: %s", error)
             return CoupledLast()
 
-    def path(self, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
-        """Return the path of ``coupled_last``."""
-        return CoupledLast().path(structure, scores, grids)
+    def widths_at(
+        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], kind: str
+    ) -> WidthsAt:
+        """Return the widths of ``coupled_last``."""
+        return CoupledLast().widths_at(structure, scores, grids, kind)
 
     def without_budget(
         self,
         structure: Structure,
         scores: Scores | None,
-        grids: Mapping[str, Grid],
+        grids: Mapping[str, WidthGrid],
         amount: float | None,
         fraction: float,
     ) -> dict[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -17,6 +16,7 @@ class BatchStatistics(TorchFunctionMode):
     communicate, dropout stays off. A channel with a single value has no variance and keeps the running statistics.
 
     Example:
+        >>> import torch
         >>> norm = torch.nn.BatchNorm1d(1).eval()
         >>> with torch.no_grad(), BatchStatistics():
         ...     norm(torch.tensor([[1.0], [3.0]])).round().flatten().tolist()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation
-from infoprune.allocation.grid import Grid
-from infoprune.allocation.solve import Path, Widths
+from infoprune.allocation.grid import WidthGrid
+from infoprune.allocation.solve import Widths, WidthsAt
 from infoprune.registry import check_number
 
 if TYPE_CHECKING:
@@ -34,14 +34,16 @@ class CoupledLast(Allocation):
     def __post_init__(self) -> None:
         check_number("allocation 'coupled_last'", "floor", self.floor, 0, 1)
 
-    def path(self, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
+    def widths_at(
+        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], kind: str
+    ) -> WidthsAt:
         """In three equal parts: the single groups to the floor, the coupled ones to the floor, all to the fewest."""
         coupled = {name for name in grids if len(structure.producers(structure.group(name))) > 1}
 
-        def widths(pressure: float) -> Widths:
-            below = self.floor * min(1.0, 3 - 3 * pressure)
-            single = max(below, 1 - 3 * pressure * (1 - self.floor))
-            shared = max(below, 1 - max(0.0, 3 * pressure - 1) * (1 - self.floor))
+        def widths(sparsity: float) -> Widths:
+            below = self.floor * min(1.0, 3 - 3 * sparsity)
+            single = max(below, 1 - 3 * sparsity * (1 - self.floor))
+            shared = max(below, 1 - max(0.0, 3 * sparsity - 1) * (1 - self.floor))
             return {name: grid.at(shared if name in coupled else single) for name, grid in grids.items()}
 
         return widths

@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from infoprune.allocation.curves import LossCurves, Round
-from infoprune.allocation.grid import Grid
-from infoprune.allocation.solve import Path, Widths
+from infoprune.allocation.grid import WidthGrid
+from infoprune.allocation.solve import Widths, WidthsAt
 
 if TYPE_CHECKING:
     from infoprune.structure import Structure
@@ -30,7 +30,7 @@ def unit_costs(structure: Structure, kind: str) -> UnitCosts:
 
 
 def descend(
-    curves: LossCurves, costs: UnitCosts, grids: Mapping[str, Grid], floors: Mapping[str, int], depth: float
+    curves: LossCurves, costs: UnitCosts, grids: Mapping[str, WidthGrid], floors: Mapping[str, int], depth: float
 ) -> Iterator[Widths]:
     """Widths from the whole model down to the floors, and from there evenly to the lowest.
 
@@ -61,7 +61,7 @@ def _ratio(loss: float, cost: float) -> float:
     return loss / cost if cost > 0 else math.inf
 
 
-def _slopes(one: Round, name: str, start: int, end: int, grid: Grid, depth: float) -> list[tuple[int, float]]:
+def _slopes(one: Round, name: str, start: int, end: int, grid: WidthGrid, depth: float) -> list[tuple[int, float]]:
     """Return the steps of a group from one width to another, each with the loss that it adds for a unit.
 
     The losses are replaced by their largest convex bound from below, so that a cheap deep step behind a dear one counts
@@ -95,11 +95,11 @@ def _slope(widths: Sequence[int], values: Sequence[float], first: int, last: int
     return (values[last] - values[first]) / (widths[first] - widths[last])
 
 
-def as_path(states: Sequence[Widths], grids: Mapping[str, Grid]) -> Path:
-    """Return the path through some states, at widths that the grids allow."""
+def through(states: Sequence[Widths], grids: Mapping[str, WidthGrid]) -> WidthsAt:
+    """Return the widths on the way through some states, as far that the grids allow."""
 
-    def widths(pressure: float) -> Widths:
-        state = states[round(pressure * (len(states) - 1))]
+    def widths(sparsity: float) -> Widths:
+        state = states[round(sparsity * (len(states) - 1))]
         return {name: grid.at(state[name] / (grid.original or grid.size)) for name, grid in grids.items()}
 
     return widths

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation
-from infoprune.allocation.grid import Grid
-from infoprune.allocation.solve import Path, Widths
+from infoprune.allocation.grid import WidthGrid
+from infoprune.allocation.solve import Widths, WidthsAt
 from infoprune.criteria.aggregation import NORMALIZE, normalized
 from infoprune.errors import ConfigurationError
 from infoprune.registry import check_choice, check_number
@@ -41,15 +41,17 @@ class GlobalRanking(Allocation):
         check_number("allocation 'global'", "floor", self.floor, 0, 1)
         check_choice("allocation 'global'", "normalize", self.normalize, NORMALIZE)
 
-    def path(self, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
+    def widths_at(
+        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], kind: str
+    ) -> WidthsAt:
         """Remove units in ascending order of their scores; the best ``floor`` of each group never goes."""
         if scores is None:
             raise ConfigurationError("allocation 'global' ranks scores: pass the scores of a criterion")
         names = list(grids)
         order = self._order([scores[name] for name in names])
 
-        def widths(pressure: float) -> Widths:
-            gone = torch.bincount(order[: round(pressure * len(order))], minlength=len(names)).tolist()
+        def widths(sparsity: float) -> Widths:
+            gone = torch.bincount(order[: round(sparsity * len(order))], minlength=len(names)).tolist()
             return {
                 name: grid.at((grid.size - lost) / (grid.original or grid.size))
                 for (name, grid), lost in zip(grids.items(), gone, strict=True)

@@ -11,7 +11,7 @@ SLACK = 1e-9
 
 
 @dataclass(frozen=True)
-class Grid:
+class WidthGrid:
     """The widths open to a group: multiples of a step from a lowest width on, and the whole group.
 
     Args:
@@ -21,7 +21,7 @@ class Grid:
         original: Units that ratios refer to; ``size`` unless the group was pruned before.
 
     Example:
-        >>> Grid(size=20, step=8).lowest, Grid(size=20, step=8).at(0.5), Grid(size=20, step=8).up(16)
+        >>> WidthGrid(size=20, step=8).lowest, WidthGrid(size=20, step=8).at(0.5), WidthGrid(size=20, step=8).up(16)
         (8, 8, 20)
     """
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation
-from infoprune.allocation.grid import Grid
-from infoprune.allocation.solve import Path, Widths
+from infoprune.allocation.grid import WidthGrid
+from infoprune.allocation.solve import Widths, WidthsAt
 from infoprune.criteria.concentration import Concentration
 from infoprune.errors import ConfigurationError
 from infoprune.registry import check_number
@@ -92,18 +92,20 @@ class InformationConcentration(Allocation):
         how = self._how()
         return dataclasses.replace(self, concentrations=how.fuse(how.measure(model, structure, data)))
 
-    def path(self, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
+    def widths_at(
+        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], kind: str
+    ) -> WidthsAt:
         """Shares proportional to the concentrations, scaled down from where every group is whole."""
         weights = self._weights(structure, [structure.group(name) for name in grids])
         largest = 1 / min((weight for weight in weights.values() if weight > 0), default=1.0)
 
-        def share(name: str, pressure: float) -> float:
-            if pressure <= 0:
+        def share(name: str, sparsity: float) -> float:
+            if sparsity <= 0:
                 return 1.0
-            return min(1.0, max(self.floor, (1 - pressure) * largest * weights[name]))
+            return min(1.0, max(self.floor, (1 - sparsity) * largest * weights[name]))
 
-        def widths(pressure: float) -> Widths:
-            return {name: grid.at(share(name, pressure)) for name, grid in grids.items()}
+        def widths(sparsity: float) -> Widths:
+            return {name: grid.at(share(name, sparsity)) for name, grid in grids.items()}
 
         return widths
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation
 from infoprune.allocation.curves import LossCurves
-from infoprune.allocation.descent import as_path, descend, unit_costs
-from infoprune.allocation.grid import Grid
+from infoprune.allocation.descent import descend, through, unit_costs
+from infoprune.allocation.grid import WidthGrid
 from infoprune.allocation.measure_loss import LossMeter
-from infoprune.allocation.solve import Path, Widths
+from infoprune.allocation.solve import Widths, WidthsAt
 from infoprune.criteria.progress import Progress
 from infoprune.errors import ConfigurationError
 from infoprune.registry import check_count, check_number
@@ -117,7 +117,7 @@ class InformationLoss(Allocation):
         meter = LossMeter(
             model, structure, scores, getattr(data, "as_trained", data) or (), self.images, self.evaluate, OWNER
         )
-        grids = {name: Grid(group.size) for name, group in meter.groups.items()}
+        grids = {name: WidthGrid(group.size) for name, group in meter.groups.items()}
         widths = {name: grid.size for name, grid in grids.items()}
         shares = [share for share in ROUNDS[: self.rounds - 1] if share > keep]
         levels = {name: _levels(width, FIRST_LEVELS) for name, width in widths.items()}
@@ -134,7 +134,7 @@ class InformationLoss(Allocation):
         return dataclasses.replace(self, curves=curves)
 
     def _widths_at(
-        self, structure: Structure, curves: LossCurves, grids: Mapping[str, Grid], kind: str, share: float
+        self, structure: Structure, curves: LossCurves, grids: Mapping[str, WidthGrid], kind: str, share: float
     ) -> Widths:
         whole = None
         for state in self._states(structure, curves, grids, kind):
@@ -146,23 +146,21 @@ class InformationLoss(Allocation):
         return state
 
     def _states(
-        self, structure: Structure, curves: LossCurves, grids: Mapping[str, Grid], kind: str
+        self, structure: Structure, curves: LossCurves, grids: Mapping[str, WidthGrid], kind: str
     ) -> Iterable[Widths]:
         floors = {
             name: max(grid.lowest, math.ceil(self.floor * (grid.original or grid.size))) for name, grid in grids.items()
         }
         return descend(curves, unit_costs(structure, kind), grids, floors, self.depth)
 
-    def path(self, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
-        """Return the path of falling widths for a budget of MACs."""
-        return self.path_for("macs", structure, scores, grids)
-
-    def path_for(self, kind: str, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
-        """Return the path of falling widths: each step costs the least information for what it saves."""
+    def widths_at(
+        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], kind: str
+    ) -> WidthsAt:
+        """Return falling widths: each step costs the least information for what it saves."""
         if not isinstance(self.curves, LossCurves):
             raise ConfigurationError(f"{OWNER} has nothing measured yet: call prepared(model, structure, data)")
         self.curves.check({name: grid.size for name, grid in grids.items()})
-        return as_path(list(self._states(structure, self.curves, grids, kind)), grids)
+        return through(list(self._states(structure, self.curves, grids, kind)), grids)
 
 
 def _warn_about(curves: LossCurves) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from infoprune.allocation.allocation import Allocation
-from infoprune.allocation.grid import Grid
-from infoprune.allocation.solve import Path, Widths
+from infoprune.allocation.grid import WidthGrid
+from infoprune.allocation.solve import Widths, WidthsAt
 from infoprune.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -25,17 +25,19 @@ class RatioAllocation(Allocation):
     def ratios_of(self, structure: Structure) -> dict[str, float]:
         """Group name -> share of units to remove, in [0, 1); groups that are not named keep everything."""
 
-    def path(self, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
+    def widths_at(
+        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], kind: str
+    ) -> WidthsAt:
         """Return the ratios scaled from 0 to where even the smallest of them empties its group."""
         ratios = self.ratios_of(structure)
         largest = 1 / min((ratio for ratio in ratios.values() if ratio > 0), default=1.0)
-        return lambda pressure: _scaled(ratios, pressure * largest, grids)
+        return lambda sparsity: _scaled(ratios, sparsity * largest, grids)
 
     def without_budget(
         self,
         structure: Structure,
         scores: Scores | None,
-        grids: Mapping[str, Grid],
+        grids: Mapping[str, WidthGrid],
         amount: float | None,
         fraction: float,
     ) -> Widths:
@@ -48,7 +50,7 @@ class RatioAllocation(Allocation):
         return _scaled(self.ratios_of(structure), fraction, grids)
 
 
-def _scaled(ratios: Mapping[str, float], scale: float, grids: Mapping[str, Grid]) -> Widths:
+def _scaled(ratios: Mapping[str, float], scale: float, grids: Mapping[str, WidthGrid]) -> Widths:
     return {name: grid.at(max(0.0, 1 - scale * ratios.get(name, 0.0))) for name, grid in grids.items()}
 
 

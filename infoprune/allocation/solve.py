@@ -1,7 +1,8 @@
-"""Meeting a budget: bisection along an allocation's path, then moves of single units.
+"""Meeting a budget: bisection over the sparsity, then moves of single units.
 
-A path maps a pressure in [0, 1] to widths that only shrink as the pressure grows. Every step below looks for the two
-neighbouring states around the target and never at the target alone, so a larger budget never gets a cheaper model.
+An allocation maps a sparsity in [0, 1] to widths that only shrink as the sparsity grows. Every step below looks for
+the two neighbouring states around the target and never at the target alone, so a larger budget never gets a cheaper
+model.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import permutations
 
-from infoprune.allocation.grid import Grid
+from infoprune.allocation.grid import WidthGrid
 
 Widths = dict[str, int]
-Path = Callable[[float], Widths]
+WidthsAt = Callable[[float], Widths]
 Measure = Callable[[Mapping[str, int]], float]
 
 TOLERANCE = 0.01
@@ -24,25 +25,27 @@ ROUNDS = 6
 CLOSE = 5e-4
 # A clock cannot tell narrower ones apart.
 CLOSE_IN_TIME = 4e-3
-# How far single units may take a group from the path, as a share of its units (one step at least): the allocation
-# decides on the widths, and what it cannot meet exactly is left unspent.
+# How far single units may take a group from the allocation's widths, as a share of its units (one step at least): the
+# allocation decides on the widths, and what it cannot meet exactly is left unspent.
 STRAY = 0.1
 
 
-def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float, close: float = CLOSE) -> Widths:
-    """Return the widths along ``path``, give or take single units, that cost the most within ``target``.
+def solve(
+    widths_at: WidthsAt, grids: Mapping[str, WidthGrid], measure: Measure, target: float, close: float = CLOSE
+) -> Widths:
+    """Return the widths near those of the allocation, give or take single units, that cost the most within ``target``.
 
     Args:
-        path: Widths at a pressure in [0, 1]; pressure 1 must cost at most ``target``.
+        widths_at: Widths at a sparsity in [0, 1]; sparsity 1 must cost at most ``target``.
         grids: Group name -> the widths open to it.
         measure: Share of the original cost that widths cost; smaller widths must not cost more.
         target: Share that may be spent.
         close: Share of the original cost that is not worth a further step.
     """
-    if measure(path(0.0)) <= target:
-        return path(0.0)
-    enough, little = bisect(path, measure, target, BISECTIONS)
-    low, high = path(enough), path(little)
+    if measure(widths_at(0.0)) <= target:
+        return widths_at(0.0)
+    enough, little = bisect(widths_at, measure, target, BISECTIONS)
+    low, high = widths_at(enough), widths_at(little)
     reach = {name: near(grid, low[name], high[name], STRAY) for name, grid in grids.items()}
     low, high = _walk(low, high, grids, measure, target)
     for _ in range(ROUNDS):
@@ -57,8 +60,8 @@ def solve(path: Path, grids: Mapping[str, Grid], measure: Measure, target: float
     return low
 
 
-def near(grid: Grid, low: int, high: int, stray: float) -> range:
-    """Return the widths that a group may take when ``low`` and ``high`` are those of the path around the target."""
+def near(grid: WidthGrid, low: int, high: int, stray: float) -> range:
+    """Return the widths that a group may take between those of the allocation around the target."""
     far = max(grid.step, int(stray * (grid.original or grid.size)))
     return range(low - far, max(high, low + far) + 1)
 
@@ -67,13 +70,13 @@ def _inside(reach: Mapping[str, range], states: Iterable[Widths]) -> Iterator[Wi
     return (state for state in states if all(width in reach[name] for name, width in state.items()))
 
 
-def bisect(path: Path, measure: Measure, target: float, steps: int) -> tuple[float, float]:
-    """Two pressures with neighbouring widths, as far as ``steps`` go: those of the first are within the target."""
+def bisect(widths_at: WidthsAt, measure: Measure, target: float, steps: int) -> tuple[float, float]:
+    """Two sparsitys with neighbouring widths, as far as ``steps`` go: those of the first are within the target."""
     enough, little = 1.0, 0.0
-    low, high = path(enough), path(little)
+    low, high = widths_at(enough), widths_at(little)
     for _ in range(steps):
         middle = (enough + little) / 2
-        widths = path(middle)
+        widths = widths_at(middle)
         if widths == low:
             enough = middle
         elif widths == high:
@@ -86,9 +89,9 @@ def bisect(path: Path, measure: Measure, target: float, steps: int) -> tuple[flo
 
 
 def _walk(
-    low: Widths, high: Widths, grids: Mapping[str, Grid], measure: Measure, target: float
+    low: Widths, high: Widths, grids: Mapping[str, WidthGrid], measure: Measure, target: float
 ) -> tuple[Widths, Widths]:
-    """Where several groups change at one pressure: change them one by one, in order, until the target is crossed."""
+    """Where several groups change at one sparsity: change them one by one, in order, until the target is crossed."""
     below = low
     for above in one_by_one(low, high, grids):
         if measure(above) > target:
@@ -97,7 +100,7 @@ def _walk(
     return below, high
 
 
-def one_by_one(low: Widths, high: Widths, grids: Mapping[str, Grid]) -> Iterator[Widths]:
+def one_by_one(low: Widths, high: Widths, grids: Mapping[str, WidthGrid]) -> Iterator[Widths]:
     """Return the states behind ``low`` on the way to ``high``, one step of one group at a time."""
     state = low
     for name in low:
@@ -120,14 +123,14 @@ def _narrow(
     return below[1], above[1]
 
 
-def _steps(low: Widths, high: Widths, grids: Mapping[str, Grid]) -> Iterator[Widths]:
+def _steps(low: Widths, high: Widths, grids: Mapping[str, WidthGrid]) -> Iterator[Widths]:
     """Return the states one step above ``low`` or one step below ``high``."""
     for name, grid in grids.items():
         yield {**low, name: grid.up(low[name])}
         yield {**high, name: grid.down(high[name])}
 
 
-def _swaps(low: Widths, high: Widths, grids: Mapping[str, Grid]) -> Iterator[Widths]:
+def _swaps(low: Widths, high: Widths, grids: Mapping[str, WidthGrid]) -> Iterator[Widths]:
     """Return the states that are one step above in one group and one step below in another."""
     for state in (low, high):
         for more, less in permutations(grids, 2):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation
-from infoprune.allocation.grid import Grid
-from infoprune.allocation.solve import Path, Widths
+from infoprune.allocation.grid import WidthGrid
+from infoprune.allocation.solve import Widths, WidthsAt
 
 if TYPE_CHECKING:
     from infoprune.criteria import Scores
@@ -24,17 +24,19 @@ class Uniform(Allocation):
     single units of single groups then use up what rounding leaves.
     """
 
-    def path(self, structure: Structure, scores: Scores | None, grids: Mapping[str, Grid]) -> Path:
-        """All groups at the share 1 - pressure."""
-        return lambda pressure: {name: grid.at(1 - pressure) for name, grid in grids.items()}
+    def widths_at(
+        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], kind: str
+    ) -> WidthsAt:
+        """All groups at the share 1 - sparsity."""
+        return lambda sparsity: {name: grid.at(1 - sparsity) for name, grid in grids.items()}
 
     def without_budget(
         self,
         structure: Structure,
         scores: Scores | None,
-        grids: Mapping[str, Grid],
+        grids: Mapping[str, WidthGrid],
         amount: float | None,
         fraction: float,
     ) -> Widths:
         """Every group loses ``fraction`` x ``amount`` of its units."""
-        return self.path(structure, scores, grids)(fraction * self.need_amount(amount))
+        return self.widths_at(structure, scores, grids, "amount")(fraction * self.need_amount(amount))

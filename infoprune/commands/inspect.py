@@ -17,6 +17,7 @@ from infoprune.commands.named_data import NamedData, add_data_arguments, open_da
 from infoprune.commands.named_model import NamedModel, add_model_arguments, open_model
 from infoprune.commands.parser import add_json_argument, make_parser, parse, show
 from infoprune.decide import Target
+from infoprune.network_batches import NetworkBatches
 from infoprune.report.collect import layer_rows
 from infoprune.report.coupling import shortened
 from infoprune.report.text import count, percent
@@ -144,7 +145,7 @@ def _front(
     from infoprune.allocation import CoupledLast, InformationLoss, LossCurves
     from infoprune.criteria import get_criterion
 
-    images = data.training() if data else None
+    images = NetworkBatches(data.training(), named.inputs) if data else None
     scores = get_criterion(criterion)(named.network, structure, images)
     chosen: Allocation = CoupledLast()
     if kept is not None and Path(kept).exists():

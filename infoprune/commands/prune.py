@@ -32,6 +32,7 @@ from infoprune.commands.named_model import NamedModel, add_model_arguments, open
 from infoprune.commands.parser import add_json_argument, make_parser, parse, show
 from infoprune.criteria import get_criterion
 from infoprune.errors import ConfigurationError
+from infoprune.network_batches import NetworkBatches
 from infoprune.report import RunRecord, Totals, print_tables, render_html
 from infoprune.report.collect import event_record
 from infoprune.report.environment import device_name, versions
@@ -85,7 +86,7 @@ def run(words: Sequence[str]) -> None:
     original = copy.deepcopy(named.network)
     result = cut(named, options, data)
     if options.recalibrate and data is not None:
-        infoprune.recalibrate(named.network, data.training(augment=True))
+        infoprune.recalibrate(named.network, NetworkBatches(data.training(augment=True), named.inputs))
     record = _record(named, original, result, options, data, ["infoprune", "prune", *words])
     _write(out, named, record)
     facts = {"out": str(out), "record": record.to_dict()}

@@ -1,0 +1,97 @@
+"""Finding in a loader's batch what the network takes, by comparison with its example inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from infoprune.inputs import Inputs, ModelCall
+
+
+class NetworkBatches:
+    """Calibration batches as ``(inputs, targets)``, with the inputs that the network's forward takes.
+
+    Datasets yield tuples, mappings or nests of both. The example inputs tell which part of them is for the network: the
+    first that has their structure, dimensions, channels and kind of numbers. All other tensors are targets. A batch in
+    which nothing is alike is handed on as it is.
+
+    Args:
+        data: Batches as a loader yields them.
+        example_inputs: What the network is traced on.
+
+    Example:
+        >>> import torch
+        >>> batch = {"id": torch.tensor([7, 8]), "image": torch.zeros(2, 3, 4, 4), "label": torch.tensor([0, 1])}
+        >>> inputs, targets = next(iter(NetworkBatches([batch], torch.zeros(1, 3, 8, 8))))
+        >>> inputs.shape, len(targets)
+        (torch.Size([2, 3, 4, 4]), 2)
+    """
+
+    def __init__(self, data: Iterable[Any], example_inputs: Inputs) -> None:
+        self._data = data
+        self._example = example_inputs
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._data:
+            yield split_like(batch, self._example)
+
+    @property
+    def as_trained(self) -> NetworkBatches:
+        """Return the same images as in training, where the data have them."""
+        return NetworkBatches(self._data.as_trained, self._example)  # type: ignore[attr-defined]
+
+
+def split_like(batch: Any, example_inputs: Inputs) -> Any:
+    """Return ``(inputs, targets)`` with inputs that are like the example's; the batch itself where nothing is.
+
+    >>> import torch
+    >>> image, label = torch.zeros(2, 3, 4, 4), torch.zeros(2)
+    >>> [len(part) for part in split_like((image, image, label), (torch.zeros(1, 3, 4, 4),) * 2)]
+    [2, 2]
+    """
+    example = example_inputs
+    if isinstance(example, tuple) and len(example) == 1 and isinstance(example[0], Tensor):
+        example = example[0]
+    if isinstance(example, (ModelCall, list)):
+        return batch
+    inputs = _find(batch, example)
+    if inputs is None:
+        return batch
+    taken = {id(leaf) for leaf in tree_leaves(inputs)}
+    rest = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and id(leaf) not in taken]
+    return inputs, (rest[0] if len(rest) == 1 else rest or None)
+
+
+def _find(batch: Any, example: Any) -> Any:
+    """Return the first part of a batch that is like an example, from outside to inside."""
+    found = _part_like(batch, example)
+    if found is not None:
+        return found
+    children = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
+    return next((found for child in children if (found := _find(child, example)) is not None), None)
+
+
+def _part_like(value: Any, example: Any) -> Any:
+    """Return as much of a value as the example has, or None where they are not alike."""
+    if isinstance(example, Tensor):
+        return value if isinstance(value, Tensor) and _alike(value, example) else None
+    if isinstance(example, Mapping):
+        if not isinstance(value, Mapping) or not all(key in value for key in example):
+            return None
+        parts = {key: _part_like(value[key], like) for key, like in example.items()}
+        return None if any(part is None for part in parts.values()) else parts
+    if isinstance(example, (list, tuple)):
+        if not isinstance(value, (list, tuple)) or len(value) < len(example):
+            return None
+        taken = [_part_like(part, like) for part, like in zip(value, example, strict=False)]
+        return None if any(part is None for part in taken) else type(example)(taken)
+    return value
+
+
+def _alike(value: Tensor, example: Tensor) -> bool:
+    """Return whether both may be arguments of the same name: images of another size are alike, other channels not."""
+    kinds = value.is_floating_point() == example.is_floating_point() and value.is_complex() == example.is_complex()
+    return kinds and value.dim() == example.dim() and (value.dim() < 3 or value.shape[1] == example.shape[1])

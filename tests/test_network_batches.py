@@ -1,0 +1,101 @@
+"""What of a loader's batch the network receives, whatever the dataset yields."""
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+import infoprune
+from infoprune.network_batches import NetworkBatches, split_like
+
+IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(32) % 4
+AGES = torch.rand(32, 5, generator=torch.Generator().manual_seed(1))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.second(F.relu(self.first(x)))).mean(dim=(2, 3)))
+
+
+class WithAges(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ages = nn.Linear(5, 4)
+
+    def forward(self, image: Tensor, ages: Tensor) -> Tensor:
+        return super().forward(image) + self.ages(ages)
+
+
+class Rows(Dataset):
+    def __init__(self, row) -> None:
+        self.row = row
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, index: int):
+        return self.row(index)
+
+
+ONE = {
+    "tuple": lambda i: (IMAGES[i], LABELS[i]),
+    "label first": lambda i: (LABELS[i], IMAGES[i]),
+    "mapping": lambda i: {"name": f"row {i}", "image": IMAGES[i], "label": LABELS[i]},
+    "nested": lambda i: ({"meta": i, "views": [IMAGES[i], -IMAGES[i]]}, LABELS[i]),
+    "nothing else": lambda i: IMAGES[i],
+}
+TWO = {
+    "flat": lambda i: (IMAGES[i], AGES[i], LABELS[i]),
+    "pair": lambda i: ((IMAGES[i], AGES[i]), LABELS[i]),
+}
+
+
+@pytest.mark.parametrize("form", ONE)
+@pytest.mark.parametrize("criterion", ["l1", "hrank"])
+def test_widths_are_measured_whatever_the_dataset_yields(form: str, criterion: str, caplog: pytest.LogCaptureFixture):
+    torch.manual_seed(0)
+    with caplog.at_level(logging.WARNING):
+        result = infoprune.prune(Net(), IMAGES[:1], criterion, macs=0.5, data=DataLoader(Rows(ONE[form]), 8))
+    assert result.curves is not None
+    assert result.curves.unit.startswith("KL")
+    assert "by rule" not in caplog.text
+
+
+@pytest.mark.parametrize("form", TWO)
+def test_several_inputs_are_found_by_the_example(form: str):
+    torch.manual_seed(0)
+    example = (IMAGES[:1], AGES[:1])
+    result = infoprune.prune(WithAges(), example, "taylor", macs=0.5, data=DataLoader(Rows(TWO[form]), 8))
+    assert result.curves is not None
+    assert result.curves.images == 32
+
+
+def test_keyword_inputs_are_picked_from_a_larger_mapping():
+    rows = [{"ages": AGES, "label": LABELS, "image": IMAGES}]
+    inputs, targets = split_like(rows[0], {"image": IMAGES[:1], "ages": AGES[:1]})
+    assert inputs["image"] is IMAGES
+    assert inputs["ages"] is AGES
+    assert targets is LABELS
+
+
+def test_statistics_are_renewed_on_such_batches_too():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 6), nn.Flatten())
+    batches = list(DataLoader(Rows(ONE["mapping"]), 16))
+    infoprune.prune(net, IMAGES[:1], "l1", macs=0.5, data=batches, recalibrate=2)
+    assert net[1].num_batches_tracked == 2
+
+
+def test_a_batch_in_which_nothing_is_alike_is_handed_on():
+    batch = (LABELS, AGES)
+    assert split_like(batch, IMAGES[:1]) is batch
+    assert list(NetworkBatches([batch], IMAGES[:1])) == [batch]
