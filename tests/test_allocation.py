@@ -195,7 +195,7 @@ def test_a_budget_below_the_floor_says_the_floor():
 
 
 def test_coarse_widths_say_how_near_they_come():
-    with pytest.warns(UserWarning, match=r"the macs budget of 0.5 is met at 0.4\d+: the nearest"):
+    with pytest.warns(UserWarning, match=r"the macs budget of 0.5 is met at 0.4\d+, the nearest .* with round_to=10 "):
         Uniform().widths(SMALL, budget=Budget("macs", 0.5), round_to=10)
 
 

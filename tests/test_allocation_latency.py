@@ -91,7 +91,7 @@ def test_a_latency_budget_is_met(structure: infoprune.Structure) -> None:
 
 def test_widths_too_coarse_for_the_budget_are_said(structure: infoprune.Structure) -> None:
     share = LatencyShare(Net(), structure, IMAGES, backend=device)
-    with pytest.warns(UserWarning, match=r"the latency budget of 0.75 is met at 0.7: "):
+    with pytest.warns(UserWarning, match=r"the latency budget of 0.75 is met at 0.7, "):
         widths = Uniform().widths(structure, budget=Budget("latency", 0.75), measure=share, round_to=25)
     assert widths == {"conv": 25}
 

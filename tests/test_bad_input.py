@@ -388,7 +388,7 @@ def test_calibration_batches_that_do_not_fit() -> None:
 
 def test_widths_that_allow_no_cut_are_warned_about() -> None:
     net = TinyNet()
-    with pytest.warns(UserWarning, match="removes nothing: round_to=auto and min_width=99 leave every"):
+    with pytest.warns(UserWarning, match="removes nothing with round_to=auto and min_width=99; lower"):
         assert infoprune.prune(net, X, "l1", amount=0.5, min_width=99).plan.is_empty
 
 

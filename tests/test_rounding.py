@@ -84,3 +84,12 @@ def test_a_mapping_gives_a_step_for_each_group() -> None:
 def test_anything_else_is_refused(value: object) -> None:
     with pytest.raises(ConfigurationError, match="round_to must be a whole number of at least 1, or 'auto', got"):
         Target(macs=0.5, round_to=value)  # type: ignore[arg-type]
+
+
+def test_rounding_gives_way_where_a_small_network_cannot_meet_its_budget_otherwise():
+    net = nn.Sequential(nn.Conv2d(3, 20, 3), nn.ReLU(), nn.Conv2d(20, 20, 3), nn.ReLU(), nn.Conv2d(20, 4, 3))
+    structure = infoprune.trace(net, torch.zeros(1, 3, 12, 12))
+    for keep in (0.9, 0.55, 0.03):
+        widths = Uniform().widths(structure, budget=Budget("macs", keep), round_to="auto")
+        share = structure.cost(widths).macs / structure.cost().macs
+        assert 0.88 * keep < share <= keep, keep

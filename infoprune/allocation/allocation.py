@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import nn
 
 from infoprune.allocation.budget import Budget, check_amount, cost_share
 from infoprune.allocation.grid import WidthGrid
 from infoprune.allocation.latency import CLOSE, LatencyShare
-from infoprune.allocation.rounding import RoundTo, steps
+from infoprune.allocation.rounding import AUTO, RoundTo, halved, steps
 from infoprune.allocation.solve import CLOSE_IN_TIME, TOLERANCE, Measure, Widths, WidthsAt, solve
 from infoprune.errors import BudgetError, ConfigurationError
 from infoprune.registry import Registry
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from infoprune.cost import Cost
     from infoprune.criteria import Scores
     from infoprune.structure import ChannelGroup, Structure
+
+
+COARSE = 0.1
+"""Rounding by itself becomes finer while it leaves more than this share of a budget unspent."""
 
 
 @dataclass(kw_only=True)
@@ -131,7 +135,8 @@ class Allocation(ABC):
                 widths do not allow it, which is warned about.
             amount: Instead of a budget: the share of units to remove, in [0, 1).
             round_to: Widths are multiples of it, unless a group stays whole; "auto": of a number that follows from the
-                layers' widths; a mapping: of a number for each group by name. See `infoprune.allocation.rounding`.
+                layers' widths, halved while a budget of MACs or parameters stays unspent by a tenth; a mapping: of a
+                number for each group by name. See `infoprune.allocation.rounding`.
             min_width: Fewest units that a group keeps.
             fraction: How much of the way to go now (gradual schedules): a budget becomes 1 - fraction x (1 - keep).
             reference: The cost that the budget is a fraction of; that of ``structure`` by default. Gradual pruning
@@ -156,29 +161,29 @@ class Allocation(ABC):
             check_amount(amount)
         if not 0 < fraction <= 1:
             raise ConfigurationError(f"fraction must be in (0, 1], got {fraction!r}")
-        step = steps(structure, round_to, sizes)
-        grids = {
-            group.name: WidthGrid(group.size, step[group.name], min_width, (sizes or {}).get(group.name))
-            for group in prunable_groups(structure, scores)
-        }
-        if budget is None:
-            widths = self.without_budget(structure, scores, grids, amount, fraction)
-            if amount and all(widths[name] == (grid.original or grid.size) for name, grid in grids.items()):
-                warnings.warn(
-                    f"an amount of {fraction * amount:.4g} removes nothing: round_to={round_to} and "
-                    f"min_width={min_width} leave every group whole; lower them",
-                    stacklevel=2,
-                )
-            return widths
-        if measure is None:
+        if budget is not None and measure is None:
             if budget.kind == "latency":
                 raise ConfigurationError(
                     "a latency budget needs a measure: pass measure=LatencyShare(model, structure, inputs)"
                 )
             measure = cost_share(structure, budget.kind, reference)
-        return within_budget(
-            structure, budget, fraction, self.widths_at(structure, scores, grids, budget.kind), grids, measure
-        )
+
+        def attempt(step: Mapping[str, int]) -> Attempt:
+            grids = {
+                group.name: WidthGrid(group.size, step[group.name], min_width, (sizes or {}).get(group.name))
+                for group in prunable_groups(structure, scores)
+            }
+            if budget is None:
+                return _by_amount(grids, self.without_budget(structure, scores, grids, amount, fraction), amount)
+            assert measure is not None
+            widths_at = self.widths_at(structure, scores, grids, budget.kind)
+            return within_budget(structure, budget, fraction, widths_at, grids, measure)
+
+        finer = halved if round_to == AUTO and not isinstance(measure, LatencyShare) else None
+        made = finest_needed(steps(structure, round_to, sizes), attempt, finer)
+        if made.unmet:
+            warnings.warn(f"{made.unmet} with round_to={round_to} and min_width={min_width}; lower them", stacklevel=2)
+        return made.widths
 
 
 ALLOCATIONS: Registry[Allocation] = Registry("allocation", Allocation)  # type: ignore[type-abstract]
@@ -208,6 +213,52 @@ def prunable_groups(structure: Structure, scores: Scores | None) -> list[Channel
     return groups
 
 
+class Attempt(NamedTuple):
+    """Widths that were found at some steps.
+
+    Attributes:
+        widths: Group name -> units.
+        unspent: Share of the budget that they leave unspent.
+        unmet: What was not reached, in words; empty if nothing.
+    """
+
+    widths: Widths
+    unspent: float = 0.0
+    unmet: str = ""
+
+
+def finest_needed(
+    step: Mapping[str, int],
+    attempt: Callable[[Mapping[str, int]], Attempt],
+    finer: Callable[[Mapping[str, int]], Mapping[str, int]] | None,
+) -> Attempt:
+    """Return the first attempt that spends most of the budget, with ever finer steps, or the last one.
+
+    Rounding is for speed, so it gives way where it would leave a small network far below its budget.
+
+    Args:
+        step: Group name -> what its width is a multiple of, at first.
+        attempt: Decides the widths at some steps.
+        finer: Makes the steps finer, until they no longer change; None keeps them as they are.
+
+    Raises:
+        BudgetError: even the finest steps do not reach the budget.
+    """
+    following = finer(step) if finer else step
+    try:
+        made = attempt(step)
+    except BudgetError:
+        if following == step:
+            raise
+        return finest_needed(following, attempt, finer)
+    return made if made.unspent <= COARSE or following == step else finest_needed(following, attempt, finer)
+
+
+def _by_amount(grids: Mapping[str, WidthGrid], widths: Widths, amount: float | None) -> Attempt:
+    idle = amount and all(widths[name] == (grid.original or grid.size) for name, grid in grids.items())
+    return Attempt(widths, 1.0, f"an amount of {amount:.4g} removes nothing") if idle else Attempt(widths)
+
+
 def within_budget(
     structure: Structure,
     budget: Budget,
@@ -215,7 +266,7 @@ def within_budget(
     widths_at: WidthsAt,
     grids: Mapping[str, WidthGrid],
     measure: Measure,
-) -> Widths:
+) -> Attempt:
     """Return the widths among ``widths_at`` that spend the budget; see :meth:`Allocation.widths`."""
     target = 1 - fraction * (1 - budget.keep)
     cost = partial(measure.measured, target=target) if isinstance(measure, LatencyShare) else measure
@@ -227,14 +278,10 @@ def within_budget(
     else:
         widths = solve(widths_at, grids, measure, target)
     reached, spared = cost(widths), CLOSE if budget.kind == "latency" else TOLERANCE
-    if reached < (1 - spared) * target and any(widths[name] < grid.size for name, grid in grids.items()):
-        warnings.warn(
-            f"the {budget.kind} budget of {target:.4g} is met at {reached:.4g}: the nearest from below that was "
-            f"found with "
-            "these widths (smaller round_to or min_width allow finer steps)",
-            stacklevel=3,
-        )
-    return widths
+    if reached >= (1 - spared) * target or all(widths[name] == grid.size for name, grid in grids.items()):
+        return Attempt(widths)
+    unmet = f"the {budget.kind} budget of {target:.4g} is met at {reached:.4g}, the nearest from below that was found"
+    return Attempt(widths, 1 - reached / target, unmet)
 
 
 def _too_small(structure: Structure, budget: Budget, target: float, floor: float, widths: Widths) -> str:

@@ -62,6 +62,15 @@ def steps(
     }
 
 
+def halved(step: Mapping[str, int]) -> dict[str, int]:
+    """Return steps that are half as wide, at least 1.
+
+    >>> halved({"a": 16, "b": 1})
+    {'a': 8, 'b': 1}
+    """
+    return {name: max(1, units // 2) for name, units in step.items()}
+
+
 def _auto(structure: Structure, group: ChannelGroup, units: int) -> int:
     found = [1]
     for layer, slot in structure.producers(group):
