@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
 
-.PHONY: help venv demo test-smoke test test-all clean-install lint format types docs notebooks bench-structure bench-accuracy reproduce all-rows results clean
+.PHONY: help venv demo test-smoke test coverage test-all clean-install lint format types docs notebooks bench-structure bench-accuracy reproduce all-rows results clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ test-smoke: $(VENV)/.dev  ## the heart of every part, in about a minute
 
 test: $(VENV)/.dev  ## the fast test suite, doctests included
 	$(PYTEST)
+
+coverage: $(VENV)/.dev  ## the fast test suite with the lines and branches that it misses, also as build/coverage.xml
+	$(PYTEST) --cov --cov-report=term --cov-report=xml:build/coverage.xml
 
 test-all: $(VENV)/.dev  ## every test, the slow ones too
 	$(PYTEST) -m ''

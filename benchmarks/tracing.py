@@ -1,11 +1,13 @@
-"""Tracing alone: how long it takes to find the channel groups of every torchvision classifier.
+"""Tracing alone: how long it takes to find the channel groups of torchvision's classifiers and of detectors.
 
     python -m benchmarks.tracing                  # writes benchmarks/results/tracing.md
     python -m benchmarks.tracing swin_v2_b        # some of them
 
 Every model has a process of its own, as in a program that prunes one; a net of two layers is traced first, so that no
-import is counted. Weights have no values, which a trace on shapes does not look at. Times are processor time of one
-thread: of the first trace, and the median and fastest of ten.
+import is counted. Weights have no values, which a trace on shapes does not look at; those of detectors have, since
+which boxes they choose decides what they run. Times are processor time of one thread: of the first trace, and the
+median and fastest of ten (detectors: five). Beside detectors, the time of Torch-Pruning's graph building
+(`DependencyGraph.build_dependency`) on the same input, or how it ends.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -23,10 +27,19 @@ from torch import nn
 import infoprune
 from benchmarks import zoo
 from benchmarks.machine import describe
+from benchmarks.zoo_others import OTHERS
 
 RESULT = Path(__file__).parent / "results" / "tracing.md"
-RUNS = 10
+RUNS, DETECTOR_RUNS = 10, 5
+LIMIT_S = 120
 HEADER = "| model | operators | first (s) | median (s) | fastest (s) |\n|---|---|---|---|---|"
+DETECTOR_HEADER = (
+    "| detector | operators | first (s) | median (s) | fastest (s) | Torch-Pruning (s) |\n|---|---|---|---|---|---|"
+)
+DETECTORS = [
+    *(name for name in zoo.names() if zoo.is_detector(name)),
+    *(name for name in OTHERS if name.partition("/")[0] == "ultralytics"),
+]
 
 
 def traced(name: str) -> str:
@@ -34,48 +47,74 @@ def traced(name: str) -> str:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     infoprune.trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), torch.zeros(1, 3, 8, 8))
-    with zoo.without_values():
+    with nullcontext() if name in DETECTORS else zoo.without_values():
         model = zoo.build(name)
     x = zoo.inputs(name)
     seconds = []
-    for _ in range(RUNS):
+    for _ in range(DETECTOR_RUNS if name in DETECTORS else RUNS):
         start = time.process_time()
         structure = infoprune.trace(model, x)
         seconds.append(time.process_time() - start)
     return " ".join(map(str, [len(structure.records), *seconds]))
 
 
-def row(name: str) -> tuple[str, str, list[float]]:
-    """Measure one model in a process of its own: name, number of operators, seconds."""
-    code = f"from benchmarks.tracing import traced; print(traced({name!r}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    operators, *seconds = done.stdout.splitlines()[-1].split()
-    return name, operators, [float(value) for value in seconds]
+def graph_built(name: str) -> str:
+    """Return the seconds that Torch-Pruning takes to build its graph, or the error; runs in a process of its own."""
+    import torch_pruning
+
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    model, x = zoo.build(name), zoo.inputs(name)
+    start = time.process_time()
+    try:
+        torch_pruning.DependencyGraph().build_dependency(model, example_inputs=x)
+    except Exception as error:  # the peer's failures are results
+        return type(error).__name__
+    return f"{time.process_time() - start:.3f}"
+
+
+def alone(figure: Callable[[str], str], name: str) -> str:
+    """Take a figure of a model in a process of its own."""
+    code = f"from benchmarks.tracing import {figure.__name__}; print({figure.__name__}({name!r}))"
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return f"over {LIMIT_S} s"
+    return done.stdout.splitlines()[-1]
+
+
+def table(names: list[str]) -> tuple[list[str], str]:
+    """Measure some models, print rows as they come, and return them with the slowest times."""
+    lines, slowest = [], [0.0, 0.0, 0.0]
+    for name in names:
+        operators, *words = alone(traced, name).split()
+        seconds = [float(word) for word in words]
+        figures = [seconds[0], statistics.median(seconds), min(seconds)]
+        slowest = [max(pair) for pair in zip(slowest, figures, strict=True)]
+        peer = f" {alone(graph_built, name)} |" if name in DETECTORS else ""
+        lines.append(f"| {name} | {operators} | " + " | ".join(f"{figure:.3f}" for figure in figures) + " |" + peer)
+        print(lines[-1], flush=True)
+    return lines, f"first {slowest[0]:.2f} s, median {slowest[1]:.2f} s, fastest {slowest[2]:.2f} s"
 
 
 def main(names: list[str]) -> None:
-    """Print rows as they come, and write the table when all classifiers were run."""
-    lines, slowest = [], [0.0, 0.0, 0.0]
-    for name in names or zoo.names("classification"):
-        name, operators, seconds = row(name)
-        figures = [seconds[0], statistics.median(seconds), min(seconds)]
-        slowest = [max(pair) for pair in zip(slowest, figures, strict=True)]
-        lines.append(f"| {name} | {operators} | " + " | ".join(f"{figure:.3f}" for figure in figures) + " |")
-        print(lines[-1], flush=True)
-    summary = f"Slowest: first {slowest[0]:.2f} s, median {slowest[1]:.2f} s, fastest {slowest[2]:.2f} s."
-    print(summary)
-    if not names:
-        about = str(__doc__).rpartition("\n\n")[2].strip()
-        head = [
-            "# Tracing alone",
-            "",
-            f"`python -m benchmarks.tracing`, {describe()}. {summary}",
-            "",
-            about,
-            "",
-            HEADER,
-        ]
-        RESULT.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
+    """Measure the models named, or all, and write the tables when all were run."""
+    if names:
+        table(names)
+        return
+    classifiers, slowest = table(zoo.names("classification"))
+    detectors, slowest_detectors = table(DETECTORS)
+    head = [
+        "# Tracing alone",
+        "",
+        f"`python -m benchmarks.tracing`, {describe()}. Slowest classifier: {slowest}. Slowest detector: ",
+        f"{slowest_detectors}.",
+        "",
+        str(__doc__).rpartition("\n\n")[2].strip(),
+        "",
+    ]
+    lines = [*head, HEADER, *classifiers, "", "## Detectors", "", DETECTOR_HEADER, *detectors]
+    RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
