@@ -32,7 +32,7 @@ import torch
 from benchmarks.machine import describe
 from benchmarks.subject import CALIBRATION_IMAGES, RECALIBRATION_IMAGES, TUNING, TUNING_IMAGES, Subject
 from infoprune.criteria import CapacityIndependence, Scores, get_criterion
-from infoprune.criteria.feature_guided import guide_capacity
+from infoprune.criteria.measures.feature_guided import guide_capacity
 from infoprune.report.figures import LINE, SERIES, SOFT, axes, figure
 
 RESULTS = Path(__file__).parent / "results"
@@ -85,7 +85,7 @@ CRITERIA: dict[str, dict[str, Any]] = {
         "name": "shapley",
         "payoff": "probability",
         "absent": "zero",
-        "least": 0.0,
+        "min_coalition": 0.0,
         "images": 256,
     },
 }

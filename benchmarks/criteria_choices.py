@@ -152,7 +152,7 @@ def games() -> Iterator[dict[str, Any]]:
         ("fidelity", "mean", 0.75, AS_TRAINED),
         ("fidelity", "mean", 0.0, AS_TRAINED),
     ):
-        options = {"payoff": payoff, "absent": absent, "least": least, "images": SHAPLEY_IMAGES}
+        options = {"payoff": payoff, "absent": absent, "min_coalition": least, "images": SHAPLEY_IMAGES}
         yield {"name": "shapley", **options, "shown": shown}
 
 

@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.machine import describe
 from benchmarks.subject import CALIBRATION_IMAGES, Subject
-from infoprune.criteria.capacity import CAPACITIES
-from infoprune.criteria.feature_guided import ENTROPIES, guide_capacity
+from infoprune.criteria.measures.capacity import CAPACITIES
+from infoprune.criteria.measures.feature_guided import ENTROPIES, guide_capacity
 from infoprune.report.guide import correlation_map
 
 RESULTS = Path(__file__).parent / "results"

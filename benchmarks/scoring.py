@@ -35,11 +35,11 @@ import infoprune
 from benchmarks.machine import describe
 from benchmarks.subject import CALIBRATION_IMAGES, FROZEN, Subject
 from infoprune.criteria import CHIP, HRank, Shapley, get_criterion
-from infoprune.criteria.activations import stream_activations
-from infoprune.criteria.concentration import Concentration
+from infoprune.criteria.activations.tap import stream_activations
 from infoprune.criteria.criterion import scored_layers
-from infoprune.criteria.feature_rank import feature_ranks
-from infoprune.criteria.objective import fidelity, probability
+from infoprune.criteria.measures.concentration import Concentration
+from infoprune.criteria.measures.feature_rank import feature_ranks
+from infoprune.criteria.payoffs import fidelity, probability
 
 RESULTS = Path(__file__).parent / "results" / "scoring.md"
 OWN_IMAGES = 16
@@ -51,8 +51,8 @@ SHORT = ", cut"
 SMALL = f"layer2.4.conv1{SHORT}"
 """A layer that is cut to so few channels that the exact values can be had."""
 RULES: dict[str, dict[str, Any]] = {
-    "probability": {"payoff": "probability", "absent": "zero", "least": 0.0},
-    "fidelity": {"payoff": "fidelity", "absent": "mean", "least": 0.0},
+    "probability": {"payoff": "probability", "absent": "zero", "min_coalition": 0.0},
+    "fidelity": {"payoff": "fidelity", "absent": "mean", "min_coalition": 0.0},
 }
 """What the channels play for, over coalitions of all sizes."""
 PERMUTATIONS = 5

@@ -16,9 +16,9 @@ from infoprune.allocation.rounding import RoundTo
 from infoprune.allocation.solve import Measure
 from infoprune.backends import get_backend
 from infoprune.backends.backend import BackendSpec
+from infoprune.calibration import as_batches
 from infoprune.cost import Cost
 from infoprune.criteria import Criterion, Scores
-from infoprune.criteria.calibration import as_batches
 from infoprune.decide import Decision, Target, decide
 from infoprune.errors import ConfigurationError, PlanError
 from infoprune.inputs import Inputs

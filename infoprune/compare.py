@@ -12,8 +12,8 @@ from torch import nn
 
 from infoprune.allocation import Allocation, get_allocation
 from infoprune.allocation.rounding import RoundTo
+from infoprune.calibration import as_batches
 from infoprune.criteria import Criterion, get_criterion
-from infoprune.criteria.calibration import as_batches
 from infoprune.decide import Target, decide
 from infoprune.errors import ConfigurationError
 from infoprune.evaluate import Evaluate

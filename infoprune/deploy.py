@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from infoprune.backends import executorch, get_backend, onnx_model, onnxruntime, openvino
-from infoprune.criteria.calibration import split_batch
+from infoprune.calibration import split_batch
 from infoprune.errors import DataError
 from infoprune.export import Parity, compared, quietly, to_onnx, to_program
 from infoprune.files import written_whole

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from infoprune.criteria.calibration import batches, evaluating
+from infoprune.calibration import batches, evaluating
 from infoprune.errors import DataError
 from infoprune.inputs import Inputs, call_model
 

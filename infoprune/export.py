@@ -22,7 +22,7 @@ from torch.export import Dim, ExportedProgram
 from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_flatten
 
-from infoprune.criteria.calibration import evaluating
+from infoprune.calibration import evaluating
 from infoprune.errors import ConfigurationError, ExportError
 from infoprune.files import write_text_whole, written_whole
 from infoprune.inputs import Inputs, call_model

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from infoprune.criteria.calibration import as_batches, evaluating, on_device, run, split_batch
+from infoprune.calibration import as_batches, evaluating, on_device, run, split_batch
 from infoprune.criteria.criterion import check_finite
-from infoprune.criteria.distributed import all_or_none, process, sum_over_processes, world_size
+from infoprune.distributed import all_or_none, process, sum_over_processes, world_size
 from infoprune.errors import ConfigurationError, DataError
 from infoprune.registry import check_count
 

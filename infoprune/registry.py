@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
+import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -61,8 +62,9 @@ class Registry(Generic[T]):
         name, options = self._name_and_options(spec)
         cls = self._find(name)
         known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+        accepted = inspect.signature(cls).parameters  # old names of options too
         for option in options:
-            if option not in known:
+            if option not in accepted:
                 raise ConfigurationError(
                     f"{self.kind} {name!r} has no option {option!r}{nearest(option, known)} "
                     f"(its options: {', '.join(sorted(known)) or 'none'})"
@@ -114,22 +116,22 @@ class Registry(Generic[T]):
         return found
 
 
-def check_choice(owner: str, option: str, value: object, known: Collection[str]) -> None:
+def check_choice(caller: str, option: str, value: object, known: Collection[str]) -> None:
     """Raise a ConfigurationError unless ``value`` is one of ``known``."""
     if value not in known:
         raise ConfigurationError(
-            f"{owner}: {option} cannot be {value!r}{nearest(str(value), known)} (choose from {', '.join(known)})"
+            f"{caller}: {option} cannot be {value!r}{nearest(str(value), known)} (choose from {', '.join(known)})"
         )
 
 
-def check_number(owner: str, option: str, value: float, low: float, high: float = float("inf")) -> None:
+def check_number(caller: str, option: str, value: float, low: float, high: float = float("inf")) -> None:
     """Raise a ConfigurationError unless ``value`` is a number in ``[low, high]``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         upper = f" and at most {high:g}" if high != float("inf") else ""
-        raise ConfigurationError(f"{owner}: {option} must be a number of at least {low:g}{upper}, got {value!r}")
+        raise ConfigurationError(f"{caller}: {option} must be a number of at least {low:g}{upper}, got {value!r}")
 
 
-def check_count(owner: str, option: str, value: int, low: int) -> None:
+def check_count(caller: str, option: str, value: int, low: int) -> None:
     """Raise a ConfigurationError unless ``value`` is a whole number of at least ``low``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ConfigurationError(f"{owner}: {option} must be a whole number of at least {low}, got {value!r}")
+        raise ConfigurationError(f"{caller}: {option} must be a whole number of at least {low}, got {value!r}")

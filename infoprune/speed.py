@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten
 from infoprune.allocation import Budget, get_allocation, select
 from infoprune.allocation.rounding import AUTO
 from infoprune.backends.backend import BackendSpec, get_backend
-from infoprune.criteria.calibration import evaluating
+from infoprune.calibration import evaluating
 from infoprune.inputs import Inputs, call_model
 from infoprune.registry import check_count
 from infoprune.shapes import batch_size

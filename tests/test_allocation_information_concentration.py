@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import infoprune
 from infoprune.allocation import Budget, InformationConcentration, get_allocation
-from infoprune.criteria.concentration import Concentration, Indicators
-from infoprune.criteria.feature_entropy import histogram_entropy, pixel_entropy
+from infoprune.criteria.measures.concentration import Concentration, Indicators
+from infoprune.criteria.measures.feature_entropy import histogram_entropy, pixel_entropy
 from infoprune.errors import BudgetError, ConfigurationError, DataError
 
 

@@ -15,9 +15,9 @@ from infoprune.allocation.curves import Round
 from infoprune.allocation.divergence import distances_for, divergence_of_labels, divergence_of_scores, relative_error
 from infoprune.allocation.measure_loss import LossMeter
 from infoprune.criteria import get_criterion
-from infoprune.criteria.progress import Progress
 from infoprune.errors import CheckpointError, ConfigurationError, DataError
 from infoprune.models import CifarResNet
+from infoprune.progress import Progress
 from infoprune.structure import Structure, shrink
 from tests.tiny import TinyModule, images, trainer
 

@@ -13,8 +13,8 @@ from torch import nn
 
 import infoprune
 from infoprune.criteria import CapacityIndependence
-from infoprune.criteria.capacity import CAPACITIES, capacity
-from infoprune.criteria.independence import INDEPENDENCES, independence
+from infoprune.criteria.measures.capacity import CAPACITIES, capacity
+from infoprune.criteria.measures.independence import INDEPENDENCES, independence
 
 
 def bits(shares: list[float]) -> float:
@@ -73,7 +73,7 @@ def test_estimators_against_plain_loops(shape: tuple[int, int, int]):
 def test_kernel_knn_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch):
     filters = torch.randn(7, 6, 4, dtype=torch.float64)
     whole = capacity(filters, "kernel_knn")
-    monkeypatch.setattr("infoprune.criteria.capacity.CHUNK", 2 * 6 * 6)
+    monkeypatch.setattr("infoprune.criteria.measures.capacity.CHUNK", 2 * 6 * 6)
     assert torch.equal(capacity(filters, "kernel_knn"), whole)
 
 

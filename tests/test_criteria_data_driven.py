@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import infoprune
 from infoprune.criteria import CHIP, CRITERIA, HRank, Taylor, get_criterion
-from infoprune.criteria.activations import as_maps, stream_activations
+from infoprune.criteria.activations.tap import as_maps, stream_activations
 from infoprune.criteria.chip import channel_independence
 from infoprune.criteria.criterion import scored_layers
-from infoprune.criteria.feature_rank import feature_ranks
+from infoprune.criteria.measures.feature_rank import feature_ranks
 from infoprune.errors import ConfigurationError, DataError
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import infoprune
 from infoprune.criteria import L1, L2, GeometricMedian, Random, get_criterion
-from infoprune.criteria.distances import absolute_correlation, mean_of_nearest, pairwise_l2, sum_of_l2
+from infoprune.criteria.measures.distances import absolute_correlation, mean_of_nearest, pairwise_l2, sum_of_l2
 from infoprune.errors import ConfigurationError
 
 pytestmark = pytest.mark.smoke

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import infoprune
 from infoprune.criteria import Shapley, get_criterion
-from infoprune.criteria.concentration import Concentration
-from infoprune.criteria.feature_guided import guide_capacity
-from infoprune.criteria.partial import PartialScores
+from infoprune.criteria.measures.concentration import Concentration
+from infoprune.criteria.measures.feature_guided import guide_capacity
+from infoprune.criteria.shapley.score_checkpoint import ScoreCheckpoint
 from infoprune.errors import DataError
 from tests.test_criteria_importance import CLASSICAL, sure_network
 
@@ -29,8 +29,8 @@ CRITERIA: list[dict[str, Any]] = [
     {"name": "grouped_taylor", "images": 19},
     {"name": "hessian", "images": 19},
     {"name": "shapley", "images": 19},
-    {"name": "shapley", "images": 19, "payoff": "probability", "absent": "zero", "least": 0.0},
-    {"name": "shapley", "estimator": "complementary", "remove": 0.5, "settled": 0.0, "rounds": 3},
+    {"name": "shapley", "images": 19, "payoff": "probability", "absent": "zero", "min_coalition": 0.0},
+    {"name": "shapley", "estimator": "complementary", "remove": 0.5, "required_certainty": 0.0, "rounds": 3},
 ]
 CONCENTRATIONS = [
     Concentration(rank="map", bins=8),
@@ -70,9 +70,9 @@ def going_on_apart(rank: int, folder: str) -> str:
     net, data = sure_network()
     structure = infoprune.trace(net, torch.zeros(1, 3, 4, 4))
     shapley = Shapley(partial_file=f"{folder}/partial.pt")
-    save = PartialScores.save
+    save = ScoreCheckpoint.save
     with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
-        patch.setattr(PartialScores, "save", lambda scores, batches: interrupted(save, scores, batches))
+        patch.setattr(ScoreCheckpoint, "save", lambda scores, batches: interrupted(save, scores, batches))
         shapley(net, structure, data)
     if rank == 1:
         Path(f"{shapley.partial_file}.1").unlink()
@@ -83,7 +83,7 @@ def going_on_apart(rank: int, folder: str) -> str:
     return "no error"
 
 
-def interrupted(save: Callable[[PartialScores, int], None], scores: PartialScores, batches: int) -> None:
+def interrupted(save: Callable[[ScoreCheckpoint, int], None], scores: ScoreCheckpoint, batches: int) -> None:
     save(scores, batches)
     if batches == 2:
         raise KeyboardInterrupt
@@ -134,7 +134,7 @@ def test_a_failure_on_one_process_ends_both(two_processes: list[dict[str, Any]])
 
 
 def test_more_processes_than_images_is_said(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("infoprune.criteria.calibration.world_size", lambda: 3)
+    monkeypatch.setattr("infoprune.calibration.world_size", lambda: 3)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3))
     structure = infoprune.trace(net, torch.zeros(1, 3, 8, 8))
     with pytest.raises(DataError, match="2 calibration images do not suffice for 3 processes"):

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import infoprune
 from infoprune.criteria import CapacityIndependence
-from infoprune.criteria.capacity import CAPACITIES, capacity
-from infoprune.criteria.feature_entropy import channel_entropy, histogram_entropy, pixel_entropy
-from infoprune.criteria.feature_guided import FeatureGuide, guide_capacity
-from infoprune.criteria.rank_correlation import ranks_with_ties, spearman
+from infoprune.criteria.measures.capacity import CAPACITIES, capacity
+from infoprune.criteria.measures.feature_entropy import channel_entropy, histogram_entropy, pixel_entropy
+from infoprune.criteria.measures.feature_guided import FeatureGuide, guide_capacity
+from infoprune.criteria.measures.rank_correlation import ranks_with_ties, spearman
 from infoprune.errors import ConfigurationError, DataError
 
 

@@ -17,15 +17,21 @@ from torch import Tensor, nn
 
 import infoprune
 from infoprune.criteria import Shapley, get_criterion
-from infoprune.criteria.channel_game import ChannelGame
-from infoprune.criteria.coalitions import Tally, antithetic, complementary, exact, walk
-from infoprune.criteria.objective import fidelity
-from infoprune.criteria.shapley_run import suffix_shares
+from infoprune.criteria.payoffs import fidelity
+from infoprune.criteria.shapley.channel_game import ChannelGame
+from infoprune.criteria.shapley.coalitions import (
+    RunningMoments,
+    antithetic,
+    complementary,
+    exact,
+    permutation_marginals,
+)
+from infoprune.criteria.shapley.scoring_run import suffix_shares
 from infoprune.errors import CheckpointError, ConfigurationError, DataError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-WHOLE = {"least": 0.0}
+WHOLE = {"min_coalition": 0.0}
 """Coalitions of all sizes, as in Shapley's definition."""
 
 
@@ -79,7 +85,7 @@ def test_walks_over_all_permutations_give_the_exact_values():
     game.payoffs[:] = game.payoffs[0]
     orders = torch.tensor(list(itertools.permutations(range(4))))
     expected = exact(game)[0]
-    assert torch.allclose(walk(game, orders).mean(dim=0), expected)
+    assert torch.allclose(permutation_marginals(game, orders).mean(dim=0), expected)
     assert torch.allclose(antithetic(game, orders).mean(dim=0), expected)
     sizes = [torch.tensor(c) for c in itertools.product([False, True], repeat=4)]
     contributions = [
@@ -101,11 +107,11 @@ def test_antithetic_pairs_are_exact_where_at_most_two_players_interact():
 def test_restricted_walks_leave_small_coalitions_alone():
     game = random_game(5)
     order = torch.tensor([[0, 1, 2, 3, 4]] * 3)
-    contributions = walk(game, order, least=3)
+    contributions = permutation_marginals(game, order, min_coalition=3)
     assert game.evaluations == 2
     assert contributions.isnan().tolist() == [[False, False, True, True, True]] * 3
-    assert torch.equal(contributions[:, :2], walk(game, order)[:, :2])
-    both = antithetic(game, order, least=3)
+    assert torch.equal(contributions[:, :2], permutation_marginals(game, order)[:, :2])
+    both = antithetic(game, order, min_coalition=3)
     assert both.isnan().tolist() == [[False, False, True, False, False]] * 3
 
 
@@ -114,26 +120,26 @@ def test_intervals_hold_and_shrink():
     truth = torch.tensor([0.02, -0.1, 0.3], dtype=torch.float64)
     misses, widths = 0, []
     for _ in range(200):
-        tally = Tally.of(3)
+        moments = RunningMoments.of(3)
         for _ in range(4):
-            tally.add(truth + 0.2 * (torch.rand(100, 3, generator=generator, dtype=torch.float64) - 0.5))
-        widths.append(tally.half_width(0.9))
-        misses += bool(((tally.mean - truth).abs() > widths[-1]).any())
+            moments.add(truth + 0.2 * (torch.rand(100, 3, generator=generator, dtype=torch.float64) - 0.5))
+        widths.append(moments.half_width(0.9))
+        misses += bool(((moments.mean - truth).abs() > widths[-1]).any())
     assert misses <= 20
-    few = Tally.of(3)
+    few = RunningMoments.of(3)
     few.add(torch.rand(50, 3, dtype=torch.float64))
     assert (few.half_width(0.9) > widths[0]).all()
-    assert Tally.of(2).half_width(0.9).tolist() == [math.inf, math.inf]
+    assert RunningMoments.of(2).half_width(0.9).tolist() == [math.inf, math.inf]
 
 
 def test_the_cut_is_settled_when_no_interval_crosses_it():
-    tally = Tally.of(4)
-    tally.add(torch.tensor([0.0, 0.01, 0.5, 0.9], dtype=torch.float64).expand(2, 4))
-    assert tally.undecided(2, 0.95) == 4
+    moments = RunningMoments.of(4)
+    moments.add(torch.tensor([0.0, 0.01, 0.5, 0.9], dtype=torch.float64).expand(2, 4))
+    assert moments.undecided(2, 0.95) == 4
     for _ in range(100):
-        tally.add(torch.tensor([0.0, 0.01, 0.5, 0.9], dtype=torch.float64).expand(10, 4))
-    assert tally.undecided(2, 0.95) == 0
-    assert tally.undecided(1, 0.95) == 2
+        moments.add(torch.tensor([0.0, 0.01, 0.5, 0.9], dtype=torch.float64).expand(10, 4))
+    assert moments.undecided(2, 0.95) == 0
+    assert moments.undecided(1, 0.95) == 2
 
 
 class Net(nn.Module):
@@ -306,7 +312,7 @@ def test_the_price_is_what_the_docstring_says(net, structure, data):
     filled(net, structure, data)
     assert filled.passes == pytest.approx(plain.passes + 1)
     assert [Shapley().evaluations(n) for n in (4, 5, 6, 7)] == [4, 6, 6, 6]
-    halves = Shapley(estimator="permutation", least=0.5)
+    halves = Shapley(estimator="permutation", min_coalition=0.5)
     assert [halves.evaluations(n) for n in (4, 5, 6, 7)] == [2, 3, 3, 3]
     assert [Shapley(estimator=e).evaluations(5) for e in ("exact", "complementary")] == [32, 12]
 
@@ -322,7 +328,7 @@ def test_scores_do_not_depend_on_batches_or_on_the_global_generator(net, structu
 
 
 def test_size_restricted_scores_are_means_over_large_coalitions(net, structure, data):
-    scores = Shapley(payoff="probability", estimator="permutation", absent="zero", least=0.75, rounds=200)(
+    scores = Shapley(payoff="probability", estimator="permutation", absent="zero", min_coalition=0.75, rounds=200)(
         net, structure, data
     )
     net.eval()
@@ -428,7 +434,9 @@ def test_a_settled_group_is_played_no_more():
     structure = infoprune.trace(net, torch.zeros(1, 3, 4, 4))
     images = torch.rand(64, 3, 4, 4)
     data = [(part, torch.zeros(16, dtype=torch.long)) for part in images.split(16)]
-    eager = Shapley(payoff="probability", absent="zero", least=0.0, rounds=200, remove=0.5, settled=0.5)
+    eager = Shapley(
+        payoff="probability", absent="zero", min_coalition=0.0, rounds=200, remove=0.5, required_certainty=0.5
+    )
     scores = eager(net, structure, data)["0"]
     assert set(scores.argsort()[:4].tolist()) == {0, 2, 4, 6}
     assert eager.passes < 0.9 * 200 * (1 + 16 * suffix_shares(structure)["0"])
@@ -465,7 +473,7 @@ def test_an_interrupted_run_goes_on_where_it_was(breaks_after: int, net, structu
 
 def test_partial_scores_of_another_run_are_refused(net, structure, data, tmp_path: Path, monkeypatch):
     file = tmp_path / "partial.pt"
-    monkeypatch.setattr("infoprune.criteria.partial.PartialScores.remove", lambda self: None)
+    monkeypatch.setattr("infoprune.criteria.shapley.score_checkpoint.ScoreCheckpoint.remove", lambda self: None)
     Shapley(rounds=1, partial_file=str(file))(net, structure, data)
     with pytest.raises(CheckpointError, match="belongs to another scoring run: its options are"):
         Shapley(rounds=2, partial_file=str(file))(net, structure, data)
@@ -532,11 +540,11 @@ def test_models_that_change_their_way_are_run_whole(net, structure, data):
     ("options", "message"),
     [
         ({"estimator": "antithetc"}, "estimator cannot be 'antithetc', did you mean 'antithetic'"),
-        ({"least": 1.0}, "least must be a number of at least 0"),
+        ({"min_coalition": 1.0}, "min_coalition must be a number of at least 0"),
         ({"absent": "means"}, "absent cannot be 'means', did you mean 'mean'"),
         (
-            {"least": 0.5, "estimator": "complementary"},
-            "least=0.5 restricts permutations; estimator 'complementary' has none",
+            {"min_coalition": 0.5, "estimator": "complementary"},
+            "min_coalition=0.5 restricts permutations; estimator 'complementary' has none",
         ),
         ({"remove": 1.5}, "remove must be a number of at least 0 and at most 1, got 1.5"),
         ({"rounds": 0}, "rounds must be a whole number of at least 1, got 0"),
@@ -561,7 +569,12 @@ def test_impossible_options(options: dict, message: str):
             ConfigurationError,
             "the payoff of 7 of 7 images is not finite",
         ),
-        ({"least": 0.9, "images": 1, "estimator": "permutation"}, None, DataError, "were never played with least=0.9"),
+        (
+            {"min_coalition": 0.9, "images": 1, "estimator": "permutation"},
+            None,
+            DataError,
+            "were never played with min_coalition=0.9",
+        ),
     ],
 )
 def test_what_cannot_be_scored_is_said(options, batches, error, message: str, net, structure, data):

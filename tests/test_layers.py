@@ -13,7 +13,7 @@ pytestmark = pytest.mark.smoke
 PACKAGE = Path(__file__).resolve().parents[1] / "infoprune"
 
 FLOORS = [
-    {"errors", "version", "files", "registry", "inputs"},
+    {"errors", "version", "files", "registry", "inputs", "distributed", "progress", "calibration"},
     {"cost", "structure"},
     {"shapes", "snapshot", "state_dicts", "weight_files", "saving"},
     {"criteria", "recalibration", "evaluate", "checkpoint", "loading"},

@@ -1,6 +1,6 @@
 """Widths from the information concentration of layers: the first half of method B.
 
-After Chen & Wang, arXiv 2408.16772; a reconstruction, see :mod:`infoprune.criteria.concentration`. That the layers'
+After Chen & Wang, arXiv 2408.16772; a reconstruction, see :mod:`infoprune.criteria.measures.concentration`. That the layers'
 ratios follow from information concentration "as a reference" is the paper's; how, and the hard budget, are ours.
 """
 
@@ -16,7 +16,7 @@ from torch import nn
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation
 from infoprune.allocation.grid import WidthGrid
 from infoprune.allocation.solve import Widths, WidthsAt
-from infoprune.criteria.concentration import Concentration
+from infoprune.criteria.measures.concentration import Concentration
 from infoprune.errors import ConfigurationError
 from infoprune.registry import check_number
 
@@ -37,7 +37,7 @@ class InformationConcentration(Allocation):
     concentrations and is pure from then on.
 
     Args:
-        rank: See :class:`~infoprune.criteria.concentration.Concentration`, as the next five.
+        rank: See :class:`~infoprune.criteria.measures.concentration.Concentration`, as the next five.
         entropy: Which entropy.
         fusion: Which mean of rank and entropy.
         rank_weight: Weight of the rank in it.

@@ -17,8 +17,8 @@ from infoprune.allocation.descent import descend, through, unit_costs
 from infoprune.allocation.grid import WidthGrid
 from infoprune.allocation.measure_loss import LossMeter
 from infoprune.allocation.solve import Widths, WidthsAt
-from infoprune.criteria.progress import Progress
 from infoprune.errors import ConfigurationError
+from infoprune.progress import Progress
 from infoprune.registry import check_count, check_number
 
 if TYPE_CHECKING:

@@ -15,17 +15,17 @@ from infoprune.allocation.curves import Round
 from infoprune.allocation.divergence import NAMES, Distance, distances_for, scored
 from infoprune.allocation.select import lowest_units
 from infoprune.allocation.suffix import Prefix, advance, first_uses, resume
-from infoprune.criteria.calibration import batch_size, on_device, rows_of, run, split_batch
-from infoprune.criteria.distributed import all_or_none, process, sum_over_processes, world_size
-from infoprune.criteria.replay import ReplayError
-from infoprune.criteria.shapley_run import suffix_shares
+from infoprune.calibration import batch_size, on_device, rows_of, run, split_batch
+from infoprune.criteria.activations.suffix_replay import ReplayError
+from infoprune.criteria.shapley.scoring_run import suffix_shares
+from infoprune.distributed import all_or_none, process, sum_over_processes, world_size
 from infoprune.errors import DataError
 from infoprune.snapshot import snapshot
 from infoprune.structure.tensors import owned_tensors
 
 if TYPE_CHECKING:
     from infoprune.criteria import Scores
-    from infoprune.criteria.progress import Progress
+    from infoprune.progress import Progress
     from infoprune.structure import ChannelGroup, GroupSlot, Structure
 
 DEAR = 0.02

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from infoprune.criteria.calibration import run
-from infoprune.criteria.replay import ReplayError, _Call, _remember, _Result
+from infoprune.calibration import run
+from infoprune.criteria.activations.suffix_replay import ReplayError, _Call, _remember, _Result
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from infoprune.criteria.calibration import evaluating
+from infoprune.calibration import evaluating
 from infoprune.inputs import call_model
 
 if TYPE_CHECKING:

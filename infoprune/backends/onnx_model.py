@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from infoprune.criteria.calibration import evaluating
+from infoprune.calibration import evaluating
 from infoprune.export import quietly, to_onnx
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from infoprune.criteria.distributed import all_or_none, mean_over_processes
+from infoprune.distributed import all_or_none, mean_over_processes
 
 if TYPE_CHECKING:
     from infoprune.criteria import Scores

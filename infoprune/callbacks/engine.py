@@ -15,6 +15,7 @@ from torch import nn
 
 from infoprune.allocation import Allocation, Auto, LatencyShare, get_allocation
 from infoprune.allocation.solve import Measure
+from infoprune.calibration import evaluating, run, split_batch
 from infoprune.callbacks.distributed import mean_over_ranks, on_all_ranks
 from infoprune.callbacks.follow import (
     check_followers,
@@ -29,10 +30,9 @@ from infoprune.callbacks.surgery import averaged_copies, in_names_of, shrink_in_
 from infoprune.callbacks.training_data import calibration_batches, no_batch_yet, peek, training_batches
 from infoprune.callbacks.training_step import TrainingStep, WatchedStep, modules_run, watch_training_step
 from infoprune.criteria import Criterion, Scores
-from infoprune.criteria.calibration import evaluating, run, split_batch
 from infoprune.criteria.criterion import check_weights
-from infoprune.criteria.distributed import broadcast_from_first
 from infoprune.decide import Decision, Target, decide, goal
+from infoprune.distributed import broadcast_from_first
 from infoprune.errors import ConfigurationError, DataError, TraceError
 from infoprune.inputs import ByMode
 from infoprune.recalibration import check_norms, recalibrate

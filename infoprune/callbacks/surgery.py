@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from infoprune.checkpoint import take_shape
-from infoprune.criteria.distributed import check_processes
+from infoprune.distributed import check_processes
 from infoprune.errors import SurgeryError
 from infoprune.structure import PruningPlan, shrink
 from infoprune.structure.surgery.held import replace_held

@@ -36,9 +36,9 @@ class BatchNormScale(LayerCriterion):
         """Return the batch norms of a group."""
         found = []
         for slot in group.slots:
-            owner, _, leaf = slot.tensor.rpartition(".")
-            if leaf == "weight" and isinstance(model.get_submodule(owner), _BatchNorm):
-                found.append((owner, slot))
+            caller, _, leaf = slot.tensor.rpartition(".")
+            if leaf == "weight" and isinstance(model.get_submodule(caller), _BatchNorm):
+                found.append((caller, slot))
         if not found:
             raise ConfigurationError(
                 f"{self.label}: no batch norm with a scale belongs to group {group.name}; freeze the group or choose "

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from infoprune.criteria.aggregation import minmax
-from infoprune.criteria.capacity import CAPACITIES, capacity
 from infoprune.criteria.criterion import CRITERIA, WeightCriterion
-from infoprune.criteria.independence import INDEPENDENCES, independence
+from infoprune.criteria.measures.capacity import CAPACITIES, capacity
+from infoprune.criteria.measures.independence import INDEPENDENCES, independence
 from infoprune.registry import check_choice, check_count, check_number
 
 
@@ -34,8 +34,8 @@ class CapacityIndependence(WeightCriterion):
 
     Args:
         capacity: ``"histogram"`` (over the layer's common range), ``"gaussian"``, ``"kernel_norm"`` or
-            ``"kernel_knn"``; see :mod:`infoprune.criteria.capacity`.
-        independence: ``"l2_all"``, ``"l2_knn"`` or ``"correlation"``; see :mod:`infoprune.criteria.independence`.
+            ``"kernel_knn"``; see :mod:`infoprune.criteria.measures.capacity`.
+        independence: ``"l2_all"``, ``"l2_knn"`` or ``"correlation"``; see :mod:`infoprune.criteria.measures.independence`.
         balance: Weight of the capacity in [0, 1]; 1 and 0 are the single-metric ablations.
         bins: Bins of ``histogram``.
         neighbours: Nearest kernels of ``kernel_knn`` and nearest filters of ``l2_knn``.

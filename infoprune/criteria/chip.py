@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from infoprune.criteria.activations.feature_map import FeatureMapCriterion
 from infoprune.criteria.criterion import CRITERIA
-from infoprune.criteria.feature_map import FeatureMapCriterion
 
 # Quadrature: nodes s = exp(u), equally spaced in u. The integrand is analytic for |Im u| < pi / 2, so a step of 0.5
 # leaves an error of exp(-pi^2 / 0.5) = 3e-9. The nodes cover singular values from 1e-9 of the largest one to 1e4

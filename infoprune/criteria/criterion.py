@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from infoprune.calibration import preserved
 from infoprune.criteria.aggregation import COMBINE, NORMALIZE, combine_members
-from infoprune.criteria.preserved import preserved
 from infoprune.errors import ConfigurationError, nearest
 from infoprune.registry import Registry, check_choice
 

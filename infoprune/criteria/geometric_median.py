@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from infoprune.criteria.criterion import CRITERIA, WeightCriterion
-from infoprune.criteria.distances import sum_of_l2
+from infoprune.criteria.measures.distances import sum_of_l2
 
 
 @CRITERIA.register("geometric_median")

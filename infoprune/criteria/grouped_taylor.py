@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from infoprune.criteria.calibration import batches, evaluating, run
+from infoprune.calibration import batches, evaluating, run
 from infoprune.criteria.criterion import CRITERIA, Criterion, Scores
-from infoprune.criteria.distributed import all_or_none, mean_over_processes
-from infoprune.criteria.objective import LOSSES, evaluate, get_objective
+from infoprune.criteria.payoffs import LOSSES, evaluate, get_objective
 from infoprune.criteria.taylor import differentiable
+from infoprune.distributed import all_or_none, mean_over_processes
 from infoprune.errors import ConfigurationError
 from infoprune.registry import check_count
 

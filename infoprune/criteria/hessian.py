@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from infoprune.criteria.activations import check_seen
-from infoprune.criteria.calibration import batches, evaluating, rows_of, run
+from infoprune.calibration import batches, evaluating, rows_of, run
+from infoprune.criteria.activations.tap import check_seen
 from infoprune.criteria.criterion import CRITERIA, LayerCriterion, scored_layers
-from infoprune.criteria.distributed import all_or_none, mean_over_processes
-from infoprune.criteria.objective import LOSSES, evaluate, get_objective
+from infoprune.criteria.payoffs import LOSSES, evaluate, get_objective
 from infoprune.criteria.taylor import differentiable
+from infoprune.distributed import all_or_none, mean_over_processes
 from infoprune.registry import check_count
 
 if TYPE_CHECKING:

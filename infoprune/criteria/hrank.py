@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from infoprune.criteria.activations.feature_map import FeatureMapCriterion
 from infoprune.criteria.criterion import CRITERIA
-from infoprune.criteria.feature_map import FeatureMapCriterion
-from infoprune.criteria.feature_rank import feature_ranks
+from infoprune.criteria.measures.feature_rank import feature_ranks
 
 
 @CRITERIA.register("hrank")

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from infoprune.criteria.activations import ActivationTap, as_maps, check_seen, per_filter
-from infoprune.criteria.calibration import batches, evaluating, run
+from infoprune.calibration import batches, evaluating, run
+from infoprune.criteria.activations.tap import ActivationTap, as_maps, check_seen, per_filter
 from infoprune.criteria.criterion import CRITERIA, LayerCriterion, scored_layers
-from infoprune.criteria.distributed import all_or_none, mean_over_processes, sum_over_processes
-from infoprune.criteria.objective import LOSSES, evaluate, get_objective
+from infoprune.criteria.payoffs import LOSSES, evaluate, get_objective
+from infoprune.distributed import all_or_none, mean_over_processes, sum_over_processes
 from infoprune.registry import check_choice, check_count
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from infoprune.criteria.capacity import CAPACITIES
-from infoprune.criteria.feature_guided import FeatureGuide
+from infoprune.criteria.measures.capacity import CAPACITIES
+from infoprune.criteria.measures.feature_guided import FeatureGuide
 
 INK, SOFT, GOOD, BAD = "#1c1e20", "#5c636a", (11, 110, 105), (176, 80, 10)
 ROW, COLUMN, MARGIN, HEAD = 18, 86, 14, 46
@@ -18,13 +18,13 @@ def correlation_map(guide: FeatureGuide) -> str:
     their feature maps does; orange: the other way round.
 
     Args:
-        guide: what :func:`~infoprune.criteria.feature_guided.guide_capacity` found.
+        guide: what :func:`~infoprune.criteria.measures.feature_guided.guide_capacity` found.
 
     Returns:
         A complete SVG file as text; it needs no style sheet and loads nothing.
 
     Example:
-        >>> from infoprune.criteria.feature_guided import FeatureGuide
+        >>> from infoprune.criteria.measures.feature_guided import FeatureGuide
         >>> svg = correlation_map(FeatureGuide({"conv": dict.fromkeys(CAPACITIES, 0.5)}, {}, images=8))
         >>> svg.startswith("<svg"), svg.count("0.50")
         (True, 8)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from infoprune.criteria.distributed import process
+from infoprune.distributed import process
 
 
 class Progress:

@@ -25,11 +25,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from infoprune.criteria.activations import stream_activations
+from infoprune.criteria.activations.tap import stream_activations
 from infoprune.criteria.criterion import check_finite, scored_layers
-from infoprune.criteria.distributed import rows_of_all_processes, sum_over_processes
-from infoprune.criteria.feature_entropy import channel_entropy, entropy_of_counts, histogram_entropy, pixel_entropy
-from infoprune.criteria.feature_rank import feature_ranks
+from infoprune.criteria.measures.feature_entropy import (
+    channel_entropy,
+    entropy_of_counts,
+    histogram_entropy,
+    pixel_entropy,
+)
+from infoprune.criteria.measures.feature_rank import feature_ranks
+from infoprune.distributed import rows_of_all_processes, sum_over_processes
 from infoprune.errors import DataError
 from infoprune.registry import check_choice, check_count, check_number
 
@@ -76,12 +81,12 @@ class Concentration:
     images: int = 640
 
     def __post_init__(self) -> None:
-        check_choice(OWNER, "rank", self.rank, RANKS)
-        check_choice(OWNER, "entropy", self.entropy, ENTROPIES)
-        check_choice(OWNER, "fusion", self.fusion, FUSIONS)
-        check_number(OWNER, "rank_weight", self.rank_weight, 0, 1)
-        check_count(OWNER, "bins", self.bins, 2)
-        check_count(OWNER, "images", self.images, 1)
+        check_choice(CALLER, "rank", self.rank, RANKS)
+        check_choice(CALLER, "entropy", self.entropy, ENTROPIES)
+        check_choice(CALLER, "fusion", self.fusion, FUSIONS)
+        check_number(CALLER, "rank_weight", self.rank_weight, 0, 1)
+        check_count(CALLER, "bins", self.bins, 2)
+        check_count(CALLER, "images", self.images, 1)
 
     def measure(self, model: nn.Module, structure: Structure, data: Iterable[Any]) -> dict[str, Indicators]:
         """Rank and entropy of every layer that feeds a prunable group.
@@ -96,18 +101,18 @@ class Concentration:
         layers = scored_layers(structure)
         tallies = {layer.name: _Tally(self) for layer in layers}
         if self.entropy == "act" and iter(data) is data:
-            raise DataError(f"{OWNER}: entropy 'act' reads the data twice; pass a loader or a list, not an iterator")
+            raise DataError(f"{CALLER}: entropy 'act' reads the data twice; pass a loader or a list, not an iterator")
 
         def add(name: str, maps: Tensor) -> None:
             check_finite(maps, name, "its activations")
             tallies[name].add(maps)
 
-        stream_activations(model, layers, data, self.images, add, OWNER)
+        stream_activations(model, layers, data, self.images, add, CALLER)
         if self.entropy == "act":
             for tally in tallies.values():
                 tally.share_range()
             stream_activations(
-                model, layers, data, self.images, lambda name, maps: tallies[name].add_histogram(maps), OWNER
+                model, layers, data, self.images, lambda name, maps: tallies[name].add_histogram(maps), CALLER
             )
         return {name: tally.indicators(name) for name, tally in tallies.items()}
 
@@ -129,7 +134,7 @@ class Concentration:
         return 1 / sum(share / value for share, value in parts if share > 0)
 
 
-OWNER = "information concentration"
+CALLER = "information concentration"
 
 
 def _over_largest(values: list[float]) -> list[float]:
@@ -186,7 +191,7 @@ class _Tally:
         pooled = rows_of_all_processes(torch.cat(self.pooled)) if self.pooled else torch.zeros(0, 0)
         if self.how.entropy == "hist" and images < self.how.bins:
             raise DataError(
-                f"{OWNER}: {images:g} calibration images are too few for a histogram of {self.how.bins} bins ({name}); "
+                f"{CALLER}: {images:g} calibration images are too few for a histogram of {self.how.bins} bins ({name}); "
                 "give at least as many images as bins"
             )
         if self.how.rank == "layer" or self.single_pixel:

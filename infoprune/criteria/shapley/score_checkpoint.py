@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from infoprune.criteria.coalitions import Tally
-from infoprune.criteria.distributed import process, world_size
+from infoprune.criteria.shapley.running_moments import RunningMoments
+from infoprune.distributed import process, world_size
 from infoprune.errors import CheckpointError
 from infoprune.files import written_whole
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from infoprune.criteria.criterion import Criterion
 
 
-class PartialScores:
+class ScoreCheckpoint:
     """What a scoring run knows so far and how many batches it has played; primitives and tensors only.
 
     Args:
         path: Where to keep them (on several processes each has a file of its own), or None to keep nothing.
         criterion: Whose options have to be the same for a run to go on.
         model: Whose weights have to be the same.
-        tallies: What to keep and to fill in.
+        moments: What to keep and to fill in.
         spreads: The pilot's findings on each batch, also kept and filled in.
 
     Raises:
@@ -40,11 +40,11 @@ class PartialScores:
         path: str | None,
         criterion: Criterion,
         model: nn.Module,
-        tallies: Mapping[str, Tally],
+        moments: Mapping[str, RunningMoments],
         spreads: Mapping[str, list[Tensor]],
     ) -> None:
         self.path = None if path is None else Path(f"{path}.{process()}" if world_size() > 1 else path)
-        self.tallies = tallies
+        self.moments = moments
         self.spreads = spreads
         if self.path is None:
             return
@@ -55,16 +55,16 @@ class PartialScores:
         ignored = {"partial_file", "progress", "max_seconds", "max_passes"}
         options = {name: str(value) for name, value in criterion.options.items() if name not in ignored}
         weights = sum(float(p.detach().double().abs().sum()) for p in model.parameters())
-        sizes = {name: len(tally.count) for name, tally in tallies.items()}
+        sizes = {name: len(one.count) for name, one in moments.items()}
         self.run: dict[str, Any] = {"options": options, "weights": f"{weights:.9e}", "groups": sizes}
 
     def load(self) -> int:
-        """Fill the tallies from the file and return how many batches they have seen; 0 without a file."""
+        """Fill the moments from the file and return how many batches they have seen; 0 without a file."""
         if self.path is None or not self.path.exists():
             return 0
         try:
             kept = torch.load(self.path, weights_only=True)
-            run, tallies, spreads, seen = kept["run"], kept["tallies"], kept["spreads"], int(kept["batches"])
+            run, stored, spreads, seen = kept["run"], kept["tallies"], kept["spreads"], int(kept["batches"])
         except (
             OSError,
             KeyError,
@@ -84,18 +84,18 @@ class PartialScores:
                     f"{self.path} belongs to another scoring run: its {name} are {run.get(name)}, not {expected}; "
                     "delete it or choose another partial_file"
                 )
-        for name, (count, total, squares, low, high) in tallies.items():
-            tally = self.tallies[name]
-            tally.count, tally.total, tally.squares, tally.low, tally.high = count, total, squares, low, high
+        for name, (count, total, squares, low, high) in stored.items():
+            moments = self.moments[name]
+            moments.count, moments.total, moments.squares, moments.low, moments.high = count, total, squares, low, high
             self.spreads[name][:] = spreads[name]
         return seen
 
     def save(self, batches: int) -> None:
-        """Keep the tallies after so many batches; the file is whole at any time."""
+        """Keep the moments after so many batches; the file is whole at any time."""
         if self.path is None:
             return
-        tallies = {name: [t.count, t.total, t.squares, t.low, t.high] for name, t in self.tallies.items()}
-        kept = {"run": self.run, "tallies": tallies, "spreads": dict(self.spreads), "batches": batches}
+        stored = {name: [t.count, t.total, t.squares, t.low, t.high] for name, t in self.moments.items()}
+        kept = {"run": self.run, "tallies": stored, "spreads": dict(self.spreads), "batches": batches}
         with written_whole(self.path) as scratch:
             torch.save(kept, scratch)
 

@@ -14,17 +14,18 @@ After Chen & Wang, "An Effective Information Theoretic Framework for Channel Pru
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from infoprune.criteria import coalitions
-from infoprune.criteria.coalitions import EXACT_LIMIT
+from infoprune.criteria.shapley import coalitions
+from infoprune.criteria.shapley.coalitions import EXACT_LIMIT
 from infoprune.criteria.criterion import CRITERIA, Criterion, Scores
-from infoprune.criteria.objective import PAYOFFS, get_objective
-from infoprune.criteria.shapley_run import ShapleyRun
+from infoprune.criteria.payoffs import PAYOFFS, get_objective
+from infoprune.criteria.shapley.scoring_run import ShapleyRun
 from infoprune.errors import ConfigurationError, DataError
 from infoprune.registry import check_choice, check_count, check_number
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 ESTIMATORS = ("antithetic", "permutation", "complementary", "exact")
 ABSENT = ("mean", "zero")
-LEAST = 0.5
+MIN_COALITION = 0.5
 """Share of the units that stays in every coalition by default, where permutations are walked."""
 
 
@@ -48,33 +49,33 @@ class Shapley(Criterion):
     zero, as right after a cut.
 
     By default coalitions keep at least half of the units, so that the scores are those of a size-restricted variant;
-    with ``least=0`` they are Shapley values. Payoff, mean and half were chosen by accuracy on held-out training images
-    (``benchmarks/results/criteria_choices.md``).
+    with ``min_coalition=0`` they are Shapley values. Payoff, mean and half were chosen by accuracy on held-out training
+    images (``benchmarks/results/criteria_choices.md``).
 
     Cost for a group of n units and one round, in runs of the network behind the group's first layer for each image:
-    ``antithetic`` 2 n (1 - least), ``permutation`` n (1 - least), ``complementary`` 2 (n + 1), ``exact`` 2 ** n; and
-    one forward pass for each batch. The means take one forward pass in all. Every image draws its own coalitions, so
-    many of them share a batch; memory is bounded by one batch and its activations. Before the first round a pilot finds
+    ``antithetic`` 2 n (1 - min_coalition), ``permutation`` n (1 - min_coalition), ``complementary`` 2 (n + 1),
+    ``exact`` 2 ** n; and one forward pass for each batch. The means take one forward pass in all. Every image draws
+    its own coalitions, so many of them share a batch; memory is bounded by one batch and its activations. Before the first round a pilot finds
     out on which images coalitions matter; these are played several times a round, others not in every round
-    (:mod:`~infoprune.criteria.importance`), as many in all as there are images.
+    (:mod:`~infoprune.criteria.shapley.importance_sampling`), as many in all as there are images.
 
     Args:
         payoff: ``"fidelity"`` to the whole network's outputs (bounded, needs no targets, see
-            :func:`~infoprune.criteria.objective.fidelity`), ``"probability"`` of the true class (bounded),
+            :func:`~infoprune.criteria.payoffs.fidelity`), ``"probability"`` of the true class (bounded),
             ``"accuracy"``, ``"log_probability"`` (minus cross-entropy), the import path of a function, or a function of
             (outputs, targets) that returns one value for each image.
         estimator: ``"antithetic"``: a permutation and its reverse; ``"permutation"``; ``"complementary"``: random
             coalitions and their complements; ``"exact"``: all coalitions, for at most 12 units.
         absent: What stands for an absent unit's activations: their ``"mean"``, or ``"zero"``.
-        least: Coalitions keep at least this share of the units, since pruning never visits small ones; by default 0.5
-            with the two permutation estimators, and 0 with the others, which know no other share.
+        min_coalition: Coalitions keep at least this share of the units, since pruning never visits small ones; by
+            default 0.5 with the two permutation estimators, and 0 with the others, which know no other share.
         images: Number of calibration images over all processes; kept in memory.
         rounds: How many times each image is played, on average over the images.
         pilot: Runs behind the group's first layer, for each image, that find out how often to play it; 0: all images
             equally often. ``exact`` plays all equally often.
         confidence: Probability with which all intervals of a group hold together.
-        remove: If given, a group is finished early once it is settled which share of its units scores lowest.
-        settled: How much of that share has to be certain.
+        remove: If given, a group is finished early once it is certain which units this share, the lowest, holds.
+        required_certainty: How much of that share has to be certain.
         max_passes: Stop after so many forward passes over the images, a partial run counting as its share of the MACs.
         max_seconds: Stop after so much time. Under either limit, the pilot and the first batch are always played with
             every group.
@@ -95,18 +96,20 @@ class Shapley(Criterion):
     payoff: str | Callable[[Any, Any], Tensor] = "fidelity"
     estimator: str = "antithetic"
     absent: str = "mean"
-    least: float | None = None
+    min_coalition: float | None = None
     images: int = 512
     rounds: int = 1
     pilot: int = 4
     confidence: float = 0.95
     remove: float | None = None
-    settled: float = 0.9
+    required_certainty: float = 0.9
     max_passes: float | None = None
     max_seconds: float | None = None
     seed: int = 0
     progress: bool | None = None
     partial_file: str | None = None
+    least: InitVar[float | None] = None
+    settled: InitVar[float | None] = None
 
     intervals: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
     passes: float = field(default=0.0, init=False, repr=False, compare=False)
@@ -115,22 +118,27 @@ class Shapley(Criterion):
     needs_data: ClassVar[bool] = True
     as_trained: ClassVar[bool] = True  # a network that knows its training images by heart does without what it needs
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, least: float | None, settled: float | None) -> None:
+        for old, new, value in (("least", "min_coalition", least), ("settled", "required_certainty", settled)):
+            if value is not None:
+                warnings.warn(f"{self.label}: {old} is now called {new}", DeprecationWarning, stacklevel=3)
+                setattr(self, new, value)
         check_choice(self.label, "estimator", self.estimator, ESTIMATORS)
         check_choice(self.label, "absent", self.absent, ABSENT)
-        check_number(self.label, "least", self.least or 0.0, 0, 1 - 1e-6)
+        check_number(self.label, "min_coalition", self.min_coalition or 0.0, 0, 1 - 1e-6)
         check_count(self.label, "images", self.images, 1)
         check_count(self.label, "rounds", self.rounds, 1)
         check_number(self.label, "confidence", self.confidence, 0, 1 - 1e-9)
-        check_number(self.label, "settled", self.settled, 0, 1)
+        check_number(self.label, "required_certainty", self.required_certainty, 0, 1)
         check_count(self.label, "pilot", self.pilot, 0)
         check_count(self.label, "seed", self.seed, 0)
         for option in ("remove", "max_passes", "max_seconds"):
             if getattr(self, option) is not None:
                 check_number(self.label, option, getattr(self, option), 0, 1 if option == "remove" else float("inf"))
-        if self.least and self.estimator in ("complementary", "exact"):
+        if self.min_coalition and self.estimator in ("complementary", "exact"):
             raise ConfigurationError(
-                f"{self.label}: least={self.least:g} restricts permutations; estimator {self.estimator!r} has none"
+                f"{self.label}: min_coalition={self.min_coalition:g} restricts permutations; estimator "
+                f"{self.estimator!r} has none"
             )
         get_objective(self.payoff, PAYOFFS, self.label, "payoff")
 
@@ -143,15 +151,15 @@ class Shapley(Criterion):
                     f"{self.label}: 'exact' plays all coalitions of at most {EXACT_LIMIT} units, and {group.name} has "
                     f"{group.size}; choose 'antithetic'"
                 )
-        tallies = ShapleyRun(self, model, structure, groups).play(data or ())
-        self.intervals = {name: tally.half_width(self.confidence) for name, tally in tallies.items()}
-        for name, tally in tallies.items():
-            if not tally.count.all():
+        found = ShapleyRun(self, model, structure, groups).play(data or ())
+        self.intervals = {name: moments.half_width(self.confidence) for name, moments in found.items()}
+        for name, moments in found.items():
+            if not moments.count.all():
                 raise DataError(
-                    f"{self.label}: {int((tally.count == 0).sum())} units of {name} were never played with least="
-                    f"{self.least_share:g}; give more images or rounds"
+                    f"{self.label}: {int((moments.count == 0).sum())} units of {name} were never played with "
+                    f"min_coalition={self.min_coalition_share:g}; give more images or rounds"
                 )
-        return {name: tally.mean for name, tally in tallies.items()}
+        return {name: moments.mean for name, moments in found.items()}
 
     def sample(self, game: coalitions.Game, draws: Tensor) -> Tensor:
         """One round of a game: (images, players) contributions from (images, players + 1) uniform numbers."""
@@ -161,19 +169,19 @@ class Shapley(Criterion):
         if self.estimator == "complementary":
             size = (draws[:, -1:] * (game.players + 1)).long()
             return coalitions.complementary(game, order.argsort(dim=1) < size)
-        estimate = coalitions.antithetic if self.estimator == "antithetic" else coalitions.walk
+        estimate = coalitions.antithetic if self.estimator == "antithetic" else coalitions.permutation_marginals
         return estimate(game, order, self.stay(game.players))
 
     def stay(self, players: int) -> int:
         """Return how many of so many players stay in every coalition but their own absence."""
-        return min(round(self.least_share * players), players - 1)
+        return min(round(self.min_coalition_share * players), players - 1)
 
     @property
-    def least_share(self) -> float:
-        """`least`, or what it is by default."""
-        if self.least is not None:
-            return self.least
-        return LEAST if self.estimator in ("antithetic", "permutation") else 0.0
+    def min_coalition_share(self) -> float:
+        """`min_coalition`, or what it is by default."""
+        if self.min_coalition is not None:
+            return self.min_coalition
+        return MIN_COALITION if self.estimator in ("antithetic", "permutation") else 0.0
 
     def evaluations(self, players: int) -> int:
         """Return how often one round runs the network behind a group of so many players."""

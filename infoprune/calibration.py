@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from infoprune.criteria.distributed import process, world_size
+from infoprune.distributed import process, world_size
 from infoprune.errors import DataError, InfopruneError
 from infoprune.inputs import call_model
 
@@ -40,6 +40,38 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode; afterwards give back its train/eval flags, buffers, gradients and the random state.
+
+    A criterion that runs the model forward and backward inside may ignore that it counts batches and leaves gradients.
+    Gradients start as None, so that those of a training step in progress are not added to.
+
+    Args:
+        model: any module; its buffers are copied once.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
+        >>> with preserved(net):
+        ...     net.train()(torch.randn(2, 3, 8, 8)).sum().backward()
+        >>> int(net[1].num_batches_tracked), net[0].weight.grad
+        (0, None)
+    """
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in gradients:
+        parameter.grad = None
+    try:
+        with evaluating(model):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
 
 
 class TrainingBatches:
@@ -71,7 +103,7 @@ def as_batches(data: Any) -> Any:
     return TrainingBatches(data) if hasattr(data, "on_after_batch_transfer") else data
 
 
-def batches(model: nn.Module, data: Iterable[Any], images: int | None, owner: str) -> Iterator[tuple[Any, Any, int]]:
+def batches(model: nn.Module, data: Iterable[Any], images: int | None, caller: str) -> Iterator[tuple[Any, Any, int]]:
     """Calibration batches on the model's device, cut off after a number of images.
 
     Args:
@@ -79,7 +111,7 @@ def batches(model: nn.Module, data: Iterable[Any], images: int | None, owner: st
         data: Batches: a tensor, ``(inputs, targets, ...)``, or a mapping that ``forward`` takes as keywords. On several
             processes ``data`` is the same everywhere, and each process gets every n-th image.
         images: Number of images over all processes, or None for all of ``data``.
-        owner: Who asks, for messages.
+        caller: Who asks, for messages.
 
     Yields:
         Inputs, targets (None if there are none) and number of images; 0 where a batch has none for this process.
@@ -90,8 +122,8 @@ def batches(model: nn.Module, data: Iterable[Any], images: int | None, owner: st
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     seen = 0
     for batch in data:
-        inputs, targets = split_batch(batch, owner)
-        size = batch_size(inputs, owner)
+        inputs, targets = split_batch(batch, caller)
+        size = batch_size(inputs, caller)
         end = size if images is None else min(size, images - seen)
         mine = range(size)[(process() - seen) % world_size() : end : world_size()]
         seen += end
@@ -105,9 +137,9 @@ def batches(model: nn.Module, data: Iterable[Any], images: int | None, owner: st
         if seen == images:
             break
     if not seen:
-        raise DataError(f"{owner}: the calibration data holds no image; pass batches of training images")
+        raise DataError(f"{caller}: the calibration data holds no image; pass batches of training images")
     if seen < world_size():
-        raise DataError(f"{owner}: {seen} calibration images do not suffice for {world_size()} processes; give more")
+        raise DataError(f"{caller}: {seen} calibration images do not suffice for {world_size()} processes; give more")
 
 
 def rows_of(tree: Any, size: int, rows: slice | Tensor) -> Any:
@@ -120,24 +152,24 @@ def on_device(device: torch.device, tree: Any) -> Any:
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
 
 
-def split_batch(batch: Any, owner: str) -> tuple[Any, Any]:
+def split_batch(batch: Any, caller: str) -> tuple[Any, Any]:
     """Split a batch, as a data loader yields it, into inputs and targets."""
     if isinstance(batch, (Tensor, dict)):
         return batch, None
     if isinstance(batch, (list, tuple)) and batch:
         return batch[0], batch[1] if len(batch) > 1 else None
     raise DataError(
-        f"{owner}: a batch must be a tensor, (inputs, targets) or a mapping of inputs, got {type(batch).__name__}"
+        f"{caller}: a batch must be a tensor, (inputs, targets) or a mapping of inputs, got {type(batch).__name__}"
     )
 
 
-def batch_size(inputs: Any, owner: str) -> int:
+def batch_size(inputs: Any, caller: str) -> int:
     """Return the number of images in the inputs of a batch."""
     first = inputs
     while isinstance(first, (list, tuple, dict)) and first:
         first = next(iter(first.values())) if isinstance(first, dict) else first[0]
     if not isinstance(first, Tensor) or not first.dim():
-        raise DataError(f"{owner}: the inputs of a batch must be tensors, got {type(first).__name__}")
+        raise DataError(f"{caller}: the inputs of a batch must be tensors, got {type(first).__name__}")
     return len(first)
 
 

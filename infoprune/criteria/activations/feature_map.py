@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from infoprune.criteria.activations import per_filter, stream_activations
+from infoprune.criteria.activations.tap import per_filter, stream_activations
 from infoprune.criteria.criterion import LayerCriterion, check_finite, scored_layers
-from infoprune.criteria.distributed import mean_over_processes
+from infoprune.distributed import mean_over_processes
 from infoprune.registry import check_count
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from infoprune.criteria.distances import absolute_correlation, mean_of_nearest, pairwise_l2, sum_of_l2
+from infoprune.criteria.measures.distances import absolute_correlation, mean_of_nearest, pairwise_l2, sum_of_l2
 
 INDEPENDENCES = ("l2_all", "l2_knn", "correlation")
 

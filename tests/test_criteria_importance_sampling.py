@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import infoprune
-from infoprune.criteria import Shapley, importance
-from infoprune.criteria.shapley_run import suffix_shares
+from infoprune.criteria import Shapley
+from infoprune.criteria.shapley import importance_sampling
+from infoprune.criteria.shapley.scoring_run import suffix_shares
 from infoprune.errors import ConfigurationError
 from tests.test_criteria_shapley import TableGame, random_game
 
@@ -27,10 +28,10 @@ spreads = st.lists(st.floats(0, 1) | st.just(0.0), min_size=1, max_size=20).map(
 @example(spreads=torch.zeros(2, dtype=torch.float64), offset=1 - 2**-53)
 @settings(deadline=None)
 def test_as_many_images_are_played_as_there_are_and_no_weight_is_large(spreads: Tensor, offset: float):
-    expected = importance.expected_copies(spreads)
+    expected = importance_sampling.expected_copies(spreads)
     assert expected.sum().item() == pytest.approx(len(spreads))
-    assert expected.min() >= importance.DEFENCE / (1 + importance.DEFENCE) - 1e-9
-    copies = importance.copies(expected, offset)
+    assert expected.min() >= importance_sampling.DEFENSIVE_FLOOR / (1 + importance_sampling.DEFENSIVE_FLOOR) - 1e-9
+    copies = importance_sampling.copies(expected, offset)
     assert copies.sum() == len(spreads)
     assert ((copies - expected).abs() < 1 + 1e-9).all()
 
@@ -38,8 +39,8 @@ def test_as_many_images_are_played_as_there_are_and_no_weight_is_large(spreads: 
 @given(spreads=spreads)
 @settings(deadline=None, max_examples=25)
 def test_over_all_offsets_every_image_is_played_as_often_as_expected(spreads: Tensor):
-    expected = importance.expected_copies(spreads)
-    drawn = torch.stack([importance.copies(expected, (step + 0.5) / 500) for step in range(500)])
+    expected = importance_sampling.expected_copies(spreads)
+    drawn = torch.stack([importance_sampling.copies(expected, (step + 0.5) / 500) for step in range(500)])
     assert torch.allclose(drawn.double().mean(dim=0), expected, atol=0.01)
 
 
@@ -47,7 +48,7 @@ def test_the_spread_is_the_root_of_how_far_the_payoff_moves():
     game = random_game(4)
     game.payoffs[0] = 1.0  # nothing matters to this image
     order = torch.tensor([[2, 0, 3, 1]] * 3)
-    found = importance.spread(game, order, runs=2)
+    found = importance_sampling.spread(game, order, runs=2)
     assert game.evaluations == 2
     without = game.payoffs[:, [0b1111, 0b1010, 0]]  # first 2 and 0 leave, then 3 and 1
     assert torch.allclose(found, without.diff(dim=1).abs().sum(dim=1).sqrt())
@@ -59,11 +60,11 @@ def test_a_pilot_does_not_visit_smaller_coalitions_than_the_rounds_do():
     game = TableGame(torch.full((2, 32), 0.5, dtype=torch.float64))
     members = (torch.arange(32)[:, None] >> torch.arange(5)).bitwise_and(1).sum(dim=1)
     game.payoffs[:, members < 3] = float("nan")
-    found = importance.spread(game, torch.arange(5).expand(2, 5), runs=2, least=3)
+    found = importance_sampling.spread(game, torch.arange(5).expand(2, 5), runs=2, min_coalition=3)
     assert found.tolist() == [0, 0]
 
 
-CLASSICAL = {"payoff": "probability", "absent": "zero", "least": 0.0}
+CLASSICAL = {"payoff": "probability", "absent": "zero", "min_coalition": 0.0}
 """A payoff that moves on few images only."""
 
 
@@ -111,7 +112,7 @@ def test_a_run_interrupted_in_its_pilot_goes_on_there(tmp_path: Path, monkeypatc
     net, data = sure_network()
     structure = infoprune.trace(net, torch.zeros(1, 3, 4, 4))
     expected = Shapley()(net, structure, data)["0"]
-    spread, piloted = importance.spread, []
+    spread, piloted = importance_sampling.spread, []
 
     def stops(*args: object) -> Tensor:
         if len(piloted) == 2:
@@ -119,12 +120,12 @@ def test_a_run_interrupted_in_its_pilot_goes_on_there(tmp_path: Path, monkeypatc
         piloted.append(1)
         return spread(*args)
 
-    monkeypatch.setattr(importance, "spread", stops)
+    monkeypatch.setattr(importance_sampling, "spread", stops)
     file = tmp_path / "partial.pt"
     with pytest.raises(KeyboardInterrupt):
         Shapley(partial_file=str(file))(net, structure, data)
     assert len(torch.load(file, weights_only=True)["spreads"]["0"]) == 2
-    monkeypatch.setattr(importance, "spread", lambda *args: piloted.append(1) or spread(*args))
+    monkeypatch.setattr(importance_sampling, "spread", lambda *args: piloted.append(1) or spread(*args))
     again = Shapley(partial_file=str(file))(net, structure, data)["0"]
     assert len(piloted) == len(data)
     assert torch.equal(again, expected)

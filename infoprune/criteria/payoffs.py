@@ -77,13 +77,13 @@ PAYOFFS: dict[str, Objective] = {
 }
 
 
-def get_objective(spec: str | Objective, known: dict[str, Objective], owner: str, option: str) -> Objective:
+def get_objective(spec: str | Objective, known: dict[str, Objective], caller: str, option: str) -> Objective:
     """Return the function that ``spec`` names.
 
     Args:
         spec: A name in ``known``, the import path of a function (``"torch.nn.functional.mse_loss"``), or a function.
         known: The functions that have a short name.
-        owner: Who asks, for messages.
+        caller: Who asks, for messages.
         option: Name of the option, for messages.
     """
     if callable(spec):
@@ -95,25 +95,25 @@ def get_objective(spec: str | Objective, known: dict[str, Objective], owner: str
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigurationError(
-            f"{owner}: {option} {spec!r} is neither one of {', '.join(known)} nor the import path of a function"
+            f"{caller}: {option} {spec!r} is neither one of {', '.join(known)} nor the import path of a function"
             f"{nearest(str(spec), known)}"
         ) from error
     if not callable(found):
-        raise ConfigurationError(f"{owner}: {option} {spec!r} is not a function")
+        raise ConfigurationError(f"{caller}: {option} {spec!r} is not a function")
     objective: Objective = found
     return objective
 
 
-def evaluate(objective: Objective, outputs: Any, targets: Any, owner: str) -> Tensor:
+def evaluate(objective: Objective, outputs: Any, targets: Any, caller: str) -> Tensor:
     """Apply a loss or payoff, and say so where the batch has no targets, or none that fit the model's outputs."""
     if targets is None:
-        raise DataError(f"{owner}: the calibration batches have no targets; pass batches of (inputs, targets)")
+        raise DataError(f"{caller}: the calibration batches have no targets; pass batches of (inputs, targets)")
     try:
         return objective(outputs, targets)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         name = getattr(objective, "__name__", type(objective).__name__)
         raise ConfigurationError(
-            f"{owner}: {name} fails on outputs {_in_words(outputs)} and targets {_in_words(targets)}: "
+            f"{caller}: {name} fails on outputs {_in_words(outputs)} and targets {_in_words(targets)}: "
             f"{type(error).__name__}: {error}; pass another function, or targets that fit"
         ) from error
 
@@ -122,13 +122,13 @@ def _in_words(value: Any) -> str:
     return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
 
 
-def check_payoffs(payoffs: Any, images: int, owner: str) -> Tensor:
+def check_payoffs(payoffs: Any, images: int, caller: str) -> Tensor:
     """Raise a ConfigurationError unless there is one finite payoff an image; return them as float64 on the CPU."""
     if not isinstance(payoffs, Tensor) or payoffs.shape != (images,):
         shape = tuple(payoffs.shape) if isinstance(payoffs, Tensor) else type(payoffs).__name__
-        raise ConfigurationError(f"{owner}: a payoff must return one value an image, ({images},), not {shape}")
+        raise ConfigurationError(f"{caller}: a payoff must return one value an image, ({images},), not {shape}")
     if not torch.isfinite(payoffs).all():
         raise ConfigurationError(
-            f"{owner}: the payoff of {int((~torch.isfinite(payoffs)).sum())} of {images} images is not finite"
+            f"{caller}: the payoff of {int((~torch.isfinite(payoffs)).sum())} of {images} images is not finite"
         )
     return payoffs.detach().to("cpu", torch.float64)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from infoprune.criteria.calibration import batches, evaluating, run
-from infoprune.criteria.distributed import all_or_none, mean_over_processes
+from infoprune.calibration import batches, evaluating, run
+from infoprune.distributed import all_or_none, mean_over_processes
 from infoprune.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ ACTIVATION_FUNCTIONS = {
 FILTERS, NORMALISED, ACTIVATED = range(3)
 """How far an output has come."""
 
-Consume = Callable[[str, Tensor], None]
+OnActivation = Callable[[str, Tensor], None]
 
 
 @dataclass
@@ -63,19 +63,21 @@ class ActivationTap(TorchFunctionMode):
 
     Args:
         weights: Parameters of the layers and the layers' names.
-        consume: Called with the layer's name and its activation; must not keep the tensor if memory matters, and must
+        on_activation: Called with the layer's name and its activation; must not keep the tensor if memory matters, and must
             not change it. Called once for every call of the layer.
         until: How far to follow an output: :data:`ACTIVATED`, or :data:`NORMALISED` to stop before the activation
             function.
     """
 
-    def __init__(self, weights: Mapping[nn.Parameter, str], consume: Consume, until: int = ACTIVATED) -> None:
+    def __init__(
+        self, weights: Mapping[nn.Parameter, str], on_activation: OnActivation, until: int = ACTIVATED
+    ) -> None:
         super().__init__()
         self._until = until
         self._weights = {id(weight): name for weight, name in weights.items()}
         self._kernels: dict[int, tuple[Tensor, str]] = {}
         """By identity, the kernels that the model's code computes from a layer's weight, and the layer's name."""
-        self._consume = consume
+        self._on_activation = on_activation
         self._pending: dict[int, Pending] = {}
         self.seen: set[str] = set()
 
@@ -124,7 +126,7 @@ class ActivationTap(TorchFunctionMode):
     def _hand_over(self, pending: Pending) -> None:
         self.seen.add(pending.layer)
         with torch._C.DisableTorchFunction():
-            self._consume(pending.layer, pending.output)
+            self._on_activation(pending.layer, pending.output)
 
     def finish(self) -> None:
         """Hand over what nothing has used."""
@@ -144,22 +146,22 @@ def stream_activations(
     layers: Sequence[Layer],
     data: Iterable[Any],
     images: int | None,
-    consume: Consume,
-    owner: str,
+    on_activation: OnActivation,
+    caller: str,
     until: int = ACTIVATED,
 ) -> int:
     """Run calibration images through the model once and hand every layer's activations over, batch by batch.
 
-    Memory is bounded by one batch. Cost: one forward pass for each image, plus what ``consume`` does.
+    Memory is bounded by one batch. Cost: one forward pass for each image, plus what ``on_activation`` does.
 
     Args:
         model: Is run in eval mode without gradients; flags and random state are restored.
         layers: The layers to observe.
         data: Batches of images.
         images: How many images, or None for all.
-        consume: Called with a layer's name and its activations as (images, channels, height, width); linear layers and
+        on_activation: Called with a layer's name and its activations as (images, channels, height, width); linear layers and
             sequences have a height of 1, and a width of 1 or the length.
-        owner: Who asks, for messages.
+        caller: Who asks, for messages.
         until: How far to follow an output, see :class:`ActivationTap`.
 
     Returns:
@@ -171,28 +173,30 @@ def stream_activations(
     """
     weights = {model.get_parameter(layer.weight): layer.name for layer in layers}
     kinds = {layer.name: layer.kind for layer in layers}
-    tap = ActivationTap(weights, lambda name, output: consume(name, as_maps(output.detach(), kinds[name])), until)
+    tap = ActivationTap(weights, lambda name, output: on_activation(name, as_maps(output.detach(), kinds[name])), until)
     total = 0
     with all_or_none(), evaluating(model), torch.no_grad():
-        for inputs, _, count in batches(model, data, images, owner):
+        for inputs, _, count in batches(model, data, images, caller):
             if count:
                 with tap:
                     run(model, inputs)
                 tap.finish()
                 total += count
         for layer in layers:
-            check_seen(layer, layer.name in tap.seen or not total, owner)
+            check_seen(layer, layer.name in tap.seen or not total, caller)
     return total
 
 
-def mean_activations(model: nn.Module, layers: Sequence[Layer], inputs: Iterable[Any], owner: str) -> dict[str, Tensor]:
+def mean_activations(
+    model: nn.Module, layers: Sequence[Layer], inputs: Iterable[Any], caller: str
+) -> dict[str, Tensor]:
     """Layer name -> (channels,) mean activation over the images of all processes, all positions and all calls.
 
     Args:
         model: In eval mode, without gradients.
         layers: The layers to observe; one that is never called is left out.
         inputs: This process's batches.
-        owner: Who asks, for messages.
+        caller: Who asks, for messages.
     """
     weights = {model.get_parameter(layer.weight): layer.name for layer in layers}
     kinds = {layer.name: layer.kind for layer in layers}
@@ -213,11 +217,11 @@ def mean_activations(model: nn.Module, layers: Sequence[Layer], inputs: Iterable
     return {layer: mean_over_processes(sums[layer], counts[layer]) for layer in sorted(sums)}
 
 
-def check_seen(layer: Layer, seen: bool, owner: str) -> None:
+def check_seen(layer: Layer, seen: bool, caller: str) -> None:
     """Raise a ConfigurationError that names the layer if the calibration pass did not reach it."""
     if not seen:
         raise ConfigurationError(
-            f"{owner}: {layer.name} cannot be observed: no convolution or linear call of the forward pass uses its "
+            f"{caller}: {layer.name} cannot be observed: no convolution or linear call of the forward pass uses its "
             "weight; freeze it or choose a data-free criterion such as 'l1'"
         )
 

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from infoprune.criteria.activations import FILTERS, per_filter, stream_activations
-from infoprune.criteria.capacity import CAPACITIES, capacity
+from infoprune.criteria.activations.tap import FILTERS, per_filter, stream_activations
 from infoprune.criteria.criterion import check_finite, filters_of, scored_layers
-from infoprune.criteria.distributed import mean_over_processes
-from infoprune.criteria.feature_entropy import entropy_of_counts, histograms, pixel_entropy
-from infoprune.criteria.rank_correlation import spearman
+from infoprune.criteria.measures.capacity import CAPACITIES, capacity
+from infoprune.criteria.measures.feature_entropy import entropy_of_counts, histograms, pixel_entropy
+from infoprune.criteria.measures.rank_correlation import spearman
+from infoprune.distributed import mean_over_processes
 from infoprune.registry import check_choice
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def guide_capacity(
         structure: Its structure; the layers of prunable groups are compared.
         data: Batches of training images.
         entropy: ``"common"``: 256 equal bins over the range of all maps that the layer makes of an image; ``"own"``:
-            over each map's own range; ``"pixel"``: see :func:`~infoprune.criteria.feature_entropy.pixel_entropy`.
+            over each map's own range; ``"pixel"``: see :func:`~infoprune.criteria.measures.feature_entropy.pixel_entropy`.
         images: Number of calibration images over all processes.
         bins: Bins of the ``histogram`` capacity.
         neighbours: Neighbours of the ``kernel_knn`` capacity.
@@ -105,8 +105,8 @@ def guide_capacity(
         DataError: the data holds no image.
         ConfigurationError: an unknown entropy, or a layer whose activations cannot be observed or are not finite.
     """
-    owner = "feature-guided selection"
-    check_choice(owner, "entropy", entropy, ENTROPIES)
+    caller = "feature-guided selection"
+    check_choice(caller, "entropy", entropy, ENTROPIES)
     layers = scored_layers(structure)
     weights = {layer.name: filters_of(model, layer) for layer in layers}
     sums = {name: torch.zeros(len(filters), dtype=torch.float64) for name, filters in weights.items()}
@@ -118,7 +118,7 @@ def guide_capacity(
         sums[name] += per_filter(scores, len(sums[name]))
         counts[name] += len(maps)
 
-    seen = stream_activations(model, layers, data, images, add, owner, until=FILTERS)
+    seen = stream_activations(model, layers, data, images, add, caller, until=FILTERS)
     correlations, entropies = {}, {}
     for name, filters in weights.items():
         entropies[name] = mean_over_processes(sums[name], counts[name])

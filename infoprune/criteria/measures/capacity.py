@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from infoprune.criteria.distances import mean_of_nearest
+from infoprune.criteria.measures.distances import mean_of_nearest
 
 CAPACITIES = ("histogram", "gaussian", "kernel_norm", "kernel_knn")
 

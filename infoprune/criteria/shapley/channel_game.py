@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from infoprune.criteria.activations import ActivationTap
-from infoprune.criteria.calibration import run
-from infoprune.criteria.objective import PAYOFFS, check_payoffs, evaluate, fidelity, get_objective
-from infoprune.criteria.replay import Recording, Replay, ReplayError
+from infoprune.calibration import run
+from infoprune.criteria.activations.suffix_replay import Recording, Replay, ReplayError
+from infoprune.criteria.activations.tap import ActivationTap
+from infoprune.criteria.payoffs import PAYOFFS, check_payoffs, evaluate, fidelity, get_objective
 from infoprune.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ class ChannelGame:
         model: In eval mode, without gradients.
         structure: Its structure.
         group: The group whose units are the players.
-        payoff: Name or function, see :mod:`infoprune.criteria.objective`.
-        owner: Who asks, for messages.
+        payoff: Name or function, see :mod:`infoprune.criteria.payoffs`.
+        caller: Who asks, for messages.
 
     Attributes:
         means: Layer name -> (channels,) what stands for absent channels at every position; zero for layers without.
@@ -38,13 +38,13 @@ class ChannelGame:
         structure: Structure,
         group: ChannelGroup,
         payoff: str | Callable[[Any, Any], Tensor],
-        owner: str,
+        caller: str,
     ) -> None:
         self.model = model
         self.group = group
-        self.owner = owner
+        self.caller = caller
         self.means: Mapping[str, Tensor] = {}
-        self.payoff = get_objective(payoff, PAYOFFS, owner, "payoff")
+        self.payoff = get_objective(payoff, PAYOFFS, caller, "payoff")
         makers = structure.producers(group)
         self.weights = {model.get_parameter(layer.weight): layer.name for layer, _ in makers}
         self.slots = {layer.name: slot for layer, slot in makers}
@@ -72,7 +72,7 @@ class ChannelGame:
         channels = activation.shape[-1 if self.linear[name] else 1]
         if activation.shape[0] != len(present) or channels % self.filters[name]:
             raise ConfigurationError(
-                f"{self.owner}: {name} puts out {tuple(activation.shape)} for {len(present)} images; channels cannot "
+                f"{self.caller}: {name} puts out {tuple(activation.shape)} for {len(present)} images; channels cannot "
                 "be taken away image by image where a model folds other dimensions into the batch"
             )
         inner = (1,) * (activation.dim() - 2)
@@ -105,7 +105,7 @@ class BatchGame:
             outputs = run(game.model, inputs)
         if not self.recording.complete:
             raise ConfigurationError(
-                f"{game.owner}: the activations of {game.group.name} cannot be observed: no convolution or linear call "
+                f"{game.caller}: the activations of {game.group.name} cannot be observed: no convolution or linear call "
                 "of the forward pass uses its weight, or nothing uses its output; freeze it or choose another criterion"
             )
         self.targets = outputs if game.payoff is fidelity else targets
@@ -136,5 +136,5 @@ class BatchGame:
         return torch.allclose(again, self.full, rtol=1e-3, atol=1e-5)
 
     def _payoffs(self, outputs: Any) -> Tensor:
-        paid = evaluate(self.game.payoff, outputs, self.targets, self.game.owner)
-        return check_payoffs(paid, self.images, self.game.owner)
+        paid = evaluate(self.game.payoff, outputs, self.targets, self.game.caller)
+        return check_payoffs(paid, self.images, self.game.caller)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from infoprune.criteria.activations import ActivationTap, Consume, Pending, is_query
+from infoprune.criteria.activations.tap import ActivationTap, OnActivation, Pending, is_query
 
 
 class ReplayError(Exception):
@@ -107,7 +107,7 @@ class Replay(ActivationTap):
         ReplayError: the run calls other functions than the recorded one did.
     """
 
-    def __init__(self, recording: Recording, change: Consume) -> None:
+    def __init__(self, recording: Recording, change: OnActivation) -> None:
         super().__init__(recording.weights, change)
         self._calls = recording.calls
         self._position = 0

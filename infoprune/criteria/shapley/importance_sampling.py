@@ -13,17 +13,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from infoprune.criteria.coalitions import Game
+from infoprune.criteria.shapley.coalitions import Game
 
-DEFENCE = 0.25
+DEFENSIVE_FLOOR = 0.25
 """Every image is played as if it had at least this share of the mean spread, since a pilot can miss what matters.
-Weights are thus at most (1 + DEFENCE) / DEFENCE = 5."""
+Weights are thus at most (1 + DEFENSIVE_FLOOR) / DEFENSIVE_FLOOR = 5."""
 
 WORTHWHILE = 2.0
 """By how much the variance has to fall, as the pilot sees it."""
 
 
-def spread(game: Game, order: Tensor, runs: int, least: int = 0) -> Tensor:
+def spread(game: Game, order: Tensor, runs: int, min_coalition: int = 0) -> Tensor:
     """Return how much the contributions of an image may scatter: a pilot walk that takes away many players at once.
 
     The square root of how far the payoff moves on that walk: a payoff in [0, 1] that moves by t in all has
@@ -33,12 +33,12 @@ def spread(game: Game, order: Tensor, runs: int, least: int = 0) -> Tensor:
         game: The game.
         order: (images, players): who leaves when.
         runs: Evaluations; the players leave in so many parts.
-        least: Players that stay.
+        min_coalition: Players that stay.
 
     Returns:
         (images,), not negative.
     """
-    leaving, place = game.players - least, order.argsort(dim=1)
+    leaving, place = game.players - min_coalition, order.argsort(dim=1)
     moved, before = torch.zeros(game.images, dtype=torch.float64), game.full
     for part in range(1, runs + 1):
         after = game.value(place >= leaving * part // runs)
@@ -57,7 +57,7 @@ def expected_copies(spreads: Tensor) -> Tensor:
     """
     if spreads.square().mean() <= WORTHWHILE * spreads.mean().square():
         return torch.ones_like(spreads)
-    weight = spreads + DEFENCE * spreads.mean()
+    weight = spreads + DEFENSIVE_FLOOR * spreads.mean()
     return weight / weight.mean()
 
 

@@ -1,0 +1,1 @@
+"""Quantities that criteria and allocations measure: entropies, distances, ranks and correlations."""
