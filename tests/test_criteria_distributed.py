@@ -19,7 +19,7 @@ from infoprune.criteria.measures.concentration import Concentration
 from infoprune.criteria.measures.feature_guided import guide_capacity
 from infoprune.criteria.shapley.score_checkpoint import ScoreCheckpoint
 from infoprune.errors import DataError
-from tests.test_criteria_importance import CLASSICAL, sure_network
+from tests.test_criteria_importance_sampling import CLASSICAL, sure_network
 
 CRITERIA: list[dict[str, Any]] = [
     {"name": "hrank"},

@@ -19,13 +19,8 @@ import infoprune
 from infoprune.criteria import Shapley, get_criterion
 from infoprune.criteria.payoffs import fidelity
 from infoprune.criteria.shapley.channel_game import ChannelGame
-from infoprune.criteria.shapley.coalitions import (
-    RunningMoments,
-    antithetic,
-    complementary,
-    exact,
-    permutation_marginals,
-)
+from infoprune.criteria.shapley.coalitions import antithetic, complementary, exact, permutation_marginals
+from infoprune.criteria.shapley.running_moments import RunningMoments
 from infoprune.criteria.shapley.scoring_run import suffix_shares
 from infoprune.errors import CheckpointError, ConfigurationError, DataError
 

@@ -1,7 +1,8 @@
 """Widths from the information concentration of layers: the first half of method B.
 
-After Chen & Wang, arXiv 2408.16772; a reconstruction, see :mod:`infoprune.criteria.measures.concentration`. That the layers'
-ratios follow from information concentration "as a reference" is the paper's; how, and the hard budget, are ours.
+After Chen & Wang, arXiv 2408.16772; a reconstruction, see :mod:`infoprune.criteria.measures.concentration`. That the
+layers' ratios follow from information concentration "as a reference" is the paper's; how, and the hard budget, are
+ours.
 """
 
 from __future__ import annotations

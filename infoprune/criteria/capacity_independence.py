@@ -35,7 +35,8 @@ class CapacityIndependence(WeightCriterion):
     Args:
         capacity: ``"histogram"`` (over the layer's common range), ``"gaussian"``, ``"kernel_norm"`` or
             ``"kernel_knn"``; see :mod:`infoprune.criteria.measures.capacity`.
-        independence: ``"l2_all"``, ``"l2_knn"`` or ``"correlation"``; see :mod:`infoprune.criteria.measures.independence`.
+        independence: ``"l2_all"``, ``"l2_knn"`` or ``"correlation"``; see
+            :mod:`infoprune.criteria.measures.independence`.
         balance: Weight of the capacity in [0, 1]; 1 and 0 are the single-metric ablations.
         bins: Bins of ``histogram``.
         neighbours: Nearest kernels of ``kernel_knn`` and nearest filters of ``l2_knn``.

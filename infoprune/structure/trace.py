@@ -279,7 +279,7 @@ class TraceSession:
             if end:
                 ends[end].update(component[freeze.labels].tolist())
         kernels = {c.kernel for _, tracer in self.passes for c in tracer.contractions} - self._narrow_too
-        for name in sorted(kernel for kernel in kernels if len(self.labels.get(kernel, ())) > 1):
+        for name in sorted(kernel for kernel in kernels if len(self.labels.get(kernel, ())) > 2):  # with space
             for outer, inner in (self.labels[name][:2], self.labels[name][1::-1]):
                 end = next((end for end, known in ends.items() if set(component[outer].tolist()) <= known), None)
                 if end and 1 < len(inner) < FEWEST_AT_ENDS and len(inner) == len(outer):

@@ -63,8 +63,8 @@ class ActivationTap(TorchFunctionMode):
 
     Args:
         weights: Parameters of the layers and the layers' names.
-        on_activation: Called with the layer's name and its activation; must not keep the tensor if memory matters, and must
-            not change it. Called once for every call of the layer.
+        on_activation: Called with the layer's name and its activation; must not keep the tensor if memory matters, and
+            must not change it. Called once for every call of the layer.
         until: How far to follow an output: :data:`ACTIVATED`, or :data:`NORMALISED` to stop before the activation
             function.
     """
@@ -159,8 +159,8 @@ def stream_activations(
         layers: The layers to observe.
         data: Batches of images.
         images: How many images, or None for all.
-        on_activation: Called with a layer's name and its activations as (images, channels, height, width); linear layers and
-            sequences have a height of 1, and a width of 1 or the length.
+        on_activation: Called with a layer's name and its activations as (images, channels, height, width); linear
+            layers and sequences have a height of 1, and a width of 1 or the length.
         caller: Who asks, for messages.
         until: How far to follow an output, see :class:`ActivationTap`.
 

@@ -191,8 +191,8 @@ class _Tally:
         pooled = rows_of_all_processes(torch.cat(self.pooled)) if self.pooled else torch.zeros(0, 0)
         if self.how.entropy == "hist" and images < self.how.bins:
             raise DataError(
-                f"{CALLER}: {images:g} calibration images are too few for a histogram of {self.how.bins} bins ({name}); "
-                "give at least as many images as bins"
+                f"{CALLER}: {images:g} calibration images are too few for a histogram of {self.how.bins} bins "
+                f"({name}); give at least as many images as bins"
             )
         if self.how.rank == "layer" or self.single_pixel:
             rank = torch.linalg.matrix_rank(pooled).item()

@@ -93,7 +93,8 @@ def guide_capacity(
         structure: Its structure; the layers of prunable groups are compared.
         data: Batches of training images.
         entropy: ``"common"``: 256 equal bins over the range of all maps that the layer makes of an image; ``"own"``:
-            over each map's own range; ``"pixel"``: see :func:`~infoprune.criteria.measures.feature_entropy.pixel_entropy`.
+            over each map's own range; ``"pixel"``: see
+            :func:`~infoprune.criteria.measures.feature_entropy.pixel_entropy`.
         images: Number of calibration images over all processes.
         bins: Bins of the ``histogram`` capacity.
         neighbours: Neighbours of the ``kernel_knn`` capacity.

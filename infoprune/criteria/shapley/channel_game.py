@@ -105,8 +105,9 @@ class BatchGame:
             outputs = run(game.model, inputs)
         if not self.recording.complete:
             raise ConfigurationError(
-                f"{game.caller}: the activations of {game.group.name} cannot be observed: no convolution or linear call "
-                "of the forward pass uses its weight, or nothing uses its output; freeze it or choose another criterion"
+                f"{game.caller}: the activations of {game.group.name} cannot be observed: no convolution or linear "
+                "call of the forward pass uses its weight, or nothing uses its output; freeze it, or choose another "
+                "criterion"
             )
         self.targets = outputs if game.payoff is fidelity else targets
         self.full = self._payoffs(outputs)

@@ -58,7 +58,8 @@ def exact(game: Game) -> Tensor:
 def permutation_marginals(game: Game, order: Tensor, min_coalition: int = 0) -> Tensor:
     """Marginal contributions along a permutation: players leave the full coalition one by one.
 
-    Consecutive coalitions share all but one player, so ``players - min_coalition`` evaluations give as many contributions.
+    Consecutive coalitions share all but one player, so ``players - min_coalition`` evaluations give as many
+    contributions.
 
     Args:
         game: The game.

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from infoprune.criteria.shapley import coalitions
-from infoprune.criteria.shapley.coalitions import EXACT_LIMIT
 from infoprune.criteria.criterion import CRITERIA, Criterion, Scores
 from infoprune.criteria.payoffs import PAYOFFS, get_objective
+from infoprune.criteria.shapley import coalitions
+from infoprune.criteria.shapley.coalitions import EXACT_LIMIT
 from infoprune.criteria.shapley.scoring_run import ShapleyRun
 from infoprune.errors import ConfigurationError, DataError
 from infoprune.registry import check_choice, check_count, check_number
@@ -55,9 +55,9 @@ class Shapley(Criterion):
     Cost for a group of n units and one round, in runs of the network behind the group's first layer for each image:
     ``antithetic`` 2 n (1 - min_coalition), ``permutation`` n (1 - min_coalition), ``complementary`` 2 (n + 1),
     ``exact`` 2 ** n; and one forward pass for each batch. The means take one forward pass in all. Every image draws
-    its own coalitions, so many of them share a batch; memory is bounded by one batch and its activations. Before the first round a pilot finds
-    out on which images coalitions matter; these are played several times a round, others not in every round
-    (:mod:`~infoprune.criteria.shapley.importance_sampling`), as many in all as there are images.
+    its own coalitions, so many of them share a batch; memory is bounded by one batch and its activations. Before the
+    first round a pilot finds out on which images coalitions matter; these are played several times a round, others not
+    in every round (:mod:`~infoprune.criteria.shapley.importance_sampling`), as many in all as there are images.
 
     Args:
         payoff: ``"fidelity"`` to the whole network's outputs (bounded, needs no targets, see

@@ -87,8 +87,8 @@ class ShapleyRun:
         reached = torch.tensor([[done, *(len(group.spreads) for group in self.groups)]], dtype=torch.float64)
         if (rows_of_all_processes(reached) != reached).any():
             raise CheckpointError(
-                f"{self.criterion.label}: the processes' partial scores ({self.criterion.partial_file}.*) are not of one batch; "
-                "delete them to start again"
+                f"{self.criterion.label}: the processes' partial scores ({self.criterion.partial_file}.*) are not of "
+                "one batch; delete them to start again"
             )
 
     def _stored(self, data: Iterable[Any]) -> Iterator[_Batch]:
