@@ -14,7 +14,7 @@ from infoprune.version import __version__
 TRAINING = ("fit", "validate", "test", "predict")
 """Subcommands that run a Lightning Trainer."""
 
-TOOLS = ("inspect", "prune", "export", "benchmark", "compare", "plot", "dashboard", "completion")
+TOOLS = ("inspect", "prune", "export", "benchmark", "compare", "report", "plot", "dashboard", "completion")
 """Subcommands that work on a model without training it: each a module of `infoprune.commands` with a ``run``."""
 
 DEBUG = "INFOPRUNE_DEBUG"
@@ -35,6 +35,7 @@ commands:
   export       ONNX with its outputs compared, torch.export program, plain weights
   benchmark    latency, throughput and memory, against the unpruned and a uniformly narrowed model
   compare      criteria by budgets: a table and a picture
+  report       the report of a run written anew, or two runs side by side
   plot         pictures of a run from its folder
   dashboard    one W&B dashboard for the whole team
   completion   completion of all this for bash, zsh or tcsh

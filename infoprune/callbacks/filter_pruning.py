@@ -19,7 +19,7 @@ from infoprune.backends import Backend, get_backend
 from infoprune.callbacks._compat import DualNamespaceCallback
 from infoprune.callbacks.distributed import on_all_ranks
 from infoprune.callbacks.engine import EngineOptions, PruningEngine
-from infoprune.callbacks.measure import ValidationMetrics
+from infoprune.callbacks.measure import ValidationMetrics, validate_now
 from infoprune.callbacks.surgery import resize_on_load, stop_resizing
 from infoprune.callbacks.trainer_checks import (
     check_callbacks,
@@ -102,6 +102,8 @@ class FilterPruning(DualNamespaceCallback):
             right after each event; see `infoprune.recalibrate`. 0: not, so that the training that follows adapts them.
         verify: before each cut, run the example inputs through the masked network and the one that is to be left, and
             cut only if their outputs are the same. Takes about three forward passes an event.
+        validate_cuts: after each event, run the validation once before any training, so that the log and the report say
+            what the cut itself cost (logged as ``prune/after_cut/<metric>``). Takes one more validation an event.
         reset_best: at every event let ModelCheckpoint forget its best score, so that "best" is the best model of the
             final shape. Files that it has written before stay. False: "best" may be the unpruned model.
         reset_early_stopping: at every event let EarlyStopping start over, so that a pruned model is not compared with
@@ -144,6 +146,7 @@ class FilterPruning(DualNamespaceCallback):
         calibration_images: int = 640,
         recalibrate: int = 0,
         verify: bool = True,
+        validate_cuts: bool = False,
         reset_best: bool = True,
         reset_early_stopping: bool = False,
         copies: Mapping[str, str] | None = None,
@@ -155,6 +158,7 @@ class FilterPruning(DualNamespaceCallback):
             warnings.warn("FilterPruning: copies is now called follow", DeprecationWarning, stacklevel=2)
         self.schedule = Schedule.parse(schedule)
         self.module = module
+        self.validate_cuts = validate_cuts
         self.reset_best = reset_best
         self.reset_early_stopping = reset_early_stopping
         self.history: list[EventRecord] = []
@@ -369,9 +373,12 @@ class FilterPruning(DualNamespaceCallback):
         )
         self.history.append(event)
         assert self.unpruned is not None
-        rank_zero_info(event_line(event, self.unpruned.cost))
+        if self.validate_cuts:
+            event.metrics_cut = validate_now(trainer)
+        rank_zero_info(event_line(event, self.unpruned.cost, self.unpruned.frozen))
         macs, params = Cost(event.macs, event.params).ratio(self.unpruned.cost)
         ratios = {"prune/macs_ratio": macs, "prune/params_ratio": params}
+        ratios |= {f"prune/after_cut/{k}": value for k, value in event.metrics_cut.items() if value is not None}
         if self._engine.options.target.latency is not None:
             ratios["prune/latency_ratio"] = self._engine.latency_ratio
         if self._log is not None:

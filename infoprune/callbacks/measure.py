@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -159,6 +160,33 @@ def only_progress(trainer: L.Trainer) -> Iterator[None]:
         yield
     finally:
         trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
+
+
+def validate_now(trainer: L.Trainer) -> Metrics:
+    """Run the validation in the middle of a fit; loggers, and callbacks other than the progress bar, do not see it.
+
+    Args:
+        trainer: the Trainer, while it trains. Nothing that it draws later changes.
+
+    Returns:
+        What the validation measured, by name; empty if the fit has no validation.
+    """
+    if not trainer.enable_validation:
+        return {}
+    loop, measured = trainer.fit_loop.epoch_loop.val_loop, ValidationMetrics()
+    first_iteration = trainer._logger_connector._first_loop_iter
+    measured.start(trainer)
+    with isolate_rng(), only_progress(trainer):
+        trainer.validating = True
+        try:
+            if trainer.val_dataloaders is None:
+                loop.setup_data()
+            loop.run()
+        finally:
+            trainer.training = True
+            trainer._logger_connector._first_loop_iter = first_iteration
+    measured.end(trainer)
+    return measured.metrics
 
 
 def latencies(

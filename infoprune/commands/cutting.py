@@ -7,11 +7,13 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 import infoprune
+from infoprune.allocation import ALLOCATIONS
 from infoprune.allocation.rounding import AUTO, RoundTo
 from infoprune.api import PruneResult
 from infoprune.backends import BACKENDS
 from infoprune.commands.named_data import NamedData
 from infoprune.commands.named_model import NamedModel
+from infoprune.criteria import CRITERIA
 from infoprune.errors import ConfigurationError
 
 
@@ -47,8 +49,8 @@ def add_selection_arguments(parser: ArgumentParser) -> None:
         "--allocation",
         type=str | dict,
         default="auto",
-        help="how the groups share the cut; auto: by what it "
-        "costs to cut each, measured on the images of --data, else residual streams give way last",
+        help=f"how the groups share the cut: {', '.join(ALLOCATIONS.names)}, or your own by its import path; auto: by "
+        "what it costs to cut each, measured on the images of --data, else residual streams give way last",
     )
     parser.add_argument(
         "--round_to",
@@ -66,7 +68,8 @@ def add_criterion_argument(parser: ArgumentParser) -> None:
         "--criterion",
         type=str | dict,
         default="capacity_independence",
-        help="how much each filter matters: a name, or a name and options, {name: capacity_independence, balance: 0.3}",
+        help=f"how much each filter matters: {', '.join(CRITERIA.names)}, or your own by its import path; with options "
+        "as in {name: capacity_independence, balance: 0.3}",
     )
 
 

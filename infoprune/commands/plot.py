@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from infoprune.commands.parser import add_json_argument, make_parser, parse, show
+from infoprune.commands.report import record_of
 from infoprune.errors import ConfigurationError, nearest
 from infoprune.files import written_whole
 from infoprune.report.record import RunRecord
@@ -43,8 +44,7 @@ def run(words: Sequence[str]) -> None:
     options = parse(make(words), words)
     if options.format not in FORMATS:
         raise ConfigurationError(f"--format {options.format}: give one of {', '.join(FORMATS)}")
-    given = Path(options.run)
-    path = given if given.suffix == ".json" else given / "record.json"
+    path = record_of(options.run)
     record = RunRecord.load(path)
     from infoprune.report.figures import of_run
 

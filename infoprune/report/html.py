@@ -42,22 +42,28 @@ def render_html(record: RunRecord) -> str:
         The whole page; every text of the record is escaped, sections without content are left out.
     """
     return (
-        _environment()
+        environment()
         .get_template("report.html")
         .render(
             record=record,
             policy=POLICY,
-            css=Markup(files("infoprune.report").joinpath("report.css").read_text(encoding="utf-8")),
+            css=style(),
             **_head(record),
             **_tables(record),
-            **_charts(record),
+            **run_charts(record),
         )
     )
 
 
+def style() -> Markup:
+    """Return the pages' style sheet."""
+    return Markup(files("infoprune.report").joinpath("report.css").read_text(encoding="utf-8"))
+
+
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return the templates' environment: everything is escaped, and a missing value is an error."""
+    made = Environment(
         loader=PackageLoader("infoprune", "report/templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -65,14 +71,14 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(count=count, group_name=group_name)
-    environment.globals.update(
+    made.filters.update(count=count, group_name=group_name)
+    made.globals.update(
         metric_value=metric_value,
         places=places,
         shortened=shortened,
         score_curve=lambda scores, removed: Markup(score_curve(scores, removed)),
     )
-    return environment
+    return made
 
 
 def _head(record: RunRecord) -> dict[str, Any]:
@@ -105,6 +111,7 @@ def _tables(record: RunRecord) -> dict[str, Any]:
         "detailed_event": detailed,
         "detail_columns": list(dict.fromkeys(name for of_layer in figures for name in of_layer)),
         "event_metric": _event_metric_name(record),
+        "cuts_measured": any(event.metrics_cut for event in record.events),
         "facts": _facts(record),
     }
 
@@ -122,11 +129,11 @@ def _facts(record: RunRecord) -> dict[str, str]:
         "seed": "" if record.seed is None else str(record.seed),
         "device": record.device,
         "versions": joined([f"{name} {version}" for name, version in record.versions.items()]),
-        **{name.replace("_", " "): _option(value) for name, value in record.options.items()},
+        **{name.replace("_", " "): as_option(value) for name, value in record.options.items()},
     }
 
 
-def _charts(record: RunRecord) -> dict[str, Any]:
+def run_charts(record: RunRecord) -> dict[str, Any]:
     """Draw the run twice, for wide and for narrow screens; nothing where the cut was made without training."""
     panels = _run_panels(record)
     if not panels or all(event.epoch < 0 for event in record.events):
@@ -145,10 +152,10 @@ def _run_panels(record: RunRecord) -> list[Panel]:
     if metric is not None:
         # The validation of an epoch takes place at its end, a pruning event at its start.
         points = [(epoch + 1.0, value) for epoch, value in _series(record, metric)]
-        first = record.events[0].epoch if record.events else 0
-        floor = min((y for x, y in points if x >= first), default=None)
         if points:
-            panels.append(Panel(metric, points, lambda value: _tick(metric, value), 170, floor))
+            cuts = [(float(event.epoch), event.metrics_cut.get(metric)) for event in record.events]
+            marks = [(epoch, value) for epoch, value in cuts if value is not None]
+            panels.append(Panel(metric, points, lambda value: _tick(metric, value), 170, marks=marks))
     if record.events and record.before.macs:
         full = record.before.macs
         steps = [(0.0, 1.0), *((float(event.epoch), event.macs / full) for event in record.events)]
@@ -170,10 +177,12 @@ def _event_metric_name(record: RunRecord) -> str | None:
     return choose_metric(list(dict.fromkeys(names)))
 
 
-def _option(value: object) -> str:
-    """Return an option as a person writes it; empty for one that says nothing."""
+def as_option(value: object) -> str:
+    """Return an option as a person writes it."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_option(item)}" for name, item in value.items())
+        return ", ".join(f"{name} {as_option(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(f"[{_option(item)}]" if isinstance(item, list | tuple) else _option(item) for item in value)
+        return ", ".join(
+            f"[{as_option(item)}]" if isinstance(item, list | tuple) else as_option(item) for item in value
+        )
     return str(value)

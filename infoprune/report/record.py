@@ -83,6 +83,7 @@ class EventRecord:
         scores: channel group -> score of each unit that it had before this event.
         kept: channel group -> units that stayed, numbered as before this event.
         metrics_before: last validation metrics before the event.
+        metrics_cut: validation metrics right after the event, before any training; empty if that was not asked for.
         metrics_after: last validation metrics before the next event, or at the end.
         curves: channel group -> units that stay -> what cutting this group alone to them costs, if that was measured.
         details: layer -> named figures that the criterion or the allocation published (rank, entropy, concentration).
@@ -99,6 +100,7 @@ class EventRecord:
     kept: dict[str, list[int]] = field(default_factory=dict)
     metrics_before: dict[str, float | None] = field(default_factory=dict)
     metrics_after: dict[str, float | None] = field(default_factory=dict)
+    metrics_cut: dict[str, float | None] = field(default_factory=dict)
     details: dict[str, dict[str, float]] = field(default_factory=dict)
     curves: dict[str, dict[str, float]] = field(default_factory=dict)
 

@@ -98,8 +98,9 @@ class Panel:
         points: (epochs trained, value), ascending.
         show: turns a value into the text of a tick.
         height: of the strip, in pixels.
-        floor: lowest value that the axis must show, None to fit the points.
+        floor: a value that the axis reaches down to, None to fit the points.
         stepped: whether the value holds until the next point.
+        marks: (epochs trained, value) of single points beside the line: what was measured right after an event.
     """
 
     label: str
@@ -108,6 +109,7 @@ class Panel:
     height: int
     floor: float | None = None
     stepped: bool = False
+    marks: Sequence[Point] = ()
 
 
 def run_chart(panels: Sequence[Panel], events: Sequence[float], width: int = 720) -> str:
@@ -167,19 +169,15 @@ def _panel(panel: Panel, axis: _Axis, top: float) -> list[str]:
     points = _held(panel.points, axis.end) if panel.stepped else panel.points
     line = " ".join(f"{axis(x):.1f},{up(y):.1f}" for x, y in points)
     marks = "" if panel.stepped else "".join(_dot(axis(x), up(y), panel.show(y), x) for x, y in panel.points)
-    clip = f"clip{axis.right:.0f}-{top:.0f}"
-    width, height = axis.right - axis.left + 8, panel.height + 4
-    parts.append(
-        f'<clipPath id="{clip}"><rect x="{axis.left - 4}" y="{top - 4}" width="{width}" height="{height}"/></clipPath>'
-    )
-    parts.append(f'<g clip-path="url(#{clip})"><polyline class="line" points="{line}"/>{marks}</g>')
+    marks += "".join(_mark(axis(x), up(y), panel.show(y)) for x, y in panel.marks)
+    parts.append(f'<g><polyline class="line" points="{line}"/>{marks}</g>')
     return parts
 
 
 def _bounds(panel: Panel) -> Point:
     """Return the lowest and highest value of a strip's axis, with air around the points."""
-    values = [y for _, y in panel.points]
-    low, high = min(values) if panel.floor is None else min(panel.floor, max(values)), max(values)
+    values = [y for _, y in (*panel.points, *panel.marks)]
+    low, high = min(values) if panel.floor is None else min(panel.floor, *values), max(values)
     margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
     return (0.0 if low == 0 else low - margin), high + margin
 
@@ -230,3 +228,8 @@ def _ticks(low: float, high: float, wanted: int, whole: bool = False) -> list[fl
         step = max(1, round(step))
     first = math.ceil(low / step - 1e-9)
     return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _mark(x: float, y: float, value: str) -> str:
+    title = f"<title>{escape(value)} right after the cut</title>"
+    return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="4">{title}</circle>'

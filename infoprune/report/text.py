@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
 from infoprune.cost import Cost
-from infoprune.report.record import EventRecord, RunRecord, Totals
+from infoprune.report.record import EventRecord, LayerRow, RunRecord, Totals
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -119,21 +121,42 @@ def group_name(name: str) -> str:
     return f"{layer}, {ordinals.get(number, f'{number}th')} part" if number else layer
 
 
-def event_line(event: EventRecord, unpruned: Cost) -> str:
+def event_line(event: EventRecord, unpruned: Cost, frozen: Collection[str] = ()) -> str:
     """Return one line about a pruning event: when, how many filters went, and what is left of the unpruned model.
+
+    Args:
+        event: the event.
+        unpruned: what the model cost before the first event.
+        frozen: channel groups that could not be pruned; their filters are not counted.
 
     >>> from infoprune.report.record import LayerRow
     >>> rows = [LayerRow("conv", "conv", "conv", 16, 12, 160, 120, 1600, 1200)]
     >>> event_line(EventRecord(0, 2, 400, "l1", 6000, 900, rows), Cost(8000, 1000))
     'Pruned at the start of epoch 2: 4 of 16 filters went, 6.00 k MACs (75.0 %) and 900 parameters (90.0 %) are left'
     """
-    filters = sum(row.channels_before for row in event.layers)
-    gone = filters - sum(row.channels_after for row in event.layers)
+    filters, left = filters_of(event.layers, frozen)
     macs, params = Cost(event.macs, event.params).ratio(unpruned)
-    return (
-        f"Pruned at the start of epoch {event.epoch}: {gone:,} of {filters:,} filters went, {count(event.macs)} MACs "
-        f"({percent(macs)}) and {count(event.params)} parameters ({percent(params)}) are left"
+    line = (
+        f"Pruned at the start of epoch {event.epoch}: {filters - left:,} of {filters:,} filters went, "
+        f"{count(event.macs)} MACs ({percent(macs)}) and {count(event.params)} parameters ({percent(params)}) are left"
     )
+    name = choose_metric(list(event.metrics_cut))
+    if name is None:
+        return line
+    before = event.metrics_before.get(name)
+    was = f", {metric_value(name, before)} before it" if before is not None else ""
+    return f"{line}; {name} is {metric_value(name, event.metrics_cut[name])} right after the cut{was}"
+
+
+def filters_of(layers: Iterable[LayerRow], frozen: Collection[str]) -> tuple[int, int]:
+    """Return the number of filters that could be pruned, before and after; a classifier's outputs are not among them.
+
+    >>> rows = [LayerRow("conv", "conv", "conv", 16, 12, 160, 120, 1600, 1200)]
+    >>> filters_of([*rows, LayerRow("head", "head", "linear", 10, 10, 160, 120, 1600, 1200)], {"head": "is an output"})
+    (16, 12)
+    """
+    rows = [row for row in layers if row.group not in frozen]
+    return sum(row.channels_before for row in rows), sum(row.channels_after for row in rows)
 
 
 def summary(record: RunRecord) -> list[str]:
@@ -144,8 +167,8 @@ def summary(record: RunRecord) -> list[str]:
 def _what_was_done(record: RunRecord) -> str:
     if not record.events:
         return f"{record.model} was trained, but no pruning event took place."
-    filters = sum(row.channels_before for row in record.layers)
-    removed = filters - sum(row.channels_after for row in record.layers)
+    filters, left = filters_of(record.layers, record.frozen)
+    removed = filters - left
     if all(event.epoch < 0 for event in record.events):
         return (
             f"{record.model} lost {removed:,} of its {filters:,} filters in one cut without training, chosen by "
@@ -233,7 +256,7 @@ def speed_remarks(before: Totals, after: Totals) -> list[str]:
 def total_rows(record: RunRecord) -> list[tuple[str, str, str, str]]:
     """Return the before/after table: what, before, after, change."""
     before, after = record.before, record.after
-    channels = [sum(row.channels_before for row in record.layers), sum(row.channels_after for row in record.layers)]
+    channels = filters_of(record.layers, record.frozen)
     rows = [
         ("filters", f"{channels[0]:,}", f"{channels[1]:,}", change(*channels)),
         ("parameters", count(before.params), count(after.params), change(before.params, after.params)),

@@ -222,9 +222,9 @@ class _MaskedTracer(_NumericTracer):
         if labels.zero and labels.origin is not None and out.is_floating_point():
             for dim in range(out.dim()):
                 stay = self._stay(out, dim)
-                if stay is not None:
+                if stay is not None and out.stride(dim):
                     gone = torch.ones(out.shape[dim], dtype=torch.bool, device=out.device).index_fill_(0, stay, False)
-                    out.index_fill_(dim, gone.nonzero()[:, 0], 0)
+                    _without_repeats(out).index_fill_(dim, gone.nonzero()[:, 0], 0)
 
     def _stay(self, tensor: Tensor, dim: int) -> Tensor | None:
         """Return the indices of a dimension that the plan leaves; None if it leaves all."""
@@ -253,6 +253,13 @@ class _MaskedTracer(_NumericTracer):
         placed.index_copy_(dim, index, tensors_in([outs])[0])
         set_labels(placed, labels_of(first_out))
         return (placed, *full[1:]) if isinstance(full, tuple) else placed
+
+
+def _without_repeats(tensor: Tensor) -> Tensor:
+    """Return a view on an expanded tensor that holds each value of its memory once, so that it can be written to."""
+    for dim, stride in enumerate(tensor.stride()):
+        tensor = tensor if stride else tensor.narrow(dim, 0, min(1, tensor.shape[dim]))
+    return tensor
 
 
 def _labelled(outs: Any, like: Any) -> Any:
