@@ -20,7 +20,7 @@ from infoprune.calibration import as_batches
 from infoprune.cost import Cost
 from infoprune.criteria import Criterion, Scores
 from infoprune.decide import Decision, Target, decide
-from infoprune.errors import ConfigurationError, PlanError
+from infoprune.errors import ConfigurationError
 from infoprune.inputs import Inputs
 from infoprune.network_batches import NetworkBatches
 from infoprune.recalibration import check_norms
@@ -28,9 +28,7 @@ from infoprune.registry import check_count
 from infoprune.snapshot import snapshot
 from infoprune.structure import PruningPlan, Structure, shrink
 from infoprune.structure.notebook import html_table
-from infoprune.structure.trace import MAX_DRY_RUNS, TraceSession, labelled, rehearsed, resolve_conflicts
-from infoprune.structure.validation.conflict import Conflict
-from infoprune.structure.validation.dry_run import dry_run
+from infoprune.structure.trace import traced_model
 from infoprune.structure.verify import check_exact
 
 if TYPE_CHECKING:
@@ -154,18 +152,19 @@ def prune(
     if recalibrate:
         _check_recalibration(model, as_batches(data), recalibrate)
     batches = None if data is None else NetworkBatches(as_batches(data), example_inputs)
-    session, structure = labelled(model, example_inputs, frozen)
-    if data is not None or latency is not None or not structure.cuts_alike:
-        structure = rehearsed(session, structure)  # else deciding is cheap, and the plan itself the best of trial cuts
-    decide_on = partial(decide, model, target=target, criterion=criterion, data=batches)
+    traced = traced_model(model, example_inputs, frozen)
+    if data is not None or latency is not None or not traced.structure.cuts_alike:
+        traced.validate()  # else deciding is cheap, and the plan itself is the best trial cut
     measure = (
         None
         if latency is None
         else partial(LatencyShare, model, example_inputs=example_inputs, backend=target.backend or "eager")
     )
-    structure, decision = _decided(session, structure, decide_on, get_allocation(allocation), measure)
+    decide_on = partial(decide, model, target=target, criterion=criterion, data=batches)
+    decision = traced.settle(_Decider(decide_on, get_allocation(allocation), measure))
+    structure = traced.structure
     if any(decision.widths.get(group.name, group.size) == group.size for group in structure.prunable):
-        structure = rehearsed(session, structure)  # the plan says nothing of groups that it leaves whole
+        structure = traced.validate()  # the plan says nothing of groups that it leaves whole
     if verify:
         check_exact(model, decision.plan, example_inputs)
     before, after = structure.cost(), structure.cost_of(decision.plan)
@@ -176,25 +175,29 @@ def prune(
     return PruneResult(decision.plan, before, after, structure, decision.scores, decision.latency, decision.curves)
 
 
-def _decided(
-    session: TraceSession,
-    structure: Structure,
-    decide_on: Callable[..., Decision],
-    allocation: Allocation,
-    measure: Callable[[Structure], Measure] | None,
-) -> tuple[Structure, Decision]:
-    """Decide until the model's code follows the plan; what stands in its way stays."""
-    scores: Scores | None = None
-    blamed: list[Conflict] = []
-    for _ in range(MAX_DRY_RUNS):
-        decision = decide_on(structure, allocation=allocation, scores=scores, measure=measure and measure(structure))
-        blamed = dry_run(session, structure, decision.plan)
-        if not blamed:
-            return structure, decision
-        structure = resolve_conflicts(session, structure, decision.plan, blamed)
-        allocation = decision.allocation or allocation  # what it measured still holds
-        scores = {g.name: decision.scores[g.name] for g in structure.prunable if g.name in decision.scores}
-    raise PlanError(f"no plan was found that the model's code follows: a channel {blamed[0].reason}; freeze that layer")
+class _Decider:
+    """Decides on a structure; asked again, it keeps the scores and what the allocation measured."""
+
+    def __init__(
+        self,
+        decide_on: Callable[..., Decision],
+        allocation: Allocation,
+        measure: Callable[[Structure], Measure] | None,
+    ) -> None:
+        self._decide_on = decide_on
+        self._allocation = allocation
+        self._measure = measure
+        self._scores: Scores | None = None
+
+    def __call__(self, structure: Structure) -> Decision:
+        scores = self._scores
+        if scores is not None:
+            scores = {g.name: scores[g.name] for g in structure.prunable if g.name in scores}
+        measure = self._measure and self._measure(structure)
+        decision = self._decide_on(structure, allocation=self._allocation, scores=scores, measure=measure)
+        self._allocation = decision.allocation or self._allocation
+        self._scores = decision.scores
+        return decision
 
 
 def _check_recalibration(model: nn.Module, data: Iterable[Any] | None, batches: int) -> None:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.smoke
 PACKAGE = Path(__file__).resolve().parents[1] / "infoprune"
 
 FLOORS = [
-    {"errors", "version", "files", "registry", "inputs", "distributed", "progress", "calibration"},
+    {"errors", "version", "files", "registry", "inputs", "distributed", "progress", "calibration", "network_batches"},
     {"cost", "structure"},
     {"shapes", "snapshot", "state_dicts", "weight_files", "saving"},
     {"criteria", "recalibration", "evaluate", "checkpoint", "loading"},
@@ -29,9 +29,9 @@ ENGINE = [
     {"notebook", "plan_format", "tensors", "labels"},
     {"plan", "module_state"},
     {"tracing", "attributes"},
-    {"cost_model", "layers", "explain", "groups"},
+    {"cost_model", "layers", "explain", "channel_groups", "groups"},
     {"validation", "surgery"},
-    {"numeric_run", "trace", "unreached", "verify"},
+    {"numeric_run", "trace", "verify"},
     {"__init__"},
 ]
 """The floors of the structure engine."""

@@ -15,7 +15,7 @@ import infoprune
 from infoprune.errors import PlanError
 from infoprune.structure import check_plan
 from infoprune.structure.surgery.attributes import number
-from infoprune.structure.validation.size_attributes import siblings
+from infoprune.structure.validation.module_paths import siblings
 from tests.networks import randomise
 from tests.oracle import relative_error
 

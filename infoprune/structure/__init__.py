@@ -6,7 +6,8 @@ Four floors, each of which imports only those before it: ``labels``, ``tracing``
 import warnings
 from typing import Any
 
-from infoprune.structure.groups import ChannelGroup, GroupSlot, Structure
+from infoprune.structure.channel_groups import ChannelGroup, GroupSlot
+from infoprune.structure.groups import Structure
 from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of
 from infoprune.structure.layers import Layer
 from infoprune.structure.plan import PruningPlan

@@ -11,7 +11,8 @@ from infoprune.errors import ConfigurationError, nearest
 from infoprune.structure.labels import Labels
 
 if TYPE_CHECKING:
-    from infoprune.structure.groups import ChannelGroup, Structure
+    from infoprune.structure.channel_groups import ChannelGroup
+    from infoprune.structure.groups import Structure
 
 _SIDES = {0: "filters", 1: "input channels"}
 

@@ -7,82 +7,32 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from operator import itemgetter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from infoprune.cost import Cost
 from infoprune.errors import ConfigurationError, PlanError, nearest
+from infoprune.structure.channel_groups import ChannelGroup, Grouping, GroupSlot
 from infoprune.structure.cost_model import CostModel
 from infoprune.structure.explain import explain
-from infoprune.structure.labels import Labels, LabelSpace, ranges
+from infoprune.structure.labels import Labels, LabelSpace
 from infoprune.structure.layers import Layer, find_layers, layer_name
 from infoprune.structure.notebook import html_table
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.tracing.rule_context import Contraction, OpRecord
-from infoprune.structure.tracing.tracer import Tracer
 
-
-@dataclass(frozen=True)
-class GroupSlot:
-    """The part of one dimension of one parameter or buffer that belongs to a group.
-
-    Attributes:
-        tensor: name of the parameter or buffer.
-        dim: its dimension.
-        index: (k,) positions along that dimension.
-        unit: (k,) the group's unit that each position belongs to.
-    """
-
-    tensor: str
-    dim: int
-    index: Labels
-    unit: Labels
-
-
-@dataclass(frozen=True)
-class ChannelGroup:
-    """Channels that are chosen among themselves: every unit takes the same number of indices from the same slots.
-
-    Attributes:
-        name: the group's first filter layer.
-        size: number of units; a unit's channels live and die together.
-        slots: where the units lie.
-        reason: why the group is frozen, or None if it can be pruned.
-    """
-
-    name: str
-    size: int
-    slots: tuple[GroupSlot, ...]
-    reason: str | None = None
-
-    @property
-    def frozen(self) -> bool:
-        """Return whether the group has to stay whole."""
-        return self.reason is not None
-
-    def __str__(self) -> str:
-        state = f"frozen: {self.reason}" if self.frozen else "prunable"
-        return f"{self.name}: {self.size} units in {len(self.slots)} slots, {state}"
+if TYPE_CHECKING:
+    from infoprune.structure.tracing.session import Passes
 
 
 @dataclass(frozen=True)
 class AttributeSlot:
-    """A number in a module that follows the width of some labels (found by rehearsal)."""
+    """A number in a module that follows the width of some labels (found by dry run)."""
 
     path: str
     value: int
     labels: Labels
-
-
-@dataclass(frozen=True)
-class Passes:
-    """The recorded forward passes that a rehearsal repeats; see ``TraceSession``."""
-
-    on_shapes: bool
-    passes: list[tuple[bool, Tracer]]
-    zero_pass: Tracer | None
 
 
 class Structure:
@@ -92,6 +42,7 @@ class Structure:
     """
 
     passes: Passes
+    """The forward passes that were recorded, which a dry run repeats."""
 
     def __init__(
         self,
@@ -111,17 +62,14 @@ class Structure:
         self.attributes = tuple(attributes)
         self.caches = tuple(caches)
         self.component = space.components()
-        self._slot_classes = space.slot_classes()
-        self._representatives = space.representatives(self._slot_classes)
         self._slots = {(slot.tensor, slot.dim): slot for slot in space.slots}
-        self._starts = np.array([slot.start for slot in space.slots], dtype=np.int64)
         self._parameters = list(parameters)
         self._contractions = list(contractions)
         self._batch = batch
         self.layers = tuple(find_layers(space, self.component, [*contractions, *other_contractions]))
-        self.groups: tuple[ChannelGroup, ...] = ()
+        self._grouping = Grouping(space, self.component, self.records, self.layers)
+        self.groups = self._grouping.groups
         self._last_keep_mask: tuple[PruningPlan, np.ndarray] | None = None
-        self._group()
 
     def with_attributes(self, attributes: Sequence[AttributeSlot]) -> Structure:
         """The same channel groups, with other numbers that follow them."""
@@ -131,105 +79,10 @@ class Structure:
 
     # -- groups -------------------------------------------------------------------------------------------------------
 
-    def _group(self) -> None:
-        """Sort the units into groups: those that lie in the same slots in the same number, for the same reason."""
-        frozen, reasons = self._frozen_components()
-        _, labels = self._representatives
-        units = labels[(self.component[labels] == labels) & (frozen[labels] >= 0)]  # each by its smallest label
-        signature = self.space.signatures(self.component, self._slot_classes)[units]
-        signature ^= _random_bits(len(reasons) + 2)[frozen[units]]
-        starts, lengths = _runs(signature)  # far fewer than units
-        _, example, number = np.unique(signature[starts], return_index=True, return_inverse=True)
-        order = np.argsort(number, kind="stable")
-        sizes = np.bincount(number, weights=lengths).astype(np.int64)
-        place = np.empty_like(units)  # of a unit in its group
-        place[ranges(starts[order], lengths[order])] = ranges(np.zeros_like(sizes), sizes)
-        group = np.repeat(number, lengths)
-
-        slots = self._slots_of(units, group, place)
-        reason_of = [reasons[r - 1] if r else None for r in frozen[units[starts[example]]].tolist()]
-        group = self._finish_groups(slots, sizes.tolist(), reason_of)[group]
-        self.group_of_root = np.full(self.space.size, -1, dtype=np.int64)
-        self.group_of_root[units] = group
-        # All units of all groups in one row; what is no channel stands behind the last.
-        self._first_unit = np.cumsum([0, *(g.size for g in self.groups)])
-        self._unit_of_root = np.full(self.space.size, self._first_unit[-1])
-        self._unit_of_root[units] = np.where(group >= 0, self._first_unit[group] + place, self._first_unit[-1])
-
-    def _slots_of(self, units: Labels, group: Labels, place: Labels) -> dict[int, list[GroupSlot]]:
-        """Return where each group lies, given the units' smallest labels, their groups and their places in these."""
-        unit_of_root = np.full(self.space.size, -1, dtype=np.int64)
-        unit_of_root[units] = np.arange(len(units))
-        slot, labels = self._representatives
-        unit = unit_of_root[self.component[labels]]
-        slot, labels, unit = slot[unit >= 0], labels[unit >= 0], unit[unit >= 0]
-        # All labels that a group has in a slot stand together; mostly they do already.
-        part = group[unit] * len(self.space.slots) + slot
-        starts, lengths = _runs(part)
-        order = np.argsort(part[starts], kind="stable")
-        together = ranges(starts[order], lengths[order])
-        index, place = (labels - self._starts[slot])[together], place[unit][together]
-        parts, first_run = np.unique(part[starts[order]], return_index=True)
-        begins = (np.cumsum(lengths[order]) - lengths[order])[first_run]
-        likes: dict[int, list[int]] = {}
-        for number, first in enumerate(self._slot_classes.tolist()):
-            likes.setdefault(first, []).append(number)
-        found = []
-        for key, (begin, end) in zip(parts.tolist(), pairwise([*begins.tolist(), len(part)]), strict=True):
-            of_group, first = divmod(key, len(self.space.slots))
-            found += [(of_group, number, index[begin:end], place[begin:end]) for number in likes[first]]
-        slots: dict[int, list[GroupSlot]] = {}
-        for of_group, number, taken, of_unit in sorted(found, key=itemgetter(0, 1)):
-            where = self.space.slots[number]
-            slots.setdefault(of_group, []).append(GroupSlot(where.tensor, where.dim, taken, of_unit))
-        return slots
-
-    def _frozen_components(self) -> tuple[Labels, list[str]]:
-        """For each component 0 if prunable, the number of its reason from 1, or -1 if it is no channel at all."""
-        frozen = np.zeros(self.space.size, dtype=np.int64)
-        silent = [f.labels for f in self.space.freezes if f.reason is None]
-        spoken = [f for f in self.space.freezes if f.reason is not None]
-        if silent:
-            frozen[self.component[np.concatenate(silent)]] = -1
-        reasons: list[str] = []
-        numbers: dict[str, int] = {}
-        for freeze in reversed(spoken):  # the first reason has the last word
-            text = f"{freeze.reason} ({self.records[freeze.op]})" if freeze.op >= 0 else str(freeze.reason)
-            if text not in numbers:
-                reasons.append(text)
-                numbers[text] = len(reasons)
-            frozen[self.component[freeze.labels]] = numbers[text]
-        return frozen, reasons
-
-    def _finish_groups(
-        self, slots: Mapping[int, list[GroupSlot]], sizes: Sequence[int], reasons: Sequence[str | None]
-    ) -> Labels:
-        """Name the groups after their layers and put them in forward order; the new number of each, -1 if dropped."""
-        rank = {(layer.weight, layer.dim): i for i, layer in reversed(list(enumerate(self.layers)))}
-        entries = []
-        for number, members in slots.items():
-            makers = [rank[key] for s in members if (key := (s.tensor, s.dim)) in rank]
-            size = sizes[number]
-            if not makers and size == 1:
-                continue  # a dimension of one that nothing was ever united with is no channel
-            reason = reasons[number]
-            if reason is None and not makers:
-                reason = "no convolution or linear layer makes these channels"
-            if reason is None and size == 1:
-                reason = "all its channels are bound together, or there is only one"
-            label = self.layers[min(makers)].name if makers else members[0].tensor
-            entries.append((min(makers, default=len(rank)), number, label, size, tuple(members), reason))
-        entries.sort(key=lambda e: (e[0], e[5] is not None, e[1]))
-        taken: dict[str, int] = {}
-        groups = []
-        new_number = np.full(len(slots), -1, dtype=np.int64)
-        for position, (_, number, label, size, where, reason) in enumerate(entries):
-            taken[label] = taken.get(label, 0) + 1
-            name = label if taken[label] == 1 else f"{label}#{taken[label]}"
-            groups.append(ChannelGroup(name, size, where, reason))
-            new_number[number] = position
-        self.groups = tuple(groups)
-        return new_number
+    @property
+    def group_of_root(self) -> Labels:
+        """For the smallest label of each unit the number of its group, else -1."""
+        return self._grouping.group_of_root
 
     @cached_property
     def prunable(self) -> tuple[ChannelGroup, ...]:
@@ -272,25 +125,25 @@ class Structure:
             ConfigurationError: an unknown group.
             PlanError: a frozen group, a unit out of range or repeated, a group emptied.
         """
-        goes = np.zeros(self._first_unit[-1] + 1, dtype=bool)  # the last stands for labels without a unit
+        goes = np.zeros(self._grouping.first_unit[-1] + 1, dtype=bool)  # the last stands for labels without a unit
         for name, units in removed.items():
             group = self.group(name)
             chosen = np.sort(np.asarray(units if isinstance(units, np.ndarray) else list(units), dtype=np.int64))
             _check_units(group, chosen)
-            goes[self._first_unit[self._number[name]] + chosen] = True
+            goes[self._grouping.first_unit[self._number[name]] + chosen] = True
         return self._plan_of(goes)
 
     def _plan_of(self, goes: np.ndarray) -> PruningPlan:
         """The plan that removes these of all units in their row; its last entry, for what is no channel, is False."""
-        slot, labels = self._representatives
-        gone = goes[self._unit_of_root[self.component[labels]]]
+        slot, labels = self._grouping.representatives
+        gone = goes[self._grouping.unit_of_root[self.component[labels]]]
         slot, labels = slot[gone], labels[gone]
-        indices = labels - self._starts[slot]
+        indices = labels - self._grouping.starts[slot]
         bounds = np.searchsorted(slot, np.arange(len(self.space.slots) + 1)).tolist()
         cuts: dict[str, dict[int, tuple[int, ...]]] = {}
         once: dict[bytes, tuple[int, ...]] = {}  # what one channel takes of many slots is written down once
         lost: dict[int, tuple[int, ...]] = {}
-        for number, first in enumerate(self._slot_classes.tolist()):
+        for number, first in enumerate(self._grouping.slot_classes.tolist()):
             begin, end = bounds[first : first + 2]
             if begin == end:
                 continue
@@ -322,9 +175,9 @@ class Structure:
 
     def part_of(self, plan: PruningPlan, groups: Labels) -> PruningPlan:
         """Return what a plan cuts from groups given by their numbers."""
-        goes = np.zeros(self._first_unit[-1] + 1, dtype=bool)
-        goes[self._unit_of_root[self.component[~self.keep_mask(plan)[:-1]]]] = True
-        goes[:-1] &= np.isin(np.repeat(np.arange(len(self.groups)), np.diff(self._first_unit)), groups)
+        goes = np.zeros(self._grouping.first_unit[-1] + 1, dtype=bool)
+        goes[self._grouping.unit_of_root[self.component[~self.keep_mask(plan)[:-1]]]] = True
+        goes[:-1] &= np.isin(np.repeat(np.arange(len(self.groups)), np.diff(self._grouping.first_unit)), groups)
         goes[-1] = False
         return self._plan_of(goes)
 
@@ -466,16 +319,6 @@ class Structure:
 def _layer_of(contraction: Contraction) -> str:
     """The name that a contraction's cost goes by."""
     return layer_name(contraction.kernel) if contraction.kernel else contraction.module or "forward"
-
-
-def _runs(values: np.ndarray) -> tuple[Labels, Labels]:
-    """Return where runs of equal values start, and how long they are."""
-    starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])[: len(values)])
-    return starts, np.diff(starts, append=len(values))
-
-
-def _random_bits(count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 2**63, size=count, dtype=np.uint64)
 
 
 def _check_units(group: ChannelGroup, units: np.ndarray) -> None:

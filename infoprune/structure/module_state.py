@@ -2,7 +2,7 @@
 
 Code that computes something once for each device or size (``self.bias_of[device] = self.bias[:, self.places]``) fills a
 dict of its own, or an attribute that was None; other code builds a layer at its first call, or hangs hooks on its
-layers and notes that it did. A trace must not leave anything of it, rehearsals must find what the trace found, and a
+layers and notes that it did. A trace must not leave anything of it, dry runs must find what the trace found, and a
 cut has to drop what was computed with the old widths.
 """
 

@@ -96,7 +96,7 @@ class LabelSpace:
     def new_labels(self, size: int) -> Labels:
         """Labels without a slot, for tensors that the model's code makes itself (``x.new_zeros(...)``).
 
-        Such a tensor shrinks when the sizes that the code asks for shrink; rehearsal finds out whether they do.
+        Such a tensor shrinks when the sizes that the code asks for shrink; dry run finds out whether they do.
         """
         self.size += size
         return np.arange(self.size - size, self.size, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""How many examples a model's inputs hold."""
+"""What a model's inputs hold: tensors, and how many examples."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
-from infoprune.inputs import ModelCall
+from infoprune.inputs import Inputs, ModelCall
 
 
 def count_examples(inputs: Any) -> int:
@@ -57,7 +58,7 @@ def _arguments(inputs: Any) -> list[Any]:
 
 
 def _in_argument(argument: Any) -> int | None:
-    """Return the number of examples in one argument, None if it holds no tensor."""
+    """The number of examples in one argument, None if it holds no tensor."""
     if isinstance(argument, Tensor):
         return argument.shape[0] if argument.dim() > 1 else 1
     if holds_entries(argument):
@@ -66,3 +67,14 @@ def _in_argument(argument: Any) -> int | None:
     if isinstance(values, (list, tuple)) or isinstance(argument, Mapping):
         return next((count for value in values if (count := _in_argument(value)) is not None), None)
     return None
+
+
+def tensors_of(inputs: Inputs) -> list[Tensor]:
+    """Return the tensors among example inputs."""
+    return [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
+
+
+def in_words(inputs: Inputs) -> str:
+    """Describe example inputs by the shapes of their tensors."""
+    shapes = [str(tuple(tensor.shape)) for tensor in tensors_of(inputs)]
+    return f"of shape {', '.join(shapes)}" if shapes else f"of type {type(inputs).__name__}"

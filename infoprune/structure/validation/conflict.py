@@ -1,4 +1,4 @@
-"""What a rehearsal finds: channels that the model's code does not let go."""
+"""Conflicts that a dry run finds: channels without which the model's code does not run as before."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Conflict:
-    """Labels that the model's code does not let go; the operator (-1: none in particular) and module that showed it.
+    """Labels without which the model's code does not run as before.
 
-    Where the code failed before it ran an operator, ``upcoming`` is the one that it had come to. Where it ran one whose
-    sizes do not fit, ``asked`` holds the dimensions that are asked for in a wrong size, as far as that is known.
-    ``like``: it did not happen in this module but in another that runs the same code.
+    Attributes:
+        labels: the labels that a plan removed.
+        reason: why they cannot go, in words.
+        op: number of the operator that shows the conflict; -1: none in particular.
+        module: path of the module that shows it.
+        upcoming: where the code failed before it ran an operator, the number of the next one; else -1.
+        asked: the dimensions that the operator asks for in a wrong size, as far as that is known.
+        like: whether it happened not in this module but in a sibling, which runs the same code.
     """
 
     labels: Labels

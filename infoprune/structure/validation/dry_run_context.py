@@ -1,4 +1,4 @@
-"""What a rule writes with while a cut is rehearsed: labels are carried on, and nothing is recorded."""
+"""The context of a rule in a dry run: it carries labels on and records nothing."""
 
 from __future__ import annotations
 

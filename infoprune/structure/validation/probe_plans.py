@@ -1,4 +1,4 @@
-"""The plans that a trace rehearses, to find what a model's code does not follow."""
+"""The plans that a trace runs dry, to find what a model's code does not follow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from operator import attrgetter
 
 import numpy as np
 
-from infoprune.structure.groups import ChannelGroup, Structure
+from infoprune.structure.channel_groups import ChannelGroup
+from infoprune.structure.groups import Structure
 from infoprune.structure.labels import Labels
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tracing.rule_context import GIVEN_SIZES

@@ -1,9 +1,9 @@
 """Widths that a model's code reads from another tensor: ``reshape(b, x.shape[1], -1)`` of what was made from ``x``.
 
-Such code holds no number, so there is nothing to rewrite; but the two dimensions can only be cut alike. A rehearsal
+Such code holds no number, so there is nothing to rewrite; but the two dimensions can only be cut alike. A dry run
 cuts every group by a number of its own. So where an operator asks for a size that its result should not have, but that
 another dimension in the same module has after the cut, its channels are tied to that dimension's, index by index.
-The next rehearsal shows whether this was all that stood in the way.
+The next dry run shows whether this was all that stood in the way.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from infoprune.structure.groups import Structure
 from infoprune.structure.labels import Labels
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.validation.conflict import Conflict
-from infoprune.structure.validation.size_attributes import ancestors
+from infoprune.structure.validation.module_paths import ancestors
 
 if TYPE_CHECKING:
-    from infoprune.structure.trace import TraceSession
+    from infoprune.structure.tracing.session import TraceSession
 
 
 def tie(session: TraceSession, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> bool:
@@ -32,7 +32,7 @@ def tie(session: TraceSession, structure: Structure, plan: PruningPlan, conflict
             if size == len(axis) or (axis < 0).any():  # it is written out, or not all of it is the model's
                 continue
             read = next((other for other in axes_in(conflict.module, len(axis)) if keep[other].sum() == size), None)
-            if read is not None:  # should it be the wrong one, the next rehearsal finds the right one too
+            if read is not None:  # should it be the wrong one, the next dry run finds the right one too
                 session.space.unite(axis, read, conflict.op)
                 tied = True
     return tied

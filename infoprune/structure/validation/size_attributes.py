@@ -1,41 +1,41 @@
 """Size attributes: numbers in a model's modules that have to follow a cut, such as head counts and written-out widths.
 
-Where a rehearsal fails, the module that is running may hold the number that its code asks for: ``self.num_heads`` in
+Where a dry run fails, the module that is running may hold the number that its code asks for: ``self.num_heads`` in
 ``view(b, n, 3, self.num_heads, -1)``, ``self.hidden_dim`` in ``reshape(n, self.hidden_dim, -1)``. Such a number is
-rewritten with the cut. Nothing is taken for granted: the next rehearsal shows whether it was the right one, and what
+rewritten with the cut. Nothing is taken for granted: the next dry run shows whether it was the right one, and what
 is still in the way then stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
 
 from infoprune.structure.groups import AttributeSlot, Structure
 from infoprune.structure.labels import Labels
+from infoprune.structure.plan import PruningPlan
 from infoprune.structure.surgery.attributes import element
 from infoprune.structure.tracing.rules.contraction import HEAD_WIDTH
 from infoprune.structure.tracing.rules.shape import MERGED
 from infoprune.structure.validation.conflict import FACTOR, Conflict
+from infoprune.structure.validation.module_paths import ancestors, join, siblings
 
 if TYPE_CHECKING:
-    from infoprune.structure.trace import TraceSession
+    from infoprune.structure.tracing.session import TraceSession
 
 
 Splits: TypeAlias = dict[str, dict[int, set[int]]]
 """For modules, by name: numbers of parts that a dimension is split into, and for each the widths of these parts."""
 AskedFor: TypeAlias = "Callable[[Structure, Conflict], Iterable[tuple[list[str], Labels, int]]]"
-"""What a rehearsal's conflict says was asked for: numbers that it may have been, the dimension, and at which place."""
+"""What a dry run's conflict says was asked for: numbers that it may have been, the dimension, and at which place."""
 
 
 MOST_TRIES = 6
-"""So many times at most a number is taken for a width that one operator asks for: each takes a rehearsal."""
+"""So many times at most a number is taken for a width that one operator asks for: each takes a dry run."""
 
 
 @dataclass
@@ -82,11 +82,11 @@ class SizeAttributeFinder:
         for module, heads in self._heads.items():
             labels = self._session.space.head_labels.get(module)
             if labels is not None and len(labels) == heads.count:  # else it is another dimension that was found
-                yield AttributeSlot(_join(module, heads.attribute), heads.count, labels)
+                yield AttributeSlot(join(module, heads.attribute), heads.count, labels)
         yield from (written.slot for written in self._rewrites.values())
 
-    def find(self, structure: Structure, conflicts: Sequence[Conflict]) -> bool:
-        """Look for numbers that explain what is in a cut's way; False if there is none that was not tried before."""
+    def find(self, structure: Structure, plan: PruningPlan, conflicts: Sequence[Conflict]) -> bool:
+        """Look for numbers that explain the conflicts of a plan; False if there is none that was not tried before."""
         if self._split_into_heads(dict.fromkeys(conflict.module for conflict in conflicts)):
             return True
         if self._share_heads(dict.fromkeys(c.module for c in conflicts if c.reason == FACTOR)):
@@ -268,7 +268,7 @@ class SizeAttributeFinder:
         axes = [axis for output in outputs for axis in output.axes if axis is not None]
         for place, axis in enumerate(axes):
             elements = self._elements(conflict.module).items()
-            yield [_join(conflict.module, name) for name, n in elements if n == len(axis)], axis, place
+            yield [join(conflict.module, name) for name, n in elements if n == len(axis)], axis, place
 
     def _by_checks(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
         """Where the code itself fails, as if it checked what comes in: each width that its tensors have, once."""
@@ -285,15 +285,15 @@ class SizeAttributeFinder:
         found = [
             name for name, value in lists.items() if all(type(n) is int for n in value) and list(value) == list(sizes)
         ]
-        return [_join(module, element(found[0], place)) for place in range(len(sizes))] if len(found) == 1 else []
+        return [join(module, element(found[0], place)) for place in range(len(sizes))] if len(found) == 1 else []
 
     def _equal_numbers(self, module: str, value: int) -> list[str]:
         """The numbers of a module, else of its children that are not PyTorch's own, that have a value."""
         children = self._session.model.get_submodule(module).named_children()
-        own = [_join(module, name) for name, child in children if not type(child).__module__.startswith("torch.nn.")]
+        own = [join(module, name) for name, child in children if not type(child).__module__.startswith("torch.nn.")]
         head_counts = {slot.path for slot in self.slots()} - set(self._rewrites)
         for places in ([module], own):
-            found = [_join(place, name) for place in places for name, n in self._integers(place).items() if n == value]
+            found = [join(place, name) for place in places for name, n in self._integers(place).items() if n == value]
             if found:
                 return [path for path in found if path not in head_counts]
         return []
@@ -313,40 +313,3 @@ class SizeAttributeFinder:
 
     def _with_siblings(self, name: str) -> list[str]:
         return [name, *siblings(self._session.modules, name)]
-
-
-@lru_cache(maxsize=4096)
-def ancestors(module: str) -> tuple[str, ...]:
-    """The modules that one is in, itself first.
-
-    >>> ancestors("layer1.0.conv")
-    ('layer1.0.conv', 'layer1.0', 'layer1', '')
-    """
-    parts = module.split(".") if module else []
-    return tuple(".".join(parts[:n]) for n in range(len(parts), -1, -1))
-
-
-def siblings(modules: Mapping[str, nn.Module], name: str) -> list[str]:
-    """The other modules that run the same code as the one called ``name``.
-
-    PyTorch's own layers do as they are told: their likes are in the same place of modules that run their owner's code.
-    """
-    module = modules[name]
-    kind = type(module)
-    if not _is_builtin_leaf(module):
-        return [other for other, module in modules.items() if type(module) is kind and other != name]
-    owner, _, child = name.rpartition(".")
-    if not name:
-        return []
-    others = (_join(other, child) for other in siblings(modules, owner))
-    return [other for other in others if type(modules.get(other)) is kind]
-
-
-def _is_builtin_leaf(module: nn.Module) -> bool:
-    """Whether what a module is given, and when, is up to the code around it: a layer of PyTorch's or a list of some."""
-    single = next(module.children(), None) is None or isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-    return single and type(module).__module__.startswith("torch.nn.")
-
-
-def _join(module: str, attribute: str) -> str:
-    return f"{module}.{attribute}" if module else attribute

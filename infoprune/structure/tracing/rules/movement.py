@@ -115,7 +115,7 @@ def flip(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Se
 
 @rule("aten.roll")
 def roll(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Exact only if the shift shrinks with the dimension (half of it, say), which rehearsal finds out."""
+    """Exact only if the shift shrinks with the dimension (half of it, say), which dry run finds out."""
     operand = labels_of(args[0])
     dims = args[2] if len(args) > 2 else kwargs.get("dims", [])
     if not dims:

@@ -108,7 +108,7 @@ def _rectangle(ctx: RuleContext, axis: Labels, spread: np.ndarray) -> tuple[int 
     counts = [len(set(_line(spread, d).tolist())) for d in varying]
     heads = [d for d, count in zip(varying[:-1], counts, strict=False) if (count, counts[-1]) in ctx.head_splits]
     keep = ctx.choose(heads[-1] if heads else max(varying, key=lambda d: (spread.shape[d], d)))
-    if keep >= spread.ndim:  # a rehearsal in which the code reshapes otherwise than it did
+    if keep >= spread.ndim:  # a dry run in which the code reshapes otherwise than it did
         return None, axis
     labels = _line(spread, keep)
     ctx.note_split(counts)

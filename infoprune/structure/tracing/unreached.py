@@ -15,7 +15,7 @@ from torch import nn
 from infoprune.structure.labels import Labels
 
 if TYPE_CHECKING:
-    from infoprune.structure.trace import TraceSession
+    from infoprune.structure.tracing.session import TraceSession
 
 
 def settle_unreached(session: TraceSession, unused: Sequence[str]) -> tuple[set[str], list[str]]:

@@ -1,0 +1,96 @@
+"""What stays whatever the operators say: layers that a pattern names, layers of some kinds, colours."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from infoprune.errors import ConfigurationError, nearest
+from infoprune.structure.tracing.leaving import REACHES_OUTPUT
+from infoprune.structure.tracing.rule_context import MEETS_OTHERS
+
+if TYPE_CHECKING:
+    from infoprune.structure.tracing.session import TraceSession
+
+FEWEST_AT_ENDS = 8
+"""Layers right at an input or output that have as many channels inside as that has, fewer than this, keep them."""
+
+
+def freeze_patterns(session: TraceSession, patterns: Sequence[str]) -> None:
+    """Freeze the filters (the first dimension of every tensor) of the modules that match.
+
+    Args:
+        session: the model, not yet run.
+        patterns: patterns of module or parameter names; ``"!name"`` lets few channels at an input or output go.
+
+    Raises:
+        ConfigurationError: a pattern matches nothing.
+    """
+    for given in [patterns] if isinstance(patterns, str) else patterns:
+        if not isinstance(given, str):
+            raise ConfigurationError(f"frozen holds patterns of names such as 'layer1.*', got {given!r}")
+        pattern = given.removeprefix("!")
+        matching = [tensor for tensor in session.labels if _matches(session, tensor, pattern)]
+        if not matching:
+            raise ConfigurationError(
+                f"frozen pattern {pattern!r} matches no module or parameter of {type(session.model).__name__}"
+                f"{nearest(pattern, session.modules)}"
+            )
+        if given != pattern:
+            session.narrow_too.update(matching)
+            continue
+        for axes in (session.labels[tensor] for tensor in matching):
+            if axes:
+                session.space.freeze(axes[0], f"matches the frozen pattern {pattern!r}")
+
+
+def _matches(session: TraceSession, tensor: str, pattern: str) -> bool:
+    """Return whether a pattern matches a tensor or a module that it is in."""
+    parents = (tensor.rsplit(".", n)[0] for n in range(1, tensor.count(".") + 1))
+    modules = (parent for parent in parents if parent in session.modules)
+    return any(fnmatch.fnmatchcase(name, pattern) for name in (tensor, *modules))
+
+
+def freeze_modules(session: TraceSession) -> None:
+    """Freeze the positions of kernels, and layers that keep copies or views of their weights elsewhere."""
+    for name, entry in session.owned.items():
+        for labels in session.labels[name][entry.channel_dims :]:
+            session.space.freeze(labels, None)
+    for prefix, module in session.modules.items():
+        reason = None
+        if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+            reason = f"belongs to the recurrent layer {prefix or type(module).__name__}"
+        elif isinstance(module, torch.jit.ScriptModule):
+            reason = f"belongs to {prefix}, whose sizes torch.jit has compiled in; prune the model before"
+        for name, _ in [*module.named_parameters(), *module.named_buffers()] if reason else ():
+            for labels in session.labels.get(f"{prefix}.{name}" if prefix else name, ()):
+                session.space.freeze(labels, reason)
+
+
+def freeze_ends(session: TraceSession) -> None:
+    """Freeze the few channels of layers that map an input, or to an output, one to one.
+
+    Such layers work on colours (the mean shifts of super-resolution), and without one of these a model is of no use,
+    however exact the cut.
+    """
+    component = session.space.components()
+    ends: dict[str, set[int]] = {"input": set(), "output": set()}
+    for freeze in session.space.freezes:
+        end = {MEETS_OTHERS: "input", REACHES_OUTPUT: "output"}.get(freeze.reason or "")
+        if end:
+            ends[end].update(component[freeze.labels].tolist())
+    kernels = {c.kernel for _, tracer in session.passes.traced for c in tracer.contractions} - session.narrow_too
+    for name in sorted(kernel for kernel in kernels if len(session.labels.get(kernel, ())) > 2):  # with space
+        for outer, inner in (session.labels[name][:2], session.labels[name][1::-1]):
+            end = next((end for end, known in ends.items() if set(component[outer].tolist()) <= known), None)
+            if end and 1 < len(inner) < FEWEST_AT_ENDS and len(inner) == len(outer):
+                layer = name.removesuffix(".weight")
+                session.space.freeze(
+                    inner,
+                    f"is one of {len(inner)} right at the model's {end}, too few to lose any; frozen=['!{layer}'] "
+                    "lets them go",
+                )

@@ -1,0 +1,90 @@
+"""What leaves a model: what its forward returns, and what its code or a hook keeps of a pass."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from infoprune.inputs import Inputs
+from infoprune.structure.labels import LabelSpace
+from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of
+from infoprune.structure.tracing.outputs import Returned, tensors_held
+from infoprune.structure.tracing.tracer import Tracer
+
+if TYPE_CHECKING:
+    from infoprune.structure.tracing.session import TraceSession
+
+REACHES_OUTPUT = "reaches the model's output"
+
+
+def note_leaving(
+    session: TraceSession, tracer: Tracer, returned: Returned, own: Sequence[Tensor], inputs: Inputs
+) -> None:
+    """Freeze the channels of what leaves the model.
+
+    Args:
+        session: the model.
+        tracer: the pass that has just ended.
+        returned: what the forward returned.
+        own: the model's own tensors in that pass.
+        inputs: the inputs of that pass.
+    """
+    leaving = [
+        (tensor, labels, REACHES_OUTPUT) for tensor, labels in zip(returned.tensors, returned.labels, strict=True)
+    ]
+    known = {id(tensor) for tensor in (*own, *returned.tensors, *tensors_held(returned.value))}
+    kept = _kept(tracer, known, tensors_held(inputs))
+    places = [f"is kept after the forward pass, {_place_of(tensor, session.modules)}" for tensor in kept]
+    leaving += [(tensor, labels_of(tensor), place) for tensor, place in zip(kept, places, strict=True)]
+    if tracer.recording is not None:
+        tracer.recording.leaving = [(tensor, how) for tensor, _, how in leaving]
+    freeze_leaving(session.space, ((labels, how) for _, labels, how in leaving))
+
+
+def freeze_leaving(space: LabelSpace, leaving: Iterable[tuple[TensorLabels, str]]) -> None:
+    """Freeze the labels of tensors that leave the model, each for the way that it leaves."""
+    for labels, how in leaving:
+        for axis in labels.axes:
+            if axis is not None:
+                space.freeze(axis[axis >= 0], how)
+        for statistic in labels.statistics:
+            space.freeze(statistic.axis[statistic.axis >= 0], statistic.reason, statistic.op)
+
+
+def _kept(tracer: Tracer, known: set[int], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return what is still held of a pass that has ended, besides what is known.
+
+    What is computed from the model's own tensors alone is a cache, which a cut drops.
+    """
+
+    def find() -> list[Tensor]:
+        alive = tracer.recording.held_elsewhere() if tracer.recording else _alive(tracer.results)
+        return [t for t in alive if id(t) not in known and labels_of(t).tells and labels_of(t).origin is None]
+
+    if not find():
+        return []
+    gc.collect()  # what only holds itself goes
+    kept = find()
+    if tracer.recording:
+        computed = tracer.recording.computed_from(inputs)
+        kept = [tensor for tensor in kept if id(tensor) in computed]
+    return kept
+
+
+def _alive(results: Iterable[weakref.ref[Tensor]]) -> list[Tensor]:
+    found = (result() for result in results)
+    return list({id(tensor): tensor for tensor in found if tensor is not None}.values())
+
+
+def _place_of(tensor: Tensor, modules: Mapping[str, nn.Module]) -> str:
+    """Return where a tensor is kept, in words."""
+    for prefix, module in modules.items():
+        for name, value in module.__dict__.items():
+            inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+            if any(held is tensor for held in (value, *inside)):
+                return f"in {f'{prefix}.{name}' if prefix else name}"
+    return "by a hook or other code around the model"

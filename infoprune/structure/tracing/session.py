@@ -1,0 +1,348 @@
+"""A model on its example inputs: its forward passes, with the labels of its tensors and records of its operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from infoprune.errors import TraceError
+from infoprune.inputs import ByMode, Inputs
+from infoprune.structure.labels import LabelSpace
+from infoprune.structure.labels.tensor_labels import TensorLabels
+from infoprune.structure.module_state import Attributes
+from infoprune.structure.plan import PruningPlan, check_belongs
+from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors, swapped
+from infoprune.structure.tracing.examples import in_words, tensors_of
+from infoprune.structure.tracing.frozen import freeze_ends
+from infoprune.structure.tracing.leaving import freeze_leaving, note_leaving
+from infoprune.structure.tracing.outputs import Returned
+from infoprune.structure.tracing.relabel import Recording
+from infoprune.structure.tracing.rule_context import OpRecord
+from infoprune.structure.tracing.tracer import Tracer, inputs_on_meta, run_labelled
+from infoprune.structure.tracing.unreached import settle_unreached
+from infoprune.structure.tracing.values import Constants, UnknownConstant, Values
+
+_EVAL_ALWAYS = (_NormBase, nn.modules.dropout._DropoutNd)
+"""Layers that are never traced in train mode: they would change statistics or draw random numbers."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The recorded forward passes of a model, which a dry run repeats.
+
+    Attributes:
+        on_shapes: whether they ran on meta tensors rather than on numbers.
+        traced: whether each ran in train mode, and its tracer.
+        zeros: the pass on weights of zero, where passes run on numbers.
+    """
+
+    on_shapes: bool
+    traced: list[tuple[bool, Tracer]]
+    zeros: Tracer | None = None
+
+    @property
+    def to_repeat(self) -> list[tuple[bool, Tracer]]:
+        """Return the passes that a dry run repeats."""
+        return self.traced if self.zeros is None else [(False, self.zeros)]
+
+    @property
+    def tracers(self) -> list[Tracer]:
+        """Return the tracers of all passes, in the order of their operators' numbers."""
+        return [*(tracer for _, tracer in self.traced), *([self.zeros] if self.zeros else [])]
+
+
+class TraceSession:
+    """Run a model on its example inputs while labels ride along, as often as somebody asks for it.
+
+    Args:
+        model: the model.
+        inputs: its example inputs.
+        owned: its parameters and buffers by name.
+        follow: path of each copy within the model -> path of its original, or None for a copy that stays as it is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        owned: dict[str, OwnedTensor],
+        follow: Mapping[str, str | None] | None = None,
+    ) -> None:
+        self.model = model
+        self.inputs = inputs
+        self.owned = owned
+        self.on_shapes = True
+        self.space = LabelSpace()
+        self.space.parameters = frozenset(name for name, entry in owned.items() if entry.is_parameter)
+        self.modules = dict(model.named_modules())
+        self.labels = {
+            name: [self.space.add_slot(name, dim, size) for dim, size in enumerate(entry.tensor.shape)]
+            for name, entry in owned.items()
+        }
+        self.unreached: list[str] = []  # modules that no pass ran, and that have no sibling that did
+        self.narrow_too: set[str] = set()  # tensors whose few channels right at an input or output may go
+        self.passes = Passes(True, [])
+        self.caches: list[str] = []  # attributes in which the model's code keeps what it has computed
+        self.whole, self.copies = _copies(owned, follow or {})
+        self._attributes = Attributes(self.modules.values())
+        self._module_names = {id(module): name for name, module in self.modules.items()}
+        self._running: Tracer | None = None  # the last tracer that was started
+        self._recording: Recording | None = None
+        self._notes_constants = False  # written-out numbers, which control flow reads
+        self._numbers_made_up = False  # for control flow to read
+
+    @classmethod
+    def resume(cls, model: nn.Module, inputs: Inputs, space: LabelSpace, passes: Passes) -> TraceSession:
+        """Take up a model that was traced before, to run plans dry on it.
+
+        Raises:
+            PlanError: the model's tensors have other names or shapes than those that were traced.
+        """
+        session = cls(model, inputs, owned_tensors(model))
+        session.labels = {}
+        for slot, labels in zip(space.slots, space.slot_label_arrays.values(), strict=True):
+            session.labels.setdefault(slot.tensor, []).append(labels)  # the very arrays that the records hold
+        shapes = {name: tuple(map(len, axes)) for name, axes in session.labels.items()}
+        own = {name: tuple(entry.tensor.shape) for name, entry in session.owned.items()}
+        check_belongs(PruningPlan(shapes=shapes), own)
+        session.labels |= {name: [] for name in own.keys() - shapes.keys()}  # scalars
+        session.space, session.passes, session.on_shapes = space, passes, passes.on_shapes
+        return session
+
+    # -- tracing ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Trace in eval mode, and in train mode too if that reaches parameters which eval does not."""
+        if self.on_shapes:
+            try:
+                self._run_on_shapes()
+            except TraceError:
+                raise
+            except Exception as error:
+                self._run_on_numbers(error)
+        else:
+            self._run_on_numbers()
+        by_mode = isinstance(self.inputs, ByMode)
+        if by_mode and not self.on_shapes:
+            raise TraceError("what train mode runs cannot be traced, because the model reads values of tensors")
+        unused = self._unused()
+        if (unused or by_mode) and self.on_shapes:
+            self._run_in_train_mode(unused, by_mode)
+        self._settle_unused(unused if by_mode else ())
+        freeze_ends(self)
+
+    def _run_on_shapes(self) -> None:
+        self._unite_copies()
+        self.passes = Passes(True, [(False, self._pass_on_shapes())])
+        if self._numbers_made_up and self._unused():
+            raise RuntimeError("with numbers that were made up, the control flow leaves out parts of the model")
+
+    def _run_on_numbers(self, on_shapes_error: Exception | None = None) -> None:
+        """Trace on real tensors, because the model's code could not do without."""
+        self.on_shapes = False
+        self._forget_operators()
+        self._unite_copies()
+        self.passes = Passes(False, [])
+        try:
+            traced = self._pass(train=False)
+        except Exception as error:
+            raise self._user_error(error) from on_shapes_error
+        self.passes = Passes(False, [(False, traced)])
+        self.passes = Passes(False, [(False, traced)], self._pass(train=False, stand_ins=self.background()))
+
+    def _run_in_train_mode(self, unused: Sequence[str], by_mode: bool) -> None:
+        self.space.resolve_balances()
+        mark = (len(self.space.unions), len(self.space.freezes))
+        try:
+            self.passes.traced.append((True, self._pass(train=True)))
+        except Exception as error:  # what train mode would need is unknown, so nothing that it shares may be cut
+            if by_mode:
+                raise self._user_error(error) from error
+            self.space.truncate(*mark)
+            self._freeze_near(unused)
+
+    def _settle_unused(self, only_in_training: Sequence[str]) -> None:
+        """Freeze, or tie to a sibling, the tensors that no pass used, and those that only train mode used."""
+        paired = {name for pair in self.copies for name in pair}
+        for name in (name for name in only_in_training if name not in paired):  # of a discriminator, a teacher
+            self.space.freeze(self.labels[name][0], "is run by the training step only")
+        for labels in (labels for name in self.whole for labels in self.labels[name]):
+            self.space.freeze(labels, "is part of a copy that stays as it is")
+        unused = [name for name in self._unused() if name not in paired and name not in self.whole]
+        tied, self.unreached = settle_unreached(self, unused) if unused else (set(), [])
+        for name in unused:
+            for labels in self.labels[name] if name not in tied else ():
+                self.space.freeze(labels, "is never used in the forward pass")
+
+    def retrace(self) -> None:
+        """Forget what the operators said and label all anew, with what the label space has been told since."""
+        recording = self._recording if len(self.passes.traced) == 1 and not self._unused() else None
+        self._forget_operators()
+        self.space.head_labels.clear()
+        self.passes = Passes(self.on_shapes, [])
+        tracer = Tracer(self.space, self._module_names)
+        leaving = None if recording is None else recording.replay(tracer)
+        if leaving is None:
+            self.run()
+            return
+        self._unite_copies()
+        freeze_leaving(self.space, leaving)
+        self.passes = Passes(self.on_shapes, [(False, tracer)])
+        freeze_ends(self)
+
+    def _forget_operators(self) -> None:
+        self.space.truncate(unions=0, freezes=len(self.space.freezes))
+        self.space.freezes = [freeze for freeze in self.space.freezes if freeze.op < 0]
+
+    def _unite_copies(self) -> None:
+        for copy, original in self.copies:
+            for ours, theirs in zip(self.labels[copy], self.labels[original], strict=True):
+                self.space.unite(ours, theirs, -1)
+
+    def _unused(self) -> list[str]:
+        used = set().union(*(tracer.used for _, tracer in self.passes.traced))
+        return [n for n, e in self.owned.items() if n not in used and e.tensor.is_floating_point() and e.tensor.dim()]
+
+    def _freeze_near(self, unused: Sequence[str]) -> None:
+        """Freeze all channels: parts of the model that could not be run may read any of them."""
+        reason = f"train mode uses {unused[0]}, which eval mode does not, and could not be run on the example inputs"
+        for axis in (axis for axes in self.labels.values() for axis in axes):
+            self.space.freeze(axis, reason)
+
+    def _user_error(self, error: Exception) -> TraceError:
+        where = self._running.module if self._running else ""
+        reason = str(error).partition("\n")[0]
+        return TraceError(
+            f"the model's forward failed on the example inputs {in_words(self.inputs)}"
+            f"{f' in module {where!r}' if where else ''}: {type(error).__name__}: {reason}"
+        )
+
+    # -- one pass -----------------------------------------------------------------------------------------------------
+
+    def _pass_on_shapes(self) -> Tracer:
+        try:
+            return self._pass(train=False)
+        except UnknownConstant:
+            self._forget_operators()
+            self._unite_copies()
+            self._notes_constants = True
+            return self._pass(train=False)
+
+    def _pass(self, train: bool, stand_ins: dict[str, Tensor] | None = None) -> Tracer:
+        """Run the model once, recorded, and freeze what leaves it."""
+        tracer = Tracer(self.space, self._module_names, first=sum(len(t.records) for t in self.passes.tracers))
+        self._running = tracer
+        tracer.recording = self._recording = Recording() if self.on_shapes else None
+        returned = self.run_pass(tracer, train, stand_ins or {})
+        if not returned.tensors and not train:
+            raise TraceError(
+                f"{type(self.model).__name__} returns a {type(returned.value).__name__}, in which no tensor is found: "
+                "return tensors, or containers or objects that hold them"
+            )
+        tracer.recording = None  # the structure keeps the tracer, but none of the tensors
+        tracer.results.clear()
+        return tracer
+
+    def run_pass(
+        self,
+        tracer: Tracer,
+        train: bool,
+        stand_ins: Mapping[str, Tensor],
+        labels: Mapping[str, Sequence[Any]] | None = None,
+    ) -> Returned:
+        """Run one forward pass, on shapes or on real tensors; the model is left as it was.
+
+        Args:
+            tracer: sees the operators.
+            train: whether to run in train mode, but for batch norm and dropout.
+            stand_ins: name -> tensor that replaces one of the model's.
+            labels: name -> labels of each dimension; by default all that the tensors have.
+
+        Returns:
+            What the forward returned, with the labels of the tensors in it.
+        """
+        labels = labels or self.labels
+        tensors: dict[str, Tensor] = {}
+        for name, entry in self.owned.items():
+            if name in stand_ins:
+                tensors[name] = stand_ins[name]
+            elif self.on_shapes and entry.tensor.is_floating_point():
+                tensors[name] = on_meta(entry.tensor)
+        labelled_tensors = [
+            (tensors.get(name, entry.tensor), TensorLabels(entry.axes(labels[name]), zero=True, origin=name))
+            for name, entry in self.owned.items()
+        ]
+        inputs = inputs_on_meta(self.inputs) if self.on_shapes else self.inputs
+        with self._attributes.restored(), swapped(self.owned, tensors):
+            for module in self.modules.values():  # past nn.Module.__setattr__: restored together with all the others
+                module.__dict__["training"] = train and not isinstance(module, _EVAL_ALWAYS)
+            returned = self._run(tracer, inputs, labelled_tensors)
+            if tracer is self._running:  # a trace, not a dry run
+                own = [tensor for tensor, _ in labelled_tensors]
+                self._note_caches(self._attributes.filled(own))
+                note_leaving(self, tracer, returned, own, inputs)
+            return returned
+
+    def _run(self, tracer: Tracer, inputs: Inputs, labelled_tensors: Sequence[tuple[Tensor, TensorLabels]]) -> Returned:
+        """Run the model; a trace on shapes computes the numbers that control flow reads."""
+        if tracer is not self._running or not self.on_shapes:
+            return run_labelled(tracer, self.model, inputs, labelled_tensors)
+        weights = zip((tensor for tensor, _ in labelled_tensors), (e.tensor for e in self.owned.values()), strict=True)
+        values = Values(weights, zip(tensors_of(inputs), tensors_of(self.inputs), strict=True))
+        tracer.values = values
+        try:
+            with Constants(values) if self._notes_constants else nullcontext():
+                return run_labelled(tracer, self.model, inputs, labelled_tensors)
+        finally:
+            tracer.values = None  # holds all tensors of the pass
+            self._numbers_made_up |= values.made_up
+
+    def _note_caches(self, filled: Iterable[tuple[nn.Module, str]]) -> None:
+        for module, name in filled:
+            prefix = self._module_names[id(module)]
+            path = f"{prefix}.{name}" if prefix else name
+            if path not in self.caches:
+                self.caches.append(path)
+
+    def background(self) -> dict[str, Tensor]:
+        """Return what replaces the tensors that a dry run does not cut.
+
+        On real tensors all weights are zero, so that the original and the shrunk model compute the same values and
+        control flow that depends on them takes the same way.
+        """
+        if self.on_shapes:
+            return {}
+        return {n: torch.zeros_like(e.tensor) for n, e in self.owned.items() if e.tensor.is_floating_point()}
+
+    # -- what was recorded --------------------------------------------------------------------------------------------
+
+    @property
+    def records(self) -> list[OpRecord]:
+        """Return the operators of all passes, in the order of their numbers."""
+        return [record for tracer in self.passes.tracers for record in tracer.records]
+
+    def operators_of(self, module: str) -> list[int]:
+        """Return the numbers of the operators that a module itself runs, in their order."""
+        return [number for number, record in enumerate(self.records) if record.module == module]
+
+
+def _copies(
+    owned: Mapping[str, OwnedTensor], follow: Mapping[str, str | None]
+) -> tuple[set[str], list[tuple[str, str]]]:
+    """Return the tensors of copies that stay as they are, and pairs of a copy's tensor and its original's."""
+    whole: set[str] = set()
+    pairs = []
+    for copy, original in follow.items():
+        if original is None:
+            whole |= {name for name in owned if name.startswith(f"{copy}.")}
+            continue
+        for name in (name for name in owned if name.startswith(f"{original}.")):
+            if (twin := copy + name.removeprefix(original)) in owned:
+                pairs.append((twin, name))
+    return whole, pairs

@@ -1,0 +1,351 @@
+"""The pass of a dry run: every operator's result against the original's result without the removed labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from infoprune.structure.labels import Labels
+from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, labels_of, set_labels
+from infoprune.structure.plan import PruningPlan
+from infoprune.structure.tracing.rule_context import OpRecord, Output
+from infoprune.structure.tracing.rules import Rule, tensors_in
+from infoprune.structure.tracing.rules.elementwise import created
+from infoprune.structure.tracing.rules.movement import repeat
+from infoprune.structure.tracing.rules.shape import expand
+from infoprune.structure.tracing.tracer import Operator, Tracer, apply, execute, holds_anything, scalars_in
+from infoprune.structure.validation.conflict import FACTOR, FIXED, Conflict
+from infoprune.structure.validation.conflict_labels import by_module, cut_around, cut_inside, widths_behind
+from infoprune.structure.validation.dry_run_context import Diverged, DryRunContext, UnalignedContext
+from infoprune.structure.validation.operators import differing_operators, same_operator, sizes_asked_for
+
+if TYPE_CHECKING:
+    from infoprune.structure.groups import Structure
+    from infoprune.structure.tracing.session import TraceSession
+
+
+class ComparedPass(Tracer):
+    """Repeats a traced pass on the shrunk model and compares every operator's result.
+
+    Args:
+        session: the model.
+        plan: what goes.
+        traced: the pass of the unpruned model.
+        structure: the channel groups.
+        keep: for every label whether it stays.
+        kept: what the plan leaves of the axes of the model's tensors, by their identity.
+
+    Attributes:
+        conflicts: what stands in the plan's way.
+    """
+
+    def __init__(
+        self,
+        session: TraceSession,
+        plan: PruningPlan,
+        traced: Tracer,
+        structure: Structure,
+        keep: np.ndarray,
+        kept: Mapping[int, Labels],
+    ) -> None:
+        super().__init__(traced.space, traced._names, traced.first)
+        self.conflicts: list[Conflict] = []
+        self._session = session
+        self._plan = plan
+        self._expected = traced.records
+        self._next = 0
+        self._aligned = True
+        self._lost_in: str | None = None  # the module in which the alignment was last lost
+        self._unaligned_outs: Sequence[Tensor] = ()
+        self._numbers: Counter[float] = Counter()
+        self._ran: list[str] = []
+        self._structure = structure
+        self._component = np.append(structure.component, -1)
+        self._keep = keep
+        self._kept = dict(kept)  # what the plan leaves of the original's axes, by their identity
+        self._whole = {id(axis): axis for axis in kept.values()}
+        self._on_shapes = session.on_shapes
+        self._held: list[Any] = []
+
+    def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, compare its result with the original's, and give it the original's labels.
+
+        Where they differ, the conflict is noted and the pass goes on with what should have come out, so that one dry
+        run finds all conflicts.
+        """
+        rule, name = operator.rule, operator.name
+        tensors = tensors_in(args, kwargs)
+        conflicting_slice = self._pass_over_slice(name, tensors)
+        record = self._expected[self._next] if self._next < len(self._expected) else None
+        try:
+            result = self._result(record, operator, args, kwargs, tensors)
+        except Exception:
+            if not self._aligned:
+                record = self._made_what_is_asked(name, args)
+            if record is None or record.name != name or not record.outputs:
+                raise
+            self._next += 1
+            if not conflicting_slice:
+                self._note_conflict(record, tensors, FIXED, args)
+            return self._as_expected(record, tensors)
+        if self._on_shapes:  # as the traced pass did: what PyTorch runs depends on who else holds a tensor
+            self._held.append((args, kwargs, result))
+        outs = [result] if isinstance(result, Tensor) else tensors_in((result,))
+        if not tensors and not holds_anything(outs):
+            return result
+        numbers = scalars_in(name, args, kwargs, tensors)
+        if numbers:
+            self._numbers.update(numbers)
+        self._ran.append(name)
+        if self._aligned and record is not None and record.name == name and len(record.outputs) != len(outs):
+            self._next += 1  # a split into parts of a fixed size
+            self._note_conflict(record, tensors, FIXED, args)
+            return self._as_expected(record, tensors)
+        record = self._align(name, outs)
+        if record is None:
+            unaligned = UnalignedContext(self.space, OpRecord(name, self.module), self._component, self._stays)
+            rule(unaligned, args, kwargs, outs)  # may say Diverged
+            self._unaligned_outs = outs
+            return result
+        self._next += 1
+        op = DryRunContext(self.space, record, self._whole)
+        if rule is not created:
+            apply(rule, op, args, kwargs, outs)
+        kept = [self._kept_axes(output) for output in record.outputs]
+        reason = self._difference(op, rule, outs, kept, numbers)
+        if reason is None:
+            self._take_labels(outs, kept)
+            return result
+        self._note_conflict(record, tensors, reason, args, numbers)
+        if record.name.endswith("_") or reason != FIXED:
+            return result
+        return self._as_expected(record, tensors)
+
+    def _result(
+        self,
+        record: OpRecord | None,
+        operator: Operator,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: Sequence[Tensor],
+    ) -> Any:
+        """Run an operator. What the traced pass read of numbers is read again: control flow goes the same way."""
+        if not self._aligned or record is None or record.read is None or record.name != operator.name:
+            return execute(operator, args, kwargs, tensors)
+        return record.read.result if record.read.result is not None else self._as_expected(record, ())
+
+    def _made_what_is_asked(self, name: str, args: Sequence[Any]) -> OpRecord | None:
+        """Find the original's next operator of this kind and module that made the sizes asked for here.
+
+        Where the shrunk model runs other operators than the original, one that fails may still be asked for the
+        original's sizes. If there is such an operator, the comparison goes on from it.
+        """
+        asked = [tuple(arg) for arg in args if isinstance(arg, (list, tuple))]
+        for place, record in enumerate(self._expected[self._next :], self._next):
+            alike = record.module == self.module and record.name == name and len(record.outputs) == 1
+            if alike and record.outputs[0].shape in asked:
+                self._aligned, self._next = True, place
+                return record
+        return None
+
+    @property
+    def upcoming(self) -> int:
+        """Return the number of the original's next operator, past a reshape's copy; -1 if unknown."""
+        ahead = range(self._next, len(self._expected)) if self._aligned else ()
+        return next((self.first + i for i in ahead if self._expected[i].name != "aten.clone"), -1)
+
+    @cached_property
+    def _stays(self) -> np.ndarray:
+        """Return for every label, and at the end for OUTSIDE, whether no plan can remove it."""
+        groups = [group.frozen for group in self._structure.groups] + [True]
+        return np.append(np.array(groups)[self._structure.group_of_root[self._structure.component]], True)
+
+    def _pass_over_slice(self, name: str, tensors: Sequence[Tensor]) -> bool:
+        """Pass over a slice that takes all there is, which PyTorch before 2.7 does not run.
+
+        Returns:
+            Whether it should have taken less.
+        """
+        if not self._aligned or self._next + 1 >= len(self._expected):
+            return False
+        record, following = self._expected[self._next], self._expected[self._next + 1]
+        if record.name != "aten.slice" or same_operator(record, name) or not same_operator(following, name):
+            return False
+        self._next += 1
+        output = record.outputs[0]
+        kept = zip(output.shape, self._kept_axes(output), strict=True)
+        wanted = tuple(size if axis is None else len(axis) for size, axis in kept)
+        if any(tensor.shape == wanted for tensor in tensors):
+            return False
+        self._note_conflict(record, tensors, FIXED)
+        return True
+
+    def _align(self, name: str, outs: Sequence[Tensor]) -> OpRecord | None:
+        """Return the original's operator that this one repeats; None while the two passes run different operators.
+
+        A dimension of size one lets PyTorch choose other operators. The comparison starts again with the next module.
+        """
+        if not self._aligned and self.module != self._lost_in:
+            ahead = range(self._next, len(self._expected))
+            again = next((i for i in ahead if self._expected[i].module == self.module), None)
+            if again is not None:
+                self._aligned, self._next = True, again
+                self._find_labels()
+        record = self._expected[self._next] if self._next < len(self._expected) else None
+        if self._aligned and (record is None or not same_operator(record, name) or len(record.outputs) != len(outs)):
+            self._aligned, self._lost_in = False, self.module
+        return record if self._aligned else None
+
+    def _find_labels(self) -> None:
+        """Give the last result before the comparison starts again the original's labels, if its sizes fit."""
+        outs = self._unaligned_outs
+        expected = self._expected[self._next - 1].outputs if self._next else []
+        kept = [self._kept_axes(output) for output in expected]
+        if len(outs) == len(kept) and all(
+            self._sizes_match(out, output, axes) and self._carries(out, axes)
+            for out, output, axes in zip(outs, expected, kept, strict=True)
+        ):
+            self._take_labels(outs, kept)
+
+    def _take_labels(self, outs: Sequence[Tensor], kept: Sequence[Sequence[Axis]]) -> None:
+        """Go on with the original's labels: dimensions of one lose theirs in reshapes, and the same array is the same.
+
+        What was compared once is recognised at a glance from then on.
+        """
+        for out, expected in zip(outs, kept, strict=True):
+            operand = labels_of(out)
+            if any(axis is not wanted for axis, wanted in zip(operand.axes, expected, strict=True)):
+                pairs = zip(operand.axes, expected, strict=True)
+                axes = [self._unless_single(axis) if wanted is None else wanted for axis, wanted in pairs]
+                set_labels(out, TensorLabels(axes, operand.zero, operand.origin))
+
+    def _unless_single(self, axis: Axis) -> Axis:
+        """Return labels where the original has none, but not those of one unit: a reshape may have misplaced them."""
+        if axis is None:
+            return None
+        units = self._component[axis]
+        return None if len(units) and units[0] >= 0 and (units == units[0]).all() else axis
+
+    def finish(self) -> None:
+        """Check that a pass which ran other operators than the original still computed the same.
+
+        Raises:
+            Diverged: it did not.
+        """
+        if self._lost_in is None:
+            return
+        self._modules[:] = [self._lost_in]  # where to look for what stands in the way
+        expected = Counter(number for record in self._expected for number in record.scalars)
+        if self._numbers != expected:
+            raise Diverged("it runs other operators with other factors")
+        if other := differing_operators([record.name for record in self._expected], self._ran):
+            raise Diverged(f"which operators it runs depends on its width ({other})")
+
+    # -- comparing ----------------------------------------------------------------------------------------------------
+
+    def _kept_axes(self, output: Output) -> list[Axis]:
+        return [None if axis is None else self._kept_of(axis) for axis in output.axes]
+
+    def _kept_of(self, axis: Labels) -> Labels:
+        """Return what the plan leaves of an axis of the original; operators and weights share axes."""
+        kept = self._kept.get(id(axis))
+        if kept is None:
+            kept = self._kept[id(axis)] = axis[self._keep[axis]]
+        return kept
+
+    def _sizes_match(self, out: Tensor, expected: Output, kept: Sequence[Axis]) -> bool:
+        if out.dim() != len(expected.shape):
+            return False
+        for size, before, axis in zip(out.shape, expected.shape, kept, strict=True):
+            if axis is not None and size != len(axis):
+                return False
+            if axis is None and size != before and self._on_shapes:
+                return False
+        return True
+
+    def _difference(
+        self,
+        op: DryRunContext,
+        rule: Rule,
+        outs: Sequence[Tensor],
+        kept: Sequence[Sequence[Axis]],
+        numbers: tuple[float, ...],
+    ) -> str | None:
+        """Return in what an operator's result is not the original's without the removed labels; None if it is."""
+        if rule is not created and numbers != op.record.scalars:
+            return FACTOR
+        for out, expected, wanted_axes in zip(outs, op.record.outputs, kept, strict=True):
+            if not self._sizes_match(out, expected, wanted_axes):
+                return FIXED
+            if rule is created:  # what the code makes anew has the original's labels if it has their number
+                set_labels(out, TensorLabels(wanted_axes, zero="zeros" in op.name))
+            elif rule in (expand, repeat):
+                self._take_new_labels(op, out, wanted_axes)
+            if not self._carries(out, wanted_axes):
+                return "which channels it takes does not follow a cut"
+        if op.met_unequal:  # PyTorch does not check all sizes when it runs on shapes
+            return "which channels it takes does not follow a cut"
+        return None
+
+    def _take_new_labels(self, op: DryRunContext, out: Tensor, kept: Sequence[Axis]) -> None:
+        """Give a stretched dimension the labels that it has in the original."""
+        found = labels_of(out)
+        axes = [w if a is None and w is not None and op.is_new(w) else a for a, w in zip(found.axes, kept, strict=True)]
+        set_labels(out, TensorLabels(axes, found.zero, found.origin))
+
+    def _carries(self, out: Tensor, kept: Sequence[Axis]) -> bool:
+        """Return whether a tensor has these labels."""
+        pairs = zip(labels_of(out).axes, kept, strict=True)
+        return all(wanted is None or self._same_channels(axis, wanted) for axis, wanted in pairs)
+
+    def _same_channels(self, axis: Axis, wanted: Labels) -> bool:
+        """Return whether these are the wanted channels, one by one: the order within a unit matters too."""
+        if axis is None:  # labels of a dimension of one get lost in reshapes, where there is nothing to mix up
+            units = self._component[wanted]
+            inside = units[units >= 0]
+            return len(inside) == 0 or bool((inside == inside[0]).all())
+        return axis is wanted or np.array_equal(axis, wanted)
+
+    def _note_conflict(
+        self,
+        record: OpRecord,
+        inputs: Sequence[Tensor],
+        reason: str,
+        args: Sequence[Any] = (),
+        numbers: Sequence[float] = (),
+    ) -> None:
+        """Note a conflict of the width behind a factor, else of what was cut from the operator's results or inputs."""
+        number = self.first + self._next - 1
+        cut = (
+            widths_behind(self._structure, self._session, self._plan, self._keep, record, numbers)
+            if reason == FACTOR
+            else []
+        )
+        if not cut:
+            axes = (axis for output in record.outputs for axis in output.axes if axis is not None)
+            cut = [axis[~self._keep[axis]] for axis in axes]
+        if not any(len(labels) for labels in cut):
+            axes = (axis for t in inputs for axis in labels_of(t).axes if axis is not None)
+            cut = [cut_around(self.space, axis, self._keep) for axis in axes]
+        if not any(len(labels) for labels in cut):
+            # The code mixed in a size of something else, most likely a width of the module that is running.
+            cut = [cut_inside(self._session, self._keep, by_module(self._plan.shapes), record.module)]
+        asked = tuple(asked for asked in sizes_asked_for(record, args) if asked.size != len(self._kept_of(asked.axis)))
+        self.conflicts.append(Conflict(np.concatenate(cut), reason, number, record.module, asked=asked))
+
+    def _as_expected(self, record: OpRecord, inputs: Sequence[Tensor]) -> Any:
+        device = next((t.device for t in inputs), torch.device("meta"))
+        outs = []
+        for output in record.outputs:
+            kept = self._kept_axes(output)
+            shape = [n if axis is None else len(axis) for n, axis in zip(output.shape, kept, strict=True)]
+            out = torch.zeros(shape, dtype=output.dtype, device=device)
+            set_labels(out, TensorLabels(kept))
+            outs.append(out)
+        return outs[0] if len(outs) == 1 else tuple(outs)

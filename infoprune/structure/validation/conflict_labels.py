@@ -1,0 +1,91 @@
+"""Which labels a conflict is about: what was cut near the operator or the code that shows it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from infoprune.structure.labels import Labels, LabelSpace
+from infoprune.structure.plan import PruningPlan
+from infoprune.structure.tracing.rule_context import OpRecord
+from infoprune.structure.validation.module_paths import ancestors
+
+if TYPE_CHECKING:
+    from infoprune.structure.groups import Structure
+    from infoprune.structure.tracing.session import TraceSession
+
+
+def by_module(tensors: Iterable[str]) -> dict[str, list[str]]:
+    """Return the tensors inside each module that has any of these."""
+    inside: dict[str, list[str]] = {}
+    for tensor in tensors:
+        for module in ancestors(tensor.rpartition(".")[0]):
+            inside.setdefault(module, []).append(tensor)
+    return inside
+
+
+def cut_inside(session: TraceSession, keep: np.ndarray, cut: Mapping[str, list[str]], module: str) -> Labels:
+    """Return the labels that the tensors ``cut`` lose in a module, or in the nearest one around it that loses any."""
+    nearest = next(name for name in ancestors(module) if name in cut)
+    return np.concatenate([axis[~keep[axis]] for tensor in cut[nearest] for axis in session.labels[tensor]])
+
+
+def meets(labels: Labels, where: slice) -> bool:
+    """Return whether any of the labels lie in a range."""
+    return bool(((labels >= where.start) & (labels < where.stop)).any())
+
+
+def widths_behind(
+    structure: Structure,
+    session: TraceSession,
+    plan: PruningPlan,
+    keep: np.ndarray,
+    record: OpRecord,
+    numbers: Sequence[float],
+) -> list[Labels]:
+    """Return what was cut of the widths from which, or from whose root, a factor was computed.
+
+    Widths in attributes of the module come first, then those that are the factor, then those that change alike.
+    """
+    pairs = [(b, a) for b, a in zip(record.scalars, numbers, strict=False) if a != b and a * b > 0]
+    held = []
+    for slot in structure.attributes:
+        before, after = plan.attributes.get(slot.path, (1, 1))
+        if before != after and slot.path.rpartition(".")[0] == record.module:
+            held.append((slot.labels, before, after))
+    axes = {id(axis): axis for own in session.labels.values() for axis in own}.values()
+    widths = [(axis, len(axis), int(keep[axis].sum())) for axis in axes if not keep[axis].all()]
+    equal = [width for width in widths if any(_are_powers(pair, width[1:]) for pair in pairs)]
+    for known in (held, equal, widths):
+        ratios = ((labels, before / after) for labels, before, after in known)
+        found = [labels for labels, ratio in ratios if any(_is_power(b / a, ratio) for b, a in pairs)]
+        if found:
+            return [labels[~keep[labels]] for labels in found]
+    return []
+
+
+def cut_around(space: LabelSpace, axis: Labels, keep: np.ndarray) -> Labels:
+    """Return what was removed beside the labels of an axis: the dead labels of the same slots."""
+    found = []
+    for _, where in space.slot_ranges():
+        if meets(axis, where):
+            labels = np.arange(where.start, where.stop)
+            found.append(labels[~keep[labels]])
+    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+
+_POWERS = (1, -1, 0.5, -0.5)
+"""How factors depend on widths: a mean divides by one, attention by its root."""
+
+
+def _is_power(value: float, width: float) -> bool:
+    return any(math.isclose(value, width**power) for power in _POWERS)
+
+
+def _are_powers(factors: tuple[float, float], widths: Sequence[int]) -> bool:
+    """Return whether two factors are two widths to the same power."""
+    pairs = list(zip(factors, widths, strict=True))
+    return any(all(math.isclose(factor, width**power) for factor, width in pairs) for power in _POWERS)

@@ -1,0 +1,68 @@
+"""Which operators of two passes are the same, and what sizes an operator is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from infoprune.structure.labels.tensor_labels import Axis
+from infoprune.structure.tracing.rule_context import GIVEN_SIZES, OpRecord
+from infoprune.structure.validation.conflict import Asked
+
+_WAYS = frozenset({
+    "aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.as_strided", "aten.permute",
+    "aten.transpose", "aten.t", "aten.squeeze", "aten.unsqueeze", "aten.expand", "aten.slice", "aten.clone",
+    "aten.alias", "aten.copy_", "aten.as_strided_",
+})  # fmt: skip
+"""Operators that only move numbers: PyTorch chooses among them by its sizes."""
+
+_PRODUCTS = frozenset({"aten.mm", "aten.bmm", "aten.addmm", "aten.baddbmm", "aten.mv", "aten.dot"})
+_OF_ONE = frozenset({"aten.mul", "aten.sum"})
+"""What takes the place of a product over a single channel."""
+
+_WITH_BIAS = frozenset({"aten.addmm", "aten.baddbmm"})
+"""A product and a sum in one."""
+
+
+def sizes_asked_for(record: OpRecord, args: Sequence[Any]) -> Iterator[Asked]:
+    """Yield the labelled dimensions that an operator makes whose sizes are among its arguments."""
+    sizes: list[Any] = []
+    axes: list[Axis] = []
+    if record.name.startswith("aten.split"):
+        dim = args[2] if len(args) > 2 else 0
+        axes = [output.axes[dim] for output in record.outputs]
+        sizes = list(args[1]) if isinstance(args[1], (list, tuple)) else [args[1]] * len(axes)
+    elif record.name == "aten.slice" and len(args) > 3 and None not in args[1:4]:
+        axes, sizes = [record.outputs[0].axes[args[1]]], [args[3] - args[2]]
+    elif record.name in GIVEN_SIZES:
+        axes, sizes = list(record.outputs[0].axes), list(next((a for a in args if isinstance(a, (list, tuple))), ()))
+    for place, (axis, size) in enumerate(zip(axes, sizes, strict=False)):
+        if axis is not None and type(size) is int and size >= 0:
+            yield Asked(axis, place, size)
+
+
+def same_operator(record: OpRecord, name: str) -> bool:
+    """Return whether an operator repeats one of the original's; a slice that takes all there is runs as an alias."""
+    return name == record.name or (name, record.name) == ("aten.alias", "aten.slice")
+
+
+def differing_operators(before: Sequence[str], after: Sequence[str]) -> str | None:
+    """Name the operators in which two passes differ, apart from those among which PyTorch chooses by its sizes.
+
+    >>> differing_operators(["aten.view", "aten.relu"], ["aten.relu"])
+    >>> differing_operators(["aten.relu"], ["aten.exp"])
+    'aten.relu, aten.exp'
+    """
+    spared = sum((name in _PRODUCTS) for name in before) - sum((name in _PRODUCTS) for name in after)
+    for name in _OF_ONE:
+        if not 0 <= after.count(name) - before.count(name) <= spared:
+            return name
+    pairs = zip_longest(_computed(before), _computed(after))
+    return next((f"{a or 'nothing'}, {b or 'nothing'}" for a, b in pairs if a != b), None)
+
+
+def _computed(names: Sequence[str]) -> list[str]:
+    """Return the operators that do not depend on which of several equal ways PyTorch chooses."""
+    plain = ("aten.add" if name in _WITH_BIAS else name for name in names)
+    return [name for name in plain if name not in _WAYS | _PRODUCTS | _OF_ONE]

@@ -1,0 +1,149 @@
+"""A traced model whose cuts are run dry until its code follows them: one loop, and a list of resolvers.
+
+The labels say what the operators do with channels. What the model's own code does with sizes, no label says: it may
+hold a width as a number, read it from another tensor, or count on it. So a plan is run dry, and each conflict that
+shows is put before the resolvers in turn; the first that knows a way changes the label space or the size attributes,
+and the plan is run again. The last resolver always knows one: the channels stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from infoprune.errors import PlanError
+from infoprune.structure.groups import Structure
+from infoprune.structure.plan import PruningPlan
+from infoprune.structure.tracing.examples import count_examples
+from infoprune.structure.tracing.session import TraceSession
+from infoprune.structure.tracing.tracer import Tracer, collector_paused
+from infoprune.structure.validation import size_aliases
+from infoprune.structure.validation.conflict import Conflict
+from infoprune.structure.validation.dry_run import bisect, dry_run
+from infoprune.structure.validation.probe_plans import probe_plans
+from infoprune.structure.validation.size_attributes import SizeAttributeFinder
+
+MAX_DRY_RUNS = 50
+"""So often at most a cut is tried, each time with one conflict less."""
+
+Resolver = Callable[[Structure, PruningPlan, "list[Conflict]"], bool]
+"""Change something that may let the code follow a plan; False where it knows nothing to change."""
+
+
+class HasPlan(Protocol):
+    """A decision that says which units go."""
+
+    @property
+    def plan(self) -> PruningPlan:
+        """The plan."""
+
+
+Decided = TypeVar("Decided", bound=HasPlan)
+
+
+class TracedModel:
+    """A model that was traced, and what was found to stand in the way of cuts.
+
+    Args:
+        session: the model, already run.
+    """
+
+    def __init__(self, session: TraceSession) -> None:
+        self.session = session
+        self._size_attributes = SizeAttributeFinder(session)
+        self._resolvers: Sequence[Resolver] = (
+            self._alias_sizes,
+            self._size_attributes.find,  # splits dimensions into heads, or rewrites numbers that modules hold
+            self._freeze,
+        )
+        self._built: tuple[tuple[list[Tracer], int, int], Structure] | None = None
+        self._size_attributes.find_frozen_heads()
+
+    @property
+    def structure(self) -> Structure:
+        """The channel groups, as far as the operators and the plans that were run dry tell."""
+        session = self.session
+        session.space.resolve_balances()
+        attributes = list(self._size_attributes.slots())
+        said = (session.passes.tracers, len(session.space.unions), len(session.space.freezes))
+        if self._built is not None and self._built[0] == said:  # nothing new but attributes
+            return self._built[1].with_attributes(attributes)
+        # Only the eval pass is counted; train mode's own layers (auxiliary heads) still make channels.
+        counted, *others = (tracer.contractions for _, tracer in session.passes.traced)
+        structure = Structure(
+            session.space,
+            {name: tuple(entry.tensor.shape) for name, entry in session.owned.items()},
+            [name for name, entry in session.owned.items() if entry.is_parameter],
+            session.records,
+            counted,
+            [contraction for other in others for contraction in other],
+            max(count_examples(session.inputs), 1),
+            attributes,
+            session.caches,
+        )
+        structure.passes = session.passes
+        self._built = said, structure
+        return structure
+
+    def validate(self) -> Structure:
+        """Run trial cuts of every group dry, until the model's code follows all of them.
+
+        Returns:
+            The structure; whatever the code does not follow is frozen in it.
+        """
+        with collector_paused(self.session.on_shapes):
+            for _ in range(MAX_DRY_RUNS):
+                structure = self.structure
+                # The first trial cut with a conflict; the second is not run before the first is clean.
+                tried = ((trial, self.conflicts(structure, trial)) for trial in probe_plans(structure))
+                trial, conflicts = next(((trial, found) for trial, found in tried if found), (None, []))
+                if trial is None:
+                    return structure
+                self._resolve(structure, trial, conflicts)
+            for group in self.structure.prunable:
+                for slot in group.slots:
+                    labels = self.session.labels[slot.tensor][slot.dim][slot.index]
+                    self.session.space.freeze(labels, "no trial cut of it is followed by the model's code")
+        return self.structure
+
+    def settle(self, decide: Callable[[Structure], Decided]) -> Decided:
+        """Decide on a plan until the model's code follows it.
+
+        Args:
+            decide: makes a decision for a structure; it is asked again with what conflicts has become of it.
+
+        Raises:
+            PlanError: no decision was followed; names the reason.
+        """
+        conflicts: list[Conflict] = []
+        for _ in range(MAX_DRY_RUNS):
+            structure = self.structure
+            decision = decide(structure)
+            conflicts = self.conflicts(structure, decision.plan)
+            if not conflicts:
+                return decision
+            self._resolve(structure, decision.plan, conflicts)
+        raise PlanError(
+            f"no plan was found that the model's code follows: a channel {conflicts[0].reason}; freeze that layer"
+        )
+
+    def conflicts(self, structure: Structure, plan: PruningPlan) -> list[Conflict]:
+        """Run a plan dry; return what stands in its way."""
+        return dry_run(self.session, structure, plan)
+
+    def _resolve(self, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> None:
+        any(resolve(structure, plan, conflicts) for resolve in self._resolvers)
+
+    def _alias_sizes(self, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> bool:
+        """Tie dimensions whose width the code reads from another tensor to that one's."""
+        return size_aliases.tie(self.session, structure, plan, conflicts)
+
+    def _freeze(self, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> bool:
+        """Freeze the groups that conflict, and nothing else."""
+        settled: set[int] = set()
+        for conflict in bisect(self.session, structure, plan, conflicts):
+            groups = set(structure.groups_cut(conflict.labels).tolist())
+            if not groups or groups - settled:
+                self.session.space.freeze(structure.whole_groups(conflict.labels), conflict.reason, conflict.op)
+            settled |= groups
+        return True
