@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         trace,
         verify,
     )
+    from infoprune.within_drop import find_macs
 
 _HOME = {
     "Allocation": "infoprune.allocation",
@@ -47,6 +48,7 @@ _HOME = {
     "Structure": "infoprune.structure",
     "Verification": "infoprune.structure",
     "attach": "infoprune.checkpoint",
+    "find_macs": "infoprune.within_drop",
     "from_pretrained": "infoprune.hub",
     "latency": "infoprune.backends",
     "load": "infoprune.saving",
@@ -95,6 +97,7 @@ __all__ = [
     "Verification",
     "__version__",
     "attach",
+    "find_macs",
     "from_pretrained",
     "latency",
     "load",

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from infoprune import recalibration
 from infoprune.allocation import Allocation, LatencyShare, LossCurves, get_allocation
+from infoprune.allocation.patterns import MinWidth
 from infoprune.allocation.rounding import RoundTo
 from infoprune.allocation.solve import Measure
 from infoprune.backends import get_backend
@@ -92,7 +93,7 @@ def prune(
     backend: BackendSpec | None = None,
     allocation: str | Mapping[str, Any] | Allocation = "auto",
     round_to: RoundTo = "auto",
-    min_width: int = 1,
+    min_width: MinWidth = 1,
     frozen: Sequence[str] = (),
     data: Iterable[Any] | LightningDataModule | None = None,
     recalibrate: int = 0,
@@ -118,7 +119,8 @@ def prune(
             (:class:`~infoprune.allocation.CoupledLast`). An amount is removed from every group alike.
         round_to: widths are multiples of this; "auto": of 4, 8 or 16 in layers of at least 16, 64 or 128 filters, since
             other widths are slow in most runtimes.
-        min_width: the fewest units a group keeps.
+        min_width: the fewest units a group keeps; by layer, ``{"layer1.*": 8, "*": 0.25}``, as a number or a
+            share of the units.
         frozen: patterns of layers whose filters all stay.
         data: batches of training images, for criteria that need them and for ``recalibrate``; with both, something
             that can be gone through twice. Batches may be tuples, mappings or nests: what is like ``example_inputs`` is

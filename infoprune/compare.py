@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from infoprune.allocation import Allocation, get_allocation
+from infoprune.allocation.patterns import MinWidth
 from infoprune.allocation.rounding import RoundTo
 from infoprune.calibration import as_batches
 from infoprune.criteria import Criterion, get_criterion
@@ -57,7 +58,7 @@ def compare(
     kind: str = "macs",
     allocation: str | Mapping[str, Any] | Allocation = "auto",
     round_to: RoundTo = "auto",
-    min_width: int = 1,
+    min_width: MinWidth = 1,
     frozen: Sequence[str] = (),
     data: Iterable[Any] | LightningDataModule | None = None,
     recalibration: Iterable[Any] | LightningDataModule | None = None,

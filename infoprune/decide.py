@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from infoprune.allocation import Allocation, Budget, LatencyShare, LossCurves, get_allocation, select
 from infoprune.allocation.budget import KINDS, as_share, check_amount, is_absolute
-from infoprune.allocation.grid import WidthGrid
+from infoprune.allocation.patterns import MinWidth, check_min_width
 from infoprune.allocation.rounding import AUTO, RoundTo, check_round_to
 from infoprune.backends.grid import steps_in
 from infoprune.criteria import Criterion, Scores, get_criterion
@@ -41,7 +41,7 @@ class Target:
     params: float | str | None = None
     amount: float | None = None
     round_to: RoundTo = AUTO
-    min_width: int = 1
+    min_width: MinWidth = 1
     latency: float | str | None = None
     backend: Backend | None = None
 
@@ -54,7 +54,7 @@ class Target:
         if self.amount is not None:
             check_amount(self.amount)
         check_round_to(self.round_to)
-        WidthGrid(1, 1, self.min_width)  # a range check
+        check_min_width(self.min_width)
         if not self._is_absolute:
             _ = self.budget  # another
 

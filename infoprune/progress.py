@@ -39,6 +39,10 @@ class Progress:
         """So much more is done."""
         self._bar.advance(self._task, work)
 
+    def expect(self, work: float) -> None:
+        """Add to the work in total, or take from it what turns out not to be needed."""
+        self._bar.update(self._task, total=(self._bar.tasks[0].total or 0.0) + work)
+
     def __enter__(self) -> Progress:
         self._bar.start()
         return self

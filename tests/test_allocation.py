@@ -17,6 +17,7 @@ from infoprune.allocation import (
     Allocation,
     Budget,
     GlobalRanking,
+    Isomorphic,
     PerLayer,
     Uniform,
     get_allocation,
@@ -52,6 +53,7 @@ ALLOCATIONS: list[Allocation] = [
     Uniform(),
     GlobalRanking(floor=0.05),
     GlobalRanking(floor=0.2, normalize="minmax"),
+    Isomorphic(),
     PerLayer(ratios={"*": 0.3, "layer3.*": 0.6, "layer4.0.conv1": 0.7}),
 ]
 
@@ -319,3 +321,38 @@ def test_a_timed_budget_that_the_widths_cannot_meet_is_met_from_below_with_a_war
     with pytest.warns(UserWarning, match="the nearest from below"):
         widths = Uniform().widths(structure, budget=Budget("latency", 0.9), measure=lambda w: share(w) / whole)
     assert 0.5 < share(widths) / whole <= 0.9
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global", "coupled_last"])
+def test_layers_keep_what_min_width_says(allocation: str):
+    rules = {"*": 0.25, "layer1.*": 40, "layer4.1.conv1": 7}
+    widths = get_allocation(allocation).widths(STRUCTURE, SCORES, Budget("macs", 0.2), min_width=rules)
+    for name, width in widths.items():
+        size = STRUCTURE.group(name).size
+        layers = {layer.name for layer, _ in STRUCTURE.producers(STRUCTURE.group(name))}
+        wanted = 40 if any(layer.startswith("layer1.") for layer in layers) else size // 4
+        assert width >= (7 if name == "layer4.1.conv1" else wanted), name
+    assert widths["layer4.1.conv1"] < 160
+
+
+@pytest.mark.parametrize("rules", [0, True, {"layer1.*": 0}, {"layer1.*": 1.5}, {"*": "4"}])
+def test_min_width_out_of_range_is_refused(rules):
+    with pytest.raises(ConfigurationError, match="min_width must be a whole number of at least 1, got"):
+        Uniform().widths(STRUCTURE, SCORES, Budget("macs", 0.5), min_width=rules)
+
+
+def test_a_min_width_for_no_layer_is_refused():
+    with pytest.raises(ConfigurationError, match=r"no layer matches the pattern 'layr1\.\*'"):
+        infoprune.prune(small_net(), torch.zeros(1, 3, 8, 8), macs=0.5, min_width={"layr1.*": 4})
+
+
+def test_isomorphic_rankings_stay_within_a_kind_of_structure():
+    """Scores of the streams are made ten times as high: a global ranking spares them, this one does not notice."""
+    streams = [g.name for g in STRUCTURE.prunable if len(STRUCTURE.producers(g)) > 1]
+    scores = {name: values * (10 if name in streams else 1) for name, values in SCORES.items()}
+    plain = Isomorphic(normalize="none")
+    assert plain.widths(STRUCTURE, scores, Budget("macs", 0.5)) == plain.widths(STRUCTURE, SCORES, Budget("macs", 0.5))
+    ranked = GlobalRanking(normalize="none")
+    assert ranked.widths(STRUCTURE, scores, Budget("macs", 0.5)) != ranked.widths(
+        STRUCTURE, SCORES, Budget("macs", 0.5)
+    )

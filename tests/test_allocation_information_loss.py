@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -299,3 +300,38 @@ def test_budgets_as_people_state_them(budget: dict):
     before, after = getattr(result.before, kind), getattr(result.after, kind)
     share = value / before if isinstance(value, int) else {"60%": 0.6, "50 %": 0.5}.get(value, value)
     assert 0.97 * share * before < after <= share * before
+
+
+def test_time_decides_where_time_is_the_budget(net: nn.Module):
+    """Where narrower `spare` layers save no time, none of their units go for it."""
+    structure, scores = traced(net)
+    prepared = InformationLoss(images=48).prepared(net, structure, [IMAGES], scores=scores)
+
+    def share(widths: Mapping[str, int]) -> float:
+        return 0.2 + 0.4 * widths["stem"] / 8 + 0.4 * widths["vital"] / 16
+
+    slow = prepared.widths(structure, scores, Budget("latency", 0.7), measure=share)
+    assert slow["spare"] == 16
+    assert prepared.widths(structure, scores, Budget("macs", 0.7))["spare"] < 16
+
+
+def test_flat_groups_are_measured_on_the_first_batch_and_dear_ones_on_all(net: nn.Module):
+    """With the second batch of constant images, only what was measured on it differs."""
+    images = torch.cat([IMAGES, IMAGES[:16]])
+    other = [images, torch.zeros(64, 3, 8, 8) + IMAGES[:1]]
+    levels = {"vital": [12, 8, 4], "spare": [12, 8, 4]}
+    one, two = (
+        measured(meter(net, data=[images], images=64), levels),
+        measured(meter(net, data=other, images=128), levels),
+    )
+    assert list(one.curves["vital"]) == [12, 8]
+    assert list(one.curves["spare"]) == [8, 4]
+    assert two.curves["spare"] == pytest.approx(one.curves["spare"])
+    assert two.curves["vital"][8] != pytest.approx(one.curves["vital"][8], rel=0.05)
+
+
+def test_later_rounds_of_flat_groups_start_from_the_loss_on_all_images(net: nn.Module):
+    data = [torch.cat([IMAGES, IMAGES[:16]]), torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(9))]
+    found = measured(meter(net, data=data, images=128), {"spare": [4]}, {"stem": 5, "vital": 12, "spare": 9})
+    assert found.added("spare", 4) == pytest.approx(found.curves["spare"][4] - found.loss, abs=1e-9)
+    assert 0 <= found.added("spare", 4) < 0.01

@@ -12,6 +12,7 @@ from infoprune.allocation.curves import LossCurves
 from infoprune.allocation.global_ranking import GlobalRanking
 from infoprune.allocation.information_concentration import InformationConcentration
 from infoprune.allocation.information_loss import InformationLoss
+from infoprune.allocation.isomorphic import Isomorphic
 from infoprune.allocation.latency import LatencyShare
 from infoprune.allocation.per_layer import PerLayer
 from infoprune.allocation.per_stage import PerStage
@@ -27,6 +28,7 @@ __all__ = [
     "GlobalRanking",
     "InformationConcentration",
     "InformationLoss",
+    "Isomorphic",
     "LatencyShare",
     "LossCurves",
     "PerLayer",

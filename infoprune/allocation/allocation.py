@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import nn
 
-from infoprune.allocation.budget import Budget, check_amount, cost_share
+from infoprune.allocation.budget import Budget, UnitCosts, check_amount, cost_share, unit_costs
 from infoprune.allocation.grid import WidthGrid
 from infoprune.allocation.latency import CLOSE, LatencyShare
+from infoprune.allocation.patterns import MinWidth, least_widths
 from infoprune.allocation.rounding import AUTO, RoundTo, halved, steps
 from infoprune.allocation.solve import CLOSE_IN_TIME, TOLERANCE, Measure, Widths, WidthsAt, solve
 from infoprune.errors import BudgetError, ConfigurationError
@@ -70,7 +71,7 @@ class Allocation(ABC):
 
     @abstractmethod
     def widths_at(
-        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], kind: str
+        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
     ) -> WidthsAt:
         """Return a function from a sparsity in [0, 1] to the widths of the groups in ``grids``.
 
@@ -80,7 +81,7 @@ class Allocation(ABC):
             structure: The channel groups as they are now.
             scores: Group name -> (units,) scores.
             grids: Group name -> the widths that it may take.
-            kind: What is to shrink: ``"macs"``, ``"params"``, ``"latency"``, or ``"amount"`` for the number of units.
+            costs: From widths to what one unit of each group costs there, in the measure of the budget.
         """
 
     def without_budget(
@@ -93,7 +94,7 @@ class Allocation(ABC):
     ) -> Widths:
         """Widths where no budget is given: together the groups lose ``fraction`` x ``amount`` of their units."""
         amount = self.need_amount(amount)
-        widths_at = self.widths_at(structure, scores, grids, "amount")
+        widths_at = self.widths_at(structure, scores, grids, unit_costs(structure, "amount"))
         whole = sum(grid.original or grid.size for grid in grids.values())
         fewest = sum(widths_at(1.0).values()) / whole
         target = 1 - fraction * amount
@@ -118,7 +119,7 @@ class Allocation(ABC):
         budget: Budget | None = None,
         amount: float | None = None,
         round_to: RoundTo | Mapping[str, int] = 1,
-        min_width: int = 1,
+        min_width: MinWidth = 1,
         *,
         fraction: float = 1.0,
         reference: Cost | None = None,
@@ -137,7 +138,7 @@ class Allocation(ABC):
             round_to: Widths are multiples of it, unless a group stays whole; "auto": of a number that follows from the
                 layers' widths, halved while a budget of MACs or parameters stays unspent by a tenth; a mapping: of a
                 number for each group by name. See `infoprune.allocation.rounding`.
-            min_width: Fewest units that a group keeps.
+            min_width: Fewest units that a group keeps; a mapping: by patterns of layers, as numbers or shares below 1.
             fraction: How much of the way to go now (gradual schedules): a budget becomes 1 - fraction x (1 - keep).
             reference: The cost that the budget is a fraction of; that of ``structure`` by default. Gradual pruning
                 passes the cost before the first event.
@@ -168,15 +169,17 @@ class Allocation(ABC):
                 )
             measure = cost_share(structure, budget.kind, reference)
 
+        least = least_widths(structure, min_width, sizes)
+
         def attempt(step: Mapping[str, int]) -> Attempt:
             grids = {
-                group.name: WidthGrid(group.size, step[group.name], min_width, (sizes or {}).get(group.name))
+                group.name: WidthGrid(group.size, step[group.name], least[group.name], (sizes or {}).get(group.name))
                 for group in prunable_groups(structure, scores)
             }
             if budget is None:
                 return _by_amount(grids, self.without_budget(structure, scores, grids, amount, fraction), amount)
             assert measure is not None
-            widths_at = self.widths_at(structure, scores, grids, budget.kind)
+            widths_at = self.widths_at(structure, scores, grids, unit_costs(structure, budget.kind, measure))
             return within_budget(structure, budget, fraction, widths_at, grids, measure)
 
         finer = halved if round_to == AUTO and not isinstance(measure, LatencyShare) else None

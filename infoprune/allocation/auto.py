@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation
+from infoprune.allocation.budget import UnitCosts
 from infoprune.allocation.coupled_last import CoupledLast
 from infoprune.allocation.grid import WidthGrid
 from infoprune.allocation.information_loss import InformationLoss
@@ -58,10 +59,10 @@ class Auto(Allocation):
             return CoupledLast()
 
     def widths_at(
-        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], kind: str
+        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
     ) -> WidthsAt:
         """Return the widths of ``coupled_last``."""
-        return CoupledLast().widths_at(structure, scores, grids, kind)
+        return CoupledLast().widths_at(structure, scores, grids, costs)
 
     def without_budget(
         self,

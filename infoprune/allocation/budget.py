@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from infoprune.errors import ConfigurationError
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 KINDS = ("macs", "params", "latency")
 
 Widths = Mapping[str, int]
+
+UnitCosts = Callable[[Widths], Mapping[str, float]]
+"""From widths to what one unit of each group costs there."""
 
 
 @dataclass(frozen=True)
@@ -86,3 +90,29 @@ def cost_share(structure: Structure, kind: str, reference: Cost | None = None) -
     """
     whole = getattr(reference or structure.cost(), kind)
     return lambda widths: getattr(structure.cost(widths), kind) / whole if whole else 0.0
+
+
+def unit_costs(structure: Structure, kind: str, measure: Callable[[Widths], float] | None = None) -> UnitCosts:
+    """Return a function from widths to what one unit of each group costs there.
+
+    Args:
+        structure: Where the widths apply.
+        kind: ``"macs"``, ``"params"``, ``"latency"``, or ``"amount"``, where every unit counts alike.
+        measure: For latency: share of the original time that widths take. Without it, time goes by MACs.
+    """
+    if kind == "amount":
+        return lambda widths: dict.fromkeys(widths, 1.0)
+    if kind == "latency" and measure is not None:
+        return partial(_measured_units, measure)
+    which = 1 if kind == "params" else 0
+    return lambda widths: {name: costs[which] for name, costs in structure.cost_of_units(widths).items()}
+
+
+def _measured_units(measure: Callable[[Widths], float], widths: Widths) -> dict[str, float]:
+    """Return what a unit of each group costs by finite differences: over an eighth of it, since time has steps."""
+    whole = measure(widths)
+    narrower = {name: max(1, width - max(1, width // 8)) for name, width in widths.items()}
+    return {
+        name: max(0.0, whole - measure({**widths, name: less})) / max(1, widths[name] - less)
+        for name, less in narrower.items()
+    }

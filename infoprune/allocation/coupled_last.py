@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation
+from infoprune.allocation.budget import UnitCosts
 from infoprune.allocation.grid import WidthGrid
 from infoprune.allocation.solve import Widths, WidthsAt
 from infoprune.registry import check_number
@@ -35,7 +36,7 @@ class CoupledLast(Allocation):
         check_number("allocation 'coupled_last'", "floor", self.floor, 0, 1)
 
     def widths_at(
-        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], kind: str
+        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
     ) -> WidthsAt:
         """In three equal parts: the single groups to the floor, the coupled ones to the floor, all to the fewest."""
         coupled = {name for name in grids if len(structure.producers(structure.group(name))) > 1}

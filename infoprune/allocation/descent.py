@@ -7,26 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from infoprune.allocation.budget import UnitCosts
 from infoprune.allocation.curves import LossCurves, Round
 from infoprune.allocation.grid import WidthGrid
 from infoprune.allocation.solve import Widths, WidthsAt
 
 if TYPE_CHECKING:
-    from infoprune.structure import Structure
+    pass
 
 STEPS = 16
 """In so many steps a group goes from whole to nothing, or in single ones if it has fewer units."""
-
-UnitCosts = Callable[[Mapping[str, int]], Mapping[str, float]]
-"""From widths to what one unit of each group costs there."""
-
-
-def unit_costs(structure: Structure, kind: str) -> UnitCosts:
-    """Return the cost of units in the measure of a budget; latency goes by MACs, an amount counts units alike."""
-    if kind == "amount":
-        return lambda widths: dict.fromkeys(widths, 1.0)
-    which = 1 if kind == "params" else 0
-    return lambda widths: {name: costs[which] for name, costs in structure.cost_of_units(widths).items()}
 
 
 def descend(

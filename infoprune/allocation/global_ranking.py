@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation
+from infoprune.allocation.budget import UnitCosts
 from infoprune.allocation.grid import WidthGrid
 from infoprune.allocation.solve import Widths, WidthsAt
 from infoprune.criteria.aggregation import NORMALIZE, normalized
@@ -42,7 +43,7 @@ class GlobalRanking(Allocation):
         check_choice("allocation 'global'", "normalize", self.normalize, NORMALIZE)
 
     def widths_at(
-        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], kind: str
+        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
     ) -> WidthsAt:
         """Remove units in ascending order of their scores; the best ``floor`` of each group never goes."""
         if scores is None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation
+from infoprune.allocation.budget import UnitCosts
 from infoprune.allocation.grid import WidthGrid
 from infoprune.allocation.solve import Widths, WidthsAt
 from infoprune.criteria.measures.concentration import Concentration
@@ -94,7 +95,7 @@ class InformationConcentration(Allocation):
         return dataclasses.replace(self, concentrations=how.fuse(how.measure(model, structure, data)))
 
     def widths_at(
-        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], kind: str
+        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
     ) -> WidthsAt:
         """Shares proportional to the concentrations, scaled down from where every group is whole."""
         weights = self._weights(structure, [structure.group(name) for name in grids])

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation
+from infoprune.allocation.budget import UnitCosts, unit_costs
 from infoprune.allocation.curves import LossCurves
-from infoprune.allocation.descent import descend, through, unit_costs
+from infoprune.allocation.descent import descend, through
 from infoprune.allocation.grid import WidthGrid
 from infoprune.allocation.measure_loss import LossMeter
 from infoprune.allocation.solve import Widths, WidthsAt
@@ -137,7 +138,7 @@ class InformationLoss(Allocation):
         self, structure: Structure, curves: LossCurves, grids: Mapping[str, WidthGrid], kind: str, share: float
     ) -> Widths:
         whole = None
-        for state in self._states(structure, curves, grids, kind):
+        for state in self._states(curves, grids, unit_costs(structure, kind)):
             cost = structure.cost(state)
             value = cost.params if kind == "params" else sum(state.values()) if kind == "amount" else cost.macs
             whole = whole or value
@@ -145,22 +146,20 @@ class InformationLoss(Allocation):
                 return state
         return state
 
-    def _states(
-        self, structure: Structure, curves: LossCurves, grids: Mapping[str, WidthGrid], kind: str
-    ) -> Iterable[Widths]:
+    def _states(self, curves: LossCurves, grids: Mapping[str, WidthGrid], costs: UnitCosts) -> Iterable[Widths]:
         floors = {
             name: max(grid.lowest, math.ceil(self.floor * (grid.original or grid.size))) for name, grid in grids.items()
         }
-        return descend(curves, unit_costs(structure, kind), grids, floors, self.depth)
+        return descend(curves, costs, grids, floors, self.depth)
 
     def widths_at(
-        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], kind: str
+        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
     ) -> WidthsAt:
         """Return falling widths: each step costs the least information for what it saves."""
         if not isinstance(self.curves, LossCurves):
             raise ConfigurationError(f"{OWNER} has nothing measured yet: call prepared(model, structure, data)")
         self.curves.check({name: grid.size for name, grid in grids.items()})
-        return through(list(self._states(structure, self.curves, grids, kind)), grids)
+        return through(list(self._states(self.curves, grids, costs)), grids)
 
 
 def _warn_about(curves: LossCurves) -> None:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from infoprune.allocation.batch_statistics import BatchStatistics
 from infoprune.allocation.curves import Round
 from infoprune.allocation.divergence import NAMES, Distance, distances_for, scored
+from infoprune.allocation.sample import sample
 from infoprune.allocation.select import lowest_units
 from infoprune.allocation.suffix import Prefix, advance, first_uses, resume
-from infoprune.calibration import batch_size, on_device, rows_of, run, split_batch
+from infoprune.calibration import on_device, run
 from infoprune.criteria.activations.suffix_replay import ReplayError
 from infoprune.criteria.shapley.scoring_run import suffix_shares
 from infoprune.distributed import all_or_none, process, sum_over_processes, world_size
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
     from infoprune.structure import ChannelGroup, GroupSlot, Structure
 
 DEAR = 0.02
-"""A group that costs more at its middle level is measured above it, any other below: there the solution lies."""
+"""A group that costs more at its middle level on the first batch is measured there and above, on all images; any other
+is measured there and below, on the first batch: near zero few images tell enough."""
 
-BATCH = 64
-"""Smaller batches are joined up to so many images: statistics of few images are none."""
+USUALLY_DEAR = 0.2
+"""Share of the work that dear groups are expected to be, until the first batch tells."""
 
 Quality = Callable[[nn.Module], float]
 """A user's own measure of a model; higher is better."""
@@ -93,15 +95,18 @@ class LossMeter:
             if evaluate is not None:
                 self.images, self._best = 0, self._finite(evaluate(self.model), "the whole model")
                 return
-            inputs = list(_joined(_first(data, images, owner)))
+            inputs = list(sample(data, images, owner))
             self.images = sum(size for _, _, size in inputs)
             device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
             self._batches = [self._batch(on_device(device, _channels_last(x)), y, size) for x, y, size in inputs]
         self.unit = " + ".join(dict.fromkeys(NAMES[distance] for distance in self._batches[0].distances))
 
     def work(self, levels: Mapping[str, Sequence[int]]) -> float:
-        """Return how much a round measures at most, in runs of the whole model; a progress bar advances by that."""
-        return sum(self._work[name] * len(_near(widths, None)) for name, widths in levels.items())
+        """Return how much this process is expected to measure in a round, in runs of the whole model on all images."""
+        mine = list(self.groups)[process() :: world_size()]
+        runs = sum(self._work[name] * len(_near(levels[name], dear=False)) for name in mine if name in levels)
+        first = self._batches[0].size / self.images if self._batches else 1.0
+        return runs * (first + USUALLY_DEAR * (1 - first))
 
     def round(self, widths: Mapping[str, int], levels: Mapping[str, Sequence[int]], bar: Progress) -> Round:
         """Cut each group of the model with these widths to each of its levels alone, and measure what that costs.
@@ -116,12 +121,14 @@ class LossMeter:
         losses = torch.zeros(2, len(table) + 1, dtype=torch.float64)  # losses, and which of them were measured
         mine = set(names[process() :: world_size()])
         with self._ready(), all_or_none(), self._cut(widths):
+            now = self._losses_now(widths)
+            whole = self._mean(now)
             if process() == 0:
-                losses[0, 0] = self._loss_of_whole_runs("these widths")
-            measured = self._measured({name: levels[name] for name in names if name in mine and name in levels}, bar)
+                losses[0, 0] = whole
+            added = self._measured({name: levels[name] for name in names if name in mine and name in levels}, now, bar)
             for place, key in enumerate(table, 1):
-                if key in measured:
-                    losses[:, place] = torch.tensor([measured[key], 1.0])
+                if key in added:
+                    losses[:, place] = torch.tensor([whole + added[key], 1.0])
         losses, seen = sum_over_processes(losses)
         curves: dict[str, dict[int, float]] = {}
         for (name, width), loss, known in zip(table, losses[1:].tolist(), seen[1:].tolist(), strict=True):
@@ -129,56 +136,84 @@ class LossMeter:
                 curves.setdefault(name, {})[width] = loss
         return Round(dict(widths), losses[0].item(), curves)
 
-    def _measured(self, levels: Mapping[str, Sequence[int]], bar: Progress) -> dict[tuple[str, int], float]:
+    def _losses_now(self, widths: Mapping[str, int]) -> list[float]:
+        """Return what the copy's present widths cost on each batch, mean over its images."""
         if self._evaluate is not None:
-            return self._evaluated(levels, bar)
-        sums: dict[tuple[str, int], float] = {}
-        near: dict[str, list[int]] = {}
-        for batch in self._batches:
-            prefix: Prefix | None = Prefix()
-            for name in sorted(levels, key=lambda name: batch.place(self._weights(name))):
-                if batch.resumes and prefix is not None:
-                    prefix = advance(self.model, batch.inputs, prefix, self._weights(name))
-                middle = levels[name][len(levels[name]) // 2]
-                first = self._loss_at(name, middle, batch, prefix)
-                near.setdefault(name, _near(levels[name], first / batch.size))  # decided on the first batch
-                for width in near[name]:
-                    loss = first if width == middle else self._loss_at(name, width, batch, prefix)
-                    sums[name, width] = sums.get((name, width), 0.0) + loss
-                bar.advance(self._work[name] * len(near[name]) * batch.size / self.images)
-        return {key: total / self.images for key, total in sums.items()}
+            return [self._best - self._finite(self._evaluate(self.model), "these widths")]
+        if all(widths.get(name, group.size) == group.size for name, group in self.groups.items()):
+            return [0.0] * len(self._batches)
+        return [self._loss(batch, run(self.model, batch.inputs), "these widths") for batch in self._batches]
 
-    def _loss_at(self, name: str, width: int, batch: _Batch, prefix: Prefix | None) -> float:
-        """Return the loss of a batch, summed over its images, where a group is cut to a width."""
+    def _measured(
+        self, levels: Mapping[str, Sequence[int]], now: Sequence[float], bar: Progress
+    ) -> dict[tuple[str, int], float]:
+        """Return what single cuts add to the losses of now, by group and width."""
+        if self._evaluate is not None:
+            return self._evaluated(levels, now[0], bar)
+        added: dict[tuple[str, int], float] = {}  # summed over images
+        near: dict[str, list[int]] = {}
+        left = self.work(levels)
+        first, *rest = self._batches
+        for name, prefix in self._walk(first, levels):
+            middle = _middle(levels[name])
+            added[name, middle] = self._added(name, middle, first, prefix, now[0])
+            near[name] = _near(levels[name], dear=added[name, middle] > DEAR * first.size)
+            for width in near[name]:
+                if width != middle:
+                    added[name, width] = self._added(name, width, first, prefix, now[0])
+            bar.advance(self._runs(name, near[name], first))
+            left -= self._runs(name, near[name], first)
+        dear = [name for name in near if added[name, _middle(levels[name])] > DEAR * first.size]
+        bar.expect(sum(self._runs(name, near[name], batch) for batch in rest for name in dear) - left)
+        for batch, loss in zip(rest, now[1:], strict=True):
+            for name, prefix in self._walk(batch, dear):
+                for width in near[name]:
+                    added[name, width] += self._added(name, width, batch, prefix, loss)
+                bar.advance(self._runs(name, near[name], batch))
+        return {key: total / (self.images if key[0] in dear else first.size) for key, total in added.items()}
+
+    def _runs(self, name: str, levels: Sequence[int], batch: _Batch) -> float:
+        """Return the work of measuring a group on a batch, in runs of the whole model on all images."""
+        return self._work[name] * len(levels) * batch.size / self.images
+
+    def _walk(self, batch: _Batch, names: Iterable[str]) -> Iterator[tuple[str, Prefix | None]]:
+        """Go through some groups in the order of their use, each with the run up to there; None if there is no use."""
+        prefix: Prefix | None = Prefix()
+        for name in sorted(names, key=lambda name: batch.place(self._weights(name))):
+            if batch.resumes and prefix is not None:
+                prefix = advance(self.model, batch.inputs, prefix, self._weights(name))
+            yield name, prefix
+
+    def _added(self, name: str, width: int, batch: _Batch, prefix: Prefix | None, now: float) -> float:
+        """Return what cutting a group to a width adds to a batch's loss of now, summed over its images."""
         if prefix is None:
             return 0.0  # the run never uses this group
         with self._cut({name: width}):
-            return self._loss(batch, resume(self.model, batch.inputs, prefix), f"{name} at {width} units")
+            outputs = resume(self.model, batch.inputs, prefix)
+        return (self._loss(batch, outputs, f"{name} at {width} units") - now) * batch.size
 
-    def _evaluated(self, levels: Mapping[str, Sequence[int]], bar: Progress) -> dict[tuple[str, int], float]:
+    def _evaluated(
+        self, levels: Mapping[str, Sequence[int]], now: float, bar: Progress
+    ) -> dict[tuple[str, int], float]:
         assert self._evaluate is not None
         losses = {}
         for name, widths in levels.items():
             for width in widths:
                 with self._cut({name: width}):
                     quality = self._finite(self._evaluate(self.model), f"{name} at {width} units")
-                losses[name, width] = self._best - quality
+                losses[name, width] = self._best - quality - now
             bar.advance(self._work[name] * len(widths))
         return losses
 
-    def _loss_of_whole_runs(self, what: str) -> float:
-        if self._evaluate is not None:
-            return self._best - self._finite(self._evaluate(self.model), what)
-        losses = (self._loss(batch, run(self.model, batch.inputs), what) for batch in self._batches)
-        return sum(losses) / self.images
+    def _mean(self, losses: Sequence[float]) -> float:
+        """Return the mean over all images of what each batch lost."""
+        sizes = [batch.size for batch in self._batches] or [1]
+        return sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
 
     def _loss(self, batch: _Batch, outputs: Any, what: str) -> float:
-        """Return the loss of a batch, summed over its images and over the outputs."""
+        """Return the loss of a batch: the mean over its images, summed over the outputs."""
         pairs = zip(batch.distances, batch.outputs, scored(outputs), strict=True)
-        total = 0.0
-        for distance, original, changed in pairs:
-            values = distance(original, changed)
-            total += values.double().sum().item() * (batch.size / len(values))
+        total = sum(distance(original, changed).double().mean().item() for distance, original, changed in pairs)
         return self._finite(total, what)
 
     def _finite(self, value: float, what: str) -> float:
@@ -268,14 +303,18 @@ def _readers(structure: Structure, group: ChannelGroup) -> list[GroupSlot]:
     return readers or list(group.slots)
 
 
-def _near(levels: Sequence[int], loss: float | None) -> list[int]:
+def _middle(levels: Sequence[int]) -> int:
+    return levels[len(levels) // 2]
+
+
+def _near(levels: Sequence[int], dear: bool) -> list[int]:
     """Return the levels on the side of the middle where the solution lies, the middle included.
 
-    >>> _near([12, 8, 4], 0.001), _near([12, 8, 4], 0.5)
+    >>> _near([12, 8, 4], dear=False), _near([12, 8, 4], dear=True)
     ([8, 4], [12, 8])
     """
     middle = len(levels) // 2
-    return list(levels[: middle + 1] if loss is not None and loss > DEAR else levels[middle:])
+    return list(levels[: middle + 1] if dear else levels[middle:])
 
 
 def _channels_last(inputs: Any) -> Any:
@@ -285,53 +324,3 @@ def _channels_last(inputs: Any) -> Any:
         ),
         inputs,
     )
-
-
-def _first(data: Iterable[Any], images: int, owner: str) -> Iterator[tuple[Any, Any, int]]:
-    """Return the first images of some data, in batches as they come."""
-    left = images
-    for batch in data:
-        inputs, targets = split_batch(batch, owner)
-        size = batch_size(inputs, owner)
-        if size > left:
-            inputs, targets = rows_of((inputs, targets), size, slice(left))
-        yield inputs, targets, min(size, left)
-        left -= size
-        if left <= 0:
-            return
-    if left == images:
-        raise DataError(f"{owner}: the data hold no image; pass batches of training images")
-
-
-def _joined(batches: Iterable[tuple[Any, Any, int]]) -> Iterator[tuple[Any, Any, int]]:
-    """Small batches, joined where their tensors have one row for each image."""
-    waiting: list[tuple[Any, Any, int]] = []
-    for batch in batches:
-        if waiting and not _fit(waiting[-1], batch):
-            yield _join(waiting)
-            waiting = []
-        waiting.append(batch)
-        if sum(size for _, _, size in waiting) >= BATCH:
-            yield _join(waiting)
-            waiting = []
-    if waiting:
-        yield _join(waiting)
-
-
-def _fit(one: tuple[Any, Any, int], other: tuple[Any, Any, int]) -> bool:
-    pairs = [tree_leaves(batch[:2]) for batch in (one, other)]
-    if len(pairs[0]) != len(pairs[1]):
-        return False
-    return all(
-        isinstance(a, Tensor) and isinstance(b, Tensor) and a.dim() and b.dim() and a.shape[1:] == b.shape[1:]
-        and len(a) == one[2] and len(b) == other[2]
-        for a, b in zip(*pairs, strict=True) if a is not None
-    )  # fmt: skip
-
-
-def _join(batches: Sequence[tuple[Any, Any, int]]) -> tuple[Any, Any, int]:
-    if len(batches) == 1:
-        return batches[0]
-    joined = tree_map(lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0],
-                      *[batch[:2] for batch in batches])  # fmt: skip
-    return *joined, sum(size for _, _, size in batches)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from infoprune.allocation.allocation import ALLOCATIONS
+from infoprune.allocation.patterns import matching
 from infoprune.allocation.ratios import RatioAllocation, check_ratio
-from infoprune.errors import ConfigurationError, nearest
+from infoprune.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from infoprune.structure import ChannelGroup, Structure
+    from infoprune.structure import Structure
 
 
 @ALLOCATIONS.register("per_layer")
@@ -45,13 +45,9 @@ class PerLayer(RatioAllocation):
 
     def ratios_of(self, structure: Structure) -> dict[str, float]:
         """Group name -> the ratio of the last pattern that matches it."""
-        names = {group.name: _names(structure, group) for group in structure.groups}
         ratios = {group.name: float(self.default) for group in structure.prunable}
         for pattern, ratio in self.ratios.items():
-            matched = [group for group in structure.groups if any(fnmatchcase(n, pattern) for n in names[group.name])]
-            if not matched:
-                known = [name for group_names in names.values() for name in group_names]
-                raise ConfigurationError(f"no layer matches the pattern {pattern!r}{nearest(pattern, known)}")
+            matched = matching(structure, pattern)
             if ratio > 0 and all(group.frozen for group in matched):
                 raise ConfigurationError(
                     f"the pattern {pattern!r} with ratio {ratio:g} matches only frozen layers ({matched[0].name}: "
@@ -59,7 +55,3 @@ class PerLayer(RatioAllocation):
                 )
             ratios.update((group.name, float(ratio)) for group in matched if not group.frozen)
         return ratios
-
-
-def _names(structure: Structure, group: ChannelGroup) -> set[str]:
-    return {group.name, *(layer.name for layer, _ in structure.producers(group))}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from infoprune.allocation.allocation import Allocation
+from infoprune.allocation.budget import UnitCosts
 from infoprune.allocation.grid import WidthGrid
 from infoprune.allocation.solve import Widths, WidthsAt
 from infoprune.errors import ConfigurationError
@@ -26,7 +27,7 @@ class RatioAllocation(Allocation):
         """Group name -> share of units to remove, in [0, 1); groups that are not named keep everything."""
 
     def widths_at(
-        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], kind: str
+        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
     ) -> WidthsAt:
         """Return the ratios scaled from 0 to where even the smallest of them empties its group."""
         ratios = self.ratios_of(structure)

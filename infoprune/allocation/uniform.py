@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation
+from infoprune.allocation.budget import UnitCosts, unit_costs
 from infoprune.allocation.grid import WidthGrid
 from infoprune.allocation.solve import Widths, WidthsAt
 
@@ -25,7 +26,7 @@ class Uniform(Allocation):
     """
 
     def widths_at(
-        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], kind: str
+        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
     ) -> WidthsAt:
         """All groups at the share 1 - sparsity."""
         return lambda sparsity: {name: grid.at(1 - sparsity) for name, grid in grids.items()}
@@ -39,4 +40,6 @@ class Uniform(Allocation):
         fraction: float,
     ) -> Widths:
         """Every group loses ``fraction`` x ``amount`` of its units."""
-        return self.widths_at(structure, scores, grids, "amount")(fraction * self.need_amount(amount))
+        return self.widths_at(structure, scores, grids, unit_costs(structure, "amount"))(
+            fraction * self.need_amount(amount)
+        )

@@ -14,6 +14,7 @@ from torch import nn
 from typing_extensions import override
 
 from infoprune.allocation import Allocation, get_allocation
+from infoprune.allocation.patterns import MinWidth
 from infoprune.allocation.rounding import RoundTo
 from infoprune.backends import Backend, get_backend
 from infoprune.callbacks._compat import DualNamespaceCallback
@@ -88,7 +89,8 @@ class FilterPruning(DualNamespaceCallback):
             from every group alike.
         round_to: widths are multiples of this; "auto": of 4, 8 or 16 in layers of at least 16, 64 or 128 filters, since
             other widths are slow in most runtimes.
-        min_width: the fewest units a group keeps.
+        min_width: the fewest units a group keeps; by layer, ``{"layer1.*": 8, "*": 0.25}``, as a number or a
+            share of the units.
         frozen: patterns of layers whose filters all stay.
         example_inputs: what to trace the forward with: a tensor, a tuple of positional or a dict of keyword arguments,
             or shapes (``[1, 3, 32, 32]``, a list or dict of such). Default: ``example_input_array``, else the first
@@ -138,7 +140,7 @@ class FilterPruning(DualNamespaceCallback):
         backend: str | dict[str, Any] | Backend | Callable[[Any, Any], float] | None = None,
         allocation: str | dict[str, Any] | Allocation = "auto",
         round_to: RoundTo = "auto",
-        min_width: int = 1,
+        min_width: MinWidth = 1,
         frozen: Sequence[str] = (),
         example_inputs: Any = None,
         module: str | None = None,

@@ -58,7 +58,9 @@ def add_selection_arguments(parser: ArgumentParser) -> None:
         default=AUTO,
         help="widths are multiples of this; auto: of 4, 8 or 16 in layers of at least 16, 64 or 128 filters",
     )
-    parser.add_argument("--min_width", type=int, default=1, help="the fewest units a group keeps")
+    parser.add_argument(
+        "--min_width", type=int | dict, default=1, help="the fewest units a group keeps, or a mapping by layer patterns"
+    )
     parser.add_argument("--frozen", nargs="+", default=[], help="patterns of layers whose filters all stay")
 
 

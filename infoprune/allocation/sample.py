@@ -1,0 +1,102 @@
+"""The calibration images of a measurement, in batches of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from infoprune.calibration import batch_size, rows_of, split_batch
+from infoprune.errors import DataError
+
+BATCH = 64
+"""Smaller batches are joined up to so many images, larger ones divided: statistics of few images are none."""
+
+Batch = tuple[Any, Any, int]
+"""Inputs, targets (None if there are none), and number of images."""
+
+
+def sample(data: Iterable[Any], images: int, owner: str) -> Iterator[Batch]:
+    """Return the first images of some data in batches of about `BATCH`.
+
+    Args:
+        data: Batches as a loader yields them.
+        images: At most so many.
+        owner: Who asks, for messages.
+
+    Raises:
+        DataError: there is no image, or a batch holds none.
+
+    Example:
+        >>> [size for _, _, size in sample([torch.zeros(40, 3), torch.zeros(300, 3)], 200, "test")]
+        [120, 80]
+    """
+    return _joined(part for batch in _first(data, images, owner) for part in _divided(batch))
+
+
+def _first(data: Iterable[Any], images: int, owner: str) -> Iterator[Batch]:
+    """Return the first images of some data, in batches as they come."""
+    left = images
+    for batch in data:
+        inputs, targets = split_batch(batch, owner)
+        size = batch_size(inputs, owner)
+        if size > left:
+            inputs, targets = rows_of((inputs, targets), size, slice(left))
+        yield inputs, targets, min(size, left)
+        left -= size
+        if left <= 0:
+            return
+    if left == images:
+        raise DataError(f"{owner}: the data hold no image; pass batches of training images")
+
+
+def _divided(batch: Batch) -> Iterator[Batch]:
+    """Return a large batch in equal parts."""
+    inputs, targets, size = batch
+    parts = max(1, size // BATCH) if _has_rows(batch) else 1
+    for rows in torch.arange(size).chunk(parts):
+        part = batch if parts == 1 else (*rows_of((inputs, targets), size, rows), len(rows))
+        yield part
+
+
+def _has_rows(batch: Batch) -> bool:
+    """Return whether every tensor has a row for each image."""
+    return all(isinstance(leaf, Tensor) and leaf.shape[:1] == (batch[2],) for leaf in tree_leaves(batch[:2])
+               if leaf is not None)  # fmt: skip
+
+
+def _joined(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Small batches, joined where their tensors have one row for each image."""
+    waiting: list[Batch] = []
+    for batch in batches:
+        if waiting and not _fit(waiting[-1], batch):
+            yield _join(waiting)
+            waiting = []
+        waiting.append(batch)
+        if sum(size for _, _, size in waiting) >= BATCH:
+            yield _join(waiting)
+            waiting = []
+    if waiting:
+        yield _join(waiting)
+
+
+def _fit(one: Batch, other: Batch) -> bool:
+    pairs = [tree_leaves(batch[:2]) for batch in (one, other)]
+    if len(pairs[0]) != len(pairs[1]):
+        return False
+    return all(
+        isinstance(a, Tensor) and isinstance(b, Tensor) and a.dim() and b.dim() and a.shape[1:] == b.shape[1:]
+        and len(a) == one[2] and len(b) == other[2]
+        for a, b in zip(*pairs, strict=True) if a is not None
+    )  # fmt: skip
+
+
+def _join(batches: Sequence[Batch]) -> Batch:
+    if len(batches) == 1:
+        return batches[0]
+    joined = tree_map(lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0],
+                      *[batch[:2] for batch in batches])  # fmt: skip
+    return *joined, sum(size for _, _, size in batches)

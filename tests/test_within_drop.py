@@ -1,0 +1,87 @@
+"""The deepest cut within a drop of quality, and how sure that is."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import infoprune
+from infoprune.within_drop import Trial, find_macs
+
+IMAGES = torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    """A network of which the last eight filters of each layer do nearly nothing."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    )  # fmt: skip
+    for layer in (net[3], net[8]):
+        layer.weight.data[:, 8:] *= 1e-3
+    for layer in (net[0], net[3]):
+        layer.weight.data[8:] *= 1e-3
+    infoprune.recalibrate(net, [IMAGES])
+    return net.eval()
+
+
+def labelled(net: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    with torch.no_grad():
+        return [(IMAGES[i : i + 64], net(IMAGES[i : i + 64]).argmax(1)) for i in range(0, 256, 64)]
+
+
+def test_the_cut_that_is_found_stays_within_the_drop(net: nn.Module):
+    data, before = labelled(net), copy.deepcopy(net.state_dict())
+    found = find_macs(net, IMAGES[:1], 3.0, data=data, validation=data, criterion="l1", round_to=1)
+    assert found.macs < 0.6
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    kept = next(trial for trial in found.trials if trial.macs == found.macs)
+    assert kept.drop <= 3.0
+    assert all(trial.drop > 3.0 for trial in found.trials if trial.macs < found.macs)
+    infoprune.prune(net, IMAGES[:1], "l1", macs=found.macs, allocation=found.allocation, data=data, recalibrate=16,
+                    round_to=1)  # fmt: skip
+    with torch.no_grad():
+        wrong = [(net(images).argmax(1) != labels).double() for images, labels in data]
+    assert 100 * torch.cat(wrong).mean().item() == pytest.approx(kept.drop, abs=1e-6)
+    assert f"{found.macs:.1%} of the MACs" in str(found)
+
+
+def test_a_users_measure_decides(net: nn.Module):
+    def width(model: nn.Module) -> float:
+        return float(model[3].out_channels)
+
+    found = find_macs(net, IMAGES[:1], 4.0, data=[IMAGES], evaluate=width, criterion="l1", round_to=1)
+    assert found.trials[0].error is None
+    assert all((trial.macs >= found.macs) == (trial.drop <= 4.0) for trial in found.trials)
+
+
+def test_how_sure_it_is_follows_from_the_images():
+    assert Trial(0.5, 0.5, 0.2).sure(0.5) == 0.5
+    assert Trial(0.5, 0.1, 0.2).sure(0.5) == pytest.approx(0.977, abs=1e-3)
+    assert Trial(0.5, 0.1, None).sure(0.5) is None
+    assert Trial(0.5, 0.0, 0.0).sure(0.0) == 1
+
+
+def test_no_cut_within_the_drop_keeps_the_model(net: nn.Module):
+    falling = iter(range(100, 0, -1))
+    found = find_macs(net, IMAGES[:1], 0.0, data=[IMAGES], evaluate=lambda model: next(falling), steps=2)
+    assert found.macs == 1.0
+    assert str(found) == "no cut that was tried stays within a drop of 0"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "needs one of validation"),
+        ({"validation": [IMAGES], "evaluate": len}, "needs one of validation"),
+        ({"validation": [IMAGES]}, "validation needs a label for every image"),
+        ({"evaluate": len, "max_drop": -1}, "max_drop"),
+        ({"evaluate": len, "steps": 0}, "steps"),
+    ],
+)
+def test_bad_input_is_refused(net: nn.Module, options: dict, words: str):
+    with pytest.raises((infoprune.errors.ConfigurationError, infoprune.errors.DataError), match=words):
+        find_macs(net, IMAGES[:1], **{"max_drop": 0.5, "data": [IMAGES], **options})
