@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from infoprune.cost import Cost
     from infoprune.criteria import Criterion
     from infoprune.hub import from_pretrained, push_to_hub, save_pretrained
+    from infoprune.inputs import Examples
     from infoprune.recalibration import recalibrate
     from infoprune.saving import load, save
     from infoprune.schedule import Schedule
@@ -39,6 +40,7 @@ _HOME = {
     "Allocation": "infoprune.allocation",
     "Cost": "infoprune.cost",
     "Criterion": "infoprune.criteria",
+    "Examples": "infoprune.inputs",
     "FilterPruning": "infoprune.callbacks",
     "Latency": "infoprune.backends",
     "PruneResult": "infoprune.api",
@@ -87,6 +89,7 @@ __all__ = [
     "Allocation",
     "Cost",
     "Criterion",
+    "Examples",
     "FilterPruning",
     "Latency",
     "PruneResult",

@@ -29,6 +29,8 @@ from infoprune.registry import check_count
 from infoprune.snapshot import snapshot
 from infoprune.structure import PruningPlan, Structure, shrink
 from infoprune.structure.notebook import html_table
+from infoprune.structure.surgery.shrink import each_once
+from infoprune.structure.surgery.transaction import Transaction
 from infoprune.structure.trace import traced_model
 from infoprune.structure.verify import check_exact
 
@@ -105,7 +107,7 @@ def prune(
     Args:
         model: any module.
         example_inputs: a tensor (or a list, such as a detector's images), a tuple of positional or a dict of keyword
-            arguments of its ``forward``.
+            arguments of its ``forward``; several of these as :class:`infoprune.Examples`.
         criterion: how much each filter matters: a name, ``{"name": ..., options}`` or a :class:`Criterion`.
         amount: share of the filters to remove from every group, in [0, 1).
         macs: share of the multiply-accumulates to keep, in (0, 1] or as ``"60%"``, or their number, as ``200e6``.
@@ -171,9 +173,13 @@ def prune(
         check_exact(model, decision.plan, example_inputs)
     before, after = structure.cost(), structure.cost_of(decision.plan)
     statistics = _statistics_after(model, decision.plan, batches, recalibrate) if recalibrate else {}
-    shrink(model, decision.plan, optimizers)
-    for name, norm in statistics.items():
-        model.get_submodule(name).load_state_dict(norm.state_dict())
+    optimizers = each_once(optimizers)
+    with Transaction([model], optimizers) as transaction:
+        for name in statistics:  # which are written in place
+            transaction.keep_values(model.get_submodule(name))
+        shrink(model, decision.plan, optimizers, transaction=transaction)
+        for name, norm in statistics.items():
+            model.get_submodule(name).load_state_dict(norm.state_dict())
     return PruneResult(decision.plan, before, after, structure, decision.scores, decision.latency, decision.curves)
 
 

@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node
 
+from infoprune.errors import ConfigurationError
+
 
 class ModelCall(ABC):
     """Example inputs that say themselves how a model is run on them.
@@ -69,12 +71,45 @@ class ByMode(ModelCall):
     @property
     def arguments(self) -> list[Any]:
         """Return what the model is run on in eval mode."""
-        inputs = self.evaluation
-        if isinstance(inputs, ModelCall):
-            return inputs.arguments
-        if isinstance(inputs, Mapping):
-            return list(inputs.values())
-        return list(inputs) if isinstance(inputs, tuple) else [inputs]
+        return arguments_of(self.evaluation)
+
+
+class Examples(ModelCall):
+    """Several example inputs of one model, for code that takes another branch for each.
+
+    All of them are run, in their order. A branch that any of them reaches is cut, counted and verified; a cost is the
+    mean over all examples in them.
+
+    Args:
+        inputs: two or more example inputs, each in any of the forms that a single one may have.
+
+    Raises:
+        ConfigurationError: no inputs.
+
+    Example:
+        >>> import torch, infoprune
+        >>> small, large = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 32, 32)
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> [group.name for group in infoprune.trace(net, infoprune.Examples(small, large)).prunable]
+        ['0']
+    """
+
+    def __init__(self, *inputs: Inputs) -> None:
+        if not inputs:
+            raise ConfigurationError("Examples() holds nothing: give it example inputs, Examples(first, second)")
+        self.inputs = inputs
+
+    def __call__(self, model: nn.Module) -> list[Any]:
+        """Run the model on each and return what it returns, in order."""
+        return [call_model(model, inputs) for inputs in self.inputs]
+
+    @property
+    def arguments(self) -> list[Any]:
+        """Return the values that the model is run on first."""
+        return arguments_of(self.inputs[0])
+
+    def __repr__(self) -> str:
+        return f"Examples{self.inputs}"
 
 
 Inputs: TypeAlias = "Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any] | ModelCall"
@@ -82,7 +117,17 @@ Inputs: TypeAlias = "Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any] | 
 arguments, or a `ModelCall`."""
 
 register_pytree_node(Arguments, lambda call: ([call.args, call.kwargs], None), lambda parts, _: Arguments(*parts))
+register_pytree_node(Examples, lambda call: (list(call.inputs), None), lambda parts, _: Examples(*parts))
 register_pytree_node(ByMode, lambda call: ([call.evaluation, call.training], None), lambda parts, _: ByMode(*parts))
+
+
+def arguments_of(inputs: Inputs) -> list[Any]:
+    """Return the values that a model is run on."""
+    if isinstance(inputs, ModelCall):
+        return inputs.arguments
+    if isinstance(inputs, Mapping):
+        return list(inputs.values())
+    return list(inputs) if isinstance(inputs, tuple) else [inputs]
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from infoprune.inputs import Inputs, ModelCall
+from infoprune.inputs import Examples, Inputs, ModelCall
 
 
 class NetworkBatches:
@@ -52,7 +52,7 @@ def split_like(batch: Any, example_inputs: Inputs) -> Any:
     >>> [len(part) for part in split_like((image, image, label), (torch.zeros(1, 3, 4, 4),) * 2)]
     [2, 2]
     """
-    example = example_inputs
+    example = example_inputs.inputs[0] if isinstance(example_inputs, Examples) else example_inputs
     if isinstance(example, tuple) and len(example) == 1 and isinstance(example[0], Tensor):
         example = example[0]
     if isinstance(example, (ModelCall, list)):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
 from infoprune.errors import ConfigurationError
+from infoprune.inputs import Examples
 from infoprune.structure.tracing.examples import count_examples, holds_entries
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def with_batch(inputs: Inputs, size: int) -> Inputs:
     >>> len(with_batch(([torch.zeros(3, 8, 8)],), 4)[0])
     4
     """
+    if isinstance(inputs, Examples):
+        return Examples(*(with_batch(one, size) for one in inputs.inputs))
     old = batch_size(inputs)
 
     def repeat(value: Any) -> Any:

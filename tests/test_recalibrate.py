@@ -385,3 +385,25 @@ def test_recalibration_that_cannot_be_is_refused_before_training() -> None:
 class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
     def __iter__(self) -> Iterator[Any]:
         return iter(images())
+
+
+def test_a_failure_while_statistics_are_put_in_place_undoes_the_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    parameters = list(model.parameters())
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("no room")
+
+    with torch.no_grad(), monkeypatch.context() as patched:  # the frozen norm is written first, the last one fails
+        first = nn.BatchNorm2d.load_state_dict
+        calls = iter([first, fail])
+        patched.setattr(nn.BatchNorm2d, "load_state_dict", lambda self, state: next(calls)(self, state))
+        data = [torch.rand(4, 3, 6, 6)] * 2
+        with pytest.raises(MemoryError, match="no room"):
+            infoprune.prune(model, data[0], "l1", amount=0.5, data=data, recalibrate=2, optimizers=optimizer)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], parameters, strict=True))
+    assert infoprune.plan_of(model).is_empty

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import infoprune
 from tests.networks import randomise
 from tests.oracle import relative_error
+from tests.tiny import TinyModule, loader, pruning, trainer
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -76,3 +77,57 @@ def test_a_branch_without_siblings_is_named() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         infoprune.trace(randomise(Mixture(True, (0, 1, 2))), X)
+
+
+class TwoPaths(nn.Module):
+    """Small images take one path through the network, large ones another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+        self.small, self.large = nn.Conv2d(8, 8, 1), nn.Sequential(nn.Conv2d(8, 12, 1), nn.ReLU(), nn.Conv2d(12, 8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.head(x + (self.small(x) if x.shape[-1] < 16 else self.large(x)))
+
+
+LARGE = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def test_branches_that_only_a_further_example_reaches_are_cut() -> None:
+    net = randomise(TwoPaths())
+    original = copy.deepcopy(net)
+    with pytest.warns(UserWarning, match=r"large.*infoprune.Examples\(first, second\)"):
+        infoprune.trace(net, X)
+    examples = infoprune.Examples(X, (LARGE,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan = infoprune.prune(net, examples, "l1", amount=0.5, round_to=1).plan
+    assert (net.stem.out_channels, net.small.out_channels, net.large[0].out_channels) == (4, 4, 6)
+    for x in (X, LARGE):
+        assert relative_error(original, net, plan, x) < 1e-12
+    assert len(infoprune.verify(original, net, plan, examples).errors) == 2
+
+
+def test_the_cost_of_several_examples_is_their_mean() -> None:
+    net = TwoPaths()
+    with pytest.warns(UserWarning, match="not reached"):
+        single = [infoprune.trace(net, x).cost().macs for x in (X[:1], LARGE[:1])]
+    assert infoprune.trace(net, infoprune.Examples(X, LARGE)).cost().macs == round((2 * single[0] + 3 * single[1]) / 5)
+    with pytest.raises(infoprune.errors.ConfigurationError, match="holds nothing"):
+        infoprune.Examples()
+
+
+def test_a_fit_cuts_branches_that_a_further_example_reaches() -> None:
+    class Classifier(TwoPaths):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([super().forward(x), x], 1).mean((2, 3))[:, :3]
+
+    for path in (None, "net"):
+        module = TinyModule(net=Classifier())
+        options = {"example_inputs": infoprune.Examples(X, LARGE), "module": path}
+        trainer(pruning(1, amount=0.5, round_to=1, **options), epochs=2).fit(module, loader())
+        net = module.net
+        assert (net.stem.out_channels, net.small.out_channels, net.large[0].out_channels) == (4, 4, 6)
+        assert net(LARGE).shape == (3, 3)

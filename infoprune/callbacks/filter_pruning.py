@@ -93,8 +93,8 @@ class FilterPruning(DualNamespaceCallback):
             share of the units.
         frozen: patterns of layers whose filters all stay.
         example_inputs: what to trace the forward with: a tensor, a tuple of positional or a dict of keyword arguments,
-            or shapes (``[1, 3, 32, 32]``, a list or dict of such). Default: ``example_input_array``, else the first
-            element of a training batch.
+            shapes (``[1, 3, 32, 32]``, a list or dict of such), or several :class:`infoprune.Examples`. Default:
+            ``example_input_array``, else the first element of a training batch.
         module: attribute path of the network within the LightningModule; ``example_inputs``, if given, are then its.
         follow: parts of the LightningModule that follow another part by hand and have to keep its shape, such as a
             momentum encoder: ``{"momentum_net": "net"}``. Copies that nobody trains are refused unless they are named

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 from infoprune.callbacks.training_data import of_batch
 from infoprune.callbacks.training_step import TrainingStep, WatchedStep, as_inputs
 from infoprune.errors import ConfigurationError, TraceError, nearest
-from infoprune.inputs import Inputs, call_model
+from infoprune.inputs import Examples, Inputs, call_model
 from infoprune.shapes import from_shapes
 from infoprune.structure.module_state import attributes_restored
 
@@ -64,6 +64,10 @@ class NetworkFinder:
                 the network.
             TraceError: the LightningModule's forward fails on the inputs.
         """
+        if isinstance(inputs, Examples):
+            found = [self.from_inputs(one, for_network) for one in inputs.inputs]
+            paths = {path for path, _ in found}
+            return (paths.pop(), Examples(*(received for _, received in found))) if len(paths) == 1 else ("", inputs)
         if self._path is not None:
             if not self._has_forward or for_network:
                 return self._path, inputs

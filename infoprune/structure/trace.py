@@ -33,7 +33,8 @@ def trace(
 
     Args:
         model: any module; its device and dtype do not matter.
-        example_inputs: a tensor (or a list), a tuple of positional or a dict of keyword arguments of ``forward``.
+        example_inputs: a tensor (or a list), a tuple of positional or a dict of keyword arguments of ``forward``;
+            several of these as :class:`infoprune.Examples`, where each takes other branches.
         frozen: patterns (as in shells) of module or parameter names whose filters must all stay, e.g. ``"head"``,
             ``"layer1.*"``. A few channels right at an input or output, as many as that has (colours), stay anyway;
             ``"!layer1"`` lets those of a layer go.
@@ -74,7 +75,8 @@ def traced_model(
     if session.unreached and prunable:
         warnings.warn(
             f"{', '.join(session.unreached)}: not reached by the example inputs, so left as wide as before; where it "
-            "reads a layer that is cut it will fail. Give example inputs that reach it, or freeze those layers",
+            "reads a layer that is cut it will fail. Give further example inputs that reach it, "
+            "infoprune.Examples(first, second), or freeze those layers",
             stacklevel=3,
         )
     return traced

@@ -60,7 +60,7 @@ def shrink(
         raise PlanError(
             f"shrink needs a PruningPlan, got a {type(plan).__name__}; PruningPlan.load reads one from a file"
         )
-    optimizers = _each_once(optimizers)
+    optimizers = each_once(optimizers)
     owned = owned_tensors(model)
     check_belongs(plan, {name: tuple(entry.tensor.shape) for name, entry in owned.items()})
     names = {id(entry.tensor): name for name, entry in owned.items()}
@@ -84,7 +84,7 @@ def shrink(
     return mapping
 
 
-def _each_once(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
+def each_once(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     """Return each optimizer once, so that no state is cut twice."""
     given = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
     for optimizer in given:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from infoprune.inputs import Inputs, ModelCall
+from infoprune.inputs import Examples, Inputs, arguments_of
 
 
 def count_examples(inputs: Any) -> int:
@@ -19,7 +19,8 @@ def count_examples(inputs: Any) -> int:
     width) or dicts; otherwise its first entry decides, as the first value of a dict does.
 
     Args:
-        inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+        inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or several `Examples`, whose
+            numbers add up.
 
     Example:
         >>> import torch
@@ -29,7 +30,9 @@ def count_examples(inputs: Any) -> int:
         >>> count_examples({"images": (image, image, image)}), count_examples(([{"image": image}],))
         (3, 1)
     """
-    for argument in _arguments(inputs):
+    if isinstance(inputs, Examples):
+        return sum(map(count_examples, inputs.inputs))
+    for argument in arguments_of(inputs):
         count = _in_argument(argument)
         if count is not None:
             return count
@@ -47,14 +50,6 @@ def holds_entries(argument: Any) -> bool:
 
 def _is_image(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
-
-
-def _arguments(inputs: Any) -> list[Any]:
-    if isinstance(inputs, ModelCall):
-        return inputs.arguments
-    if isinstance(inputs, Mapping):
-        return list(inputs.values())
-    return list(inputs) if isinstance(inputs, tuple) else [inputs]
 
 
 def _in_argument(argument: Any) -> int | None:

@@ -334,7 +334,7 @@ class ComparedPass(Tracer):
             axes = (axis for t in inputs for axis in labels_of(t).axes if axis is not None)
             cut = [cut_around(self.space, axis, self._keep) for axis in axes]
         if not any(len(labels) for labels in cut):
-            # The code mixed in a size of something else, most likely a width of the module that is running.
+            # The code mixed in another size, most likely a width of the module that is running.
             cut = [cut_inside(self._session, self._keep, by_module(self._plan.shapes), record.module)]
         asked = tuple(asked for asked in sizes_asked_for(record, args) if asked.size != len(self._kept_of(asked.axis)))
         self.conflicts.append(Conflict(np.concatenate(cut), reason, number, record.module, asked=asked))
@@ -344,7 +344,7 @@ class ComparedPass(Tracer):
         outs = []
         for output in record.outputs:
             kept = self._kept_axes(output)
-            shape = [n if axis is None else len(axis) for n, axis in zip(output.shape, kept, strict=True)]
+            shape = [n if a is None else len(a) for n, a in zip(output.shape, kept, strict=True)]
             out = torch.zeros(shape, dtype=output.dtype, device=device)
             set_labels(out, TensorLabels(kept))
             outs.append(out)
