@@ -130,7 +130,8 @@ class InformationLoss(Allocation):
                 if share:
                     widths = self._widths_at(structure, curves, grids, kind, share)
                     levels = {name: _levels(width, LATER_LEVELS) for name, width in widths.items()}
-        logger.info("%s: measured on %d images as %s", OWNER, curves.images, curves.unit)
+        few = f", all that the data hold ({self.images} were asked for)" if 0 < curves.images < self.images else ""
+        logger.info("%s: measured on %d images%s, as %s", OWNER, curves.images, few, curves.unit)
         _warn_about(curves)
         return dataclasses.replace(self, curves=curves)
 
