@@ -46,8 +46,11 @@ def relative_error(original: Tensor, changed: Tensor) -> Tensor:
 
     >>> relative_error(torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [2.0]])).tolist()
     [0.0, 1.0]
+
+    Outputs without a dimension of images, (N,) or a single number, are compared value by value.
     """
-    original, changed = original.flatten(1), changed.flatten(1)
+    rows = len(original) if original.dim() else 1
+    original, changed = original.reshape(rows, -1), changed.reshape(rows, -1)
     size = original.square().mean()
     spread = (original - original.mean(dim=0)).square().mean()
     scale = spread if spread > 1e-8 * size else size

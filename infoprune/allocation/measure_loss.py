@@ -212,7 +212,13 @@ class LossMeter:
 
     def _loss(self, batch: _Batch, outputs: Any, what: str) -> float:
         """Return the loss of a batch: the mean over its images, summed over the outputs."""
-        pairs = zip(batch.distances, batch.outputs, scored(outputs), strict=True)
+        found = scored(outputs)
+        if [output.shape for output in found] != [output.shape for output in batch.outputs]:
+            raise DataError(
+                f"{self.owner}: how many outputs the model has, or their shapes, depends on their values ({what}), "
+                "as with a detector's boxes: give the allocation an evaluate"
+            )
+        pairs = zip(batch.distances, batch.outputs, found, strict=True)
         total = sum(distance(original, changed).double().mean().item() for distance, original, changed in pairs)
         return self._finite(total, what)
 
@@ -225,6 +231,10 @@ class LossMeter:
         weights = (weight for name in self.groups for weight in self._weights(name))
         outputs, order = first_uses(self.model, inputs, weights)
         found = scored(outputs)
+        if not all(output.numel() for output in found):
+            raise DataError(
+                f"{self.owner}: an output of the model is empty on the calibration images, as without boxes"
+            )
         if not all(bool(torch.isfinite(output).all()) for output in found):
             raise DataError(f"{self.owner}: the outputs of the whole model are not finite on the calibration images")
         distances = distances_for(found, on_device(found[0].device, targets), size)

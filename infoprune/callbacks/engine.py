@@ -26,6 +26,7 @@ from infoprune.callbacks.follow import (
     with_followers,
 )
 from infoprune.callbacks.network import COMPILED, NetworkFinder, given_inputs
+from infoprune.callbacks.network_calibration import NetworkCalibration
 from infoprune.callbacks.surgery import averaged_copies, in_names_of, shrink_in_fit
 from infoprune.callbacks.training_data import calibration_batches, no_batch_yet, peek, training_batches
 from infoprune.callbacks.training_step import TrainingStep, WatchedStep, modules_run, watch_training_step
@@ -194,7 +195,7 @@ class PruningEngine:
         check_followers(module, self.follow)
         self._find_copies(trainer, module)
         structure = self.structure(module)
-        self._rehearse_data(trainer, network)
+        self._rehearse_data(trainer, module, network)
         allocation = get_allocation("uniform") if options.allocation.needs_data else options.allocation
         equal_scores = {group.name: torch.ones(group.size, dtype=torch.float64) for group in structure.prunable}
         with warnings.catch_warnings():
@@ -238,10 +239,10 @@ class PruningEngine:
         if self._unclear:
             raise unclear_copies({copy: original for copy, (original, _) in self._unclear.items()})
 
-    def _rehearse_data(self, trainer: pl.Trainer, network: nn.Module) -> None:
+    def _rehearse_data(self, trainer: pl.Trainer, module: pl.LightningModule, network: nn.Module) -> None:
         """Run the network on one batch of what the criterion or the allocation will look at."""
         optional = isinstance(self.options.allocation, Auto) and not self.options.criterion.needs_data
-        data = None if optional else self._data(trainer)
+        data = None if optional else self._data(trainer, module)
         if data is not None:
             inputs, _ = split_batch(next(iter(data)), "FilterPruning")
             with evaluating(network), torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -314,7 +315,7 @@ class PruningEngine:
     def _score(self, trainer: pl.Trainer, module: pl.LightningModule) -> tuple[Structure, Scores]:
         structure = self.structure(module)
         with torch.compiler.set_stance("force_eager"):
-            return structure, self.options.criterion(self.network(module), structure, self._data(trainer))
+            return structure, self.options.criterion(self.network(module), structure, self._data(trainer, module))
 
     def _prepare_allocation(
         self, trainer: pl.Trainer, module: pl.LightningModule, structure: Structure, scores: Scores, fraction: float
@@ -323,16 +324,24 @@ class PruningEngine:
         kind, keep = goal(self.options.target, structure, fraction, self.unpruned.cost, self.unpruned.sizes)
         with torch.compiler.set_stance("force_eager"):
             return self.options.allocation.prepared(
-                self.network(module), structure, self._data(trainer), scores=scores, kind=kind, keep=keep
+                self.network(module), structure, self._data(trainer, module), scores=scores, kind=kind, keep=keep
             )
 
-    def _data(self, trainer: pl.Trainer) -> Iterable[Any] | None:
+    def _data(self, trainer: pl.Trainer, module: pl.LightningModule) -> Iterable[Any] | None:
         """Return the calibration batches, if the criterion or the allocation looks at data."""
         criterion, allocation = self.options.criterion, self.options.allocation
         if not criterion.needs_data and not allocation.needs_data:
             return None
+        assert self.inputs is not None
+        path = self.path or ""
+
+        def receive(batch: Any) -> Inputs | None:
+            step = _watched_step(trainer, module, batch, path)
+            return None if step is None else step.inputs_of(path)
+
         try:
-            return calibration_batches(trainer, self.options.calibration_images)
+            batches = calibration_batches(trainer, self.options.calibration_images)
+            return NetworkCalibration(batches, self.inputs, receive)
         except (ConfigurationError, DataError):  # a stream, or too few images
             if criterion.needs_data or not isinstance(allocation, Auto):
                 raise
