@@ -214,10 +214,13 @@ class _MaskedTracer(_NumericTracer):
                 return self._over_kept(operator.func, name, args, kwargs, result, dim, stay)
         for out in tensors_in([result]):
             self._silence(out)
+        if name in ("aten.div", "aten.div_") and isinstance(args[1], Tensor) and result.is_floating_point():
+            # Of removed channels only zeros are left, and 0 / 0 would spread to those that stay.
+            result.masked_fill_(result.isnan() & (args[1] == 0), 0)
         return result
 
     def _silence(self, out: Tensor) -> None:
-        """Keep what is removed of a kernel zero: its statistics are of what stays, or may divide zero by zero."""
+        """Keep what is removed of a kernel zero: its statistics are of what stays."""
         labels = labels_of(out)
         if labels.zero and labels.origin is not None and out.is_floating_point():
             for dim in range(out.dim()):
