@@ -18,7 +18,7 @@ FLOORS = [
     {"shapes", "snapshot", "state_dicts", "weight_files", "saving"},
     {"criteria", "recalibration", "evaluate", "checkpoint", "loading"},
     {"allocation", "backends", "export", "schedule"},
-    {"decide", "api", "compare", "deploy", "hub", "sensitivity", "speed"},
+    {"decide", "api", "compare", "deploy", "hub", "sensitivity", "speed", "within_drop"},
     {"data", "models", "report"},
     {"callbacks"},
     {"commands", "cli", "__main__", "__init__"},
