@@ -7,11 +7,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import infoprune
+import infoprune.api
+from infoprune.allocation import ALLOCATIONS
+from infoprune.criteria import CRITERIA
 from infoprune.models import CifarResNet, ImageClassifier, load_weights
 from infoprune.report import RunRecord
 from tests.commands import NET, SHAPE, Shell, weights
@@ -227,6 +231,27 @@ class TestPrune:
         assert record["metric"] == "accuracy"
         assert set(record["after"]["metrics"]) == {"accuracy", "loss"}
         assert record["options"]["recalibrate"] is True
+
+    @pytest.mark.parametrize("words", [["--verify", "true"], ["--verify=false"], ["--no-verify"], ["--verify"]])
+    def test_the_proof_can_be_asked_for_and_skipped(
+        self, shell: Shell, monkeypatch: pytest.MonkeyPatch, words: list[str]
+    ) -> None:
+        asked: list[bool] = []
+        prune = infoprune.api.prune
+
+        def watched(*args: Any, **options: Any) -> Any:
+            asked.append(options["verify"])
+            return prune(*args, **options)
+
+        monkeypatch.setattr("infoprune.api.prune", watched)
+        ran = shell("prune", *NET, *SHAPE, "--amount", "0.5", "--latency_repeats", "0", "--out", "out", *words)
+        assert ran.code == 0, ran.err
+        assert asked == ["false" not in words[0] and "no" not in words[0]]
+
+    def test_help_names_criteria_and_allocations(self, shell: Shell) -> None:
+        said = " ".join(shell("prune", "--help").out.split())
+        assert all(f"{name}," in said for name in (*CRITERIA.names, *ALLOCATIONS.names))
+        assert "60%%" not in said
 
     def test_fine_tuning_starts_from_what_it_wrote(self, shell: Shell) -> None:
         assert shell("prune", *NET, *SHAPE, "--amount", "0.5", "--latency_repeats", "0", "--out", "out").code == 0

@@ -15,9 +15,12 @@ import torch
 from torch import nn
 
 import infoprune
+from infoprune.allocation import ALLOCATIONS
+from infoprune.backends import BACKENDS
 from infoprune.cli import TOOLS, main
+from infoprune.commands import known_names
 from infoprune.compare import compare, in_words
-from infoprune.criteria import L1
+from infoprune.criteria import CRITERIA, L1
 from infoprune.errors import ConfigurationError
 from infoprune.evaluate import accuracy, output_change
 from infoprune.models import CifarResNet
@@ -341,6 +344,29 @@ def test_every_command_teaches(command: str, shell: Shell) -> None:
     assert ran.code == 0
     assert f"examples:\n  infoprune {command} " in ran.out
     assert "known subclasses" not in ran.out
+
+
+HELP_WITHOUT_TORCH = """
+import sys
+from infoprune.cli import main
+try:
+    main([{command!r}, "--help"])
+except SystemExit:
+    print(*{{"torch", "lightning", "torchvision"}} & set(sys.modules))
+"""
+
+
+@pytest.mark.parametrize("command", TOOLS)
+def test_help_does_not_wait_for_pytorch(command: str) -> None:
+    script = HELP_WITHOUT_TORCH.format(command=command)
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "", done.stderr
+
+
+def test_the_help_knows_all_names() -> None:
+    assert CRITERIA.names == known_names.CRITERIA
+    assert ALLOCATIONS.names == known_names.ALLOCATIONS
+    assert BACKENDS.names == known_names.BACKENDS
 
 
 def test_the_overview_is_quick_and_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -230,3 +230,14 @@ def test_int8_needs_images_and_a_runtime(shell: Shell) -> None:
     ran = shell("export", *NET, *SHAPE, "--out", "out", "--to", "torch", "--int8", "--data", "DigitsDataModule")
     assert "--int8 is for onnx and openvino" in ran.err[0]
     assert not Path("out").exists()
+
+
+def test_int8_by_the_images_of_a_datamodule(shell: Shell) -> None:
+    pytest.importorskip("onnxruntime")
+    words = ["--model.in_channels", "1", "--input_shape", "1,1,8,8", "--data", "DigitsDataModule", "--images", "64"]
+    ran = shell("export", *NET, *words, "--out", "out", "--to", "onnx", "--int8", "--json").json
+    int8 = ran["forms"]["onnx int8"]
+    assert int8["files"] == ["model.int8.onnx"]
+    assert int8["bytes"] < 0.6 * ran["forms"]["onnx"]["bytes"]
+    assert {0 <= int8[name] <= 1 for name in ("accuracy_before", "accuracy")} == {True}
+    assert abs(int8["accuracy"] - int8["accuracy_before"]) < 0.1

@@ -156,3 +156,20 @@ def test_a_logger_that_fails_costs_one_warning(tmp_path: Path, run_folder: Path)
     assert Unplugged.calls == 2
     assert (Path(healthy.log_dir) / "metrics.csv").read_text().count("\n") == 4
     assert loggers == [broken, healthy]
+
+
+def test_mlflow_gets_the_same_scalars_and_the_files(
+    tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    record, logger = sample_record(), MLFlowLogger("pruning", tracking_uri=f"file:{tmp_path / 'mlruns'}")
+    tell(RunLog([logger]), record, run_folder)
+    stored = logger.experiment.get_run(logger.run_id).data
+    assert stored.params["pruning/criterion"] == record.criterion
+    for name, value in {**event_scalars(record.events[-1]), **summary_values(record)}.items():
+        assert stored.metrics[name] == pytest.approx(value), name
+    files = {file.path for file in logger.experiment.list_artifacts(logger.run_id, "pruning")}
+    assert files == {"pruning/plan.json", "pruning/report.html"}

@@ -65,6 +65,19 @@ def test_the_fit_goes_on_as_without(tmp_path: Path) -> None:
     assert same(with_it, without)
 
 
+def test_schedulers_and_callbacks_never_see_the_damage() -> None:
+    """Where an epoch has no validation, what is watched at its end is that of an earlier one, not of the cut."""
+    seen = {}
+    for validate in (False, True):
+        torch.manual_seed(0)
+        stops = EarlyStopping("val/loss", patience=9, strict=False, check_on_train_epoch_end=True)
+        runner = trainer(pruning(2, validate_cuts=validate), stops, epochs=3, check_val_every_n_epoch=2)
+        runner.fit(TinyModule(), loader(), loader(2))
+        progress = runner.fit_loop.epoch_loop.val_loop.batch_progress
+        seen[validate] = (stops.best_score, runner.callback_metrics["val/loss"], progress.total.ready)
+    assert seen[True] == seen[False]
+
+
 def test_it_is_logged_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     logger = CSVLogger(tmp_path)
     with caplog.at_level(logging.INFO, "lightning.pytorch"):

@@ -204,6 +204,7 @@ class FilterPruning(DualNamespaceCallback):
             **({"follow": dict(given.follow)} if given.follow else {}),
             **({"recalibrate": given.recalibrate} if given.recalibrate else {}),
             **({} if given.verify else {"verify": False}),
+            **({"validate_cuts": True} if self.validate_cuts else {}),
         }
 
     @property

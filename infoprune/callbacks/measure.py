@@ -22,6 +22,7 @@ from infoprune.weight_files import read_torch, write_torch
 
 Metrics = dict[str, "float | None"]
 _INSIDE = ("_modules", "_parameters", "_buffers")
+_WATCHED = ("_callback_metrics", "_logged_metrics", "_progress_bar_metrics")
 
 
 class ValidationMetrics:
@@ -165,28 +166,35 @@ def only_progress(trainer: L.Trainer) -> Iterator[None]:
 def validate_now(trainer: L.Trainer) -> Metrics:
     """Run the validation in the middle of a fit; loggers, and callbacks other than the progress bar, do not see it.
 
+    The metrics that schedulers and callbacks watch, the progress counters and the random numbers of the fit are
+    afterwards as they were. A collective call: every process has to make it.
+
     Args:
-        trainer: the Trainer, while it trains. Nothing that it draws later changes.
+        trainer: the Trainer, while it trains.
 
     Returns:
         What the validation measured, by name; empty if the fit has no validation.
     """
     if not trainer.enable_validation:
         return {}
-    loop, measured = trainer.fit_loop.epoch_loop.val_loop, ValidationMetrics()
-    first_iteration = trainer._logger_connector._first_loop_iter
-    measured.start(trainer)
+    loop, connector = trainer.fit_loop.epoch_loop.val_loop, trainer._logger_connector
+    counted = loop.batch_progress, loop.restarting, loop._has_run
+    watched = {name: getattr(connector, name) for name in (*_WATCHED, "_first_loop_iter")}
+    loop.batch_progress, loop.restarting = copy.deepcopy(loop.batch_progress), False
+    for name in _WATCHED:
+        setattr(connector, name, {})
     with isolate_rng(), only_progress(trainer):
         trainer.validating = True
         try:
             if trainer.val_dataloaders is None:
                 loop.setup_data()
             loop.run()
+            measured = dict(connector._callback_metrics)
         finally:
             trainer.training = True
-            trainer._logger_connector._first_loop_iter = first_iteration
-    measured.end(trainer)
-    return measured.metrics
+            loop.batch_progress, loop.restarting, loop._has_run = counted
+            vars(connector).update(watched)
+    return {name: finite(float(value)) for name, value in measured.items() if value.numel() == 1}
 
 
 def latencies(

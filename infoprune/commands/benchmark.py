@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import nn
-from torch.utils._pytree import tree_map_only
 
 import infoprune
-from infoprune.backends import BACKENDS, get_backend
 from infoprune.commands.cutting import add_criterion_argument, add_cut_arguments, asks_for_a_cut, cut
+from infoprune.commands.known_names import BACKENDS
 from infoprune.commands.named_data import add_data_arguments, open_data
 from infoprune.commands.named_model import NamedModel, add_model_arguments, open_model
 from infoprune.commands.parser import add_json_argument, make_parser, parse, show
 from infoprune.cost import Cost
 from infoprune.errors import ConfigurationError
-from infoprune.report.environment import device_name
 from infoprune.report.text import count, percent, seconds
-from infoprune.shapes import with_batch
-from infoprune.speed import Speed, side_by_side, uniformly_narrowed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from infoprune.speed import Speed
 
 WHAT = """\
 Measure latency, throughput and memory of a model as it was built (original), pruned, and narrowed alike in every layer
@@ -55,7 +55,7 @@ def make(words: Sequence[str] = ()) -> ArgumentParser:
         "--backend",
         type=str,
         default="eager",
-        help=f"where to run them, separated by commas: {', '.join(BACKENDS.names)}",
+        help=f"where to run them, separated by commas: {', '.join(BACKENDS)}",
     )
     parser.add_argument("--warmup", type=int, default=3, help="passes of each model that are not counted")
     parser.add_argument("--repeats", type=int, default=20, help="rounds in which each model is timed once")
@@ -67,6 +67,11 @@ def run(words: Sequence[str]) -> None:
     """Run the command."""
     parser = make(words)
     options = parse(parser, words)
+    import torch
+
+    from infoprune.backends import get_backend
+    from infoprune.report.environment import device_name
+
     device = _device(options.device)
     for option in ("batch", "repeats"):
         values = options[option] if isinstance(options[option], list) else [options[option]]
@@ -93,6 +98,8 @@ def run(words: Sequence[str]) -> None:
 
 
 def _device(name: str) -> torch.device:
+    import torch
+
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -106,6 +113,8 @@ def _device(name: str) -> torch.device:
 
 def _models(named: NamedModel, parser: ArgumentParser, options: Namespace) -> dict[str, nn.Module]:
     """Build the models to measure; their weights make no difference to their speed."""
+    from infoprune.speed import uniformly_narrowed
+
     original = named.architecture()
     if asks_for_a_cut(options):
         cut(named, options, open_data(parser, options))
@@ -125,6 +134,12 @@ def _rows(
     options: Namespace,
     backend: str,
 ) -> list[dict[str, Any]]:
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    from infoprune.shapes import with_batch
+    from infoprune.speed import side_by_side
+
     inputs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), with_batch(named.inputs, size))
     for model in models.values():
         model.to(device)

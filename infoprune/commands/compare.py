@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
 from rich.table import Table
@@ -13,13 +14,12 @@ from infoprune.commands.cutting import add_selection_arguments
 from infoprune.commands.named_data import add_data_arguments, open_data
 from infoprune.commands.named_model import add_model_arguments, open_model
 from infoprune.commands.parser import add_json_argument, make_parser, parse, show
-from infoprune.compare import Compared, compare
-from infoprune.criteria import get_criterion
-from infoprune.decide import Target
 from infoprune.errors import ConfigurationError
-from infoprune.evaluate import accuracy, output_change
 from infoprune.files import written_whole
 from infoprune.report.text import metric_value, percent, seconds
+
+if TYPE_CHECKING:
+    from infoprune.compare import Compared
 
 WHAT = """\
 Prune copies of a model by several criteria to several budgets and measure each: its accuracy on the test data of
@@ -62,6 +62,11 @@ def run(words: Sequence[str]) -> None:
     """Run the command."""
     parser = make(words)
     options = parse(parser, words)
+    from infoprune.compare import compare
+    from infoprune.criteria import get_criterion
+    from infoprune.decide import Target
+    from infoprune.evaluate import accuracy, output_change
+
     for criterion in options.criteria:
         get_criterion(criterion)
     for keep in options.budgets:

@@ -7,9 +7,8 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from infoprune.allocation import ALLOCATIONS
+from infoprune.commands.known_names import ALLOCATIONS, CRITERIA
 from infoprune.commands.parser import make_parser, parse
-from infoprune.criteria import CRITERIA
 from infoprune.errors import ConfigurationError
 
 WHAT = """\
@@ -61,7 +60,7 @@ def teach(parser: argparse.ArgumentParser, files: Mapping[str, Any]) -> None:
 
     The parser is for completion only: parsing with it would allow no other values.
     """
-    names = {"--criterion": CRITERIA.names, "--criteria": CRITERIA.names, "--allocation": ALLOCATIONS.names}
+    names = {"--criterion": CRITERIA, "--criteria": CRITERIA, "--allocation": ALLOCATIONS}
     for action in parser._actions:
         for option in action.option_strings:
             if option in FILES:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 import infoprune
-from infoprune.allocation import ALLOCATIONS
-from infoprune.allocation.rounding import AUTO, RoundTo
-from infoprune.api import PruneResult
-from infoprune.backends import BACKENDS
-from infoprune.commands.named_data import NamedData
-from infoprune.commands.named_model import NamedModel
-from infoprune.criteria import CRITERIA
+from infoprune.commands.known_names import ALLOCATIONS, BACKENDS, CRITERIA
 from infoprune.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from infoprune.api import PruneResult
+    from infoprune.commands.named_data import NamedData
+    from infoprune.commands.named_model import NamedModel
 
 
 def add_cut_arguments(parser: ArgumentParser) -> None:
     """Add how far to cut and which filters, but for the criterion."""
-    parser.add_argument("--macs", type=float | str | None, help="multiply-accumulates to keep: 0.6, 60%% or 200e6")
-    parser.add_argument("--params", type=float | str | None, help="parameters to keep: 0.6, 60%% or 5e6")
+    parser.add_argument(
+        "--macs", type=float | str | None, help="multiply-accumulates to keep, a share or their number: 0.6, 200e6"
+    )
+    parser.add_argument("--params", type=float | str | None, help="parameters to keep, likewise: 0.6, 5e6")
     parser.add_argument(
         "--amount", type=float | None, help="share of the filters to remove from every group, in [0, 1)"
     )
@@ -28,9 +29,10 @@ def add_cut_arguments(parser: ArgumentParser) -> None:
     add_selection_arguments(parser)
     parser.add_argument(
         "--verify",
-        type=bool,
+        action=ActionYesNo(no_prefix="no-"),
+        nargs="?",  # so that --verify=false goes on working
         default=True,
-        help="cut only if the example inputs prove that nothing but the removed filters changes; false skips the proof",
+        help="cut only if the example inputs prove that nothing but the removed filters changes; --no-verify skips it",
     )
 
 
@@ -39,7 +41,7 @@ def add_backend_argument(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         type=str | dict | None,
-        help=f"where it will run, for --latency and --round_to auto: {', '.join(BACKENDS.names)}",
+        help=f"where it will run, for --latency and --round_to auto: {', '.join(BACKENDS)}",
     )
 
 
@@ -49,13 +51,13 @@ def add_selection_arguments(parser: ArgumentParser) -> None:
         "--allocation",
         type=str | dict,
         default="auto",
-        help=f"how the groups share the cut: {', '.join(ALLOCATIONS.names)}, or your own by its import path; auto: by "
+        help=f"how the groups share the cut: {', '.join(ALLOCATIONS)}, or your own by its import path; auto: by "
         "what it costs to cut each, measured on the images of --data, else residual streams give way last",
     )
     parser.add_argument(
         "--round_to",
-        type=RoundTo,
-        default=AUTO,
+        type=int | Literal["auto"],
+        default="auto",
         help="widths are multiples of this; auto: of 4, 8 or 16 in layers of at least 16, 64 or 128 filters",
     )
     parser.add_argument(
@@ -70,7 +72,7 @@ def add_criterion_argument(parser: ArgumentParser) -> None:
         "--criterion",
         type=str | dict,
         default="capacity_independence",
-        help=f"how much each filter matters: {', '.join(CRITERIA.names)}, or your own by its import path; with options "
+        help=f"how much each filter matters: {', '.join(CRITERIA)}, or your own by its import path; with options "
         "as in {name: capacity_independence, balance: 0.3}",
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
@@ -12,16 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 import infoprune
-from infoprune.allocation import Allocation
 from infoprune.commands.named_data import NamedData, add_data_arguments, open_data
 from infoprune.commands.named_model import NamedModel, add_model_arguments, open_model
 from infoprune.commands.parser import add_json_argument, make_parser, parse, show
-from infoprune.decide import Target
-from infoprune.network_batches import NetworkBatches
-from infoprune.report.collect import layer_rows
 from infoprune.report.coupling import shortened
-from infoprune.report.text import count, percent
-from infoprune.structure import PruningPlan, Structure
+from infoprune.report.text import count, group_name, percent
+
+if TYPE_CHECKING:
+    from infoprune.allocation import Allocation
+    from infoprune.decide import Target
+    from infoprune.structure import Structure
 
 WHAT = """\
 Look at a model before cutting it: its channel groups (filters that live and die together), what is frozen and why, and
@@ -54,7 +54,7 @@ def make(words: Sequence[str] = ()) -> ArgumentParser:
         nargs="+",
         type=float | str,
         default=[],
-        help="MACs to keep, 0.5, 50%% or 60e6: shows widths, and the information lost if --data is given",
+        help="MACs to keep, shares or numbers (0.5, 60e6): shows widths, and the information lost if --data is given",
     )
     parser.add_argument("--curves", type=str | None, help="loss curves to reuse; the file is written if it is missing")
     parser.add_argument(
@@ -71,6 +71,8 @@ def run(words: Sequence[str]) -> None:
     options = parse(parser, words)
     named = open_model(parser, options)
     structure = infoprune.trace(named.network, named.inputs, options.frozen)
+    from infoprune.decide import Target
+
     targets = [Target(macs=budget) for budget in options.budget]
     images = open_data(parser, options)
     figures = _sensitivity(named, structure, options.criterion, images, options.sensitivity)
@@ -84,6 +86,9 @@ def run(words: Sequence[str]) -> None:
 
 def describe(named: NamedModel, structure: Structure, figures: dict[str, dict[float, float]]) -> dict[str, Any]:
     """Return what the command says, as primitives."""
+    from infoprune.report.collect import layer_rows
+    from infoprune.structure import PruningPlan
+
     cost = structure.cost()
     layers = [
         {
@@ -144,6 +149,7 @@ def _front(
     """Return what is left of the model at each budget; one measurement serves all."""
     from infoprune.allocation import CoupledLast, InformationLoss, LossCurves
     from infoprune.criteria import get_criterion
+    from infoprune.network_batches import NetworkBatches
 
     images = NetworkBatches(data.training(), named.inputs) if data else None
     scores = get_criterion(criterion)(named.network, structure, images)
@@ -181,7 +187,7 @@ def _front_table(data: dict[str, Any]) -> Table:
     for group in data["groups"]:
         if group["prunable"]:
             kept = (row["widths"].get(group["name"], group["units"]) for row in rows)
-            table.add_row(Text(group["name"]), *(f"{width} of {group['units']}" for width in kept))
+            table.add_row(Text(group_name(group["name"])), *(f"{width} of {group['units']}" for width in kept))
     return table
 
 
@@ -215,7 +221,7 @@ def _groups(data: dict[str, Any]) -> Table:
     for group in data["groups"]:
         saves = 1 - group["macs_if_halved"] / data["macs"] if group["prunable"] and data["macs"] else None
         table.add_row(
-            Text(group["name"]),
+            Text(group_name(group["name"])),
             str(group["units"]),
             Text(_few(group["layers"])),
             *(f"{group['sensitivity'][amount]:.3f}" if group["sensitivity"] else "" for amount in amounts),

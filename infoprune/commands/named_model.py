@@ -15,18 +15,19 @@ from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from torch import nn
 
 from infoprune.commands.parser import instantiate, make_parser
 from infoprune.errors import CheckpointError, ConfigurationError
-from infoprune.inputs import Inputs, call_model
 from infoprune.report.record import RunRecord
-from infoprune.shapes import random_inputs, shapes_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from infoprune.inputs import Inputs
 
 FILES = (".ckpt", ".pt", ".pth", ".yaml", ".yml")
 
@@ -72,11 +73,14 @@ def add_model_arguments(parser: ArgumentParser, words: Sequence[str]) -> None:
     """Add ``--model``, ``--weights``, ``--input_shape`` and ``--module``."""
     named = value_of(words, "--model") or value_of(words, "--model.help")
     is_class = named is not None and not _is_path(named)
+    kind: type = str
+    if is_class:
+        from torch.nn import Module as kind
     if is_class and named and "." not in named:
         import infoprune.models  # noqa: F401  # short names are those of imported classes
     parser.add_argument(
         "--model",
-        type=nn.Module if is_class else str,
+        type=kind,
         required=True,
         help="a class or function by its path (torchvision.models.resnet18, its arguments as --model.num_classes 10), "
         "the folder of a run, a checkpoint in one, or a configuration with a model",
@@ -105,6 +109,8 @@ def open_model(parser: ArgumentParser, options: Namespace) -> NamedModel:
         ConfigurationError: no such class, file or submodule; no input shape is known.
         CheckpointError: weights or a run folder that cannot be read, or that another version wrote.
     """
+    from infoprune.shapes import random_inputs
+
     if not isinstance(options.model, str):
         made = instantiate(parser, options).model
         named = NamedModel(made, {}, None, options.model.as_dict(), options.module or "")
@@ -199,6 +205,8 @@ def _read_config(path: Path) -> Config:
 
 def _build(config: Config) -> nn.Module:
     """Make what a ``class_path`` and its ``init_args`` describe."""
+    from torch import nn
+
     parser = make_parser("", "", "")
     parser.add_argument("--model", type=nn.Module)
     try:
@@ -240,6 +248,11 @@ def _own_shape(whole: nn.Module, network: nn.Module) -> Any:
     example = getattr(whole, "example_input_array", None)
     if example is None:
         return None
+    import torch
+
+    from infoprune.inputs import call_model
+    from infoprune.shapes import shapes_of
+
     received: list[Any] = []
     handle = network.register_forward_pre_hook(lambda _, args: received.append(args))
     try:

@@ -9,17 +9,14 @@ import tempfile
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.text import Text
-from torch import nn
 
 import infoprune
-from infoprune.api import PruneResult
 from infoprune.commands.cutting import (
     add_backend_argument,
     add_criterion_argument,
@@ -30,14 +27,14 @@ from infoprune.commands.cutting import (
 from infoprune.commands.named_data import NamedData, add_data_arguments, open_data
 from infoprune.commands.named_model import NamedModel, add_model_arguments, open_model
 from infoprune.commands.parser import add_json_argument, make_parser, parse, show
-from infoprune.criteria import get_criterion
 from infoprune.errors import ConfigurationError
-from infoprune.network_batches import NetworkBatches
-from infoprune.report import RunRecord, Totals, print_tables, render_html
-from infoprune.report.collect import event_record
-from infoprune.report.environment import device_name, versions
+from infoprune.report import RunRecord, Totals, print_tables
 from infoprune.report.text import speed_remarks
-from infoprune.structure.explain import explain_group
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from infoprune.api import PruneResult
 
 WHAT = """\
 Cut a model in one go, without training, and write a run folder: the pruned weights (pruned.pt), the plan (plan.json),
@@ -86,6 +83,8 @@ def run(words: Sequence[str]) -> None:
     original = copy.deepcopy(named.network)
     result = cut(named, options, data)
     if options.recalibrate and data is not None:
+        from infoprune.network_batches import NetworkBatches
+
         infoprune.recalibrate(named.network, NetworkBatches(data.training(augment=True), named.inputs))
     record = _record(named, original, result, options, data, ["infoprune", "prune", *words])
     _write(out, named, record)
@@ -97,6 +96,13 @@ def _record(
     named: NamedModel, original: nn.Module, result: PruneResult, options: Namespace, data: NamedData | None,
     command: list[str],
 ) -> RunRecord:  # fmt: skip
+    import torch
+
+    from infoprune.criteria import get_criterion
+    from infoprune.report.collect import event_record
+    from infoprune.report.environment import device_name, versions
+    from infoprune.structure.explain import explain_group
+
     structure = result.structure
     criterion = get_criterion(options.criterion).short_name
     event = event_record(0, -1, 0, criterion, structure, result.plan, result.scores, curves=result.curves)
@@ -149,6 +155,8 @@ def _config(named: NamedModel) -> str:
 
 def _write(out: Path, named: NamedModel, record: RunRecord) -> None:
     """Write the folder, all of it or nothing."""
+    from infoprune.report import render_html
+
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         folder = Path(scratch) / "run"

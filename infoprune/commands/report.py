@@ -11,7 +11,6 @@ from rich.text import Text
 from infoprune.commands.parser import add_json_argument, make_parser, parse, show
 from infoprune.errors import ConfigurationError
 from infoprune.files import write_text_whole
-from infoprune.report import render_html
 from infoprune.report.record import RunRecord
 
 WHAT = """\
@@ -49,6 +48,8 @@ def run(words: Sequence[str]) -> None:
     paths = [record_of(given) for given in options.runs]
     records = [RunRecord.load(path) for path in paths]
     if len(records) == 1:
+        from infoprune.report import render_html
+
         page, out = render_html(records[0]), paths[0].parent / "report.html"
     else:
         from infoprune.report.side_by_side import render_pair

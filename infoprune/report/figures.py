@@ -12,7 +12,7 @@ import numpy as np
 
 from infoprune.errors import ConfigurationError
 from infoprune.report.record import EventRecord, RunRecord
-from infoprune.report.text import choose_metric, count, is_share, percent
+from infoprune.report.text import choose_metric, count, group_name, is_share, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +83,7 @@ def scores(event: EventRecord, most: int = 24) -> Figure:
         ax.bar(np.arange(len(values)), values, width=1.0, color=[PALE] * gone + [ACCENT] * (len(values) - gone))
         if gone:
             ax.axvline(gone - 0.5, color=CUT, linewidth=1)
-        ax.set_title(name, fontsize=7, loc="left", color=SOFT)
+        ax.set_title(group_name(name), fontsize=7, loc="left", color=SOFT)
         ax.set_xticks([])
         ax.set_yticks([])
     return made
@@ -109,7 +109,7 @@ def curves(event: EventRecord, most: int = 24) -> Figure:
         ax.axvline(len(event.kept.get(name, ())), color=CUT, linewidth=1)
         ax.set_ylim(-0.02 * highest**0.5, 1.05 * highest**0.5 or 1.0)
         ax.set_xlim(0, points[-1][0] * 1.02)
-        ax.set_title(name, fontsize=7, loc="left", color=SOFT)
+        ax.set_title(group_name(name), fontsize=7, loc="left", color=SOFT)
         ax.set_yticks([])
     return made
 

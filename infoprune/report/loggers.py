@@ -16,6 +16,9 @@ from infoprune.report.scalars import event_scalars, summary_values
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
+ARTIFACTS = ("report.html", "record.json", "plan.json", "pruned.pt")
+"""Files of the run folder that MLflow keeps with the run."""
+
 
 class RunLog:
     """Sends the story of a pruning run to any Lightning loggers.
@@ -58,7 +61,7 @@ class RunLog:
         self._each(send)
 
     def finish(self, record: RunRecord, folder: Path, step: int) -> None:
-        """Send the values that runs are compared by, and to W&B the run folder's files as one artifact."""
+        """Send the values that runs are compared by, and to W&B and MLflow the run folder's files as artifacts."""
 
         def send(logger: Any) -> None:
             if _is_wandb(logger):
@@ -67,9 +70,13 @@ class RunLog:
                 logger.experiment.log({"prune/events": wandb_panels.events_table(record.events)})
                 logger.experiment.summary.update(summary_values(record))
                 logger.experiment.log_artifact(wandb_panels.artifact(logger.experiment.id, record, folder))
-            else:
-                logger.log_metrics(summary_values(record), step=step)
-                logger.save()
+                return
+            logger.log_metrics(summary_values(record), step=step)
+            logger.save()
+            if _is_mlflow(logger):
+                for name in ARTIFACTS:
+                    if (folder / name).is_file():
+                        logger.experiment.log_artifact(logger.run_id, str(folder / name), "pruning")
 
         self._each(send)
 
@@ -88,5 +95,13 @@ class RunLog:
 
 
 def _is_wandb(logger: object) -> bool:
-    """Return whether a logger is Lightning's for W&B, from ``lightning`` or from ``pytorch_lightning``."""
-    return any(cls.__name__ == "WandbLogger" for cls in type(logger).__mro__)
+    return _is_a(logger, "WandbLogger")
+
+
+def _is_mlflow(logger: object) -> bool:
+    return _is_a(logger, "MLFlowLogger")
+
+
+def _is_a(logger: object, name: str) -> bool:
+    """Return whether a logger is Lightning's of that name, from ``lightning`` or from ``pytorch_lightning``."""
+    return any(cls.__name__ == name for cls in type(logger).__mro__)

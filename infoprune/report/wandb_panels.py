@@ -13,6 +13,7 @@ import wandb
 from infoprune.report.record import EventRecord, LayerRow, RunRecord
 from infoprune.report.scalars import summary_values
 from infoprune.report.svg import heat_map
+from infoprune.report.text import group_name
 
 MAX_UNITS = 10_000
 """Most rows of a table of units; W&B itself stops showing a table at this many."""
@@ -80,7 +81,7 @@ def _layers(event: EventRecord) -> wandb.Table:
 
 def _units(event: EventRecord) -> wandb.Table:
     rows = [
-        [group, unit, score, unit in kept]
+        [group_name(group), unit, score, unit in kept]
         for group, scores in event.scores.items()
         for kept in [set(event.kept.get(group, range(len(scores))))]
         for unit, score in enumerate(scores)

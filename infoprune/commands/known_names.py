@@ -1,0 +1,33 @@
+"""Names of parts for the help, which would wait for seconds if it had to import PyTorch to know them."""
+
+CRITERIA = (
+    "batchnorm_scale",
+    "capacity_independence",
+    "chip",
+    "geometric_median",
+    "grouped_taylor",
+    "hessian",
+    "hrank",
+    "l1",
+    "l2",
+    "lamp",
+    "random",
+    "shapley",
+    "taylor",
+)
+"""Names of the criteria, as `infoprune.criteria.CRITERIA` has them."""
+
+ALLOCATIONS = (
+    "auto",
+    "coupled_last",
+    "global",
+    "information_concentration",
+    "information_loss",
+    "per_layer",
+    "per_stage",
+    "uniform",
+)
+"""Names of the allocations, as `infoprune.allocation.ALLOCATIONS` has them."""
+
+BACKENDS = ("compile", "eager", "executorch", "onnxruntime", "openvino")
+"""Names of the backends, as `infoprune.backends.BACKENDS` has them."""
