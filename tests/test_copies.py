@@ -111,6 +111,23 @@ def test_a_copy_that_the_training_step_updates_follows_unasked() -> None:
     assert widths(module.momentum_net) == widths(module.net) != widths(TinyNet())
 
 
+@pytest.mark.parametrize("through_data", [True, False])
+def test_an_average_that_starts_equal_and_is_moved_in_place_follows_unasked(through_data: bool) -> None:
+    """The first update changes no value, for the two are equal."""
+
+    class Moved(Momentum):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            with torch.no_grad():
+                for p, average in zip(self.net.parameters(), self.momentum_net.parameters(), strict=True):
+                    (average.data if through_data else average).lerp_(p, 0.01)
+                target = self.momentum_net(batch[0]).softmax(1)
+            return nn.functional.cross_entropy(self.net(batch[0]), target) + self.loss(batch)
+
+    module = Moved()
+    trainer(pruning((1, 2))).fit(module, loader())
+    assert widths(module.momentum_net) == widths(module.net) != widths(TinyNet())
+
+
 class Averaged(TinyModule):
     """Keeps an average of the network, and updates it behind the training step, or never (a teacher)."""
 

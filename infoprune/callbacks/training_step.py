@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import register_pytree_node, tree_map_only
+from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map_only
 
 from infoprune.inputs import Arguments, Inputs, ModelCall, call_model
 from infoprune.structure.module_state import attributes_restored
@@ -131,12 +131,15 @@ def watch_training_step(
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(trainer.precision_plugin.train_step_context())
+        homes = {name: _storage(clone) for name, clone in clones.items()}
+        written = stack.enter_context(_WrittenStorages())
         TrainingStep(batch)(module)
         now = owned_tensors(module)
         watched.updated = {
             name
             for name, entry in owned.items()
-            if entry.is_parameter and (name not in now or not _same(now[name].tensor, entry.tensor))
+            if entry.is_parameter
+            and (name not in now or _storage(now[name].tensor) != homes[name] or homes[name] in written.found)
         }
     return watched
 
@@ -160,8 +163,26 @@ def _clone(tensor: Tensor) -> Tensor:
     return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
-def _same(first: Tensor, second: Tensor) -> bool:
-    return first.shape == second.shape and torch.equal(first, second)
+class _WrittenStorages(TorchDispatchMode):
+    """Notes which memory is written to, whatever the values: an average that starts equal stays so at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = {**dict(zip((one.name for one in func._schema.arguments), args, strict=False)), **(kwargs or {})}
+        for argument in func._schema.arguments:
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                tensors = tree_leaves(given.get(argument.name))
+                self.found.update(_storage(tensor) for tensor in tensors if isinstance(tensor, Tensor))
+        return func(*args, **(kwargs or {}))
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _has_parameters(module: nn.Module) -> bool:
