@@ -23,6 +23,7 @@ ALLOCATIONS = (
     "global",
     "information_concentration",
     "information_loss",
+    "isomorphic",
     "per_layer",
     "per_stage",
     "uniform",
