@@ -1,19 +1,21 @@
 """Is a pruned model faster where it is deployed? Models at half of their MACs, by backend, grid and precision.
 
 Original and pruned models take turns; one thread, processor time. Each line of results is written as soon as it is
-measured. Run from the repository root (half an hour on a quiet machine):
+measured, and replaces an older one of the same cell. Run from the repository root, a slice at a time (three to five
+minutes each) or all of it:
 
-    python -m benchmarks.deploy          # writes benchmarks/results/deploy.jsonl and deploy.md
-    python -m benchmarks.deploy --table  # only deploy.md, from what was measured before
+    python -m benchmarks.deploy  # everything; writes deploy.jsonl and deploy.md into benchmarks/results
+    python -m benchmarks.deploy --models resnet50 --precisions int8 --backends openvino
+    python -m benchmarks.deploy --table                    # only deploy.md, from what was measured before
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
-import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,45 +26,38 @@ import infoprune
 from benchmarks import zoo
 from benchmarks.machine import describe
 from infoprune.backends import get_backend
-from infoprune.models import CifarResNet
 from infoprune.speed import side_by_side
 
 RESULTS = Path(__file__).parent / "results" / "deploy.jsonl"
 TABLE = RESULTS.with_suffix(".md")
 REPEATS = 15
 KEEP = 0.5
-MODELS = ("mobilenet_v2", "resnet56", "resnet50", "convnext_tiny")
+MODELS = ("resnet50", "convnext_tiny", "mobilenet_v2", "resnet18")
 BACKENDS = ("onnxruntime", "openvino", "eager")
-GRIDS = ("1", "auto", "backend")
+PRECISIONS = ("fp32", "int8")
+STEPS = ("1", "4", "8", "16", "auto")
+GRIDS = (*STEPS, "backend")
 
 
-def network(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """Return a network and one image for it."""
-    torch.manual_seed(0)
-    if name == "resnet56":
-        return CifarResNet(depth=56).eval(), torch.randn(1, 3, 32, 32)
-    return zoo.build(name).eval(), torch.randn(1, 3, 224, 224)
-
-
-def measured(name: str, precision: str) -> Iterator[dict[str, Any]]:
+def measured(name: str, precision: str, backends: Collection[str]) -> Iterator[dict[str, Any]]:
     """Measure one network."""
-    model, images = network(name)
-    cuts: dict[str, nn.Module] = {}
+    torch.manual_seed(0)
+    model, images = zoo.build(name).eval(), torch.randn(1, 3, 224, 224)
+    models: dict[str, nn.Module] = {"original": model}
     left: dict[str, float] = {}
 
-    def cut(key: str, **options: Any) -> None:
-        cuts[key] = copy.deepcopy(model)
-        result = infoprune.prune(cuts[key], images, "l1", macs=KEEP, **options)
-        left[key] = result.after.macs / result.before.macs
+    def cut(grid: str, **options: Any) -> None:
+        models[grid] = copy.deepcopy(model)
+        result = infoprune.prune(models[grid], images, "l1", macs=KEEP, **options)
+        left[grid] = result.after.macs / result.before.macs
 
-    cut("1", round_to=1)
-    cut("auto")
-    for backend in BACKENDS:
+    for step in STEPS:
+        cut(step, round_to=step if step == "auto" else int(step))
+    for backend in backends:
         if precision == "int8" and backend == "eager":
             continue
         spec = backend if backend == "eager" else {"name": backend, "precision": precision}
         cut("backend", backend=spec)
-        models = {"original": model, **{grid: cuts[grid] for grid in GRIDS}}
         speeds = side_by_side(models, images, REPEATS, memory=False, backend=get_backend(spec))
         for grid in GRIDS:
             low, high = speeds[grid].interval(speeds["original"])
@@ -73,45 +68,54 @@ def measured(name: str, precision: str) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
-def table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Return the results as Markdown."""
+def table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of the results as Markdown."""
     yield "# Speed where models are deployed"
     yield ""
     yield f"`python -m benchmarks.deploy` on {describe()}."
     yield f"Pruned by `l1` to {KEEP:.0%} of the MACs, batch 1, one thread. Models take turns; medians of processor"
-    yield "time, in brackets the 95 % interval of the speed-up. Grids: any widths (`round_to=1`), of `auto`, or"
-    yield "multiples that pay in the backend by measurement (`backend=`)."
-    yield "In bold: intervals that reach below 1. Ideal: the MACs before over those after."
+    yield "time, in brackets the share of the ideal speed-up, which is the MACs before over those after. Grids: widths"
+    yield "in multiples of 1, 4, 8 or 16 (`round_to=`), of `auto`, or those that pay in the backend (`backend=`)."
+    yield "In bold: the 95 % interval of the speed-up reaches below 1."
     yield ""
-    yield "| model | backend | precision | original | `round_to=1` | `auto` | `backend=` | ideal |"
-    yield "|---|---|---|---|---|---|---|---|"
-    cells = {(row["model"], row["backend"], row["precision"], row["grid"]): row for row in rows}
-    for key in dict.fromkeys(key[:3] for key in cells):
-        found = [cells.get((*key, grid)) for grid in GRIDS]
-        texts = [_cell(row) if row else "" for row in found]
-        last = next(row for row in reversed(found) if row)
-        yield (
-            f"| {' | '.join(key)} | {1e3 * last['original_s']:.1f} ms | {' | '.join(texts)} | {1 / last['macs']:.2f} |"
-        )
+    yield f"| model | backend | precision | original | {' | '.join(f'`{grid}`' for grid in GRIDS)} |"
+    yield "|---" * (4 + len(GRIDS)) + "|"
+    cells = {cell(row): row for row in rows}
+    order = {name: place for place, name in enumerate((*MODELS, *BACKENDS, *PRECISIONS))}
+    for key in sorted({cell[:3] for cell in cells}, key=lambda key: [order[name] for name in key]):
+        found = [cells[(*key, grid)] for grid in GRIDS]
+        original = f"{1e3 * found[-1]['original_s']:.1f} ms"
+        yield f"| {' | '.join((*key, original, *map(_text, found)))} |"
 
 
-def _cell(row: dict[str, Any]) -> str:
-    text = f"{row['speedup']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+def cell(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return what a line of results was measured for."""
+    return row["model"], row["backend"], row["precision"], row["grid"]
+
+
+def _text(row: dict[str, Any]) -> str:
+    text = f"{row['speedup']:.2f} ({row['speedup'] * row['macs']:.0%})"
     return f"**{text}**" if row["low"] < 1 else text
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    if "--table" not in sys.argv:
-        with RESULTS.open("w", encoding="utf-8") as file:
-            for precision in ("fp32", "int8"):
-                for name in MODELS:
-                    for row in measured(name, precision):
-                        print(json.dumps(row), file=file, flush=True)
-                        print(_cell(row), row, flush=True)
-    rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
-    TABLE.write_text("\n".join(table(rows)) + "\n", encoding="utf-8")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
+    rows = {cell(row): row for row in map(json.loads, text.splitlines())}
+    for precision in () if options.table else options.precisions:
+        for name in options.models:
+            for row in measured(name, precision, options.backends):
+                print(_text(row), row, flush=True)
+                rows[cell(row)] = row
+                RESULTS.write_text("".join(f"{json.dumps(one)}\n" for one in rows.values()), encoding="utf-8")
+    TABLE.write_text("\n".join(table(rows.values())) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -86,10 +86,8 @@ def to_executorch(model: nn.Module, inputs: Inputs, path: str | Path) -> Parity:
     get_backend("executorch")
     program, _ = to_program(model, inputs, None, dynamic_batch=False)
     data = executorch.lowered(program)
-    method = executorch.loaded(data)
-    parity = compared(
-        model, lambda given: method.execute(executorch.arguments(given)), inputs, False, "ExecuTorch program"
-    )
+    execute = executorch.loaded(data)
+    parity = compared(model, lambda given: execute(executorch.arguments(given)), inputs, False, "ExecuTorch program")
     with written_whole(path) as scratch:
         scratch.write_bytes(data)
     return parity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,21 @@ def test_a_backend_tells_seconds_and_leaves_the_model(name: str) -> None:
     assert net.training
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert torch.__version__.partition("+")[0] in backend.versions
+
+
+def test_an_executorch_program_holds_the_bytes_that_it_runs_from() -> None:
+    pytest.importorskip("executorch")
+    from infoprune.backends import executorch
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
+    program = torch.export.export(net, (IMAGES,))
+    execute = executorch.loaded(executorch.lowered(program))
+    gc.collect()
+    for _ in range(3):
+        torch.rand(1 << 16)  # takes over memory that is free
+        assert torch.allclose(execute([IMAGES])[0], net(IMAGES), atol=1e-4)
+    held = [cell.cell_contents for cell in execute.__closure__ or ()]
+    assert any(hasattr(value, "load_method") for value in held)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])

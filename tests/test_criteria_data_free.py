@@ -106,3 +106,41 @@ def test_batchnorm_scale_without_a_norm_names_the_group():
     structure = infoprune.trace(net, torch.zeros(1, 3, 8, 8))
     with pytest.raises(ConfigurationError, match="no batch norm with a scale belongs to group 3; freeze"):
         get_criterion("batchnorm_scale")(net, structure)
+
+
+def masked(conv: nn.Conv2d) -> None:
+    torch.nn.utils.prune.ln_structured(conv, "weight", 0.5, n=1, dim=0)
+
+
+def weight_normed(conv: nn.Conv2d) -> None:
+    torch.nn.utils.parametrizations.weight_norm(conv)
+    with torch.no_grad():
+        conv.parametrizations["weight"].original0.mul_(torch.linspace(1, 2, conv.out_channels).view(-1, 1, 1, 1))
+
+
+def weight_normed_by_a_hook(conv: nn.Conv2d) -> None:
+    torch.nn.utils.weight_norm(conv)
+    with torch.no_grad():
+        conv.weight_g.mul_(torch.linspace(1, 2, conv.out_channels).view(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        masked,
+        weight_normed,
+        weight_normed_by_a_hook,
+        torch.nn.utils.spectral_norm,
+        torch.nn.utils.parametrizations.spectral_norm,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_the_kernel_that_a_layer_computes_with_is_scored(compute) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    images = torch.randn(2, 3, 9, 9)
+    compute(net[0])
+    structure = infoprune.trace(net, images)
+    scores = get_criterion("l1")(net, structure)["0"]
+    net(images)  # hooks set the weight of a forward
+    assert torch.allclose(scores.float(), net[0].weight.detach().abs().flatten(1).sum(dim=1))
+    assert not torch.allclose(scores.float(), net.get_parameter(structure.layers[0].weight).abs().flatten(1).sum(dim=1))

@@ -583,3 +583,16 @@ def test_exact_refuses_large_layers():
     structure = infoprune.trace(net, torch.zeros(1, 3, 4, 4))
     with pytest.raises(ConfigurationError, match="'exact' plays all coalitions of at most 12 units, and 0 has 13"):
         Shapley(estimator="exact")(net, structure, [(torch.zeros(1, 3, 4, 4), torch.zeros(1, dtype=torch.long))])
+
+
+def test_options_under_their_old_names():
+    with pytest.warns(DeprecationWarning, match="least is now called min_coalition"):
+        assert Shapley(least=0.25).min_coalition == 0.25
+    with pytest.warns(DeprecationWarning, match="settled is now called required_certainty"):
+        assert infoprune.criteria.get_criterion({"name": "shapley", "settled": 0.5}) == Shapley(required_certainty=0.5)
+
+
+def test_modules_under_their_old_names():
+    with pytest.warns(DeprecationWarning, match="infoprune.criteria.feature_guided is now"):
+        from infoprune.criteria.feature_guided import guide_capacity
+    assert guide_capacity.__module__ == "infoprune.criteria.measures.feature_guided"

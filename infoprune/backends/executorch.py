@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from torch import nn
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from infoprune.inputs import Inputs
 
+Execute: TypeAlias = Callable[[Sequence[Any]], Sequence[Any]]
+"""Takes a program's inputs and returns its outputs."""
+
 
 @BACKENDS.register("executorch")
 @dataclass(kw_only=True)
@@ -29,9 +32,9 @@ class ExecuTorch(Backend):
     def load(self, model: nn.Module, example_inputs: Inputs) -> Run:
         """Return a run that calls the loaded program."""
         program, _ = to_program(model, example_inputs, None, dynamic_batch=False)
-        method = loaded(lowered(program))
+        execute = loaded(lowered(program))
         given = arguments(example_inputs)
-        return lambda: timed(lambda: method.execute(given))
+        return lambda: timed(lambda: execute(given))
 
 
 def lowered(program: ExportedProgram) -> bytes:
@@ -55,12 +58,15 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def loaded(program: bytes) -> Any:
-    """Return the forward method of a program, in ExecuTorch's runtime."""
+def loaded(program: bytes) -> Execute:
+    """Return a function that runs the forward method of a program in ExecuTorch's runtime."""
     with quietly():
         from executorch.runtime import Runtime
 
-        return Runtime.get().load_program(program).load_method("forward")
+        whole = Runtime.get().load_program(program)
+        whole.load_method("forward")
+    # The method reads the program's bytes as it runs, and only `whole` keeps them: hold that, not the method alone.
+    return lambda inputs: whole.load_method("forward").execute(inputs)  # loaded once, then looked up
 
 
 def arguments(inputs: Inputs) -> list[Any]:

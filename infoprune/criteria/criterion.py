@@ -7,11 +7,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from infoprune.calibration import preserved
 from infoprune.criteria.aggregation import COMBINE, NORMALIZE, combine_members
@@ -230,8 +233,32 @@ def scored_layers(structure: Structure) -> list[Layer]:
 
 
 def weight_of(model: nn.Module, layer: Layer) -> Tensor:
-    """Return the weight of a layer, its filters along the first dimension."""
-    return model.get_parameter(layer.weight).detach().movedim(layer.dim, 0)
+    """Return the kernel that a layer computes with, its filters along the first dimension.
+
+    Masks (``torch.nn.utils.prune``), weight norm, spectral norm and parametrizations count: a masked weight is zero.
+    """
+    parameter = model.get_parameter(layer.weight).detach()
+    with torch.no_grad():
+        kernel = _computed_kernel(model, layer.weight)
+    # What is computed in another shape (a low-rank product, say) has no dimension that is known to hold the filters.
+    return (parameter if kernel is None or kernel.shape != parameter.shape else kernel).movedim(layer.dim, 0)
+
+
+def _computed_kernel(model: nn.Module, weight: str) -> Tensor | None:
+    """Return what PyTorch's own utilities compute from a weight before each forward; None for a plain parameter."""
+    path, _, attribute = weight.rpartition(".")
+    if ".parametrizations." in f".{weight}":
+        owner, _, attribute = f".{path}".rpartition(".parametrizations.")
+        return cast(Tensor, getattr(model.get_submodule(owner.strip(".")), attribute))
+    module = model.get_submodule(path)
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod) and attribute == f"{hook._tensor_name}_orig":
+            return cast(Tensor, hook.apply_mask(module))
+        if isinstance(hook, WeightNorm) and attribute == f"{hook.name}_v":
+            return cast(Tensor, hook.compute_weight(module))
+        if isinstance(hook, SpectralNorm) and attribute == f"{hook.name}_orig":
+            return cast(Tensor, hook.compute_weight(module, do_power_iteration=False))
+    return None
 
 
 def as_filters(weight: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
