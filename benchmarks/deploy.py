@@ -83,7 +83,7 @@ def table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     cells = {cell(row): row for row in rows}
     order = {name: place for place, name in enumerate((*MODELS, *BACKENDS, *PRECISIONS))}
     for key in sorted({cell[:3] for cell in cells}, key=lambda key: [order[name] for name in key]):
-        found = [cells[(*key, grid)] for grid in GRIDS]
+        found = [row for grid in GRIDS if (row := cells.get((*key, grid)))]
         original = f"{1e3 * found[-1]['original_s']:.1f} ms"
         yield f"| {' | '.join((*key, original, *map(_text, found)))} |"
 

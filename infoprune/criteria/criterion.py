@@ -257,7 +257,7 @@ def _computed_kernel(model: nn.Module, weight: str) -> Tensor | None:
         if isinstance(hook, WeightNorm) and attribute == f"{hook.name}_v":
             return cast(Tensor, hook.compute_weight(module))
         if isinstance(hook, SpectralNorm) and attribute == f"{hook.name}_orig":
-            return cast(Tensor, hook.compute_weight(module, do_power_iteration=False))
+            return hook.compute_weight(module, do_power_iteration=False)
     return None
 
 
