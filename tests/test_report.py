@@ -253,3 +253,17 @@ class TestSvg:
         for dot in svg.iter("circle"):
             assert 0 <= float(dot.attrib["cx"]) <= 300
         assert [t.text for t in svg.iter("text") if t.attrib.get("class") == "cut"] == ["event 1"]
+
+
+def test_the_page_draws_what_cutting_each_group_costs() -> None:
+    record = sample_record()
+    assert 'id="losses"' not in render_html(record)
+    event = record.events[-1]
+    group = next(iter(event.scores))
+    size = len(event.scores[group])
+    event.curves = {group: {str(size): 0.0, "4": 0.01, "2": 0.25}, "left whole": {"8": 0.0, "4": 1e-9}}
+    page = render_html(record)
+    assert 'id="losses"' in page
+    kept = len(event.kept.get(group, event.scores[group]))
+    assert f"{kept} of {size} units stay; 0.01 at 4, 0.25 at 2" in page
+    assert "8 of 8 units stay; 1e-09 at 4" in page

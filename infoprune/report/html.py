@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from infoprune.report.coupling import places, shortened
-from infoprune.report.record import LayerRow, RunRecord
-from infoprune.report.svg import Panel, run_chart, score_curve
+from infoprune.report.record import EventRecord, LayerRow, RunRecord
+from infoprune.report.svg import Panel, loss_curve, run_chart, score_curve
 from infoprune.report.text import (
     change,
     choose_metric,
@@ -77,8 +77,17 @@ def environment() -> Environment:
         places=places,
         shortened=shortened,
         score_curve=lambda scores, removed: Markup(score_curve(scores, removed)),
+        loss_curve=_loss_curve,
     )
     return made
+
+
+def _loss_curve(event: EventRecord, group: str) -> Markup:
+    """Draw the losses of a group's cuts on the scale of all groups of the event."""
+    highest = max(max(curve.values()) for curve in event.curves.values())
+    points = [(float(units), loss) for units, loss in event.curves[group].items()]
+    whole = int(max(units for units, _ in points))
+    return Markup(loss_curve(points, len(event.kept.get(group, range(whole))), highest))
 
 
 def _head(record: RunRecord) -> dict[str, Any]:
@@ -108,6 +117,7 @@ def _tables(record: RunRecord) -> dict[str, Any]:
         "total_rows": total_rows(record),
         "layer_rows": [_layer_row(row, widest) for row in record.layers],
         "scored_events": [event for event in record.events if event.scores],
+        "measured_event": next((event for event in reversed(record.events) if event.curves), None),
         "detailed_event": detailed,
         "detail_columns": list(dict.fromkeys(name for of_layer in figures for name in of_layer)),
         "event_metric": _event_metric_name(record),
