@@ -135,7 +135,7 @@ def by_criteria(model: nn.Module, x: Any, structure: Structure, with_data: bool)
     failed = {}
     for name in names:
         try:
-            decision = decide(model, structure, Target(amount=0.5), name, "uniform", data)
+            decision = decide(model, structure, Target(filters=0.5), name, "uniform", data)
             check_plan(model, x, structure, decision.plan)
         except ConfigurationError:
             failed[name] = "refused"

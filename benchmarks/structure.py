@@ -58,12 +58,12 @@ SCALING = ("resnet50", "resnet101", "resnet152", "densenet121", "densenet169", "
 
 def ours(model: nn.Module, x: Tensor) -> None:
     """Shrink every group by half."""
-    infoprune.prune(model, x, "l1", amount=0.5, round_to=1, verify=False)
+    infoprune.prune(model, x, "l1", filters=0.5, round_to=1, verify=False)
 
 
 def proven(model: nn.Module, x: Tensor) -> None:
     """Do the same with the proof, as by default."""
-    infoprune.prune(model, x, "l1", amount=0.5, round_to=1)
+    infoprune.prune(model, x, "l1", filters=0.5, round_to=1)
 
 
 def forward_pass(model: nn.Module, x: Tensor) -> float:
@@ -132,14 +132,14 @@ def memory(key: str) -> float:
 
 def extra_memory(name: str) -> str:
     """MiB of a model, its largest tensor and what is left, and what a call takes beyond it; for a new process."""
-    infoprune.prune(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.zeros(1, 4), "l1", amount=0.5)  # imports
+    infoprune.prune(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.zeros(1, 4), "l1", filters=0.5)  # imports
     model, x = zoo.build(name), zoo.inputs(name)
     sizes = [p.numel() * p.element_size() / 2**20 for p in model.parameters()]
     gc.collect()
     time.sleep(1)  # what was freed is given back late
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
     before = memory("VmRSS")
-    infoprune.prune(model, x, "l1", amount=0.5, verify=False)
+    infoprune.prune(model, x, "l1", filters=0.5, verify=False)
     extra = memory("VmHWM") - before
     left = sum(p.numel() * p.element_size() / 2**20 for p in model.parameters())
     return f"{sum(sizes)} {max(sizes)} {left} {extra}"
@@ -244,7 +244,7 @@ def row(name: str) -> dict[str, Any]:
     """Measure one model."""
     model, x = zoo.build(name), zoo.inputs(name)
     shrunk = copy.deepcopy(model)
-    plan = infoprune.prune(shrunk, x, "l1", amount=0.5, round_to=1).plan
+    plan = infoprune.prune(shrunk, x, "l1", filters=0.5, round_to=1).plan
     mine, peers, reason = [], [], ""
     proofs, passes = [], []
     tracing = []

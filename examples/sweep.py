@@ -49,7 +49,7 @@ def main() -> None:
         criterion = trial.suggest_categorical("criterion", ["l1", "taylor", "capacity_independence"])
         macs = trial.suggest_float("macs", 0.3, 0.9)
         pruned = copy.deepcopy(network)
-        result = infoprune.prune(pruned, IMAGES, criterion, macs=macs, data=data, recalibrate=5)
+        result = infoprune.prune(pruned, IMAGES, criterion, macs=macs, data=data, recalibration_batches=5)
         right, left = accuracy(pruned, held_out)["accuracy"], result.after.macs / result.before.macs
         with wandb.init(project="pruning", group="sweep", mode="offline", config=trial.params, reinit=True) as run:
             run.log({"accuracy": right, "macs_ratio": left})

@@ -21,6 +21,7 @@ from infoprune.calibration import as_batches
 from infoprune.cost import Cost
 from infoprune.criteria import Criterion, Scores
 from infoprune.decide import Decision, Target, decide
+from infoprune.deprecated import filters_to_keep, renamed
 from infoprune.errors import ConfigurationError
 from infoprune.inputs import Inputs
 from infoprune.network_batches import NetworkBatches
@@ -88,7 +89,7 @@ def prune(
     example_inputs: Inputs,
     criterion: str | Mapping[str, Any] | Criterion = "capacity_independence",
     *,
-    amount: float | None = None,
+    filters: float | str | None = None,
     macs: float | str | None = None,
     params: float | str | None = None,
     latency: float | str | None = None,
@@ -96,11 +97,13 @@ def prune(
     allocation: str | Mapping[str, Any] | Allocation = "auto",
     round_to: RoundTo = "auto",
     min_width: MinWidth = 1,
-    frozen: Sequence[str] = (),
+    frozen: Sequence[str | nn.Module] = (),
     data: Iterable[Any] | LightningDataModule | None = None,
-    recalibrate: int = 0,
+    recalibration_batches: int = 0,
     optimizers: Optimizer | Sequence[Optimizer] = (),
     verify: bool = True,
+    amount: float | None = None,
+    recalibrate: int | None = None,
 ) -> PruneResult:
     """Shrink a model in place, in one go.
 
@@ -109,7 +112,7 @@ def prune(
         example_inputs: a tensor (or a list, such as a detector's images), a tuple of positional or a dict of keyword
             arguments of its ``forward``; several of these as :class:`infoprune.Examples`.
         criterion: how much each filter matters: a name, ``{"name": ..., options}`` or a :class:`Criterion`.
-        amount: share of the filters to remove from every group, in [0, 1).
+        filters: share of the filters to keep in every group, in (0, 1] or as ``"60%"``.
         macs: share of the multiply-accumulates to keep, in (0, 1] or as ``"60%"``, or their number, as ``200e6``.
         params: share of the parameters to keep, in (0, 1] or as ``"60%"``, or their number.
         latency: share of the time of a forward pass on ``example_inputs`` to keep, in (0, 1], measured in ``backend``;
@@ -118,20 +121,23 @@ def prune(
             `infoprune.latency`. With ``round_to="auto"``, widths are then multiples that pay there, by measurement.
         allocation: how the groups share the cut. "auto" measures what cutting each group costs where ``data`` are given
             (:class:`~infoprune.allocation.InformationLoss`); without, residual streams give way last
-            (:class:`~infoprune.allocation.CoupledLast`). An amount is removed from every group alike.
+            (:class:`~infoprune.allocation.CoupledLast`). ``filters`` are kept in every group alike.
         round_to: widths are multiples of this; "auto": of 4, 8 or 16 in layers of at least 16, 64 or 128 filters, since
             other widths are slow in most runtimes.
         min_width: the fewest units a group keeps; by layer, ``{"layer1.*": 8, "*": 0.25}``, as a number or a
             share of the units.
-        frozen: patterns of layers whose filters all stay.
-        data: batches of training images, for criteria that need them and for ``recalibrate``; with both, something
-            that can be gone through twice. Batches may be tuples, mappings or nests: what is like ``example_inputs`` is
-            for the network, the rest are targets. Or a LightningDataModule after ``setup("fit")``.
-        recalibrate: so many batches of ``data`` measure batch norm's statistics anew after the cut; show them as in
-            training, augmentation included. 0: not. See :func:`infoprune.recalibrate`.
+        frozen: layers, or patterns of their names, whose filters all stay.
+        data: batches of training images, for criteria that need them and for ``recalibration_batches``; with both,
+            something that can be gone through twice. Batches may be tuples, mappings or nests: what is like
+            ``example_inputs`` is for the network, the rest are targets. Or a LightningDataModule after
+            ``setup("fit")``.
+        recalibration_batches: so many batches of ``data`` measure batch norm's statistics anew after the cut; show
+            them as in training, augmentation included. 0: not. See :func:`infoprune.recalibrate`.
         optimizers: one or several optimizers, whose parameters and state follow the model.
         verify: run the example inputs through the masked model and the one that is to be left, and cut only if their
             outputs are the same; see :func:`infoprune.verify`. Takes about three forward passes.
+        amount: the share of the filters to remove, as ``filters`` was given before; deprecated.
+        recalibrate: the old name of ``recalibration_batches``; deprecated.
 
     Returns:
         The plan, and the cost before and after.
@@ -146,15 +152,17 @@ def prune(
     Example:
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
-        >>> result = prune(net, torch.zeros(1, 3, 8, 8), criterion="l1", amount=0.5)
+        >>> result = prune(net, torch.zeros(1, 3, 8, 8), criterion="l1", filters=0.5)
         >>> net[0].out_channels, result.plan.shape_after("2.weight")
         (4, (4, 4, 3, 3))
     """
+    filters = filters_to_keep("prune", filters, amount)
+    count = renamed("prune", "recalibration_batches", recalibration_batches, "recalibrate", recalibrate)
     target = Target(
-        macs, params, amount, round_to, min_width, latency, None if backend is None else get_backend(backend)
+        macs, params, filters, round_to, min_width, latency, None if backend is None else get_backend(backend)
     )
-    if recalibrate:
-        _check_recalibration(model, as_batches(data), recalibrate)
+    if count:
+        _check_recalibration(model, as_batches(data), count)
     batches = None if data is None else NetworkBatches(as_batches(data), example_inputs)
     traced = traced_model(model, example_inputs, frozen)
     if data is not None or latency is not None or not traced.structure.cuts_alike:
@@ -172,7 +180,7 @@ def prune(
     if verify:
         check_exact(model, decision.plan, example_inputs)
     before, after = structure.cost(), structure.cost_of(decision.plan)
-    statistics = _statistics_after(model, decision.plan, batches, recalibrate) if recalibrate else {}
+    statistics = _statistics_after(model, decision.plan, batches, count) if count else {}
     optimizers = each_once(optimizers)
     with Transaction([model], optimizers) as transaction:
         for name in statistics:  # which are written in place
@@ -209,13 +217,16 @@ class _Decider:
 
 
 def _check_recalibration(model: nn.Module, data: Iterable[Any] | None, batches: int) -> None:
-    check_count("prune", "recalibrate", batches, 0)
+    check_count("prune", "recalibration_batches", batches, 0)
     check_norms(model)
     if data is None:
-        raise ConfigurationError(f"recalibrate={batches} takes batches from data: pass batches of training images")
+        raise ConfigurationError(
+            f"recalibration_batches={batches} takes batches from data: pass batches of training images"
+        )
     if iter(data) is data:
         raise ConfigurationError(
-            f"recalibrate={batches} goes through data after the criterion has: pass a list or a loader, not an iterator"
+            f"recalibration_batches={batches} goes through data after the criterion has: pass a list or a loader, not "
+            "an iterator"
         )
 
 

@@ -37,7 +37,7 @@ def attach(model: nn.Module) -> None:
         >>> pruned, fresh = make(), make()
         >>> attach(pruned), attach(fresh)
         (None, None)
-        >>> result = prune(pruned, torch.zeros(1, 3, 8, 8), criterion="l1", amount=0.5)
+        >>> result = prune(pruned, torch.zeros(1, 3, 8, 8), criterion="l1", filters=0.5)
         >>> fresh.load_state_dict(pruned.state_dict())
         <All keys matched successfully>
         >>> fresh[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from infoprune.allocation import Allocation, Budget, LatencyShare, LossCurves, get_allocation, select
-from infoprune.allocation.budget import KINDS, as_share, check_amount, is_absolute
+from infoprune.allocation.budget import KINDS, as_share, check_filters, is_absolute
 from infoprune.allocation.patterns import MinWidth, check_min_width
 from infoprune.allocation.rounding import AUTO, RoundTo, check_round_to
 from infoprune.backends.grid import steps_in
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """How far to prune: one of ``macs``, ``params``, ``latency`` (what is left) or ``amount`` (units to remove).
+    """How far to prune: what is left of one of ``macs``, ``params``, ``latency`` or the ``filters`` of every group.
 
     What is left is a share, 0.6 or ``"60%"``. ``macs`` and ``params`` may be numbers from 1,000 on, too:
     ``200e6`` MACs. ``backend`` is where the model will run: with ``round_to="auto"``, widths are multiples that pay
@@ -39,20 +39,20 @@ class Target:
 
     macs: float | str | None = None
     params: float | str | None = None
-    amount: float | None = None
+    filters: float | str | None = None
     round_to: RoundTo = AUTO
     min_width: MinWidth = 1
     latency: float | str | None = None
     backend: Backend | None = None
 
     def __post_init__(self) -> None:
-        given = {k: v for k in (*KINDS, "amount") if (v := getattr(self, k)) is not None}
+        given = {k: v for k in (*KINDS, "filters") if (v := getattr(self, k)) is not None}
         if len(given) > 1:
             raise ConfigurationError(f"{' and '.join(f'{k}={v}' for k, v in given.items())} clash: give one of them")
-        for kind in KINDS:
+        for kind in (*KINDS, "filters"):
             object.__setattr__(self, kind, as_share(getattr(self, kind)))
-        if self.amount is not None:
-            check_amount(self.amount)
+        if self.filters is not None:
+            check_filters(self.filters)
         check_round_to(self.round_to)
         check_min_width(self.min_width)
         if not self._is_absolute:
@@ -61,6 +61,11 @@ class Target:
     @property
     def _is_absolute(self) -> bool:
         return any(is_absolute(kind, getattr(self, kind)) for kind in ("macs", "params"))
+
+    @property
+    def amount(self) -> float | None:
+        """Return the share of the filters that goes, as allocations take it."""
+        return None if self.filters is None else round(1 - float(self.filters), 12)
 
     @property
     def budget(self) -> Budget | None:

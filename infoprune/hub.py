@@ -89,7 +89,7 @@ def from_pretrained(source: str | os.PathLike[str], model: Any = None, **options
         >>> import infoprune, tempfile, torch
         >>> make = lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> net = make()
-        >>> result = infoprune.prune(net, torch.zeros(1, 3, 8, 8), criterion="l1", amount=0.5)
+        >>> result = infoprune.prune(net, torch.zeros(1, 3, 8, 8), criterion="l1", filters=0.5)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_pretrained(net, folder)
         ...     from_pretrained(folder, make())[0].out_channels

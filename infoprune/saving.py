@@ -78,7 +78,7 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
         >>> import infoprune, tempfile, torch
         >>> make = lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> net = make()
-        >>> result = infoprune.prune(net, torch.zeros(1, 3, 8, 8), criterion="l1", amount=0.5)
+        >>> result = infoprune.prune(net, torch.zeros(1, 3, 8, 8), criterion="l1", filters=0.5)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(net, f"{folder}/net.pt")
         ...     load(f"{folder}/net.pt", make())[0].out_channels

@@ -207,7 +207,7 @@ def test_coarse_widths_say_how_near_they_come():
         (lambda: Budget("macs", 0.0), r"macs to keep must be in \(0, 1\], got 0.0"),
         (lambda: Budget("macs", 1.5), r"must be in \(0, 1\], got 1.5"),
         (lambda: Budget("mac", 0.5), "kind cannot be 'mac', did you mean 'macs'"),
-        (lambda: Uniform().widths(SMALL), "needs a budget .* or an amount"),
+        (lambda: Uniform().widths(SMALL), "needs a budget: .* or filters"),
         (lambda: Uniform().widths(SMALL, amount=1.0), r"amount must be in \[0, 1\), got 1.0"),
         (lambda: Uniform().widths(SMALL, amount=-0.1), r"amount must be in \[0, 1\), got -0.1"),
         (

@@ -118,7 +118,7 @@ def test_the_model_is_as_it_was(net: nn.Module):
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
-@pytest.mark.parametrize("target", [{"macs": 0.5}, {"params": 0.4}, {"amount": 0.3}, {"macs": 0.6, "round_to": 4}])
+@pytest.mark.parametrize("target", [{"macs": 0.5}, {"params": 0.4}, {"filters": 0.7}, {"macs": 0.6, "round_to": 4}])
 def test_spare_filters_go_before_vital_ones(net: nn.Module, target: dict, rounds: int):
     options = {"name": "information_loss", "rounds": rounds}
     result = infoprune.prune(net, IMAGES[:1], "l1", **target, allocation=options, data=[IMAGES])

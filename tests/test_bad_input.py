@@ -169,7 +169,7 @@ class Case:
     ways: tuple[str, ...] = ("prune", "fit", "command")
 
 
-HALF = {"amount": 0.5}
+HALF = {"filters": 0.5}
 L1_AT_1 = {"criterion": "l1", "schedule": 1, **HALF}
 CASES = {
     "unknown criterion": Case(
@@ -190,17 +190,17 @@ CASES = {
     "unknown allocation": Case(
         ConfigurationError, "unknown allocation 'unifrm', did you mean 'uniform'", {"allocation": "unifrm", **HALF}
     ),
-    "amount of one": Case(ConfigurationError, r"amount must be in \[0, 1\), got 1.0", {"amount": 1.0}),
-    "negative amount": Case(ConfigurationError, r"amount must be in \[0, 1\), got -0.1", {"amount": -0.1}),
-    "amount in words": Case(
-        ConfigurationError, r"amount must be in \[0, 1\), got 'half'", {"amount": "half"}, ways=("prune", "fit")
+    "no filters": Case(ConfigurationError, r"filters must be in \(0, 1\], got 0", {"filters": 0}),
+    "more filters than there are": Case(ConfigurationError, r"filters must be in \(0, 1\], got 1.1", {"filters": 1.1}),
+    "filters in words": Case(
+        ConfigurationError, r"filters must be in \(0, 1\], got 'half'", {"filters": "half"}, ways=("prune", "fit")
     ),
     "budget of zero": Case(ConfigurationError, r"macs to keep must be in \(0, 1\], got 0.0", {"macs": 0.0}),
     "budget of more than all": Case(
         ConfigurationError, r"params to keep must be in \(0, 1\], got 1.5", {"params": 1.5}
     ),
-    "two targets": Case(ConfigurationError, "macs=0.5 and amount=0.5 clash: give one", {"macs": 0.5, **HALF}),
-    "no target": Case(ConfigurationError, "allocation 'uniform' needs a budget .* or an amount"),
+    "two targets": Case(ConfigurationError, "macs=0.5 and filters=0.5 clash: give one", {"macs": 0.5, **HALF}),
+    "no target": Case(ConfigurationError, "allocation 'uniform' needs a budget: .* or filters"),
     "round_to of zero": Case(
         ConfigurationError, "round_to must be a whole number of at least 1, or 'auto', got 0", {"round_to": 0, **HALF}
     ),
@@ -370,26 +370,26 @@ def test_command(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 )
 def test_things_that_are_no_model_and_no_input(model: Any, inputs: Any, error: Any, message: str) -> None:
     with refused(error, message, *([model] if type(model) is TinyNet else [])):
-        infoprune.prune(model, inputs, "l1", amount=0.5)
+        infoprune.prune(model, inputs, "l1", filters=0.5)
 
 
 def test_lazy_layers_that_have_not_seen_an_input() -> None:
     net = nn.Sequential(nn.LazyConv2d(8, 3), nn.Conv2d(8, 3, 1))
     with pytest.raises(TraceError, match=r"0\.weight is a lazy parameter without a shape yet; run the model once"):
-        infoprune.prune(net, X, "l1", amount=0.5)
+        infoprune.prune(net, X, "l1", filters=0.5)
     assert isinstance(net[0], nn.LazyConv2d)
 
 
 def test_calibration_batches_that_do_not_fit() -> None:
     net = TinyNet()
     with refused(infoprune.errors.DataError, r"calibration batch of shape \(4, 1, 8, 8\) \(RuntimeError: .*", net):
-        infoprune.prune(net, X, "hrank", amount=0.5, data=[torch.zeros(4, 1, 8, 8)])
+        infoprune.prune(net, X, "hrank", filters=0.5, data=[torch.zeros(4, 1, 8, 8)])
 
 
 def test_widths_that_allow_no_cut_are_warned_about() -> None:
     net = TinyNet()
     with pytest.warns(UserWarning, match="removes nothing with round_to=auto and min_width=99; lower"):
-        assert infoprune.prune(net, X, "l1", amount=0.5, min_width=99).plan.is_empty
+        assert infoprune.prune(net, X, "l1", filters=0.5, min_width=99).plan.is_empty
 
 
 @pytest.mark.parametrize("given", ["alone", "twice", "empty"])
@@ -404,7 +404,7 @@ def test_optimizers_as_people_pass_them(given: str) -> None:
         net,
         X,
         "l1",
-        amount=0.5,
+        filters=0.5,
         optimizers={"alone": optimizer, "twice": [optimizer, optimizer], "empty": [empty, optimizer]}[given],
     )
     assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in net.parameters()}
@@ -417,9 +417,9 @@ def test_optimizers_that_are_none_or_cannot_follow() -> None:
     schedule = torch.optim.lr_scheduler.StepLR(sgd(net.parameters()), 1)
     lbfgs = torch.optim.LBFGS(net.parameters())
     with refused(SurgeryError, "optimizers are to hold optimizers, got a StepLR", net):
-        infoprune.prune(net, X, "l1", amount=0.5, optimizers=[schedule])  # type: ignore[list-item]
+        infoprune.prune(net, X, "l1", filters=0.5, optimizers=[schedule])  # type: ignore[list-item]
     with refused(SurgeryError, "LBFGS keeps flattened.*use SGD", (net, lbfgs)):
-        infoprune.prune(net, X, "l1", amount=0.5, optimizers=lbfgs)
+        infoprune.prune(net, X, "l1", filters=0.5, optimizers=lbfgs)
 
 
 # -- files that cannot be read ----------------------------------------------------------------------------------------
@@ -610,7 +610,7 @@ def places(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", UNWRITABLE)
 def test_models_and_plans_that_cannot_be_written(path: str, places: Path) -> None:
     net = TinyNet()
-    infoprune.prune(net, X, "l1", amount=0.5)
+    infoprune.prune(net, X, "l1", filters=0.5)
     with refused(CheckpointError, f"cannot write .*{path}", net, folder=places):
         infoprune.save(net, places / path)
     with refused(PlanError, f"cannot write the pruning plan .*{path}", net, folder=places):
@@ -620,7 +620,7 @@ def test_models_and_plans_that_cannot_be_written(path: str, places: Path) -> Non
 def test_a_disk_that_runs_full_leaves_the_file_that_was_there(saved: dict[str, bytes], tmp_path: Path) -> None:
     """Not a byte of the old model or plan is lost before the new one is complete."""
     net = TinyNet()
-    infoprune.prune(net, X, "l1", amount=0.25)
+    infoprune.prune(net, X, "l1", filters=0.75)
     for name in ("net.pt", "plan.json"):
         (tmp_path / name).write_bytes(saved[name])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -199,7 +199,7 @@ def test_compiled_through_a_pruning_event() -> None:
         module = ImageClassifier(small_net(), 10, input_shape=(1, 8, 8), compile_mode=mode)
         losses: list[float] = []
         watch = LambdaCallback(on_train_batch_end=lambda trainer, module, out, *_: losses.append(out["loss"].item()))
-        pruning = FilterPruning("l1", amount=0.5, schedule=[1])
+        pruning = FilterPruning("l1", filters=0.5, schedule=[1])
         trainer(max_epochs=2, limit_train_batches=3, callbacks=[pruning, watch]).fit(module, digits(seed=0))
         return losses, sum(parameter.numel() for parameter in module.parameters())
 

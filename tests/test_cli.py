@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 MODULE = ["--model=tests.user_project.UserModule"]
 DATA = ["--data=tests.user_project.UserData"]
-PRUNING = ["--trainer.callbacks+=FilterPruning", "--trainer.callbacks.criterion=l1", "--trainer.callbacks.amount=0.5"]
+PRUNING = ["--trainer.callbacks+=FilterPruning", "--trainer.callbacks.criterion=l1", "--trainer.callbacks.filters=0.5"]
 
 
 @pytest.fixture(autouse=True)

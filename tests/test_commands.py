@@ -41,7 +41,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["fit", "--model=tests.user_project.UserModule", "--data=tests.user_project.UserData", *QUIET]
     words += ["--trainer.max_epochs=2", "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"]
     words += ["--trainer.logger.name=run", "--trainer.callbacks+=FilterPruning", "--trainer.callbacks.criterion=l1"]
-    words += ["--trainer.callbacks.amount=0.5", "--trainer.callbacks.schedule=1"]
+    words += ["--trainer.callbacks.filters=0.5", "--trainer.callbacks.schedule=1"]
     from infoprune.cli import main
 
     with pytest.MonkeyPatch.context() as patch:
@@ -226,7 +226,7 @@ class TestPrune:
 
     def test_images_serve_criterion_recalibration_and_accuracy(self, shell: Shell) -> None:
         words = ["--model.in_channels", "1", "--input_shape", "1,1,8,8", "--data", "DigitsDataModule"]
-        words += ["--images", "64", "--criterion", "taylor", "--amount", "0.25", "--recalibrate", "--out", "out"]
+        words += ["--images", "64", "--criterion", "taylor", "--filters", "0.75", "--recalibrate", "--out", "out"]
         record = shell("prune", *NET, *words, "--latency_repeats", "0", "--json").json["record"]
         assert record["metric"] == "accuracy"
         assert set(record["after"]["metrics"]) == {"accuracy", "loss"}
@@ -254,15 +254,15 @@ class TestPrune:
         assert "60%%" not in said
 
     def test_fine_tuning_starts_from_what_it_wrote(self, shell: Shell) -> None:
-        assert shell("prune", *NET, *SHAPE, "--amount", "0.5", "--latency_repeats", "0", "--out", "out").code == 0
+        assert shell("prune", *NET, *SHAPE, "--filters", "0.5", "--latency_repeats", "0", "--out", "out").code == 0
         module = ImageClassifier(CifarResNet(depth=8), num_classes=10, init_from="out/pruned.pt")
         assert module.model.layer1[0].conv1.out_channels == 8
 
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            ([], "give --macs, --params, --amount or --latency"),
-            (["--macs", "0.5", "--amount", "0.5"], "macs=0.5 and amount=0.5 clash"),
+            ([], "give --macs, --params, --filters or --latency"),
+            (["--macs", "0.5", "--filters", "0.5"], "macs=0.5 and filters=0.5 clash"),
             (["--macs", "1.5"], "(0, 1]"),
             (["--macs", "0.0001"], "below the floor"),
             (["--macs", "half"], "half"),

@@ -106,7 +106,7 @@ class TestBenchmark:
         assert rows["pruned", 3]["throughput"] == pytest.approx(3 / rows["pruned", 3]["median_s"])
 
     def test_a_class_is_cut_on_the_way(self, shell: Shell) -> None:
-        ran = shell("benchmark", *NET, *SHAPE, "--amount", "0.5", "--round_to", "4", "--repeats", "2")
+        ran = shell("benchmark", *NET, *SHAPE, "--filters", "0.5", "--round_to", "4", "--repeats", "2")
         assert ran.code == 0
         assert all(word in ran.out for word in ("original", "pruned", "uniform", "ideal", "activations"))
 

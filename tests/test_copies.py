@@ -93,7 +93,7 @@ def test_nested_and_named_networks() -> None:
             return self.query(x) + self.key(x)
 
     module, sound = TinyModule(net=Both()), Sound()
-    trainer(pruning((1,), amount=0.5, follow={"net.key": "net.query"}), sound, epochs=2).fit(module, loader())
+    trainer(pruning((1,), filters=0.5, follow={"net.key": "net.query"}), sound, epochs=2).fit(module, loader())
     assert sound.events == 1
     assert widths(module.net.key) == widths(module.net.query) == [6, 6, 6, 3]
 

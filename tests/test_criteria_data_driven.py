@@ -290,7 +290,7 @@ def test_a_layer_of_one_channel_keeps_it_and_the_others_are_scored(name: str):
     )  # fmt: skip
     nn.init.uniform_(net[4].weight)
     labelled = [(torch.randn(7, 3, 8, 8), torch.arange(7) % 5)]
-    result = infoprune.prune(net, labelled[0][0], criterion=name, amount=0.5, data=labelled)
+    result = infoprune.prune(net, labelled[0][0], criterion=name, filters=0.5, data=labelled)
     assert "there is only one" in result.structure.group("0").reason
     assert {group: scores.shape for group, scores in result.scores.items()} == {"3": (6,)}
     assert torch.isfinite(result.scores["3"]).all()

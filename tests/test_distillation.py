@@ -74,7 +74,7 @@ def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], **toleranc
 
 @pytest.mark.parametrize("first", [True, False], ids=["before FilterPruning", "behind it"])
 def test_gradients_are_those_of_the_loss_written_by_hand(first: bool) -> None:
-    callbacks = [Distillation(temperature=3.0, weight=0.7), pruning(1, amount=0.5)]
+    callbacks = [Distillation(temperature=3.0, weight=0.7), pruning(1, filters=0.5)]
     _, watch = run(*(callbacks if first else callbacks[::-1]))
     teacher = watch.ends[0]
     assert teacher.stem.out_channels == 12
@@ -98,7 +98,7 @@ def test_accumulated_steps_that_return_a_dict() -> None:
     still = _Still()
     data = loader(count=16)
     options = {"module": Dict(), "data": data, "accumulate_grad_batches": 2}
-    _, watch = run(pruning(1, amount=0.5), Distillation(2.0, 0.5), Marks(), still, **options)
+    _, watch = run(pruning(1, filters=0.5), Distillation(2.0, 0.5), Marks(), still, **options)
     student, gradients = watch.steps[1]
     wanted = by_hand_still(student, watch.ends[0], list(data))
     assert_close(gradients, wanted, rtol=1e-4, atol=1e-6)
@@ -120,9 +120,9 @@ def by_hand_still(student: nn.Module, teacher: nn.Module, batches: list[Any]) ->
 
 
 def test_nothing_happens_before_the_first_event_and_the_teacher_is_left_alone() -> None:
-    plain, without = run(pruning(1, amount=0.5))
+    plain, without = run(pruning(1, filters=0.5))
     distillation = Distillation()
-    taught, watch = run(pruning(1, amount=0.5), distillation)
+    taught, watch = run(pruning(1, filters=0.5), distillation)
     assert same(without.ends[0], watch.ends[0])
     assert not same(without.ends[1], watch.ends[1])
     teacher = distillation.teacher
@@ -139,7 +139,7 @@ def test_nothing_happens_before_the_first_event_and_the_teacher_is_left_alone() 
 
 def test_a_second_event_keeps_the_first_teacher() -> None:
     distillation = Distillation()
-    module, watch = run(pruning((1, 2), amount=0.6), distillation, epochs=3)
+    module, watch = run(pruning((1, 2), filters=0.4), distillation, epochs=3)
     assert distillation.teacher is not None
     assert same(distillation.teacher, watch.ends[0])
     assert module.net.stem.out_channels < watch.ends[1].stem.out_channels < 12
@@ -151,7 +151,7 @@ def test_an_event_before_any_training_and_a_quick_try() -> None:
         torch.manual_seed(1)
         module = TinyModule()
         before = copy.deepcopy(module.net)
-        run(pruning(schedule, amount=0.5), distillation, module=module, epochs=2, **options)
+        run(pruning(schedule, filters=0.5), distillation, module=module, epochs=2, **options)
         assert distillation.teacher is not None
         assert same(distillation.teacher, before)
         assert module.net.stem.out_channels == 6
@@ -161,7 +161,7 @@ def test_an_event_before_any_training_and_a_quick_try() -> None:
 def test_a_resumed_run_ends_bit_identical(start: int, tmp_path: Path) -> None:
     def callbacks() -> list[Any]:
         saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
-        return [Distillation(hints=["conv1"]), pruning((1, 3), amount=0.6), saver]
+        return [Distillation(hints=["conv1"]), pruning((1, 3), filters=0.4), saver]
 
     def fit(**options: Any) -> TinyModule:
         pl.seed_everything(1, verbose=False)
@@ -187,8 +187,8 @@ def test_a_teacher_that_was_pruned_before_and_buffers_that_no_state_dict_holds(t
     saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
     first, second = Distillation(), Distillation()
     options = {"module": TinyModule(net=Net()), "enable_checkpointing": True}
-    run(first, pruning(1, amount=0.5), saver, **options)
-    again = trainer(second, pruning(1, amount=0.5), epochs=3)
+    run(first, pruning(1, filters=0.5), saver, **options)
+    again = trainer(second, pruning(1, filters=0.5), epochs=3)
     again.fit(TinyModule(net=Net()), loader(), ckpt_path=tmp_path / "epoch=1.ckpt")
     assert first.teacher is not None
     assert second.teacher is not None
@@ -200,14 +200,14 @@ def test_a_teacher_of_another_architecture_is_refused() -> None:
     distillation = Distillation()
     distillation.load_state_dict({"teacher": {"stem.weight": torch.zeros(1)}, "plan": {}})
     with pytest.raises(CheckpointError, match="teacher in the checkpoint"):
-        run(pruning(1, amount=0.5), distillation)
+        run(pruning(1, filters=0.5), distillation)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
 def test_precision_of_the_run_is_the_teachers(precision: str) -> None:
     distillation = Distillation(3.0, 0.7)
     data = DataLoader(images(), 8)
-    _, watch = run(pruning(1, amount=0.5), distillation, data=data, precision=precision)
+    _, watch = run(pruning(1, filters=0.5), distillation, data=data, precision=precision)
     student, gradients = watch.steps[3]
     x, y = next(iter(data))
     x = x.to(next(student.parameters()).dtype)
@@ -236,14 +236,14 @@ def test_compiled_networks(way: str, hints: tuple[str, ...]) -> None:
         module.net.compile(**options)
     watches = []
     for net in (given, plain):
-        watches.append(run(pruning(1, amount=0.5), Distillation(3.0, 0.7, hints=hints), module=net)[1])
+        watches.append(run(pruning(1, filters=0.5), Distillation(3.0, 0.7, hints=hints), module=net)[1])
     for (_, compiled), (_, eager) in zip(watches[0].steps, watches[1].steps, strict=True):
         assert_close(compiled, eager, rtol=1e-3, atol=1e-5)
 
 
 def test_hints_compare_where_layers_are_active_whatever_their_widths() -> None:
     hinted = Distillation(4.0, 0.5, hints=["conv1", "stem"], hint_weight=10.0)
-    _, watch = run(pruning(1, amount=0.5), hinted)
+    _, watch = run(pruning(1, filters=0.5), hinted)
     student, gradients = watch.steps[3]
     x, y = next(iter(loader()))
     seen: list[dict[str, Tensor]] = []
@@ -275,12 +275,12 @@ def test_outputs_in_tuples_and_dicts_and_regression() -> None:
             return F.cross_entropy(self(batch[0])["logits"], batch[1])
 
     with pytest.raises(ConfigurationError, match="returns a dict; say with output="):
-        run(pruning(1, amount=0.5), Distillation(), module=Module(net=Net()))
+        run(pruning(1, filters=0.5), Distillation(), module=Module(net=Net()))
     with pytest.raises(ConfigurationError, match="output='logit' is not in the dict"):
-        run(pruning(1, amount=0.5), Distillation(output="logit"), module=Module(net=Net()))
+        run(pruning(1, filters=0.5), Distillation(output="logit"), module=Module(net=Net()))
     torch.manual_seed(1)
     module = Module(net=Net())
-    _, watch = run(pruning(1, amount=0.5), Distillation(weight=1.0, loss="mse", output="logits"), module=module)
+    _, watch = run(pruning(1, filters=0.5), Distillation(weight=1.0, loss="mse", output="logits"), module=module)
     student, gradients = watch.steps[3]
     student.train().zero_grad()
     x = next(iter(loader()))[0]
@@ -306,7 +306,7 @@ def test_what_cannot_be_is_refused() -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return self.net.head.weight.square().sum()
 
-    cut = pruning(1, amount=0.5)
+    cut = pruning(1, filters=0.5)
     refused(
         "Manual optimizes by hand: add infoprune.callbacks.distillation.soft_targets",
         cut,

@@ -74,7 +74,7 @@ def test_an_entry_point_of_an_installed_package(own_module: Path, monkeypatch: p
 def test_the_command_line_takes_an_import_path(own_module: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = own_module / "out"
     shell = Shell(capsys)
-    ran = shell("prune", *NET, *SHAPE, "--criterion", "own_parts.Spread", "--amount", "0.3", "--out", out)
+    ran = shell("prune", *NET, *SHAPE, "--criterion", "own_parts.Spread", "--filters", "0.7", "--out", out)
     assert ran.code == 0, ran.err
     assert json.loads((out / "record.json").read_text())["events"][0]["criterion"] == "Spread"
 
@@ -134,7 +134,7 @@ class TooFewUnits(Criterion):
 def test_scores_of_a_wrong_shape_are_refused_by_name(criterion: Criterion, message: str) -> None:
     net = two_layers()
     with pytest.raises(InfopruneError, match=message):
-        infoprune.prune(net, X, criterion=criterion, amount=0.5)
+        infoprune.prune(net, X, criterion=criterion, filters=0.5)
     assert net[0].out_channels == 8
 
 

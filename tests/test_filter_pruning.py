@@ -353,7 +353,7 @@ def test_odd_layers_ties_marks_and_hooks() -> None:
     module, sound, calls = OddModule(), Sound(), []
     tied = module.net.tied.weight
     tied.register_hook(lambda grad: calls.append(tuple(grad.shape)))
-    trainer(pruning((1,), amount=0.5), sound, epochs=2).fit(module, loader())
+    trainer(pruning((1,), filters=0.5), sound, epochs=2).fit(module, loader())
     net = module.net
     assert sound.events == 1
     assert net.tied.weight is net.also_tied.weight
@@ -373,12 +373,12 @@ def test_synchronised_norms_follow(tmp_path: Any) -> None:
     from lightning.pytorch.plugins import TorchSyncBatchNorm
 
     net = TinyNet()
-    infoprune.prune(net, torch.zeros(2, 3, 8, 8), "l1", amount=0.25)
+    infoprune.prune(net, torch.zeros(2, 3, 8, 8), "l1", filters=0.75)
     first = infoprune.plan_of(net)
     net = TorchSyncBatchNorm().apply(net)
     assert isinstance(net.norm, nn.SyncBatchNorm)
     assert infoprune.plan_of(net) == first
-    infoprune.prune(net, torch.zeros(2, 3, 8, 8), "l1", amount=0.25)
+    infoprune.prune(net, torch.zeros(2, 3, 8, 8), "l1", filters=0.75)
     assert net.norm.num_features == net.norm.running_mean.shape[0] == 6
     assert net.eval()(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
     net = TorchSyncBatchNorm().revert(net)
@@ -391,7 +391,7 @@ def test_parametrized_layer_is_cut_where_its_weight_comes_from() -> None:
     """Trap 12: writing into a parametrized layer's weight is silently ignored."""
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 3, 8), nn.Flatten())
     nn.utils.parametrizations.weight_norm(net[1])
-    trainer(pruning((1,), amount=0.5), epochs=2).fit(TinyModule(net=net), loader())
+    trainer(pruning((1,), filters=0.5), epochs=2).fit(TinyModule(net=net), loader())
     assert widths(net) == [4, 4, 4, 3]
     assert [tuple(tensor.shape) for tensor in net[1].parametrizations.weight.parameters()] == [
         (4, 1, 1, 1),
@@ -408,7 +408,7 @@ def test_validation_in_inference_mode_leaves_no_inference_tensor() -> None:
     run.fit(module, loader(), loader())
     run.test(module, loader(), verbose=False)
     assert not any(t.is_inference() for t in [*module.parameters(), *module.buffers()])
-    trainer(pruning((0,), amount=0.25), epochs=1).fit(module, loader())
+    trainer(pruning((0,), filters=0.75), epochs=1).fit(module, loader())
 
 
 class NoForward(pl.LightningModule):
@@ -560,7 +560,7 @@ def test_compiled_module_through_ten_events(way: str) -> None:
         module.net = torch.compile(module.net, **options)  # type: ignore[assignment]
     else:
         module.net.compile(**options)
-    callback = FilterPruning("l1", amount=0.8, schedule=list(range(1, 11)))
+    callback = FilterPruning("l1", filters=0.2, schedule=list(range(1, 11)))
     trainer(callback, epochs=11, limit_train_batches=1).fit(given, loader(4))
     assert len(callback.history) == 10
     assert [row.name for row in callback.history[0].layers] == ["stem", "conv1", "conv2", "head"]

@@ -65,7 +65,7 @@ def test_state_follows_its_channels(make: Any) -> None:
     channels, optimizer and groups are the same objects, and cut weights move in the next step."""
     before, after, sound = Watch(), Watch(), Sound()
     module = TinyModule(make)
-    callback = pruning((1, 2), amount=0.5)
+    callback = pruning((1, 2), filters=0.5)
     run = trainer(before, callback, after, sound)
     run.fit(module, loader())
 
@@ -240,7 +240,7 @@ def test_two_callbacks_prune_two_networks_under_manual_optimization() -> None:
     """Issue of order and conflicts: two FilterPruning callbacks on different parts work, each with its own state."""
     module, sound = TwoNets(), Sound()
     maker = pruning((1, 2), module="maker")
-    judge = pruning(2, module="judge", example_inputs=[2, 3, 8, 8], amount=0.25)
+    judge = pruning(2, module="judge", example_inputs=[2, 3, 8, 8], filters=0.75)
     trainer(maker, judge, sound).fit(module, loader())
     assert sound.events == 2
     assert (len(maker.history), len(judge.history)) == (2, 1)

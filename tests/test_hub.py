@@ -34,7 +34,7 @@ class Mixed(nn.Module, hub.PyTorchModelHubMixin):
 
 def test_a_mixin_model_round_trips_with_its_configuration(tmp_path: Path) -> None:
     net = Mixed(width=12).eval()
-    infoprune.prune(net, X, "l1", amount=0.5)
+    infoprune.prune(net, X, "l1", filters=0.5)
     save_pretrained(net, tmp_path)
     again = from_pretrained(tmp_path, Mixed).eval()
     assert again.net[0].out_channels == 6
@@ -47,7 +47,7 @@ def test_a_mixin_model_round_trips_with_its_configuration(tmp_path: Path) -> Non
 def test_a_timm_model_is_built_by_its_own_convention(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     net = timm.create_model("resnet10t", num_classes=7).eval()
-    infoprune.prune(net, X, "l1", amount=0.5)
+    infoprune.prune(net, X, "l1", filters=0.5)
     save_pretrained(net, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architecture"] == "resnet10t"

@@ -161,7 +161,7 @@ def test_sharded_models_are_pruned_before_they_are_wrapped(tmp_path: Path) -> No
     from tests.tiny import TinyNet
 
     net = TinyNet()
-    infoprune.prune(net, torch.zeros(1, 3, 8, 8), "l1", amount=0.5)
+    infoprune.prune(net, torch.zeros(1, 3, 8, 8), "l1", filters=0.5)
     infoprune.save(net, tmp_path / "net.pt")
     done = python(tmp_path, SHARDED, str(tmp_path / "net.pt"))
     assert done.returncode == 0, done.stderr[-2000:]

@@ -27,7 +27,7 @@ def test_fifty_events() -> None:
                 counts[trainer.current_epoch] = alive(), resident()
 
     module = TinyModule(net=TinyNet(width=64, inner=64))
-    callback = FilterPruning("l1", amount=0.9, round_to=1, schedule=list(range(1, 51)))
+    callback = FilterPruning("l1", filters=0.1, round_to=1, schedule=list(range(1, 51)))
     run = trainer(callback, Count(), epochs=51, limit_train_batches=1)
     run.fit(module, loader(4))
     assert len(callback.history) == 50

@@ -91,7 +91,7 @@ def test_statistics_are_renewed_on_such_batches_too():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 6), nn.Flatten())
     batches = list(DataLoader(Rows(ONE["mapping"]), 16))
-    infoprune.prune(net, IMAGES[:1], "l1", macs=0.5, data=batches, recalibrate=2)
+    infoprune.prune(net, IMAGES[:1], "l1", macs=0.5, data=batches, recalibration_batches=2)
     assert net[1].num_batches_tracked == 2
 
 

@@ -83,7 +83,7 @@ def test_state_in_containers_and_objects_is_cut(form: str) -> None:
     train(net, optimizer)
     before = optimizer.state[net[0].weight]["kept"]
     whole = tensors(before)[0].clone()
-    plan = infoprune.prune(net, X, "l1", amount=0.5, optimizers=optimizer).plan
+    plan = infoprune.prune(net, X, "l1", filters=0.5, optimizers=optimizer).plan
     after = optimizer.state[net[0].weight]["kept"]
     assert type(after) is type(before)
     assert torch.equal(tensors(after)[0], whole[plan.kept("0.weight", 0)])
@@ -119,7 +119,7 @@ def test_what_cannot_be_cut_is_refused_before_the_first_step(name: str) -> None:
     train(net, optimizer)
     before = [id(p) for p in net.parameters()]
     with pytest.raises(SurgeryError, match="Keeping"):
-        infoprune.prune(net, X, "l1", amount=0.5, optimizers=optimizer)
+        infoprune.prune(net, X, "l1", filters=0.5, optimizers=optimizer)
     assert [id(p) for p in net.parameters()] == before
 
 

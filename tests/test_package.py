@@ -69,7 +69,7 @@ def test_where_lightning_is_loaded_the_callbacks_bring_nothing_more() -> None:
 def test_plain_pytorch_use_needs_no_lightning() -> None:
     script = (
         "import sys, torch, infoprune; net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 4, 3));"
-        "infoprune.prune(net, torch.zeros(1, 3, 8, 8), criterion='l1', amount=0.5);"
+        "infoprune.prune(net, torch.zeros(1, 3, 8, 8), criterion='l1', filters=0.5);"
         "print(net[0].out_channels, *(name for name in ('lightning', 'wandb', 'jsonargparse') if name in sys.modules))"
     )
     done = python("-c", script)

@@ -166,7 +166,7 @@ def test_layers_out_of_reach_keep_what_they_have() -> None:
 
 def test_a_cut_network_is_measured_as_it_is() -> None:
     model = network()
-    infoprune.prune(model, torch.zeros(1, 3, 6, 6), "l1", amount=0.5)
+    infoprune.prune(model, torch.zeros(1, 3, 6, 6), "l1", filters=0.5)
     infoprune.recalibrate(model, batches())
     assert_close(model, by_hand(model, batches()))
     assert len(model[1].running_mean) == 4
@@ -239,8 +239,8 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
 
 def test_prune_recalibrates_with_its_data() -> None:
     model, other = network(), network()
-    infoprune.prune(model, torch.zeros(1, 3, 6, 6), "hrank", amount=0.5, data=batches(), recalibrate=3)
-    infoprune.prune(other, torch.zeros(1, 3, 6, 6), "hrank", amount=0.5, data=batches())
+    infoprune.prune(model, torch.zeros(1, 3, 6, 6), "hrank", filters=0.5, data=batches(), recalibration_batches=3)
+    infoprune.prune(other, torch.zeros(1, 3, 6, 6), "hrank", filters=0.5, data=batches())
     assert not same(model, other)
     infoprune.recalibrate(other, batches(), batches=3)
     assert same(model, other)
@@ -257,8 +257,8 @@ def test_a_datamodule_is_data_as_its_trainer_would_show_it() -> None:
     torch.manual_seed(0)
     model = CifarResNet(depth=8, in_channels=1)
     other = copy.deepcopy(model)
-    infoprune.prune(model, images, "hrank", macs=0.6, data=data, recalibrate=2)
-    infoprune.prune(other, images, "hrank", macs=0.6, data=shown, recalibrate=2)
+    infoprune.prune(model, images, "hrank", macs=0.6, data=data, recalibration_batches=2)
+    infoprune.prune(other, images, "hrank", macs=0.6, data=shown, recalibration_batches=2)
     assert same(model, other)
     with pytest.raises(DataError, match=r"the images are bytes, .* pass the data module itself"):
         infoprune.recalibrate(model, data.train_dataloader(), 1)
@@ -267,7 +267,7 @@ def test_a_datamodule_is_data_as_its_trainer_would_show_it() -> None:
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        (None, ConfigurationError, "recalibrate=2 takes batches from data: pass batches"),
+        (None, ConfigurationError, "recalibration_batches=2 takes batches from data: pass batches"),
         (iter(batches()), ConfigurationError, "pass a list or a loader, not an iterator"),
         ([NAN], ConfigurationError, "the statistics of its inputs"),
     ],
@@ -278,7 +278,7 @@ def test_prune_that_cannot_recalibrate_leaves_the_model(data: Any, error: type[E
     before, held = copy.deepcopy(model), list(model.parameters())
     with pytest.raises(error, match=message):
         infoprune.prune(
-            model, torch.zeros(1, 3, 6, 6), "l1", amount=0.5, data=data, recalibrate=2, optimizers=optimizer
+            model, torch.zeros(1, 3, 6, 6), "l1", filters=0.5, data=data, recalibration_batches=2, optimizers=optimizer
         )
     assert same(model, before)
     assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], held, strict=True))
@@ -311,10 +311,10 @@ def test_an_event_recalibrates_with_transformed_training_batches_and_draws_nothi
         pl.seed_everything(3, verbose=False)
         norms = Norms()
         data = torch.utils.data.DataLoader(Noisy(*images().tensors), 8, shuffle=True)
-        trainer(pruning(1, amount=0.5, **options), norms, epochs=2).fit(TinyModule(), data)
+        trainer(pruning(1, filters=0.5, **options), norms, epochs=2).fit(TinyModule(), data)
         return norms
 
-    without, first, again = run(), run(recalibrate=2), run(recalibrate=2)
+    without, first, again = run(), run(recalibration_batches=2), run(recalibration_batches=2)
     assert first.drawn == without.drawn
     assert same(first.after[1], again.after[1])
     assert same(first.after[0], without.after[0])
@@ -337,7 +337,7 @@ class Grey(nn.Module):
 
 def test_a_datamodule_shows_its_augmented_images() -> None:
     norms, data = Norms(), DigitsDataModule(batch_size=32, seed=5)
-    run = trainer(pruning(0, amount=0.5, recalibrate=3), norms, epochs=1, limit_train_batches=1)
+    run = trainer(pruning(0, filters=0.5, recalibration_batches=3), norms, epochs=1, limit_train_batches=1)
     run.fit(TinyModule(net=Grey()), datamodule=data)
     shown = torch.cat([x for x, _ in data.calibration_batches(96, 32, augment=True)])
     torch.testing.assert_close(norms.after[0].norm.running_mean, shown.mean(dim=(0, 2, 3)))
@@ -354,7 +354,7 @@ def test_averaged_copies_are_measured_with_their_own_weights(first: bool) -> Non
             assert average._average_model is not None
             copies.append(copy.deepcopy(average._average_model.module.net))
 
-    callbacks = [average, pruning(1, amount=0.5, recalibrate=3)]
+    callbacks = [average, pruning(1, filters=0.5, recalibration_batches=3)]
     trainer(*(callbacks if first else callbacks[::-1]), Look(), epochs=2).fit(TinyModule(), loader())
     mean = copies[1].stem(images().tensors[0]).mean(dim=(0, 2, 3))
     torch.testing.assert_close(copies[1].norm.running_mean, mean, rtol=1e-4, atol=1e-5)
@@ -372,14 +372,26 @@ def test_recalibration_that_cannot_be_is_refused_before_training() -> None:
             trainer(pruning(1, **options), epochs=2).fit(module, data)
         assert same(module, before)
 
-    refused(ConfigurationError, "Sequential has no batch norm", Plain(), loader(), recalibrate=1)
+    refused(ConfigurationError, "Sequential has no batch norm", Plain(), loader(), recalibration_batches=1)
     module = TinyModule()
     module.example_input_array = torch.zeros(1, 3, 8, 8)
     stream = torch.utils.data.DataLoader(Stream(), 4)
-    refused(ConfigurationError, "recalibrate=2 takes batches from the training data", module, stream, recalibrate=2)
-    refused(DataError, "the training set has", TinyModule(net=Grey()), DigitsDataModule(batch_size=1000), recalibrate=9)
-    with pytest.raises(ConfigurationError, match="recalibrate must be a whole number of at least 0, got -1"):
-        pruning(1, recalibrate=-1)
+    refused(
+        ConfigurationError,
+        "recalibration_batches=2 takes batches from the training data",
+        module,
+        stream,
+        recalibration_batches=2,
+    )
+    refused(
+        DataError,
+        "the training set has",
+        TinyModule(net=Grey()),
+        DigitsDataModule(batch_size=1000),
+        recalibration_batches=9,
+    )
+    with pytest.raises(ConfigurationError, match="recalibration_batches must be a whole number of at least 0, got -1"):
+        pruning(1, recalibration_batches=-1)
 
 
 class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]

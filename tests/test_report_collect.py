@@ -30,7 +30,7 @@ INPUTS = torch.zeros(1, 3, 16, 16)
 
 def test_rows_match_the_modules_before_and_after(model: CifarResNet) -> None:
     original = copy.deepcopy(model)
-    result = prune(model, INPUTS, criterion="l1", amount=0.5)
+    result = prune(model, INPUTS, criterion="l1", filters=0.5)
     rows = layer_rows(result.structure, result.plan)
     assert [row.name for row in rows][:2] == ["conv1", "layer1.0.conv1"]
     assert {row.kind for row in rows} == {"conv", "linear"}
@@ -50,7 +50,7 @@ def test_an_empty_plan_changes_nothing(model: CifarResNet) -> None:
 
 
 def test_kept_units_are_the_best_scored(model: CifarResNet) -> None:
-    result = prune(model, INPUTS, criterion="l1", amount=0.25, round_to=1)
+    result = prune(model, INPUTS, criterion="l1", filters=0.75, round_to=1)
     for group in result.structure.prunable:
         kept = kept_units(group, result.plan)
         assert len(kept) == group.size - group.size // 4
@@ -60,7 +60,7 @@ def test_kept_units_are_the_best_scored(model: CifarResNet) -> None:
 
 
 def test_two_events_make_one_run(model: CifarResNet) -> None:
-    events = [event_of(i, prune(model, INPUTS, criterion="l1", amount=0.25)) for i in range(2)]
+    events = [event_of(i, prune(model, INPUTS, criterion="l1", filters=0.75)) for i in range(2)]
     rows = whole_run(events)
     assert [row.channels_before for row in rows] == [row.channels_before for row in events[0].layers]
     assert [row.channels_after for row in rows] == [len(model.get_submodule(row.name).weight) for row in rows]

@@ -69,7 +69,7 @@ def test_by_default_a_cut_leaves_multiples() -> None:
     infoprune.prune(net, IMAGES, "l1", macs=0.5)
     assert [layer.out_channels % step for layer, step in zip(net[::2], (4, 8, 16), strict=False)] == [0, 0, 0]
     exact = chain(24, 96, 160)
-    infoprune.prune(exact, IMAGES, "l1", amount=0.3, round_to=1)
+    infoprune.prune(exact, IMAGES, "l1", filters=0.7, round_to=1)
     assert [layer.out_channels for layer in exact[::2]] == [16, 67, 112, 5]
 
 

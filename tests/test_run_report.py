@@ -53,7 +53,7 @@ def loss_and_accuracy(module: nn.Module) -> tuple[float, float]:
 
 
 def pruning(**options) -> FilterPruning:
-    return FilterPruning("l1", amount=0.5, **{"schedule": 1, **options})
+    return FilterPruning("l1", filters=0.5, **{"schedule": 1, **options})
 
 
 class TestFinish:
@@ -258,7 +258,7 @@ def test_two_processes_write_one_report(tmp_path: Path) -> None:
     words = ["fit", "--model=tests.user_project.UserModule", "--data=tests.user_project.UserData"]
     words += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=3"]
     words += ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs", "--trainer.callbacks+=FilterPruning"]
-    words += ["--trainer.callbacks.criterion=l1", "--trainer.callbacks.amount=0.5", "--trainer.callbacks.schedule=1"]
+    words += ["--trainer.callbacks.criterion=l1", "--trainer.callbacks.filters=0.5", "--trainer.callbacks.schedule=1"]
     path = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-m", "infoprune", *words], cwd=tmp_path, capture_output=True, text=True, env=path, timeout=300

@@ -113,7 +113,7 @@ KINDS = [TwoNames, TiedEmbedding, SharedBias, Parametrized, Scripted, Stateful]
 def pruned(kind: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(0)
     net = kind().eval()
-    result = infoprune.prune(net, X, "l1", amount=0.5)
+    result = infoprune.prune(net, X, "l1", filters=0.5)
     assert not result.plan.is_empty
     return net
 
@@ -134,7 +134,7 @@ def test_round_trip(kind: type[nn.Module], suffix: str, tmp_path: Path) -> None:
     assert infoprune.plan_of(again) == infoprune.plan_of(net)
     names = [name for name, _ in net.named_parameters()]
     assert [name for name, _ in again.named_parameters()] == names  # what was tied still is
-    more = infoprune.prune(again, X, "l1", amount=0.5)
+    more = infoprune.prune(again, X, "l1", filters=0.5)
     infoprune.save(again, path)
     assert torch.equal(infoprune.load(path, kind()).eval()(X), again(X))
     assert not more.plan.is_empty
@@ -261,8 +261,8 @@ def test_criteria_that_read_weights_say_that_there_are_none() -> None:
     with torch.device("meta"):
         net = TwoNames()
     with pytest.raises(ConfigurationError, match="meta device and has none: load the weights first"):
-        infoprune.prune(net, X, "l1", amount=0.5)
-    assert not infoprune.prune(net, X, "random", amount=0.5).plan.is_empty
+        infoprune.prune(net, X, "l1", filters=0.5)
+    assert not infoprune.prune(net, X, "random", filters=0.5).plan.is_empty
 
 
 class Allocate:

@@ -59,7 +59,7 @@ MAKERS = {  # the parameters that make the units of each group of TinyNet
 @pytest.mark.parametrize("penalty", ["growing_l2", "group_lasso"])
 @pytest.mark.parametrize("first", [True, False], ids=["before FilterPruning", "behind it"])
 def test_exactly_the_penalty_is_added_to_the_filters_that_go(penalty: str, first: bool) -> None:
-    cut, warmup = pruning(3, amount=0.5), SparsityWarmup(2, penalty, 0.3)
+    cut, warmup = pruning(3, filters=0.5), SparsityWarmup(2, penalty, 0.3)
     before, behind = Steps(), Steps()
     callbacks = [before, *([warmup, cut] if first else [cut, warmup]), behind]
     run(*callbacks)
@@ -93,7 +93,7 @@ def test_exactly_the_penalty_is_added_to_the_filters_that_go(penalty: str, first
 
 
 def test_norms_of_doomed_filters_fall_and_the_others_do_not() -> None:
-    cut, ends = pruning(4, amount=0.5, criterion="random"), Ends()
+    cut, ends = pruning(4, filters=0.5, criterion="random"), Ends()
     module = run(cut, SparsityWarmup(3, strength=3.0), ends, epochs=5)
     gone = removed(cut.history[0].kept["conv1"])
     stay = cut.history[0].kept["conv1"]
@@ -112,9 +112,9 @@ def test_the_event_removes_what_was_announced_whatever_the_scores_are_then() -> 
             announced = cut._engine.pending
             decided.append({} if announced is None else dict(announced.plan.removed["conv1.weight"]))
 
-    cut = pruning(3, amount=0.5, criterion="taylor", calibration_images=8)
+    cut = pruning(3, filters=0.5, criterion="taylor", calibration_images=8)
     run(cut, SparsityWarmup(2, strength=1e-9), Look())
-    alone = pruning(3, amount=0.5, criterion="taylor", calibration_images=8)
+    alone = pruning(3, filters=0.5, criterion="taylor", calibration_images=8)
     run(alone)
     assert decided[0] == {}
     assert decided[1] == decided[2] != {}
@@ -125,7 +125,7 @@ def test_the_event_removes_what_was_announced_whatever_the_scores_are_then() -> 
 
 def test_every_event_has_its_warmup_and_nothing_happens_outside() -> None:
     before, behind = Steps(), Steps()
-    cut = pruning((2, 3, 6), amount=0.6)
+    cut = pruning((2, 3, 6), filters=0.4)
     run(before, cut, SparsityWarmup(2), behind, epochs=8)
     changed = [
         any(not torch.equal(a[name], b[name]) for name in a)
@@ -137,7 +137,7 @@ def test_every_event_has_its_warmup_and_nothing_happens_outside() -> None:
 
 
 def test_a_strength_of_zero_is_no_penalty() -> None:
-    assert same(run(pruning(3, amount=0.5), SparsityWarmup(2, strength=0.0)), run(pruning(3, amount=0.5)))
+    assert same(run(pruning(3, filters=0.5), SparsityWarmup(2, strength=0.0)), run(pruning(3, filters=0.5)))
 
 
 @pytest.mark.parametrize("start", [0, 1, 2])
@@ -146,7 +146,7 @@ def test_a_resumed_run_ends_bit_identical(start: int, tmp_path: Path) -> None:
         pl.seed_everything(2, verbose=False)
         module = TinyModule()
         saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
-        callbacks = [SparsityWarmup(2), pruning(3, amount=0.5, criterion="taylor", calibration_images=8), saver]
+        callbacks = [SparsityWarmup(2), pruning(3, filters=0.5, criterion="taylor", calibration_images=8), saver]
         trainer(*callbacks, epochs=4, enable_checkpointing=True).fit(module, loader(), **options)
         return module
 
@@ -171,7 +171,7 @@ def test_manual_optimization_accumulation_and_mixed_precision() -> None:
         (TinyModule(), {"accumulate_grad_batches": 3}),
         (TinyModule(), {"precision": "bf16-mixed"}),
     ):
-        cut, ends = pruning(3, amount=0.5, criterion="random"), Ends()
+        cut, ends = pruning(3, filters=0.5, criterion="random"), Ends()
         run(cut, SparsityWarmup(2, "group_lasso", 0.5), ends, module=module, **options)
         gone = removed(cut.history[0].kept["conv1"])
         first, last = (
@@ -190,7 +190,7 @@ def test_what_is_logged() -> None:
             self.norms.append(None if value is None else value.item())
 
     look = Look()
-    run(pruning(3, amount=0.5), SparsityWarmup(2, strength=3.0), look)
+    run(pruning(3, filters=0.5), SparsityWarmup(2, strength=3.0), look)
     assert look.norms[:2] == [None, None]
     assert look.norms[2] is not None
     assert look.norms[3] is not None

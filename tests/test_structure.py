@@ -257,7 +257,7 @@ def test_auxiliary_head_of_train_mode_is_coupled() -> None:
             return (self.b(y), self.aux(y)) if self.training else self.b(y)
 
     net = WithAuxiliary()
-    infoprune.prune(net, X, "l1", amount=0.5)
+    infoprune.prune(net, X, "l1", filters=0.5)
     assert net.aux.in_channels == 4
     net.train()(X)
 
@@ -305,7 +305,7 @@ def test_tied_weights_and_embeddings() -> None:
 
     net, tokens = Tied().eval(), torch.randint(0, 10, (2, 5))
     original = copy.deepcopy(net)
-    result = infoprune.prune(net, tokens, "l1", amount=0.5)
+    result = infoprune.prune(net, tokens, "l1", filters=0.5)
     assert net.head.weight is net.embed.weight
     assert net.embed.weight.shape == (10, 4)
     assert net.embed.embedding_dim == net.head.in_features == 4
@@ -321,7 +321,7 @@ def test_layout_dtype_gradients_and_marks_are_kept(dtype: torch.dtype) -> None:
     net[2].weight._no_weight_decay = True  # type: ignore[attr-defined]
     calls = []
     net[2].weight.register_post_accumulate_grad_hook(lambda p: calls.append(p.shape))
-    infoprune.prune(net, X.to(dtype), "l1", amount=0.5)
+    infoprune.prune(net, X.to(dtype), "l1", filters=0.5)
     assert net[0].weight.shape == (4, 3, 3, 3)
     assert net[0].weight.dtype == dtype
     assert net[2].weight.is_contiguous(memory_format=torch.channels_last)
@@ -335,10 +335,10 @@ def test_layout_dtype_gradients_and_marks_are_kept(dtype: torch.dtype) -> None:
 def test_pruning_twice_equals_pruning_once_with_the_joined_plan(tmp_path: object) -> None:
     original = randomise(Resnet())
     twice = copy.deepcopy(original)
-    first = infoprune.prune(twice, X, "l1", amount=0.25).plan
+    first = infoprune.prune(twice, X, "l1", filters=0.75).plan
     infoprune.save(twice, f"{tmp_path}/half_way.pt")
     twice = infoprune.load(f"{tmp_path}/half_way.pt", copy.deepcopy(original))
-    second = infoprune.prune(twice, X, "l1", amount=0.5).plan
+    second = infoprune.prune(twice, X, "l1", filters=0.5).plan
     once = copy.deepcopy(original)
     infoprune.shrink(once, first.then(second))
     assert once.stem.out_channels == 3
@@ -461,7 +461,7 @@ def test_optimizer_state_of_unknown_shape_is_refused() -> None:
     optimizer.step()
     before = state_of(net)
     with pytest.raises(SurgeryError, match=r"Adafactor.*stem.weight|Adafactor"):
-        infoprune.prune(net, X, "l1", amount=0.5, optimizers=[optimizer])
+        infoprune.prune(net, X, "l1", filters=0.5, optimizers=[optimizer])
     assert unchanged(net, before)
 
 
@@ -491,7 +491,7 @@ def test_a_whole_call_rehearses_its_own_plan_and_falls_back_on_trial_cuts() -> N
     reason = infoprune.trace(_Chooses(), X).group("first").reason
     assert reason is not None
     assert "which operators it runs depends on its width (nothing, aten.tanh)" in reason
-    mild = infoprune.prune(_Chooses(), X, "l1", amount=0.125)
+    mild = infoprune.prune(_Chooses(), X, "l1", filters=0.875)
     assert mild.plan.shape_after("first.weight")[0] == 7
     with pytest.raises(ConfigurationError, match=r"depends on its width \(nothing, aten.tanh\)"):
-        infoprune.prune(_Chooses(), X, "l1", amount=0.5)
+        infoprune.prune(_Chooses(), X, "l1", filters=0.5)

@@ -162,7 +162,7 @@ def test_it_is_pruned_and_counted_like_any_other_layer(net: nn.Module) -> None:
     assert infoprune.verify(original, net, plan, X).ok
     assert torch.isfinite(net(X)).all()
     with torch.no_grad():
-        again = infoprune.prune(net, X, "l1", amount=0.5)
+        again = infoprune.prune(net, X, "l1", filters=0.5)
     assert again.after.macs == pytest.approx(counted(net, X), abs=0.51)
 
 
@@ -223,7 +223,7 @@ def test_every_criterion_prunes_around_a_kernel_that_is_a_buffer(criterion: str)
     net.append(nn.Linear(8, 4))
     original, before = copy.deepcopy(net), counted(net, X)
     assert infoprune.trace(net, X).cost().macs == pytest.approx(before, abs=0.51)
-    result = infoprune.prune(net, X, criterion, amount=0.5, data=[(X, torch.tensor([0, 3]))])
+    result = infoprune.prune(net, X, criterion, filters=0.5, data=[(X, torch.tensor([0, 3]))])
     assert infoprune.verify(original, net, result.plan, X).ok
     assert net[1].edges.shape[0] == net[0].out_channels == 3
 
@@ -243,4 +243,4 @@ def test_a_loss_that_does_not_fit_the_targets_is_named() -> None:
     with pytest.raises(
         infoprune.errors.ConfigurationError, match=r"cross_entropy fails on outputs of shape \(2, 8, 8, 8\)"
     ):
-        infoprune.prune(net, X, "taylor", amount=0.5, data=[(X, torch.tensor([0, 3]))])
+        infoprune.prune(net, X, "taylor", filters=0.5, data=[(X, torch.tensor([0, 3]))])

@@ -79,7 +79,7 @@ WRAPS: dict[str, Callable[[TwoHeads, Tensor], Any]] = {
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_outputs_of_any_kind_keep_their_channels(wrap: str) -> None:
     net = TwoHeads(WRAPS[wrap]).eval()
-    infoprune.prune(net, X, "l1", amount=0.5)
+    infoprune.prune(net, X, "l1", filters=0.5)
     shapes = sorted(tuple(tensor.shape) for tensor in output_tensors(net(X)))
     assert shapes == [(2, 3, 4, 4), (2, 5)]
     assert net.stem.out_channels == 6
@@ -91,7 +91,7 @@ def test_a_model_that_returns_no_tensor_is_refused_by_name(wrap: Callable[[TwoHe
     net = TwoHeads(wrap).eval()
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(TraceError, match=r"TwoHeads returns a .*no tensor"):
-        infoprune.prune(net, X, "l1", amount=0.5)
+        infoprune.prune(net, X, "l1", filters=0.5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 

@@ -45,7 +45,7 @@ class Mixture(nn.Module):
 def test_experts_that_were_not_reached_are_cut_along(residual: bool, chosen: tuple[int, ...]) -> None:
     net = randomise(Mixture(residual, chosen))
     original = copy.deepcopy(net)
-    plan = infoprune.prune(net, X, "l1", amount=0.5, round_to=1).plan
+    plan = infoprune.prune(net, X, "l1", filters=0.5, round_to=1).plan
     assert {expert.up.out_channels for expert in net.experts} == {6}
     assert net.stem.out_channels == 4
     for number in range(3):
@@ -55,7 +55,7 @@ def test_experts_that_were_not_reached_are_cut_along(residual: bool, chosen: tup
 
 def test_where_siblings_do_not_tell_what_they_share_stays() -> None:
     net = randomise(Mixture(False, (1,)))
-    infoprune.prune(net, X, "l1", amount=0.5, round_to=1)
+    infoprune.prune(net, X, "l1", filters=0.5, round_to=1)
     assert net.stem.out_channels == 8
     assert net.experts[1].up.out_channels == 6
     for number in range(3):

@@ -82,7 +82,7 @@ def cut(mix: Callable[[Summed, Tensor, Tensor], Tensor]) -> tuple[float, int]:
     net = randomise(Summed(mix))
     original = copy.deepcopy(net)
     try:
-        plan = infoprune.prune(net, X, "l1", amount=0.5, round_to=1).plan
+        plan = infoprune.prune(net, X, "l1", filters=0.5, round_to=1).plan
     except infoprune.errors.InfopruneError:
         return 0.0, 8
     return relative_error(original, net, plan, X), net.first.out_channels

@@ -51,7 +51,7 @@ def classifier() -> ImageClassifier:
 def fit(folder: Path, *callbacks: pl.Callback, ckpt_path: Path | None = None) -> tuple[ImageClassifier, RunReport]:
     module, report = classifier(), RunReport(latency_repeats=0)
     report.tests_follow = True
-    cut = FilterPruning("l1", amount=0.5, schedule=1)
+    cut = FilterPruning("l1", filters=0.5, schedule=1)
     logger = CSVLogger(folder, name="", version="run")
     runner = trainer(report, cut, *callbacks, epochs=3, logger=logger)
     runner.fit(module, datamodule=Data(), ckpt_path=ckpt_path)

@@ -120,7 +120,7 @@ def first_times(lines: list[str], *files: str) -> list[int]:
 @pytest.mark.parametrize("beside", [0, 1 << 27], ids=["little memory", "much memory"])
 def test_an_error_at_every_line_of_the_surgery(monkeypatch: pytest.MonkeyPatch, beside: int) -> None:
     monkeypatch.setattr(in_place_swap, "_room", lambda _: beside)
-    plan = infoprune.prune(Net().eval(), X, "l1", amount=0.5).plan
+    plan = infoprune.prune(Net().eval(), X, "l1", filters=0.5).plan
     assert plan.attributes
     assert plan.caches
     whole, (net, *optimizers) = Fault(), trained()
@@ -140,7 +140,7 @@ def test_an_error_at_every_line_of_the_surgery(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.slow
 def test_an_error_at_every_line_of_taking_a_checkpoints_shape() -> None:
-    other = infoprune.prune(Net().eval(), X, "random", amount=0.5).plan
+    other = infoprune.prune(Net().eval(), X, "random", filters=0.5).plan
     whole, net = Fault(), trained()[0]
     infoprune.shrink(net, CUT)
     whole.run(lambda: adapt(net, other))

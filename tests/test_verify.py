@@ -76,7 +76,7 @@ def test_a_wrong_cut_is_refused_and_nothing_changes(wrong_rule: None) -> None:
     before, first = state(net), net.first.weight
     moments = {id(p): s["exp_avg"].clone() for p, s in optimizer.state.items()}
     with pytest.raises(VerificationError, match=r"starts in 'second'.*verify=False"):
-        infoprune.prune(net, X, "l1", amount=0.5, round_to=1, optimizers=optimizer)
+        infoprune.prune(net, X, "l1", filters=0.5, round_to=1, optimizers=optimizer)
     assert net.first.weight is first
     assert net.training
     assert_same(net, before)
@@ -86,7 +86,7 @@ def test_a_wrong_cut_is_refused_and_nothing_changes(wrong_rule: None) -> None:
 
 def test_verification_can_be_switched_off(wrong_rule: None) -> None:
     net = Turning()
-    infoprune.prune(net, X, "l1", amount=0.5, round_to=1, verify=False)
+    infoprune.prune(net, X, "l1", filters=0.5, round_to=1, verify=False)
     assert net.first.out_channels == 4
 
 
@@ -104,7 +104,7 @@ class Fit(pl.LightningModule):
 
 def fit(tmp_path: Path, **options: object) -> Fit:
     module = Fit()
-    pruning = FilterPruning("l1", amount=0.5, round_to=1, schedule=1, module="net", example_inputs=X, **options)  # type: ignore[arg-type]
+    pruning = FilterPruning("l1", filters=0.5, round_to=1, schedule=1, module="net", example_inputs=X, **options)  # type: ignore[arg-type]
     trainer = pl.Trainer(
         max_epochs=2, default_root_dir=tmp_path, logger=False, enable_checkpointing=False, callbacks=[pruning],
         enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
@@ -194,14 +194,14 @@ class Noisy(nn.Module):
 
 def test_random_numbers_do_not_look_like_an_error() -> None:
     net, x = Noisy(), torch.randn(3, 6)
-    assert infoprune.prune(net, x, "l1", amount=0.5, round_to=1).after.params < 100
+    assert infoprune.prune(net, x, "l1", filters=0.5, round_to=1).after.params < 100
     assert net.mean.out_features == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_precisions_are_decided_in_float64(dtype: torch.dtype) -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).to(dtype)
-    infoprune.prune(net, X.to(dtype), "l1", amount=0.5, round_to=1)
+    infoprune.prune(net, X.to(dtype), "l1", filters=0.5, round_to=1)
     assert net[0].weight.dtype is dtype
 
 
@@ -235,7 +235,7 @@ def test_zeros_as_example_are_no_proof_so_random_numbers_take_their_place(wrong_
     for layer in (net.first, net.second, net.last):
         layer.bias = None
     with pytest.raises(VerificationError):
-        infoprune.prune(net, torch.zeros(1, 3, 10, 10), "l1", amount=0.5, round_to=1)
+        infoprune.prune(net, torch.zeros(1, 3, 10, 10), "l1", filters=0.5, round_to=1)
 
 
 def test_trace_and_prune_say_the_same_of_groups_that_a_plan_leaves_alone() -> None:
@@ -265,4 +265,4 @@ def test_models_that_return_objects_without_tensors_are_refused() -> None:
             return SimpleNamespace(size=self.last(self.first(x)).shape)
 
     with pytest.raises(infoprune.errors.InfopruneError):
-        infoprune.prune(Nothing(), torch.randn(2, 3), "l1", amount=0.5)
+        infoprune.prune(Nothing(), torch.randn(2, 3), "l1", filters=0.5)

@@ -108,7 +108,7 @@ def trainer(*callbacks: Any, epochs: int = 3, **options: Any) -> pl.Trainer:
 
 
 def pruning(schedule: Any = (1, 2), **options: Any) -> FilterPruning:
-    target = {} if {"amount", "params", "allocation"} & set(options) else {"macs": 0.5}
+    target = {} if {"filters", "amount", "params", "allocation"} & set(options) else {"macs": 0.5}
     schedule = list(schedule) if isinstance(schedule, tuple) else schedule
     options = {"allocation": "uniform"} | options  # every layer is cut, whatever it is worth
     return FilterPruning(options.pop("criterion", "l1"), schedule=schedule, **target, **options)

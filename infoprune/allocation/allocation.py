@@ -100,16 +100,15 @@ class Allocation(ABC):
         target = 1 - fraction * amount
         if fewest > target:
             raise BudgetError(
-                f"an amount of {fraction * amount:.4g} leaves {target:.4g} of the units, but the fewest that "
-                f"allocation "
-                f"{self.name!r} and min_width leave are {fewest:.4g}; remove at most {1 - fewest:.4g}"
+                f"{target:.4g} of the filters are to stay, but the fewest that allocation {self.name!r} and min_width "
+                f"leave are {fewest:.4g}: give filters={fewest:.4g} or more"
             )
         return solve(widths_at, grids, lambda widths: sum(widths.values()) / whole, target)
 
     def need_amount(self, amount: float | None) -> float:
         """Return the amount; raise a ConfigurationError where neither it nor a budget was given."""
         if amount is None:
-            raise ConfigurationError(f"allocation {self.name!r} needs a budget (macs, params or latency) or an amount")
+            raise ConfigurationError(f"allocation {self.name!r} needs a budget: macs, params, latency or filters")
         return amount
 
     def widths(

@@ -39,6 +39,7 @@ from infoprune.inputs import ByMode
 from infoprune.recalibration import check_norms, recalibrate
 from infoprune.report.collect import UnprunedStats
 from infoprune.structure import PruningPlan, Structure, check_plan, trace
+from infoprune.structure.tracing.frozen import frozen_names
 from infoprune.structure.verify import check_exact
 
 if TYPE_CHECKING:
@@ -87,12 +88,12 @@ class EngineOptions:
     criterion: Criterion
     target: Target
     allocation: Allocation
-    frozen: tuple[str, ...] = ()
+    frozen: tuple[str | nn.Module, ...] = ()
     example_inputs: Any = None
     module: str | None = None
     follow: Mapping[str, str] | None = None
     calibration_images: int = 640
-    recalibrate: int = 0
+    recalibration_batches: int = 0
     verify: bool = True
 
 
@@ -107,6 +108,7 @@ class PruningEngine:
     Attributes:
         path: where the network lies in the LightningModule; None until that is known.
         inputs: the example inputs of the network; None until they are known.
+        frozen: names and patterns of the layers that stay; those that were given as modules once the network is known.
         unpruned: the model before the first event; None until `rehearse` has traced it.
         pending: the next event, if it is decided already.
         follow: path of each copy that loses what its original loses -> path of the original.
@@ -117,6 +119,7 @@ class PruningEngine:
         self.options = options
         self.path: str | None = options.module
         self.inputs: Inputs | None = None
+        self.frozen = [entry for entry in options.frozen if isinstance(entry, str)]
         self.unpruned: UnprunedStats | None = None
         self.pending: PendingEvent | None = None
         self.latency_ratio = 1.0
@@ -166,6 +169,8 @@ class PruningEngine:
         elif batch is not None:
             with suppress(ConfigurationError, TraceError):  # the first batch of training may tell more
                 self.path, self.inputs = finder.from_batch(batch)
+        if self.inputs is not None:
+            self.frozen = frozen_names(self.network(module), options.frozen)
         traced = self._watched is not None and self.inputs is not None and not isinstance(self.inputs, TrainingStep)
         if traced and self._watched is not None and self._watched.passes_by(module, self.path or ""):
             self.inputs = ByMode(self.inputs, TrainingStep(batch, module if self.path else None))  # type: ignore[arg-type]
@@ -178,7 +183,7 @@ class PruningEngine:
             follow: dict[str, str | None] = {**followers_within(self.follow, self.path or "")}
             whole = [copy for copy in [*self._teachers, *self._unclear] if copy.startswith(prefix)]
             follow |= dict.fromkeys((copy.removeprefix(prefix) for copy in whole), None)
-            return trace(self.network(module), self.inputs, self.options.frozen, follow)
+            return trace(self.network(module), self.inputs, self.frozen, follow)
 
     def rehearse(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Describe the unpruned model, and check while nothing is lost whether it can be pruned to the target."""
@@ -188,9 +193,9 @@ class PruningEngine:
 
     def _rehearse(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         options, network = self.options, self.network(module)
-        if options.recalibrate:
+        if options.recalibration_batches:
             check_norms(network)
-            training_batches(trainer, options.recalibrate)
+            training_batches(trainer, options.recalibration_batches)
         check_weights(network)
         check_followers(module, self.follow)
         self._find_copies(trainer, module)
@@ -276,7 +281,7 @@ class PruningEngine:
             plan = in_names_of(module, self.network(module), self.path, decision.plan)
             shrink_in_fit(trainer, module, with_followers(plan, self.follow))
             self.latency_ratio = decision.latency or self.latency_ratio
-            if self.options.recalibrate:
+            if self.options.recalibration_batches:
                 on_all_ranks(lambda: self._recalibrate(trainer, module))
         return structure, decision
 
@@ -397,9 +402,9 @@ class PruningEngine:
     def _recalibrate(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Measure batch norm anew in the model and in averaged copies of it, at the precision of training."""
         for model in (module, *averaged_copies(trainer)):
-            data = training_batches(trainer, self.options.recalibrate)
+            data = training_batches(trainer, self.options.recalibration_batches)
             with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
-                recalibrate(self.network(model), data, self.options.recalibrate)
+                recalibrate(self.network(model), data, self.options.recalibration_batches)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from infoprune.checkpoint import RECORD, attach, plan_record
 from infoprune.cost import Cost
 from infoprune.criteria import Criterion, get_criterion
 from infoprune.decide import Decision, Target
+from infoprune.deprecated import filters_to_keep, renamed
 from infoprune.errors import ConfigurationError
 from infoprune.registry import check_count
 from infoprune.report.collect import event_record
@@ -77,7 +78,7 @@ class FilterPruning(DualNamespaceCallback):
         macs: share of the multiply-accumulates to keep in the end, in (0, 1] or as ``"60%"``, or their number, as
             ``200e6``.
         params: share of the parameters to keep in the end, in (0, 1] or as ``"60%"``, or their number.
-        amount: share of the filters to remove from every group in the end, in [0, 1).
+        filters: share of the filters to keep in every group in the end, in (0, 1] or as ``"60%"``.
         latency: share of the time of a forward pass on the example inputs to keep in the end, in (0, 1], measured where
             the fit runs; give ``example_inputs`` with the batch size that counts. One of the four is needed, unless
             the allocation brings its own ratios.
@@ -85,13 +86,13 @@ class FilterPruning(DualNamespaceCallback):
             ``"onnxruntime"``, ``"openvino"``, or another; see `infoprune.latency`. With ``round_to="auto"``, widths are
             then multiples that pay there, by measurement.
         allocation: how the groups share the cut: a name, ``{"name": ..., options}`` or an `Allocation`. "auto" measures
-            at every event what cutting each group costs (`infoprune.allocation.InformationLoss`); an amount is removed
-            from every group alike.
+            at every event what cutting each group costs (`infoprune.allocation.InformationLoss`); ``filters``
+            are kept in every group alike.
         round_to: widths are multiples of this; "auto": of 4, 8 or 16 in layers of at least 16, 64 or 128 filters, since
             other widths are slow in most runtimes.
         min_width: the fewest units a group keeps; by layer, ``{"layer1.*": 8, "*": 0.25}``, as a number or a
             share of the units.
-        frozen: patterns of layers whose filters all stay.
+        frozen: layers, or patterns of their names, whose filters all stay.
         example_inputs: what to trace the forward with: a tensor, a tuple of positional or a dict of keyword arguments,
             shapes (``[1, 3, 32, 32]``, a list or dict of such), or several :class:`infoprune.Examples`. Default:
             ``example_input_array``, else the first element of a training batch.
@@ -100,8 +101,9 @@ class FilterPruning(DualNamespaceCallback):
             momentum encoder: ``{"momentum_net": "net"}``. Copies that nobody trains are refused unless they are named
             here; ``{}`` says that all of them (a teacher) stay as they are.
         calibration_images: training images that a criterion or allocation which looks at data is shown.
-        recalibrate: training batches, transformed as in training, with which batch norm's statistics are measured anew
-            right after each event; see `infoprune.recalibrate`. 0: not, so that the training that follows adapts them.
+        recalibration_batches: training batches, transformed as in training, with which batch norm's statistics are
+            measured anew right after each event; see `infoprune.recalibrate`. 0: not, so that the training that
+            follows adapts them.
         verify: before each cut, run the example inputs through the masked network and the one that is to be left, and
             cut only if their outputs are the same. Takes about three forward passes an event.
         validate_cuts: after each event, run the validation once before any training, so that the log and the report say
@@ -111,6 +113,8 @@ class FilterPruning(DualNamespaceCallback):
         reset_early_stopping: at every event let EarlyStopping start over, so that a pruned model is not compared with
             the larger one.
         copies: the old name of ``follow``; deprecated.
+        amount: the share of the filters to remove, as ``filters`` was given before; deprecated.
+        recalibrate: the old name of ``recalibration_batches``; deprecated.
 
     Attributes:
         history: an `EventRecord` for every event so far.
@@ -135,29 +139,32 @@ class FilterPruning(DualNamespaceCallback):
         schedule: int | list[Any] | dict[str, Any] | Schedule,
         macs: float | str | None = None,
         params: float | str | None = None,
-        amount: float | None = None,
+        filters: float | str | None = None,
         latency: float | str | None = None,
         backend: str | dict[str, Any] | Backend | Callable[[Any, Any], float] | None = None,
         allocation: str | dict[str, Any] | Allocation = "auto",
         round_to: RoundTo = "auto",
         min_width: MinWidth = 1,
-        frozen: Sequence[str] = (),
+        frozen: Sequence[str | nn.Module] = (),
         example_inputs: Any = None,
         module: str | None = None,
         follow: Mapping[str, str] | None = None,
         calibration_images: int = 640,
-        recalibrate: int = 0,
+        recalibration_batches: int = 0,
         verify: bool = True,
         validate_cuts: bool = False,
         reset_best: bool = True,
         reset_early_stopping: bool = False,
         copies: Mapping[str, str] | None = None,
+        amount: float | None = None,
+        recalibrate: int | None = None,
     ) -> None:
         super().__init__()
         check_count("FilterPruning", "calibration_images", calibration_images, 1)
-        check_count("FilterPruning", "recalibrate", recalibrate, 0)
-        if copies is not None:
-            warnings.warn("FilterPruning: copies is now called follow", DeprecationWarning, stacklevel=2)
+        recalibration_batches = renamed(
+            "FilterPruning", "recalibration_batches", recalibration_batches, "recalibrate", recalibrate
+        )
+        check_count("FilterPruning", "recalibration_batches", recalibration_batches, 0)
         self.schedule = Schedule.parse(schedule)
         self.module = module
         self.validate_cuts = validate_cuts
@@ -168,14 +175,16 @@ class FilterPruning(DualNamespaceCallback):
         self._engine = PruningEngine(
             EngineOptions(
                 get_criterion(criterion),
-                Target(macs, params, amount, round_to, min_width, latency, home),
+                Target(
+                    macs, params, filters_to_keep("FilterPruning", filters, amount), round_to, min_width, latency, home
+                ),
                 get_allocation(allocation),
-                (frozen,) if isinstance(frozen, str) else tuple(frozen),
+                (frozen,) if isinstance(frozen, (str, nn.Module)) else tuple(frozen),
                 example_inputs,
                 module,
-                copies if follow is None else follow,
+                renamed("FilterPruning", "follow", follow, "copies", copies),
                 calibration_images,
-                recalibrate,
+                recalibration_batches,
                 verify,
             )
         )
@@ -199,10 +208,10 @@ class FilterPruning(DualNamespaceCallback):
             "schedule": [list(event) for event in self.schedule.events],
             "allocation": given.allocation.name or type(given.allocation).__name__,
             "allocation_options": dict(given.allocation.options),
-            "frozen": list(given.frozen),
+            "frozen": list(self._engine.frozen),
             **({"module": self.module} if self.module else {}),
             **({"follow": dict(given.follow)} if given.follow else {}),
-            **({"recalibrate": given.recalibrate} if given.recalibrate else {}),
+            **({"recalibration_batches": given.recalibration_batches} if given.recalibration_batches else {}),
             **({} if given.verify else {"verify": False}),
             **({"validate_cuts": True} if self.validate_cuts else {}),
         }
@@ -298,10 +307,10 @@ class FilterPruning(DualNamespaceCallback):
         on_all_ranks(lambda: self._start(trainer, pl_module))
 
     def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.prepare(trainer, pl_module)
         if trainer.is_global_zero:
             self._log = RunLog(trainer.loggers)
             self._log.start(self.options)
-        self.prepare(trainer, pl_module)
         self._engine.rehearse(trainer, pl_module)
         if self.is_due(0) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._engine.check_clear()

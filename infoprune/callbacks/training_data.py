@@ -149,9 +149,9 @@ def training_batches(trainer: pl.Trainer, count: int) -> Iterable[Any]:
         loader: Any = trainer.train_dataloader
         return _Sample(trainer, loader, count * (loader.batch_size or 1))
     raise ConfigurationError(
-        f"recalibrate={count} takes batches from the training data, which is not a DataLoader over an indexable data "
-        "set: give the datamodule a method calibration_batches(n_images, batch_size=..., augment=..., device=...) and "
-        "a batch_size, or leave recalibrate out"
+        f"recalibration_batches={count} takes batches from the training data, which is no DataLoader over an indexable "
+        "data set: give the datamodule a method calibration_batches(n_images, batch_size=..., augment=..., device=...) "
+        "and a batch_size, or leave recalibration_batches out"
     )
 
 

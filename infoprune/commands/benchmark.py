@@ -32,7 +32,7 @@ to the same MACs (uniform), which tells what the choice of widths does to speed.
 the same weather; medians, with the distance between the quartiles (±), and the speed-up with its 95 % interval.
 With --backend also as it runs in ONNX Runtime, OpenVINO, ExecuTorch or compiled.
 
-A pruned model comes from the folder of a run, or is made by --macs, --params or --amount."""
+A pruned model comes from the folder of a run, or is made by --macs, --params or --filters."""
 
 EXAMPLES = """\
   infoprune benchmark --model runs/quickstart/version_0 --batch 1 32

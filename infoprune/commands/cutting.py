@@ -22,9 +22,8 @@ def add_cut_arguments(parser: ArgumentParser) -> None:
         "--macs", type=float | str | None, help="multiply-accumulates to keep, a share or their number: 0.6, 200e6"
     )
     parser.add_argument("--params", type=float | str | None, help="parameters to keep, likewise: 0.6, 5e6")
-    parser.add_argument(
-        "--amount", type=float | None, help="share of the filters to remove from every group, in [0, 1)"
-    )
+    parser.add_argument("--filters", type=float | str | None, help="share of the filters to keep in every group: 0.6")
+    parser.add_argument("--amount", type=float | None, help="deprecated: share of the filters to remove; --filters")
     parser.add_argument("--latency", type=float | None, help="share of the time of a forward pass to keep, in (0, 1]")
     add_selection_arguments(parser)
     parser.add_argument(
@@ -79,7 +78,7 @@ def add_criterion_argument(parser: ArgumentParser) -> None:
 
 def asks_for_a_cut(options: Namespace) -> bool:
     """Return whether any of the options that say how far to cut is given."""
-    return any(options[name] is not None for name in ("macs", "params", "amount", "latency"))
+    return any(options[name] is not None for name in ("macs", "params", "filters", "amount", "latency"))
 
 
 def cut(named: NamedModel, options: Namespace, data: NamedData | None, backend: str | None = None) -> PruneResult:
@@ -90,13 +89,14 @@ def cut(named: NamedModel, options: Namespace, data: NamedData | None, backend: 
         BudgetError: the budget cannot be met.
     """
     if not asks_for_a_cut(options) and isinstance(options.allocation, str) and "per_" not in options.allocation:
-        raise ConfigurationError("how far to cut is not said: give --macs, --params, --amount or --latency")
+        raise ConfigurationError("how far to cut is not said: give --macs, --params, --filters or --latency")
     return infoprune.prune(
         named.network,
         named.inputs,
         options.criterion,
         macs=options.macs,
         params=options.params,
+        filters=options.filters,
         amount=options.amount,
         latency=options.latency,
         backend=options.get("backend") if backend is None else backend,
@@ -115,6 +115,7 @@ def cut_options(options: Namespace) -> dict[str, Any]:
         "criterion",
         "macs",
         "params",
+        "filters",
         "amount",
         "latency",
         "backend",

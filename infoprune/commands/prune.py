@@ -45,7 +45,7 @@ EXAMPLES = """\
   infoprune prune --model torchvision.models.resnet18 --input_shape 1,3,224,224 --macs 0.5 --out pruned
   infoprune prune --model CifarResNet --model.depth 56 --weights resnet56.pt --input_shape 1,3,32,32 --macs 0.5 \\
       --data CIFAR10DataModule --data.root data --recalibrate --out pruned
-  infoprune prune --model runs/quickstart/version_0 --criterion l1 --amount 0.2 --out smaller
+  infoprune prune --model runs/quickstart/version_0 --criterion l1 --filters 0.8 --out smaller
 then fine-tune what is left:
   infoprune fit --config my.yaml --model.init_args.init_from pruned/pruned.pt"""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from infoprune.errors import ConfigurationError
 
-CONFIG_COLUMNS = ("pruning.criterion", "pruning.macs", "pruning.params", "pruning.amount", "pruning.allocation")
+CONFIG_COLUMNS = ("pruning.criterion", "pruning.macs", "pruning.params", "pruning.filters", "pruning.allocation")
 
 
 def workspace(entity: str, project: str, metric: str = "val/acc", name: str = "Pruning") -> Any:

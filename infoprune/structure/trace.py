@@ -13,7 +13,7 @@ from infoprune.structure.groups import Structure
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tensors import OwnedTensor, owned_tensors
 from infoprune.structure.tracing.examples import in_words, tensors_of
-from infoprune.structure.tracing.frozen import freeze_modules, freeze_patterns
+from infoprune.structure.tracing.frozen import freeze_modules, freeze_patterns, frozen_names
 from infoprune.structure.tracing.session import TraceSession
 from infoprune.structure.tracing.tracer import collector_paused
 from infoprune.structure.validation.dry_run import dry_run
@@ -21,7 +21,10 @@ from infoprune.structure.validation.traced_model import TracedModel
 
 
 def trace(
-    model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = (), follow: Mapping[str, str | None] | None = None
+    model: nn.Module,
+    example_inputs: Inputs,
+    frozen: Sequence[str | nn.Module] = (),
+    follow: Mapping[str, str | None] | None = None,
 ) -> Structure:
     """Find the channel groups of a model and what each costs.
 
@@ -35,9 +38,9 @@ def trace(
         model: any module; its device and dtype do not matter.
         example_inputs: a tensor (or a list), a tuple of positional or a dict of keyword arguments of ``forward``;
             several of these as :class:`infoprune.Examples`, where each takes other branches.
-        frozen: patterns (as in shells) of module or parameter names whose filters must all stay, e.g. ``"head"``,
-            ``"layer1.*"``. A few channels right at an input or output, as many as that has (colours), stay anyway;
-            ``"!layer1"`` lets those of a layer go.
+        frozen: modules, or patterns (as in shells) of module or parameter names, whose filters must all stay, e.g.
+            ``"head"``, ``"layer1.*"``. A few channels right at an input or output, as many as that has (colours), stay
+            anyway; ``"!layer1"`` lets those of a layer go.
         follow: path of each copy within the model -> path of its original; a copy loses what its original loses;
             None instead of an original: the copy stays as it is.
 
@@ -58,7 +61,10 @@ def trace(
 
 
 def traced_model(
-    model: nn.Module, example_inputs: Inputs, frozen: Sequence[str] = (), follow: Mapping[str, str | None] | None = None
+    model: nn.Module,
+    example_inputs: Inputs,
+    frozen: Sequence[str | nn.Module] = (),
+    follow: Mapping[str, str | None] | None = None,
 ) -> TracedModel:
     """Trace a model without running any cut dry: what its operators say. Arguments and errors are those of `trace`."""
     owned = owned_tensors(model)
@@ -66,7 +72,7 @@ def traced_model(
     if not all(len(tensor) for tensor in tensors_of(example_inputs)[:1] if tensor.dim()):
         raise TraceError(f"the example inputs {in_words(example_inputs)} hold no example: give at least one")
     session = TraceSession(model, example_inputs, owned, follow)
-    freeze_patterns(session, frozen)
+    freeze_patterns(session, frozen_names(model, frozen))
     freeze_modules(session)
     with collector_paused():
         session.run()

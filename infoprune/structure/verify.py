@@ -73,7 +73,7 @@ def verify(
         >>> import copy, infoprune
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> original, x = copy.deepcopy(net), torch.rand(1, 3, 8, 8)
-        >>> plan = infoprune.prune(net, x, criterion="l1", amount=0.5).plan
+        >>> plan = infoprune.prune(net, x, criterion="l1", filters=0.5).plan
         >>> verify(original, net, plan, x).ok
         True
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,30 @@ FEWEST_AT_ENDS = 8
 """Layers right at an input or output that have as many channels inside as that has, fewer than this, keep them."""
 
 
+def frozen_names(model: nn.Module, frozen: Sequence[str | nn.Module]) -> list[str]:
+    """Return patterns of names as they are, and modules by the names that they have in a model.
+
+    Raises:
+        ConfigurationError: a module is not within the model, or an entry is neither a pattern nor a module.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+        >>> frozen_names(net, ["0", net[1]])
+        ['0', '1']
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    patterns = []
+    for given in [frozen] if isinstance(frozen, (str, nn.Module)) else frozen:
+        if isinstance(given, nn.Module) and id(given) not in names:
+            raise ConfigurationError(f"frozen holds a {type(given).__name__} that is not within {type(model).__name__}")
+        if not isinstance(given, (str, nn.Module)):
+            raise ConfigurationError(
+                f"frozen holds modules, or patterns of their names such as 'layer1.*', got {given!r}"
+            )
+        patterns.append(given if isinstance(given, str) else glob.escape(names[id(given)]) or "*")
+    return patterns
+
+
 def freeze_patterns(session: TraceSession, patterns: Sequence[str]) -> None:
     """Freeze the filters (the first dimension of every tensor) of the modules that match.
 
@@ -30,9 +55,7 @@ def freeze_patterns(session: TraceSession, patterns: Sequence[str]) -> None:
     Raises:
         ConfigurationError: a pattern matches nothing.
     """
-    for given in [patterns] if isinstance(patterns, str) else patterns:
-        if not isinstance(given, str):
-            raise ConfigurationError(f"frozen holds patterns of names such as 'layer1.*', got {given!r}")
+    for given in patterns:
         pattern = given.removeprefix("!")
         matching = [tensor for tensor in session.labels if _matches(session, tensor, pattern)]
         if not matching:
