@@ -41,7 +41,7 @@ def test_the_cut_that_is_found_stays_within_the_drop(net: nn.Module):
     kept = next(trial for trial in found.trials if trial.macs == found.macs)
     assert kept.drop <= 3.0
     assert all(trial.drop > 3.0 for trial in found.trials if trial.macs < found.macs)
-    infoprune.prune(net, IMAGES[:1], "l1", macs=found.macs, allocation=found.allocation, data=data, recalibrate=16,
+    infoprune.prune(net, IMAGES[:1], "l1", macs=found.macs, allocation=found.allocation, data=data, recalibration_batches=16,
                     round_to=1)  # fmt: skip
     with torch.no_grad():
         wrong = [(net(images).argmax(1) != labels).double() for images, labels in data]
