@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -84,7 +85,11 @@ def plan_in(content: Any, prefix: str = "") -> PruningPlan:
     record = record if isinstance(record, Mapping) or RECORD not in content else content  # infoprune.save's own form
     if not isinstance(record, Mapping) or "plan" not in record:
         return PruningPlan()
-    plan = _plan(record)
+    return _within(_plan(record), prefix)
+
+
+def _within(plan: PruningPlan, prefix: str) -> PruningPlan:
+    """Return what a plan says of a part of the model, by the part's own names."""
     start = len(prefix)
     # torch.compile(net) inserts this name; it says nothing about the architecture
     names = {name: name.replace("_orig_mod.", "")[start:] for name in [*plan.shapes, *plan.attributes, *plan.caches]}
@@ -95,6 +100,38 @@ def plan_in(content: Any, prefix: str = "") -> PruningPlan:
         {names[name]: plan.attributes[name] for name in inside if name in plan.attributes},
         tuple(names[name] for name in inside if name in plan.caches),
     )
+
+
+def with_plan(model: nn.Module, state: Mapping[str, Any], plan: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return a state dict whose metadata tell the plan that a checkpoint's marker holds.
+
+    Args:
+        model: where the weights are to be loaded.
+        state: the weights. If their metadata tell a plan already, they are returned as they are.
+        plan: the marker's plan, by the names of the model that was saved: this one, or one that contains it.
+    """
+    metadata = getattr(state, "_metadata", {})
+    if plan is None or RECORD in metadata.get("", {}):
+        return state
+    own, whole = first_shapes(model), _plan({"plan": plan})
+    incoming = {key: tuple(value.shape) for key, value in state.items() if isinstance(value, Tensor)}
+    for prefix in _prefixes(whole.shapes):
+        inside = _within(whole, prefix)
+        fits = all(own.get(name) == shape for name, shape in inside.shapes.items())
+        if fits and not inside.is_empty and not _clash(model, inside, incoming):
+            told = OrderedDict(state)
+            told._metadata = {**metadata, "": {**metadata.get("", {}), RECORD: {"plan": inside.to_dict()}}}  # type: ignore[attr-defined]
+            return told
+    return state
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """Return the paths of all modules that hold some tensors, with a dot behind, the root first."""
+    paths = {""}
+    for name in names:
+        parts = name.split(".")
+        paths |= {".".join(parts[:depth]) + "." for depth in range(1, len(parts))}
+    return sorted(paths, key=lambda path: (len(path), path))
 
 
 def adapt(model: nn.Module, plan: PruningPlan) -> None:

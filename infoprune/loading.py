@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
 from typing import Any
 
+from infoprune.marker import unmarked
+
 RECORD = "infoprune"
 HINT = (
     "If these weights are of a model that infoprune pruned: load a checkpoint with infoprune.load_from_checkpoint, or "
@@ -57,10 +59,12 @@ def install() -> None:
 
     @functools.wraps(load)
     def load_state_dict(self: Any, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
-        if RECORD in getattr(state_dict, "_metadata", {}).get("", {}):
-            from infoprune.checkpoint import attach
+        state_dict, plan = unmarked(state_dict)
+        if plan is not None or RECORD in getattr(state_dict, "_metadata", {}).get("", {}):
+            from infoprune.checkpoint import attach, with_plan
 
             attach(self)
+            state_dict = with_plan(self, state_dict, plan)
         try:
             return load(self, state_dict, *args, **options)
         except RuntimeError as error:

@@ -41,8 +41,8 @@ def test_the_cut_that_is_found_stays_within_the_drop(net: nn.Module):
     kept = next(trial for trial in found.trials if trial.macs == found.macs)
     assert kept.drop <= 3.0
     assert all(trial.drop > 3.0 for trial in found.trials if trial.macs < found.macs)
-    infoprune.prune(net, IMAGES[:1], "l1", macs=found.macs, allocation=found.allocation, data=data, recalibration_batches=16,
-                    round_to=1)  # fmt: skip
+    options = {"macs": found.macs, "allocation": found.allocation, "round_to": 1}
+    infoprune.prune(net, IMAGES[:1], "l1", data=data, recalibration_batches=16, **options)  # type: ignore[arg-type]
     with torch.no_grad():
         wrong = [(net(images).argmax(1) != labels).double() for images, labels in data]
     assert 100 * torch.cat(wrong).mean().item() == pytest.approx(kept.drop, abs=1e-6)

@@ -18,10 +18,10 @@ from infoprune.allocation.patterns import MinWidth
 from infoprune.allocation.rounding import RoundTo
 from infoprune.backends import Backend, get_backend
 from infoprune.callbacks._compat import DualNamespaceCallback
+from infoprune.callbacks.checkpoint_hooks import hook_checkpoints, mark_checkpoint, unhook_checkpoints
 from infoprune.callbacks.distributed import on_all_ranks
 from infoprune.callbacks.engine import EngineOptions, PruningEngine
 from infoprune.callbacks.measure import ValidationMetrics, validate_now
-from infoprune.callbacks.surgery import resize_on_load, stop_resizing
 from infoprune.callbacks.trainer_checks import (
     check_callbacks,
     check_started,
@@ -271,11 +271,11 @@ class FilterPruning(DualNamespaceCallback):
             if self._run is None or self._run() is not trainer:
                 self._start_over(trainer)
         attach(pl_module)
-        resize_on_load(pl_module)
+        hook_checkpoints(pl_module)
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        stop_resizing(pl_module)
+        unhook_checkpoints(pl_module)
 
     def _start_over(self, trainer: pl.Trainer) -> None:
         """Forget the last run. Where the new Trainer resumes a run, the state comes from the checkpoint."""
@@ -468,6 +468,7 @@ class FilterPruning(DualNamespaceCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[RECORD] = plan_record(pl_module)
+        mark_checkpoint(pl_module, checkpoint)
 
     @override
     def on_load_checkpoint(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from infoprune.checkpoint import take_shape
 from infoprune.distributed import check_processes
 from infoprune.errors import SurgeryError
 from infoprune.structure import PruningPlan, shrink
@@ -20,8 +19,6 @@ from infoprune.structure.tensors import owned_tensors
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-
-HOOK = "on_load_checkpoint"
 
 
 def shrink_in_fit(trainer: pl.Trainer, module: pl.LightningModule, plan: PruningPlan) -> None:
@@ -102,36 +99,3 @@ def in_names_of(root: nn.Module, network: nn.Module, path: str, plan: PruningPla
         {f"{path}.{key}": values for key, values in plan.attributes.items()},
         tuple(f"{path}.{key}" for key in plan.caches),
     )
-
-
-class _ResizeOnLoad:
-    """Resizes a LightningModule before its own ``on_load_checkpoint`` runs.
-
-    That is the only hook that sees a whole checkpoint before the weights are loaded; callbacks see it afterwards. The
-    weights' own record is not enough: WeightAveraging writes them without it.
-    """
-
-    def __init__(self, module: pl.LightningModule) -> None:
-        self._module = module
-        self._own = getattr(module, HOOK)
-
-    def __call__(self, checkpoint: dict[str, Any]) -> None:
-        """Take the checkpoint's shape, then let the LightningModule see the checkpoint."""
-        trainer = self._module._trainer
-        copies = averaged_copies(trainer) if trainer is not None else []
-        take_shape([self._module, *copies], checkpoint)
-        self._own(checkpoint)
-
-
-def resize_on_load(module: pl.LightningModule) -> None:
-    """Give a LightningModule the shape of a checkpoint before its weights are loaded, until `stop_resizing`."""
-    if not isinstance(module.__dict__.get(HOOK), _ResizeOnLoad):
-        module.__dict__[HOOK] = _ResizeOnLoad(module)
-
-
-def stop_resizing(module: pl.LightningModule) -> None:
-    """Undo `resize_on_load`."""
-    if isinstance(module.__dict__.get(HOOK), _ResizeOnLoad):
-        own = module.__dict__.pop(HOOK)._own
-        if getattr(module, HOOK) != own:  # it was an attribute of the instance before, too
-            module.__dict__[HOOK] = own

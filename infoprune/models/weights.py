@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from infoprune.checkpoint import adapt, plan_in
 from infoprune.errors import CheckpointError
+from infoprune.marker import is_marker
 from infoprune.state_dicts import shapes_after
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.surgery.history import first_shapes
@@ -67,7 +68,8 @@ def _weights_in(content: Any, path: str | Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, no state dict; save model.state_dict()")
     # torch.compile(net) inserts this name; it says nothing about the architecture
-    return {key.replace("_orig_mod.", ""): value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor) and not is_marker(key)}
+    return {key.replace("_orig_mod.", ""): value for key, value in tensors.items()}
 
 
 def _without_prefix(state: dict[str, Tensor], model: nn.Module) -> tuple[str, dict[str, Tensor]]:
