@@ -215,7 +215,7 @@ CASES = {
         {"frozen": ["con1"], **HALF},
     ),
     "pattern that is no text": Case(
-        ConfigurationError, r"patterns of names .*, got 3", {"frozen": [3], **HALF}, ways=("prune", "fit")
+        ConfigurationError, r"patterns of their names .*, got 3", {"frozen": [3], **HALF}, ways=("prune", "fit")
     ),
     "example inputs with other channels": Case(
         TraceError,

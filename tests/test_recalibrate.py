@@ -414,7 +414,7 @@ def test_a_failure_while_statistics_are_put_in_place_undoes_the_cut(monkeypatch:
         patched.setattr(nn.BatchNorm2d, "load_state_dict", lambda self, state: next(calls)(self, state))
         data = [torch.rand(4, 3, 6, 6)] * 2
         with pytest.raises(MemoryError, match="no room"):
-            infoprune.prune(model, data[0], "l1", amount=0.5, data=data, recalibrate=2, optimizers=optimizer)
+            infoprune.prune(model, data[0], "l1", filters=0.5, data=data, recalibration_batches=2, optimizers=optimizer)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], parameters, strict=True))

@@ -103,7 +103,7 @@ def test_branches_that_only_a_further_example_reaches_are_cut() -> None:
     examples = infoprune.Examples(X, (LARGE,))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plan = infoprune.prune(net, examples, "l1", amount=0.5, round_to=1).plan
+        plan = infoprune.prune(net, examples, "l1", filters=0.5, round_to=1).plan
     assert (net.stem.out_channels, net.small.out_channels, net.large[0].out_channels) == (4, 4, 6)
     for x in (X, LARGE):
         assert relative_error(original, net, plan, x) < 1e-12
@@ -127,7 +127,7 @@ def test_a_fit_cuts_branches_that_a_further_example_reaches() -> None:
     for path in (None, "net"):
         module = TinyModule(net=Classifier())
         options = {"example_inputs": infoprune.Examples(X, LARGE), "module": path}
-        trainer(pruning(1, amount=0.5, round_to=1, **options), epochs=2).fit(module, loader())
+        trainer(pruning(1, filters=0.5, round_to=1, **options), epochs=2).fit(module, loader())
         net = module.net
         assert (net.stem.out_channels, net.small.out_channels, net.large[0].out_channels) == (4, 4, 6)
         assert net(LARGE).shape == (3, 3)
