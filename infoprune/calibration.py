@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from infoprune.distributed import process, world_size
 from infoprune.errors import DataError, InfopruneError
-from infoprune.inputs import call_model
+from infoprune.inputs import ModelCall, call_model
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def split_batch(batch: Any, caller: str) -> tuple[Any, Any]:
 
 def batch_size(inputs: Any, caller: str) -> int:
     """Return the number of images in the inputs of a batch."""
-    first = inputs
+    first = inputs.arguments if isinstance(inputs, ModelCall) else inputs
     while isinstance(first, (list, tuple, dict)) and first:
         first = next(iter(first.values())) if isinstance(first, dict) else first[0]
     if not isinstance(first, Tensor) or not first.dim():

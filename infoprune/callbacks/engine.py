@@ -6,7 +6,8 @@ import logging
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,24 +16,18 @@ from torch import nn
 
 from infoprune.allocation import Allocation, Auto, LatencyShare, get_allocation
 from infoprune.allocation.solve import Measure
-from infoprune.calibration import evaluating, run, split_batch
+from infoprune.callbacks.copy_tracker import CopyTracker
 from infoprune.callbacks.distributed import mean_over_ranks, on_all_ranks
-from infoprune.callbacks.follow import (
-    check_followers,
-    find_copies,
-    fingerprint,
-    followers_within,
-    unclear_copies,
-    with_followers,
-)
+from infoprune.callbacks.follow import with_followers
 from infoprune.callbacks.network import COMPILED, NetworkFinder, given_inputs
 from infoprune.callbacks.network_calibration import NetworkCalibration
+from infoprune.callbacks.pending import EngineOptions, PendingEvent
 from infoprune.callbacks.surgery import averaged_copies, in_names_of, shrink_in_fit
-from infoprune.callbacks.training_data import calibration_batches, no_batch_yet, peek, training_batches
+from infoprune.callbacks.training_data import EXAMPLES, calibration_batches, no_batch_yet, peek, training_batches
 from infoprune.callbacks.training_step import TrainingStep, WatchedStep, modules_run, watch_training_step
-from infoprune.criteria import Criterion, Scores
+from infoprune.criteria import Scores
 from infoprune.criteria.criterion import check_weights
-from infoprune.decide import Decision, Target, decide, goal
+from infoprune.decide import Decision, decide, goal
 from infoprune.distributed import broadcast_from_first
 from infoprune.errors import ConfigurationError, DataError, TraceError
 from infoprune.inputs import ByMode
@@ -50,53 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PendingEvent:
-    """What the next event of a fit will remove, decided before the event.
-
-    Attributes:
-        fraction: share of the whole cut that is reached with the event.
-        plan: what goes, by the network's names.
-        scores: the scores that decided.
-        latency: with a latency budget, the share of the unpruned model's time that was measured at these widths.
-    """
-
-    fraction: float
-    plan: PruningPlan
-    scores: Scores
-    latency: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the event as plain data, for a checkpoint."""
-        return {
-            "fraction": self.fraction,
-            "plan": self.plan.to_dict(),
-            "scores": dict(self.scores),
-            "latency": self.latency,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> PendingEvent:
-        """Return the event that `to_dict` wrote."""
-        return cls(data["fraction"], PruningPlan.from_dict(data["plan"]), dict(data["scores"]), data["latency"])
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """The options of `FilterPruning` that decide what goes; see there."""
-
-    criterion: Criterion
-    target: Target
-    allocation: Allocation
-    frozen: tuple[str | nn.Module, ...] = ()
-    example_inputs: Any = None
-    module: str | None = None
-    follow: Mapping[str, str] | None = None
-    calibration_images: int = 640
-    recalibration_batches: int = 0
-    verify: bool = True
-
-
 class PruningEngine:
     """Prunes the network of one fit.
 
@@ -111,7 +59,7 @@ class PruningEngine:
         frozen: names and patterns of the layers that stay; those that were given as modules once the network is known.
         unpruned: the model before the first event; None until `rehearse` has traced it.
         pending: the next event, if it is decided already.
-        follow: path of each copy that loses what its original loses -> path of the original.
+        copies: the copies of the network, which lose what it loses or stay as they are.
         latency_ratio: with a latency budget, the share of the unpruned model's time, as measured at the last event.
     """
 
@@ -123,9 +71,7 @@ class PruningEngine:
         self.unpruned: UnprunedStats | None = None
         self.pending: PendingEvent | None = None
         self.latency_ratio = 1.0
-        self.follow: dict[str, str] = dict(options.follow or {})
-        self._unclear: dict[str, tuple[str, float]] = {}  # copy -> its original, its fingerprint when the fit started
-        self._teachers: list[str] = []  # copies that stay as they are
+        self.copies = CopyTracker(options.follow)
         self._batch: Any = None  # the first training batch, where none could be had before
         self._watched: WatchedStep | None = None
 
@@ -179,11 +125,7 @@ class PruningEngine:
         """Trace the network as it is now; `prepare` has to have found it."""
         assert self.inputs is not None
         with torch.compiler.set_stance("force_eager"):
-            prefix = f"{self.path}." if self.path else ""
-            follow: dict[str, str | None] = {**followers_within(self.follow, self.path or "")}
-            whole = [copy for copy in [*self._teachers, *self._unclear] if copy.startswith(prefix)]
-            follow |= dict.fromkeys((copy.removeprefix(prefix) for copy in whole), None)
-            return trace(self.network(module), self.inputs, self.frozen, follow)
+            return trace(self.network(module), self.inputs, self.frozen, self.copies.within(self.path or ""))
 
     def rehearse(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Describe the unpruned model, and check while nothing is lost whether it can be pruned to the target."""
@@ -197,18 +139,10 @@ class PruningEngine:
             check_norms(network)
             training_batches(trainer, options.recalibration_batches)
         check_weights(network)
-        check_followers(module, self.follow)
+        self.copies.check(module)
         self._find_copies(trainer, module)
         structure = self.structure(module)
-        self._rehearse_data(trainer, module, network)
-        allocation = get_allocation("uniform") if options.allocation.needs_data else options.allocation
-        equal_scores = {group.name: torch.ones(group.size, dtype=torch.float64) for group in structure.prunable}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            measure = self._measure(network, structure, repeats=3)
-            decide(
-                module, structure, options.target, options.criterion, allocation, scores=equal_scores, measure=measure
-            )
+        self._rehearse_decision(trainer, module, structure)
         self.unpruned = UnprunedStats.of(structure)
 
     def _find_copies(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -219,39 +153,26 @@ class PruningEngine:
         except Exception as error:  # of the user's code; the trace will say it in our words
             log.debug("The forward could not be watched: %s: %s", type(error).__name__, error)
             return
-        copies = find_copies(trainer, module, run_in_eval, self._watched)
-        if self.options.follow == {}:
-            self._teachers = [*copies.following, *copies.unclear]
-            return
-        self.follow = copies.following | self.follow
-        self._unclear = {copy: (original, fingerprint(module, copy)) for copy, original in copies.unclear.items()}
+        self.copies.find(trainer, module, run_in_eval, self._watched)
 
-    def _settle_copies(self, module: pl.LightningModule) -> None:
-        """Let unclear copies follow if they have changed by now; those that have not are teachers and stay."""
-        changed = {
-            copy: original for copy, (original, first) in self._unclear.items() if fingerprint(module, copy) != first
-        }
-        self.follow = {**self.follow, **changed}
-        self._teachers += [copy for copy in self._unclear if copy not in changed]
-        self._unclear = {}
-
-    def check_clear(self) -> None:
-        """Refuse copies that nothing tells whether they follow, at an event before any training.
-
-        Raises:
-            ConfigurationError: names all of them and what to say.
-        """
-        if self._unclear:
-            raise unclear_copies({copy: original for copy, (original, _) in self._unclear.items()})
-
-    def _rehearse_data(self, trainer: pl.Trainer, module: pl.LightningModule, network: nn.Module) -> None:
-        """Run the network on one batch of what the criterion or the allocation will look at."""
-        optional = isinstance(self.options.allocation, Auto) and not self.options.criterion.needs_data
-        data = None if optional else self._data(trainer, module)
-        if data is not None:
-            inputs, _ = split_batch(next(iter(data)), "FilterPruning")
-            with evaluating(network), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-                run(network, inputs)
+    def _rehearse_decision(self, trainer: pl.Trainer, module: pl.LightningModule, structure: Structure) -> None:
+        """Score with one batch and decide, so that all that would be refused at an event is refused before training."""
+        options, network = self.options, self.network(module)
+        criterion, allocation = options.criterion, options.allocation
+        batch: list[Any] | None = None
+        if criterion.needs_data or (allocation.needs_data and not isinstance(allocation, Auto)):
+            size = getattr(trainer.train_dataloader, "batch_size", None) or EXAMPLES
+            images = min(size * trainer.world_size, options.calibration_images)
+            batch = list(islice(self._data(trainer, module, images) or (), 1))
+        with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
+            warnings.simplefilter("ignore")
+            scores = criterion(network, structure, batch)
+            if isinstance(allocation, Auto):
+                allocation = get_allocation("uniform")  # if it cannot measure, it has a rule
+            kind, keep = goal(options.target, structure)
+            allocation = allocation.prepared(network, structure, batch, scores=scores, kind=kind, keep=keep)
+            measure = self._measure(network, structure, repeats=3)
+            decide(module, structure, options.target, criterion, allocation, scores=scores, measure=measure)
 
     # -- events -------------------------------------------------------------------------------------------------------
 
@@ -279,7 +200,7 @@ class PruningEngine:
             if self.options.verify and not isinstance(self.inputs, TrainingStep):  # which may write to parameters
                 on_all_ranks(lambda: self._verify(module, decision.plan))
             plan = in_names_of(module, self.network(module), self.path, decision.plan)
-            shrink_in_fit(trainer, module, with_followers(plan, self.follow))
+            shrink_in_fit(trainer, module, with_followers(plan, self.copies.follow))
             self.latency_ratio = decision.latency or self.latency_ratio
             if self.options.recalibration_batches:
                 on_all_ranks(lambda: self._recalibrate(trainer, module))
@@ -304,8 +225,8 @@ class PruningEngine:
     def _decide(self, trainer: pl.Trainer, module: pl.LightningModule, fraction: float) -> tuple[Structure, Decision]:
         """Score on every process, average, and take the first process's decision on all."""
         if trainer.global_step == 0:
-            self.check_clear()
-        self._settle_copies(module)
+            self.copies.check_clear()
+        self.copies.settle(module)
         pending, self.pending = self.pending, None
         if pending is not None and pending.fraction == fraction:
             return self.structure(module), Decision(pending.plan, pending.scores, latency=pending.latency)
@@ -332,11 +253,21 @@ class PruningEngine:
                 self.network(module), structure, self._data(trainer, module), scores=scores, kind=kind, keep=keep
             )
 
-    def _data(self, trainer: pl.Trainer, module: pl.LightningModule) -> Iterable[Any] | None:
-        """Return the calibration batches, if the criterion or the allocation looks at data."""
+    def _data(self, trainer: pl.Trainer, module: pl.LightningModule, images: int | None = None) -> Iterable[Any] | None:
+        """Return calibration batches of so many images, if the criterion or the allocation looks at data."""
         criterion, allocation = self.options.criterion, self.options.allocation
         if not criterion.needs_data and not allocation.needs_data:
             return None
+        try:
+            batches = calibration_batches(trainer, images or self.options.calibration_images)
+            return self._received(trainer, module, batches)
+        except (ConfigurationError, DataError):  # a stream, or too few images
+            if criterion.needs_data or not isinstance(allocation, Auto):
+                raise
+            return None
+
+    def _received(self, trainer: pl.Trainer, module: pl.LightningModule, batches: Iterable[Any]) -> Iterable[Any]:
+        """Return batches with the inputs that the network receives in training."""
         assert self.inputs is not None
         path = self.path or ""
 
@@ -344,13 +275,7 @@ class PruningEngine:
             step = _watched_step(trainer, module, batch, path)
             return None if step is None else step.inputs_of(path)
 
-        try:
-            batches = calibration_batches(trainer, self.options.calibration_images)
-            return NetworkCalibration(batches, self.inputs, receive)
-        except (ConfigurationError, DataError):  # a stream, or too few images
-            if criterion.needs_data or not isinstance(allocation, Auto):
-                raise
-            return None
+        return NetworkCalibration(batches, self.inputs, receive)
 
     def _choose(
         self,
@@ -402,7 +327,7 @@ class PruningEngine:
     def _recalibrate(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Measure batch norm anew in the model and in averaged copies of it, at the precision of training."""
         for model in (module, *averaged_copies(trainer)):
-            data = training_batches(trainer, self.options.recalibration_batches)
+            data = self._received(trainer, module, training_batches(trainer, self.options.recalibration_batches))
             with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
                 recalibrate(self.network(model), data, self.options.recalibration_batches)
 
@@ -413,9 +338,7 @@ class PruningEngine:
         return {
             "original": None if self.unpruned is None else self.unpruned.to_dict(),
             "seen": None,
-            "follow": dict(self.follow),
-            "teachers": list(self._teachers),
-            "unclear": {copy: list(known) for copy, known in self._unclear.items()},
+            **self.copies.state_dict(),
             "latency": self.latency_ratio,
             "announced": None if self.pending is None else self.pending.to_dict(),
         }
@@ -424,9 +347,7 @@ class PruningEngine:
         """Take up what `state_dict` returned."""
         unpruned, pending = state["original"], state.get("announced")
         self.unpruned = None if unpruned is None else UnprunedStats.from_dict(unpruned)
-        self.follow = dict(state.get("follow", self.follow))
-        self._teachers = list(state.get("teachers", []))
-        self._unclear = {copy: (known[0], known[1]) for copy, known in state.get("unclear", {}).items()}
+        self.copies.load_state_dict(state)
         self.latency_ratio = state.get("latency", 1.0)
         self.pending = None if pending is None else PendingEvent.from_dict(pending)
 

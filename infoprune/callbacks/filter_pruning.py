@@ -20,8 +20,9 @@ from infoprune.backends import Backend, get_backend
 from infoprune.callbacks._compat import DualNamespaceCallback
 from infoprune.callbacks.checkpoint_hooks import hook_checkpoints, mark_checkpoint, unhook_checkpoints
 from infoprune.callbacks.distributed import on_all_ranks
-from infoprune.callbacks.engine import EngineOptions, PruningEngine
+from infoprune.callbacks.engine import PruningEngine
 from infoprune.callbacks.measure import ValidationMetrics, validate_now
+from infoprune.callbacks.pending import EngineOptions
 from infoprune.callbacks.trainer_checks import (
     check_callbacks,
     check_started,
@@ -313,7 +314,7 @@ class FilterPruning(DualNamespaceCallback):
             self._log.start(self.options)
         self._engine.rehearse(trainer, pl_module)
         if self.is_due(0) or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._engine.check_clear()
+            self._engine.copies.check_clear()
 
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the network and its example inputs, if they can be known before the first batch."""

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from infoprune.callbacks.training_step import TrainingStep
 from infoprune.inputs import ByMode, Inputs
 from infoprune.network_batches import NetworkBatches, split_like
 
@@ -19,7 +20,8 @@ class NetworkCalibration:
 
     Most training steps hand a part of the batch to the network as it is; that part is found by its likeness to the
     example inputs (`NetworkBatches`). Where the step computes the inputs (it normalises, augments, draws noise), it is
-    run on each batch and undone, and there are no targets.
+    run on each batch and undone, and there are no targets. That happens at once, because a criterion that has put hooks
+    into the network would see the step's run too. Where no forward but the step itself is traced, it is what is run.
 
     Args:
         batches: Batches as the training step receives them.
@@ -32,15 +34,24 @@ class NetworkCalibration:
         self._batches = batches
         self._example = example_inputs.evaluation if isinstance(example_inputs, ByMode) else example_inputs
         self._receive = receive
+        self._computed = self._compute()
 
     def __iter__(self) -> Iterator[Any]:
-        computed: bool | None = None
+        if self._computed is not None:
+            return iter(self._computed)
+        return (split_like(batch, self._example) for batch in self._batches)
+
+    def _compute(self) -> list[Any] | None:
+        """Return what the training step makes of the batches; None where it hands on a part of the first as it is."""
+        if isinstance(self._example, TrainingStep):
+            return [(TrainingStep(batch, self._example.owner), None) for batch in self._batches]
+        computed: list[Any] = []
         for number, batch in enumerate(self._batches):
-            found = split_like(batch, self._example)
-            received = None if computed is False else self._received(batch, seed=number)
-            if computed is None:
-                computed = received is not None and not _is_in(received, found)
-            yield (received, None) if computed and received is not None else found
+            found, received = split_like(batch, self._example), self._received(batch, seed=number)
+            if not computed and (received is None or _is_in(received, found)):
+                return None
+            computed.append(found if received is None else (received, None))
+        return computed
 
     def _received(self, batch: Any, seed: int) -> Inputs | None:
         """Run the step with random numbers of its own, so that all processes and all readings see the same inputs."""
