@@ -57,7 +57,7 @@ def everything(fit: pl.Trainer, module: pl.LightningModule) -> list[Any]:
     return [[tensor.clone() for tensor in tensors], str(states), flags, torch.get_rng_state()]
 
 
-@pytest.mark.parametrize("allocation", ["auto", {"name": "information_loss", "images": 8}, "global_ranking"])
+@pytest.mark.parametrize("allocation", ["auto", {"name": "information_loss", "images": 8}, "global"])
 @pytest.mark.parametrize("criterion", ["capacity_independence", "taylor"])
 def test_nothing_is_left_behind(criterion: str, allocation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     own, seen = PruningEngine.rehearse, []
