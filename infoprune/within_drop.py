@@ -129,7 +129,7 @@ def find_macs(
     recalibrated = RECALIBRATION_BATCHES if _keeps_statistics(model) else 0
     if recalibrated:
         data = data if iter(as_batches(data)) is not as_batches(data) else list(islice(data, recalibrated))
-    options = {"allocation": "auto", "recalibrate": recalibrated, **options}
+    options = {"allocation": "auto", "recalibration_batches": recalibrated, **options}
     low, high, trials = 0.0, 1.0, []
     for _ in range(steps):
         macs = (low + high) / 2
