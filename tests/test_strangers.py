@@ -14,6 +14,7 @@ from torch import nn
 
 import infoprune
 from infoprune import FilterPruning
+from infoprune.marker import is_marker
 from tests.projects import strangers
 from tests.tiny import TinyNet, loader, sgd, trainer, widths
 
@@ -119,9 +120,15 @@ class TestTheProjectsOwnScripts:
         module.load_state_dict(torch.load(checkpoint, weights_only=False)["state_dict"])
         assert widths(module) != widths(hydra())
 
-    def test_a_state_dict_with_other_names_is_refused_with_the_way_out(self, checkpoint: Path) -> None:
+    def test_a_state_dict_with_other_names(self, checkpoint: Path) -> None:
         state = torch.load(checkpoint, weights_only=False)["state_dict"]
-        inner = {name.removeprefix("net."): tensor for name, tensor in state.items()}
+        net = TinyNet(16, 16)
+        net.load_state_dict({name.removeprefix("net."): tensor for name, tensor in state.items()})
+        assert widths(net) != widths(TinyNet(16, 16))
+
+    def test_a_state_dict_that_has_lost_the_plan_is_refused_with_the_way_out(self, checkpoint: Path) -> None:
+        state = torch.load(checkpoint, weights_only=False)["state_dict"]
+        inner = {name.removeprefix("net."): tensor for name, tensor in state.items() if not is_marker(name)}
         with pytest.raises(RuntimeError, match=r"infoprune\.load_from_checkpoint, or call infoprune\.attach"):
             TinyNet(16, 16).load_state_dict(inner)
 
