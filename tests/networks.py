@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import torch.nn.utils.prune
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torchvision.ops import DeformConv2d
 
 BLOCKS: dict[str, Callable[[int, int], nn.Module]] = {}
 """name -> (input channels, a small random number) -> block; every block has ``out_channels``."""
@@ -650,6 +651,77 @@ class Scaling(nn.Module):
 @block
 def scaling(c: int, n: int) -> nn.Module:
     return Scaling(c)
+
+
+class Windows(nn.Module):
+    """A convolution as a product with windows, and windows put together again."""
+
+    def __init__(self, c: int, n: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, c, 3, 3) / c**0.5)
+        self.folds = bool(n % 2)
+        self.out_channels = c if self.folds else 6
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        if self.folds:
+            return F.fold(F.unfold(x, 3, padding=1).sigmoid(), (h, w), 3, padding=1)
+        return (self.weight.flatten(1) @ F.unfold(x, 3, padding=1)).view(b, -1, h, w)
+
+
+@block
+def windows(c: int, n: int) -> nn.Module:
+    return Windows(c, n)
+
+
+@block
+def spectral(c: int, n: int) -> nn.Module:
+    """A filter in the frequencies of space, or the amplitudes, summed over channels."""
+    if n % 2:
+        return Lambda(lambda x: x + torch.fft.rfft2(x).abs().sum(1, keepdim=True).mean((2, 3), keepdim=True).tanh(), c)
+    return Lambda(lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * (1 + 0.5j), s=x.shape[2:]), c)
+
+
+class Deformable(nn.Module):
+    """A deformable convolution, with or without groups of channels that share offsets, and a mask."""
+
+    def __init__(self, c: int, n: int) -> None:
+        super().__init__()
+        self.shared = 2 if n % 2 else 1
+        self.inner = conv(c, 8)
+        self.offset, self.mask = conv(8, 18 * self.shared, 1), conv(8, 9 * self.shared, 1)
+        self.deform = DeformConv2d(8, 6, 3, padding=1, groups=2 if n // 2 % 2 else 1)
+        self.out_channels = 6
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        return self.deform(x, self.offset(x).tanh(), self.mask(x).sigmoid())
+
+
+@block
+def deformable(c: int, n: int) -> nn.Module:
+    return Deformable(c, n)
+
+
+class Interacting(nn.Module):
+    """A bilinear layer of pooled features, which are zero where removed or not."""
+
+    def __init__(self, c: int, n: int) -> None:
+        super().__init__()
+        self.a, self.b = conv(c, 6, 1), conv(c, 8, 1)
+        self.product = nn.Bilinear(6, 8, c)
+        self.squashes = bool(n % 2)
+        self.out_channels = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x).mean((2, 3)), self.b(x).amax((2, 3))
+        made = self.product(*(t.sigmoid() for t in (a, b)) if self.squashes else (a, b))
+        return x + made.tanh()[..., None, None]
+
+
+@block
+def interacting(c: int, n: int) -> nn.Module:
+    return Interacting(c, n)
 
 
 class Net(nn.Module):

@@ -117,10 +117,9 @@ def _of_layer(module: nn.Module, cut: dict[str, str], plan: PruningPlan) -> Iter
     def after(key: str) -> tuple[int, ...]:
         return plan.shape_after(cut[key])
 
-    if isinstance(module, _ConvNd) and "weight" in cut:
-        groups = int(
-            plan.keep_mask(cut["weight"], 0).reshape(module.groups, -1).any(axis=1).sum()
-        )  # that have rows left
+    if (isinstance(module, _ConvNd) or _is_deformable(module)) and "weight" in cut:
+        rows = plan.keep_mask(cut["weight"], 0).reshape(int(module.groups), -1)  # type: ignore[arg-type]
+        groups = int(rows.any(axis=1).sum())  # that have rows left
         first, second = after("weight")[:2]
         transposed = isinstance(module, _ConvTransposeNd)
         yield "groups", groups
@@ -150,6 +149,11 @@ def _of_layer(module: nn.Module, cut: dict[str, str], plan: PruningPlan) -> Iter
         for key, weight, dim in (("embed_dim", "q", 0), ("kdim", "k", 1), ("vdim", "v", 1)):
             if f"{weight}_proj_weight" in cut:
                 yield key, after(f"{weight}_proj_weight")[dim]
+
+
+def _is_deformable(module: nn.Module) -> bool:
+    """Return whether a module is torchvision's deformable convolution; torchvision need not be there."""
+    return (type(module).__module__, type(module).__name__) == ("torchvision.ops.deform_conv", "DeformConv2d")
 
 
 @contextmanager

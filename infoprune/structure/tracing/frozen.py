@@ -95,10 +95,10 @@ def freeze_modules(session: TraceSession) -> None:
 
 
 def freeze_ends(session: TraceSession) -> None:
-    """Freeze the few channels of layers that map an input, or to an output, one to one.
+    """Freeze the few channels of layers right at an output, as many as that has, or at an input, no more than that has.
 
-    Such layers work on colours (the mean shifts of super-resolution), and without one of these a model is of no use,
-    however exact the cut.
+    Such layers work on colours (mean shifts of super-resolution, from and to luminance), and without one of these a
+    model is of no use, however exact the cut. A layer behind such a layer is right at the input, too.
     """
     component = session.space.components()
     ends: dict[str, set[int]] = {"input": set(), "output": set()}
@@ -107,13 +107,25 @@ def freeze_ends(session: TraceSession) -> None:
         if end:
             ends[end].update(component[freeze.labels].tolist())
     kernels = {c.kernel for _, tracer in session.passes.traced for c in tracer.contractions} - session.narrow_too
-    for name in sorted(kernel for kernel in kernels if len(session.labels.get(kernel, ())) > 2):  # with space
-        for outer, inner in (session.labels[name][:2], session.labels[name][1::-1]):
-            end = next((end for end, known in ends.items() if set(component[outer].tolist()) <= known), None)
-            if end and 1 < len(inner) < FEWEST_AT_ENDS and len(inner) == len(outer):
-                layer = name.removesuffix(".weight")
-                session.space.freeze(
-                    inner,
-                    f"is one of {len(inner)} right at the model's {end}, too few to lose any; frozen=['!{layer}'] "
-                    "lets them go",
-                )
+    waiting = {  # kernels with space, read from either side
+        (name, side): (outer, inner)
+        for name in sorted(kernel for kernel in kernels if len(session.labels.get(kernel, ())) > 2)
+        for side, (outer, inner) in enumerate((session.labels[name][:2], session.labels[name][1::-1]))
+        if 1 < len(inner) < FEWEST_AT_ENDS and len(inner) <= len(outer)
+    }
+    while found := [
+        (key, end)
+        for key, (outer, inner) in waiting.items()
+        for end, known in ends.items()
+        if (end == "input" or len(inner) == len(outer)) and set(component[outer].tolist()) <= known
+    ]:
+        for key, end in found:
+            _, inner = waiting.pop(key, (None, None))
+            if inner is None:  # at both ends
+                continue
+            ends[end].update(component[inner].tolist())
+            session.space.freeze(
+                inner,
+                f"is one of {len(inner)} right at the model's {end}, too few to lose any; "
+                f"frozen=['!{key[0].removesuffix('.weight')}'] lets them go",
+            )

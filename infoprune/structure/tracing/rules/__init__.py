@@ -11,7 +11,7 @@ Add a rule for an operator of your own::
     def swap_halves(ctx, args, kwargs, outs): ...
 """
 
-from infoprune.structure.tracing.rules import contraction, elementwise, movement, reduction, shape
+from infoprune.structure.tracing.rules import contraction, elementwise, movement, reduction, shape, spectral, windows
 from infoprune.structure.tracing.rules.registry import RULES, Rule, find_rule, register_rule, rule, tensors_in, unknown
 
 __all__ = [
@@ -25,6 +25,8 @@ __all__ = [
     "register_rule",
     "rule",
     "shape",
+    "spectral",
     "tensors_in",
     "unknown",
+    "windows",
 ]

@@ -21,7 +21,25 @@ HEAD_WIDTH = "the head width sets the scale of attention"
 @rule("aten.convolution", "aten.convolution_overrideable", "aten._convolution", "aten.mkldnn_convolution")
 def convolution(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Bind filters to output channels and kernels to input channels; groups keep equal widths or go as a whole."""
-    x, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
+    _convolve(ctx, args[0], args[1], args[2], outs[0], transposed=args[6], groups=args[8])
+
+
+@rule("torchvision::deform_conv2d")
+def deformable(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Treat it as a convolution; offsets and mask hold places, and inputs that share offsets stay equally many."""
+    x, weight, offset, mask, bias = args[:5]
+    groups, shared = args[11:13]
+    for places in (offset, mask):
+        ctx.freeze_all(labels_of(places).axes, "it holds the places that a deformable convolution reads")
+    channels = labels_of(x).axes[1]
+    if channels is not None and shared > 1:
+        ctx.tie(channels.reshape(shared, -1))
+    _convolve(ctx, x, weight, bias, outs[0], transposed=False, groups=groups)
+
+
+def _convolve(
+    ctx: RuleContext, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, transposed: bool, groups: int
+) -> None:
     fx, fw = labels_of(x), labels_of(weight)
     ctx.freeze_all(fx.axes[2:], "it is a spatial dimension of a convolution")
     ctx.freeze_all(fw.axes[2:], None)
@@ -37,9 +55,9 @@ def convolution(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], o
         zero = zero and labels_of(bias).zero
     # What is removed along the batch leaves the bias behind.
     nonzero = [fx.axes[0]] if bias is not None or not fx.zero_along(fx.axes[0]) else []
-    axes = [fx.axes[0], channels, *[None] * (outs[0].dim() - 2)]
-    ctx.label(outs[0], axes, zero=zero, nonzero=nonzero)
-    positions = math.prod((x if transposed else outs[0]).shape[2:]) * math.prod(weight.shape[2:])
+    axes = [fx.axes[0], channels, *[None] * (out.dim() - 2)]
+    ctx.label(out, axes, zero=zero, nonzero=nonzero)
+    positions = math.prod((x if transposed else out).shape[2:]) * math.prod(weight.shape[2:])
     dims = [(fx.axes[0], x.shape[0]), (fw.axes[0], weight.shape[0]), (fw.axes[1], weight.shape[1]), (None, positions)]
     ctx.cost("conv", fw.origin, makes, dims)
 
@@ -116,6 +134,34 @@ def _matmul(ctx: RuleContext, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | 
     inner = fa.axes[-1] if fb.axes[-2] is None else fb.axes[-2]
     dims = zip([*batch, rows, columns, inner], [*out.shape, a.shape[-1]], strict=True)
     ctx.cost("linear" if fa.origin or fb.origin else "attention", fb.origin or fa.origin, filters, dims)
+
+
+@rule("aten._trilinear")
+def trilinear(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Multiply three tensors, each stretched along some dimensions, and sum over others: a bilinear layer."""
+    factors = [labels_of(tensor) for tensor in args[:3]]
+    stretched, summed = args[3:6], args[6]
+    rank = args[0].dim() + len(args[3])
+    sizes = [1] * rank
+    axes: list[Axis] = []
+    nonzero: list[Axis] = []
+    for dim in range(rank):
+        meeting = []
+        for tensor, factor, new in zip(args[:3], factors, stretched, strict=True):
+            if dim not in new:
+                own = dim - sum(other < dim for other in new)
+                sizes[dim] = tensor.shape[own]
+                meeting.append((factor, factor.axes[own]))
+        zero = any(axis is not None and factor.zero_along(axis) for factor, axis in meeting)
+        if dim in summed and not zero:
+            ctx.freeze_all([axis for _, axis in meeting], "what is removed would still add to a sum")
+        axes.append(ctx.unite_all([axis for _, axis in meeting]))
+        nonzero += [] if zero else [axes[-1]]
+    made = [axis for dim, axis in enumerate(axes) if dim not in summed]
+    ctx.label(outs[0], made, zero=True, nonzero=nonzero)
+    kernel = next((factor for factor in factors if factor.origin), None)
+    filters = next((axis for axis in made if ctx.are_filters(axis)), None)
+    ctx.cost("linear", kernel.origin if kernel else None, filters, zip(axes, sizes, strict=True))
 
 
 @rule("aten.mv")

@@ -17,7 +17,8 @@ from infoprune.structure.tracing.rules.zeros import nonzero_axes
 _UNTAGGED = (
     "copy clone alias detach lift_fresh _to_copy masked_fill where prelu _prelu_kernel fill bernoulli native_dropout "
     "dropout hardswish hardsigmoid hardtanh relu6 leaky_relu silu mish elu celu selu gelu softplus softshrink "
-    "hardshrink threshold log_sigmoid_forward rrelu rrelu_with_noise addcmul addcdiv lerp clamp zero"
+    "hardshrink threshold log_sigmoid_forward rrelu rrelu_with_noise addcmul addcdiv lerp clamp zero "
+    "complex polar _conj _conj_physical conj_physical resolve_conj _neg_view resolve_neg"
 )
 
 

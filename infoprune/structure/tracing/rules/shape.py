@@ -33,6 +33,7 @@ def reshape_axes(ctx: RuleContext, axes: Sequence[Axis], before: tuple[int, ...]
     result: list[Axis] = [None] * len(after)
     if not any(axis is not None for axis in axes):
         return result
+    merging: dict[int, list[tuple[int, Labels]]] = {}  # what each new dimension is made of, with the sizes before
     for ins, outs in _segments(before, after):
         wide_ins = [d for d in ins if before[d] != 1]
         wide_outs = [d for d in outs if after[d] != 1]
@@ -46,23 +47,32 @@ def reshape_axes(ctx: RuleContext, axes: Sequence[Axis], before: tuple[int, ...]
             spread = axis.reshape([before[d] if d == dim else 1 for d in ins])
             if len(ins) > 1:
                 spread = np.broadcast_to(spread, [before[d] for d in ins])
-            where, labels = _rectangle(ctx, axis, spread.reshape([after[d] for d in outs]))
-            if where is None:
-                continue
-            target = outs[where]
-            other = result[target]
-            result[target] = labels if other is None else _merged(ctx, labels, other)
+            target, labels = _rectangle(ctx, axis, spread.reshape([after[d] for d in outs]), outs)
+            if target is not None:
+                merging.setdefault(target, []).append((len(axis), labels))
+    for target, parts in merging.items():
+        result[target] = _merged(ctx, parts)
     return result
 
 
-def _merged(ctx: RuleContext, a: Labels, b: Labels) -> Axis:
-    """Return the labels that two dimensions keep where they merge into one: those of the removable one, if any."""
-    for made, other in ((a, b), (b, a)):
+def _merged(ctx: RuleContext, parts: Sequence[tuple[int, Labels]]) -> Axis:
+    """Return what is left of the labels of dimensions that merge into one: those of the largest removable one.
+
+    Each of its indices stands for a whole row of the others, which then have to stay.
+    """
+    if len(parts) == 1:
+        return parts[0][1]
+    for _, made in parts:
         if ctx.is_new(made):
             ctx.freeze(made, "its size is fixed where it merges with another dimension")
-            return other
-    ctx.freeze_all([a, b], MERGED)
-    return None
+    removable = [(size, labels) for size, labels in parts if not ctx.is_new(labels)]
+    if not removable:
+        return None
+    keep = ctx.choose(max(range(len(removable)), key=lambda i: removable[i][0]))
+    for place, (_, labels) in enumerate(removable):
+        if place != keep:
+            ctx.freeze(labels, MERGED)
+    return removable[keep][1] if keep < len(removable) else None
 
 
 @lru_cache(maxsize=1024)  # models repeat their shapes
@@ -93,7 +103,7 @@ def _segments(before: tuple[int, ...], after: tuple[int, ...]) -> Sequence[tuple
     return segments
 
 
-def _rectangle(ctx: RuleContext, axis: Labels, spread: np.ndarray) -> tuple[int | None, Labels]:
+def _rectangle(ctx: RuleContext, axis: Labels, spread: np.ndarray, outs: Sequence[int]) -> tuple[int | None, Labels]:
     """Return where the labels of one axis vary, ``spread`` over the dimensions that it becomes, and these labels.
 
     If they vary along several dimensions, removing single indices would leave holes: the labels are tied so that they
@@ -103,19 +113,20 @@ def _rectangle(ctx: RuleContext, axis: Labels, spread: np.ndarray) -> tuple[int 
     if not varying:
         return None, axis  # one index only: it can never be removed
     if len(varying) == 1:
-        keep = ctx.choose(varying[0])
-        return (keep, _line(spread, keep)) if keep < spread.ndim else (None, axis)
+        target = ctx.choose(outs[varying[0]])
+        return (target, _line(spread, outs.index(target))) if target in outs else (None, axis)
     counts = [len(set(_line(spread, d).tolist())) for d in varying]
     heads = [d for d, count in zip(varying[:-1], counts, strict=False) if (count, counts[-1]) in ctx.head_splits]
-    keep = ctx.choose(heads[-1] if heads else max(varying, key=lambda d: (spread.shape[d], d)))
-    if keep >= spread.ndim:  # a dry run in which the code reshapes otherwise than it did
+    target = ctx.choose(outs[heads[-1] if heads else max(varying, key=lambda d: (spread.shape[d], d))])
+    if target not in outs:  # a dry run in which the code reshapes otherwise than it did
         return None, axis
+    keep = outs.index(target)
     labels = _line(spread, keep)
     ctx.note_split(counts)
     ctx.tie(np.moveaxis(spread, keep, -1).reshape(-1, spread.shape[keep]))
     if heads:
         ctx.note_heads(labels[np.sort(np.unique(labels, return_index=True)[1])])
-    return keep, labels
+    return target, labels
 
 
 def _varies(rows: np.ndarray) -> bool:

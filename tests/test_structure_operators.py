@@ -1,0 +1,144 @@
+"""Operators beside convolutions and products: each is cut exactly, or what it touches stays for a true reason."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import DeformConv2d
+
+import infoprune
+from tests.networks import randomise
+from tests.oracle import relative_error
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Around(nn.Module):
+    """A stem of eight channels, a function of them and of a layer, a head."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor], layer: nn.Module, made: int = 8) -> None:
+        super().__init__()
+        self.stem, self.layer, self.head = nn.Conv2d(3, 8, 3, padding=1), layer, nn.Conv2d(made, 2, 1)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.function(self.layer, self.stem(x).relu()))
+
+
+def halved(net: nn.Module) -> nn.Module:
+    """Cut every group in two and check that by an independent masked copy in float64."""
+    net = randomise(net)
+    original = copy.deepcopy(net)
+    plan = infoprune.prune(net, X, "l1", amount=0.5, round_to=1).plan
+    assert relative_error(original, net, plan, X) < 1e-12
+    return net
+
+
+class Deformed(nn.Module):
+    def __init__(self, shared: int) -> None:
+        super().__init__()
+        self.offset, self.deform = nn.Conv2d(8, 18 * shared, 1), DeformConv2d(8, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.deform(x, self.offset(x))
+
+
+@pytest.mark.parametrize("shared", [1, 2])
+def test_deformable_convolutions_lose_filters_and_inputs_but_no_offsets(shared: int) -> None:
+    net = halved(Around(lambda layer, x: layer(x), Deformed(shared), 12))
+    deform = net.layer.deform
+    assert (net.stem.out_channels, deform.in_channels, deform.out_channels) == (4, 4, 6)
+    assert net.layer.offset.out_channels == 18 * shared
+
+
+def test_bilinear_layers_lose_what_they_make_and_read() -> None:
+    net = halved(Around(lambda layer, x: layer(x.mean((2, 3)), x.amax((2, 3)))[..., None, None], nn.Bilinear(8, 8, 8)))
+    assert net.layer.weight.shape == (4, 4, 4)
+    assert (net.layer.in1_features, net.layer.in2_features, net.layer.out_features) == (4, 4, 4)
+
+
+def test_a_bilinear_layer_of_what_is_not_zero_where_removed_is_exact() -> None:
+    def squashed(layer: nn.Module, x: Tensor) -> Tensor:
+        return layer(x.mean((2, 3)).sigmoid(), x.amax((2, 3)).cos())[..., None, None]
+
+    halved(Around(squashed, nn.Bilinear(8, 8, 8)))
+
+
+WINDOWS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "as a convolution": lambda layer, x: (layer.weight.flatten(1) @ F.unfold(x, 3, padding=1)).view(2, -1, 8, 8),
+    "back again": lambda layer, x: F.fold(F.unfold(x, 2, stride=2), (8, 8), 2, stride=2),
+    "a mean": lambda layer, x: F.unfold(x, 3, padding=1).view(2, x.shape[1], 9, 8, 8).mean(2),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_as_columns(name: str) -> None:
+    assert halved(Around(WINDOWS[name], nn.Conv2d(8, 8, 3))).stem.out_channels == 4
+
+
+SPECTRA: dict[str, Callable[[Tensor], Tensor]] = {
+    "filtered": lambda x: torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho") * 0.5j, s=(8, 8), norm="ortho"),
+    "amplitudes": lambda x: torch.fft.fft2(x).abs(),
+    "parts": lambda x: torch.view_as_real(torch.fft.fft(x)).sum(-1),
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_fourier_transforms_over_space(name: str) -> None:
+    assert halved(Around(lambda _, x: SPECTRA[name](x), nn.Identity())).stem.out_channels == 4
+
+
+def test_a_fourier_transform_over_channels_is_named() -> None:
+    structure = infoprune.trace(Around(lambda _, x: torch.fft.fft(x, dim=1).abs(), nn.Identity()), X)
+    assert "a Fourier transform runs over it" in str(structure.group("stem").reason)
+
+
+def test_of_two_dimensions_that_merge_the_larger_one_is_cut() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other, self.read = nn.Conv2d(8, 6, 1), nn.Linear(48, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            products = torch.einsum("bchw,bdhw->bcd", x, self.other(x))
+            return self.read(products.flatten(1))[..., None, None]
+
+    net = halved(Around(lambda layer, x: layer(x), Outer()))
+    assert (net.stem.out_channels, net.layer.other.out_channels, net.layer.read.in_features) == (4, 6, 24)
+
+
+class Dynamic(nn.Module):
+    """Mixes a bank of kernels anew for each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bank, self.attention = nn.Parameter(torch.randn(4, 8, 8, 3, 3)), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        mixed = self.attention(x.mean((2, 3))).softmax(-1) @ self.bank.flatten(1)
+        kernels = mixed.view(b * self.bank.shape[1], c, 3, 3)
+        return F.conv2d(x.reshape(1, b * c, h, w), kernels, padding=1, groups=b).view(b, -1, h, w)
+
+
+def test_dynamic_convolutions_lose_filters() -> None:
+    net = halved(Around(lambda layer, x: layer(x), Dynamic()))
+    assert net.layer.bank.shape[1] * net.layer.bank.shape[2] == 32
+
+
+def test_few_channels_right_at_the_ends_stay_unless_asked_for() -> None:
+    def colours() -> nn.Module:
+        ends = [nn.Conv2d(3, 3, 1), nn.Conv2d(3, 2, 1), nn.Conv2d(2, 16, 3), nn.ReLU(), nn.Conv2d(16, 3, 3)]
+        return nn.Sequential(*ends, nn.Conv2d(3, 3, 1))
+
+    structure = infoprune.trace(colours(), X)
+    assert [group.name for group in structure.prunable] == ["2"]
+    assert "is one of 2 right at the model's input" in str(structure.group("1").reason)
+    assert "is one of 3 right at the model's output" in str(structure.group("4").reason)
+    asked = infoprune.trace(colours(), X, frozen=["!1", "!5"])
+    assert [group.name for group in asked.prunable] == ["1", "2", "4"]
