@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "infoprune"
 FLOORS = [
     {"errors", "version", "files", "registry", "inputs", "distributed", "progress", "calibration", "network_batches"},
     {"cost", "structure"},
-    {"shapes", "snapshot", "state_dicts", "weight_files", "saving"},
+    {"marker", "shapes", "snapshot", "state_dicts", "weight_files", "saving"},
     {"criteria", "recalibration", "evaluate", "checkpoint", "loading"},
-    {"allocation", "backends", "export", "schedule"},
+    {"allocation", "backends", "deprecated", "export", "schedule"},
     {"decide", "api", "compare", "deploy", "hub", "sensitivity", "speed", "within_drop"},
     {"data", "models", "report"},
     {"callbacks"},
