@@ -314,7 +314,7 @@ def test_fit(case: Case, tmp_path: Path) -> None:
     with pytest.raises(case.error, match=case.message):
         trainer(FilterPruning(**options), default_root_dir=str(tmp_path)).fit(module)
     module.before.check()
-    assert bool(module.before.optimizers) == (case is CASES["NaN scores"])
+    assert not module.before.optimizers  # refused before training
     assert not files(tmp_path)
 
 
@@ -343,8 +343,7 @@ def test_command(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     options = {"criterion": "l1", "schedule": 1, **case.options}
     assert command("--trainer.logger=false", project=case.project, **options) == 2
     assert re.search(case.message, told(capsys))
-    trained = {"checkpoints/epoch=0-step=3.ckpt"} if case is CASES["NaN scores"] else set()
-    assert set(files(tmp_path)) <= {"pruning_run/config.yaml", *trained}
+    assert set(files(tmp_path)) <= {"pruning_run/config.yaml"}
     for module in Project.made:
         module.before.check()
 
@@ -482,7 +481,7 @@ def test_load_of_what_is_no_such_file(saved: dict[str, bytes], tmp_path: Path) -
     for path, message in [
         (tmp_path / "absent.pt", "No such file"),
         (tmp_path, "Is a directory"),
-        (tmp_path / "module.pt", "cannot read .*Weights only load failed"),
+        (tmp_path / "module.pt", "cannot read .*more than tensors"),
         (tmp_path / "weights.pt", r"was not written by infoprune\.save"),
         (TinyNet(), "expected str, bytes or os.PathLike object, not TinyNet"),
     ]:

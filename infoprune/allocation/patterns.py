@@ -58,8 +58,10 @@ def least_widths(structure: Structure, min_width: MinWidth, sizes: Mapping[str, 
         {'0': 16, '1': 4}
     """
     check_min_width(min_width)
+    if not isinstance(min_width, Mapping):
+        return {group.name: min_width for group in structure.prunable}
     least = {group.name: 1 for group in structure.prunable}
-    for pattern, value in (min_width if isinstance(min_width, Mapping) else {"*": min_width}).items():
+    for pattern, value in min_width.items():
         for group in matching(structure, pattern):
             if group.name in least:
                 units = (sizes or {}).get(group.name, group.size)
