@@ -68,7 +68,7 @@ class TestSummary:
     def test_three_sentences_with_the_measured_numbers(self) -> None:
         record = sample_record()
         what, saved, cost = summary(record)
-        assert "lost 322 of its 698 filters in 2 steps, at the start of epochs 6 and 9" in what
+        assert "lost 322 of its 688 filters in 2 steps, at the start of epochs 6 and 9" in what
         assert "10.3 M multiply-accumulates instead of 40.6 M (25.4 %)" in saved
         assert "1.48 ms instead of 2.13 ms, 1.44 times as fast" in saved
         assert cost == (

@@ -142,3 +142,23 @@ def test_few_channels_right_at_the_ends_stay_unless_asked_for() -> None:
     assert "is one of 3 right at the model's output" in str(structure.group("4").reason)
     asked = infoprune.trace(colours(), X, frozen=["!1", "!5"])
     assert [group.name for group in asked.prunable] == ["1", "2", "4"]
+
+
+def test_what_a_cut_has_narrowed_to_a_few_channels_is_no_colour() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 9, 3, padding=1))
+    infoprune.prune(net, X, "l1", filters=0.25, round_to=1)
+    assert net[0].out_channels == 3
+    assert [group.name for group in infoprune.trace(net, X).prunable] == ["0"]
+
+
+def test_few_channels_behind_an_added_constant_are_no_colours() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.inner, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 9, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.inner(self.stem(x) + torch.arange(8.0)[:, None, None]))
+
+    assert [group.name for group in infoprune.trace(Shifted(), X).prunable] == ["inner"]

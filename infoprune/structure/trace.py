@@ -11,6 +11,7 @@ from infoprune.errors import PlanError, TraceError
 from infoprune.inputs import Inputs
 from infoprune.structure.groups import Structure
 from infoprune.structure.plan import PruningPlan
+from infoprune.structure.surgery.history import plan_of
 from infoprune.structure.tensors import OwnedTensor, owned_tensors
 from infoprune.structure.tracing.examples import in_words, tensors_of
 from infoprune.structure.tracing.frozen import freeze_modules, freeze_patterns, frozen_names
@@ -52,6 +53,7 @@ def trace(
         ConfigurationError: a pattern of ``frozen`` matches nothing.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
         >>> structure = trace(net, torch.zeros(1, 3, 8, 8))
         >>> [(group.name, group.size) for group in structure.prunable]
@@ -72,6 +74,7 @@ def traced_model(
     if not all(len(tensor) for tensor in tensors_of(example_inputs)[:1] if tensor.dim()):
         raise TraceError(f"the example inputs {in_words(example_inputs)} hold no example: give at least one")
     session = TraceSession(model, example_inputs, owned, follow)
+    session.narrow_too.update(plan_of(model).removed)  # what was cut before is no colour
     freeze_patterns(session, frozen_names(model, frozen))
     freeze_modules(session)
     with collector_paused():

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from infoprune.errors import ConfigurationError, nearest
+from infoprune.structure.tracing.examples import tensors_of
 from infoprune.structure.tracing.leaving import REACHES_OUTPUT
 from infoprune.structure.tracing.rule_context import MEETS_OTHERS
 
@@ -102,8 +103,11 @@ def freeze_ends(session: TraceSession) -> None:
     """
     component = session.space.components()
     ends: dict[str, set[int]] = {"input": set(), "output": set()}
+    sizes = {size for tensor in tensors_of(session.inputs) for size in tensor.shape[:2]}
     for freeze in session.space.freezes:
         end = {MEETS_OTHERS: "input", REACHES_OUTPUT: "output"}.get(freeze.reason or "")
+        if end == "input" and len(freeze.labels) not in sizes:
+            continue  # it meets another tensor than an input, such as a constant that is added
         if end:
             ends[end].update(component[freeze.labels].tolist())
     kernels = {c.kernel for _, tracer in session.passes.traced for c in tracer.contractions} - session.narrow_too
