@@ -70,7 +70,7 @@ class Speed:
         return other.median / self.median
 
     def interval(self, other: Speed) -> tuple[float, float]:
-        """Where `times_as_fast_as` lies with 95 % confidence: the bootstrap over rounds, in which both were timed.
+        """Return the 95 % interval of `times_as_fast_as`: the bootstrap over rounds, in which both were timed.
 
         >>> Speed((1.0, 2.0, 1.0), 1, 0).interval(Speed((2.0, 4.0, 2.0), 1, 0))
         (2.0, 2.0)

@@ -229,7 +229,7 @@ class Distillation(DualNamespaceCallback):
             self._watch = None
 
     def distance(self, calls: Sequence[_Call]) -> Tensor:
-        """How far the student was from the teacher in some calls of the network: the weighted outputs and hints."""
+        """Return the distance of student and teacher in some calls of the network: the weighted outputs and hints."""
         assert self.teacher is not None
         parts = []
         for call in calls:

@@ -183,7 +183,7 @@ class Structure:
 
     @property
     def cuts_alike(self) -> bool:
-        """Whether no operator splits a dimension or takes channels by their places: all cuts meet the same code."""
+        """Return whether all cuts meet the same code: no operator splits dimensions or takes channels by place."""
         return not any(record.by_place or record.splits for record in self.records)
 
     # -- cost ---------------------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ class ActivationTap(TorchFunctionMode):
         return self._weights.get(id(weight)) or self._kernels.get(id(weight), (None, None))[1]
 
     def _note_kernels(self, args: Any, kwargs: Any, output: Any) -> None:
-        """Whatever is computed from a layer's weight may become its kernel."""
+        """Note what is computed from a layer's weight: it may become the layer's kernel."""
         names = [name for leaf in tree_leaves((args, kwargs)) if (name := self._layer_of(leaf))]
         for leaf in tree_leaves(output) if names else ():
             if isinstance(leaf, Tensor):
@@ -118,7 +118,7 @@ class ActivationTap(TorchFunctionMode):
         return self._pending.pop(id(subject))
 
     def _hand_over_inputs(self, args: Any, kwargs: Any, keep: Pending | None) -> None:
-        """Whatever else is about to be used, perhaps overwritten, is complete."""
+        """Hand over the activations that an operator is about to use, and perhaps overwrite."""
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and id(leaf) in self._pending:
                 self._hand_over(self._pending.pop(id(leaf)))

@@ -62,7 +62,7 @@ def expected_copies(spreads: Tensor) -> Tensor:
 
 
 def copies(expected: Tensor, offset: float) -> Tensor:
-    """Whole numbers with these expectations over offsets in [0, 1), one on average: systematic sampling.
+    """Draw whole numbers with these expectations over offsets in [0, 1), one on average: systematic sampling.
 
     >>> copies(torch.tensor([0.25, 1.5, 1.25]), 0.6)
     tensor([0, 2, 1])

@@ -209,7 +209,7 @@ class RuleContext:
 
     @property
     def head_splits(self) -> Collection[tuple[int, int]]:
-        """How many whole parts of what width this operator's module splits dimensions into, if it may lose those."""
+        """Return the numbers and widths of the parts that this operator's module splits dimensions into."""
         return self._space.head_splits.get(self.record.module, ())
 
     def note_heads(self, labels: Labels) -> None:
