@@ -31,7 +31,7 @@ def undisturbed(*devices: torch.device) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; train/eval flags and the state of the random generators are as before afterwards."""
+    """Run the block in eval mode; train/eval flags and the state of the random generators are restored afterwards."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -104,7 +104,7 @@ def as_batches(data: Any) -> Any:
 
 
 def batches(model: nn.Module, data: Iterable[Any], images: int | None, caller: str) -> Iterator[tuple[Any, Any, int]]:
-    """Calibration batches on the model's device, cut off after a number of images.
+    """Return calibration batches on the model's device, cut off after a number of images.
 
     Args:
         model: Only to know the device.

@@ -156,7 +156,7 @@ def adapt(model: nn.Module, plan: PruningPlan) -> None:
 
 
 def load_from_checkpoint(cls: type[Module], path: Any, **options: Any) -> Module:
-    """``cls.load_from_checkpoint`` for checkpoints that were written while or after pruning.
+    """Call ``cls.load_from_checkpoint`` for a checkpoint that was written while or after pruning.
 
     Args:
         cls: the LightningModule's class.

@@ -7,7 +7,7 @@ process says whether it is well. A process that fails joins that sum instead, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -38,7 +38,7 @@ def process() -> int:
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """If the work inside fails on one process, it fails on all, within seconds. Blocks may lie within each other.
+    """Fail on all processes within seconds if the work inside fails on one. Blocks may lie within each other.
 
     All processes have to enter and leave it together. Collectives inside are to be those of this module, or to follow
     :func:`check_processes`.
@@ -115,6 +115,25 @@ def _all_reduced(values: Tensor) -> Tensor:
 def mean_over_processes(total: Tensor, count: float) -> Tensor:
     """Return the sum of all processes' totals over the sum of their counts."""
     return sum_over_processes(total) / sum_over_processes(torch.tensor(float(count), dtype=torch.float64))
+
+
+def on_all_ranks(work: Callable[[], Result]) -> Result:
+    """Run a function on every process; if it fails on one, stop all with its error instead of leaving them to wait.
+
+    Raises:
+        ProcessError: another process failed; the message is its error. The one that failed raises its own.
+    """
+    with all_or_none():
+        return work()
+
+
+def mean_over_ranks(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the mean of all processes' scores, the same on every process."""
+    if not scores:
+        return scores
+    mean = mean_over_processes(torch.cat([values.double() for values in scores.values()]), 1.0)
+    parts = mean.split([len(values) for values in scores.values()])
+    return {name: part.to(scores[name]) for name, part in zip(scores, parts, strict=True)}
 
 
 def rows_of_all_processes(rows: Tensor) -> Tensor:

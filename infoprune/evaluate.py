@@ -19,7 +19,7 @@ Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 
 def accuracy(model: nn.Module, data: Iterable[Any], images: int | None = None) -> dict[str, float]:
-    """Top-1 accuracy and cross-entropy of a classifier.
+    """Measure top-1 accuracy and cross-entropy of a classifier.
 
     Args:
         model: Maps images to logits (N, classes); run in eval mode, without gradients, on the device that it is on.

@@ -277,7 +277,7 @@ def _runtime(path: Path) -> Any:
 
 
 def _why(model: nn.Module, error: Exception) -> str:
-    """Why `torch.export` refused a model, with the line of the model's code."""
+    """Say why `torch.export` refused a model, with the line of the model's code."""
     text = " ".join(str(error).split())
     fixed = re.search(r"(?:specialized it|inferred) to be a constant \((\d+)\)", text)
     if fixed:

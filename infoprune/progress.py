@@ -36,7 +36,7 @@ class Progress:
         self._task = self._bar.add_task(title, total=total)
 
     def advance(self, work: float) -> None:
-        """So much more is done."""
+        """Count so much more as done."""
         self._bar.advance(self._task, work)
 
     def expect(self, work: float) -> None:

@@ -114,7 +114,7 @@ def _show(model: nn.Module, data: Iterable[Any], batches: int | None) -> int:
 
 @contextmanager
 def _statistics_of_the_batch(norms: dict[str, _BatchNorm], tallies: dict[str, _Pooled]) -> Iterator[None]:
-    """Inside, every layer normalises a batch by the batch's own statistics, and they are added to its tally.
+    """Let every layer normalise a batch by its own statistics in the block, and add them to the layer's tally.
 
     They are written where eval mode reads them. So each layer runs its own forward, whatever its class, without
     momentum, without the synchronisation that SyncBatchNorm does in train mode, and without a count of batches.

@@ -33,7 +33,7 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[Class], Class]:
-        """Class decorator: make the class available under ``name``."""
+        """Make the decorated class available under ``name``."""
 
         def add(cls: Class) -> Class:
             cls.name = name  # type: ignore[attr-defined]

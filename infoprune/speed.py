@@ -124,7 +124,7 @@ def side_by_side(
 
 
 def peak_memory(model: nn.Module, inputs: Inputs) -> int:
-    """Most bytes that a forward pass holds at once, beyond weights and inputs.
+    """Return the most bytes that a forward pass holds at once, beyond weights and inputs.
 
     On CUDA what its allocator hands out: activations and scratch space. On the CPU activations alone: the outputs of
     operators, for as long as somebody holds them.

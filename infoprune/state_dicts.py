@@ -57,7 +57,7 @@ def difference(model: nn.Module, plan: PruningPlan, state: Mapping[str, Any]) ->
 
 
 def _kind(tensor: Tensor, like: Tensor) -> str:
-    """In words, what decides whether the values of a tensor can be copied into another one."""
+    """Describe what decides whether the values of a tensor can be copied into another one."""
     if tensor.is_meta:
         return "a tensor without values"
     if tensor.layout is not torch.strided or tensor.is_quantized:

@@ -69,6 +69,7 @@ def test_batches_repeat_the_images_until_there_were_enough_and_follow_the_seed()
     assert not torch.equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distil", [0.0, 0.5])
 def test_tuning_learns_and_leaves_the_original_alone(distil: float) -> None:
     made = task()
@@ -80,6 +81,7 @@ def test_tuning_learns_and_leaves_the_original_alone(distil: float) -> None:
     assert all(torch.equal(value, before[name]) for name, value in made.model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("importance", "sharing"), [("magnitude", "local"), ("taylor", "global"), ("bn_scale", "isomorphic")]
 )

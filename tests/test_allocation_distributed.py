@@ -80,6 +80,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.slow
 def test_both_processes_plan_what_one_would(two_processes: list[dict[str, Any]]):
     alone, (first, second) = pruned(), two_processes
     assert first["plan"] == second["plan"] == alone["plan"]

@@ -165,6 +165,7 @@ def test_channels_last_changes_the_layout_and_not_the_results() -> None:
     torch.testing.assert_close(plain, turned)
 
 
+@pytest.mark.slow
 def test_compiled() -> None:
     # the cheap backend: what is tested is that the graph is caught, not what a compiler makes of it
     L.seed_everything(0)
@@ -317,6 +318,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_processes_count_every_image_once(tmp_path: Path) -> None:
     script = tmp_path / "two_processes.py"
     script.write_text(SCRIPT)

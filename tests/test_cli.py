@@ -274,6 +274,7 @@ del sent, under_way  # gloo's threads hold the rest, and free their Python objec
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 def test_processes_that_went_well_end_well(folder: Path) -> None:
     """Without `leave_process_group`, one of these two processes or both abort more often than not."""

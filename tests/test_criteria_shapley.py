@@ -282,6 +282,7 @@ def test_exact_scores_against_the_definition_on_the_gated_network(
     assert scores.std() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["antithetic", "permutation", "complementary"])
 def test_sampled_scores_come_close_to_the_exact_ones_and_lie_within_their_intervals(
     estimator: str, net, structure, data

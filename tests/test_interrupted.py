@@ -22,7 +22,7 @@ import os, signal, sys
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from fsspec.implementations.local import LocalFileOpener
-from infoprune.callbacks import surgery
+from infoprune.callbacks.engine import surgery
 from infoprune.criteria import L1
 from infoprune.structure.tensors import OwnedTensor
 from tests.tiny import TinyModule, loader, pruning, trainer

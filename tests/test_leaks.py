@@ -16,6 +16,7 @@ from tests.tiny import TinyModule, TinyNet, loader, pruning, trainer
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 def test_fifty_events() -> None:
     """Old parameters, optimizer state, traces and hooks of 50 events are all gone; Lightning's own ModelPruning keeps
     them."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from infoprune import FilterPruning
-from infoprune.callbacks.network_calibration import NetworkCalibration
+from infoprune.callbacks.engine.calibration import NetworkCalibration
 from infoprune.inputs import ByMode
 from tests.test_strangers import PROJECTS
 from tests.tiny import TinyModule, TinyNet, loader, trainer

@@ -91,6 +91,7 @@ for name in PROJECTS:
 """
 
 
+@pytest.mark.slow
 def test_projects_written_against_pytorch_lightning(tmp_path: Path) -> None:
     """The mirror package ``pytorch_lightning`` refuses objects of ``lightning.pytorch``; projects that import it work
     alike, whichever is imported first."""

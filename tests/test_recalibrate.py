@@ -225,6 +225,7 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     mp.spawn(work, (str(tmp_path),), nprocs=2)
     alone = network()

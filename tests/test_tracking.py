@@ -68,6 +68,7 @@ OLD_WANDB = TorchVersion(wandb.__version__) < "0.28"
 HANGS = pytest.mark.skipif(OLD_WANDB, reason="wandb before 0.28 starts no run after one that the network failed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", ["no login", pytest.param("no network", marks=HANGS)])
 def test_a_run_that_wandb_does_not_take_is_kept_and_found(reason: str, tmp_path: Path) -> None:
     address = "http://127.0.0.1:9"  # nobody listens there
@@ -133,6 +134,7 @@ class TestSweep:
         given = [f"--{name}={value}" for name, value in trial.items()]
         return [word for part in command for word in (given if part == "${args}" else [part])]
 
+    @pytest.mark.slow
     def test_one_trial_without_an_agent(self, tmp_path: Path) -> None:
         trial = {"trainer.callbacks.criterion": "{name: capacity_independence, balance: 0.25}",
                  "trainer.callbacks.macs": 0.7}  # fmt: skip

@@ -92,7 +92,7 @@ class Allocation(ABC):
         amount: float | None,
         fraction: float,
     ) -> Widths:
-        """Widths where no budget is given: together the groups lose ``fraction`` x ``amount`` of their units."""
+        """Return widths where no budget is given: the groups lose ``fraction`` x ``amount`` of their units together."""
         amount = self.need_amount(amount)
         widths_at = self.widths_at(structure, scores, grids, unit_costs(structure, "amount"))
         whole = sum(grid.original or grid.size for grid in grids.values())

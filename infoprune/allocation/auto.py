@@ -72,5 +72,5 @@ class Auto(Allocation):
         amount: float | None,
         fraction: float,
     ) -> dict[str, int]:
-        """Every group loses the same share."""
+        """Take the same share from every group."""
         return Uniform().without_budget(structure, scores, grids, amount, fraction)

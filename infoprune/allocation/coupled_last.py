@@ -38,7 +38,7 @@ class CoupledLast(Allocation):
     def widths_at(
         self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
     ) -> WidthsAt:
-        """In three equal parts: the single groups to the floor, the coupled ones to the floor, all to the fewest."""
+        """Return widths in three equal stretches: single groups to the floor, coupled ones to it, all to the fewest."""
         coupled = {name for name in grids if len(structure.producers(structure.group(name))) > 1}
 
         def widths(sparsity: float) -> Widths:

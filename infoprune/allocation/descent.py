@@ -22,7 +22,7 @@ STEPS = 16
 def descend(
     curves: LossCurves, costs: UnitCosts, grids: Mapping[str, WidthGrid], floors: Mapping[str, int], depth: float
 ) -> Iterator[Widths]:
-    """Widths from the whole model down to the floors, and from there evenly to the lowest.
+    """Return widths from the whole model down to the floors, and from there evenly to the lowest.
 
     Each step makes one group narrower: the one where a unit of saved cost adds the least to the loss, as the round of
     measurements that was made nearest above tells, plus ``depth`` times the logarithm of how many times narrower the

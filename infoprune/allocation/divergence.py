@@ -19,7 +19,7 @@ PROBABILITIES_SUM_TO_ONE = 1e-3
 
 
 def divergence_of_scores(original: Tensor, changed: Tensor) -> Tensor:
-    """Kullback-Leibler divergence, in nats, of class scores along dimension 1; the mean over pixels or positions.
+    """Return the Kullback-Leibler divergence, in nats, of class scores along dimension 1; mean over positions.
 
     >>> divergence_of_scores(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]])).item() > 0
     True
@@ -35,14 +35,14 @@ def divergence_of_probabilities(original: Tensor, changed: Tensor) -> Tensor:
 
 
 def divergence_of_labels(original: Tensor, changed: Tensor) -> Tensor:
-    """Kullback-Leibler divergence, in nats, of yes-or-no scores (before the sigmoid), summed over labels."""
+    """Return the Kullback-Leibler divergence, in nats, of yes-or-no scores (before the sigmoid), summed over labels."""
     yes, no = F.logsigmoid(original), F.logsigmoid(-original)
     gap = yes.exp() * (yes - F.logsigmoid(changed)) + no.exp() * (no - F.logsigmoid(-changed))
     return gap.flatten(1).sum(dim=1)
 
 
 def relative_error(original: Tensor, changed: Tensor) -> Tensor:
-    """Squared error over the variance of the original's outputs across images, or over their square if they are equal.
+    """Return the squared error over the variance of the original's outputs across images, or over their square.
 
     >>> relative_error(torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [2.0]])).tolist()
     [0.0, 1.0]

@@ -97,7 +97,7 @@ class InformationConcentration(Allocation):
     def widths_at(
         self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
     ) -> WidthsAt:
-        """Shares proportional to the concentrations, scaled down from where every group is whole."""
+        """Return shares proportional to the concentrations, scaled down from where every group is whole."""
         weights = self._weights(structure, [structure.group(name) for name in grids])
         largest = 1 / min((weight for weight in weights.values() if weight > 0), default=1.0)
 
@@ -112,7 +112,7 @@ class InformationConcentration(Allocation):
         return widths
 
     def _weights(self, structure: Structure, groups: list[ChannelGroup]) -> dict[str, float]:
-        """(IC / mean IC) ** sharpness of each group."""
+        """Return (IC / mean IC) ** sharpness of each group."""
         if self.concentrations is None:
             raise ConfigurationError(
                 "allocation 'information_concentration' has nothing measured yet: call prepared(model, structure, data)"

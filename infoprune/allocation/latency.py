@@ -129,7 +129,7 @@ class LatencyShare:
         return max(found, key=lambda entry: entry[0])[1] if found else solve(0.0)
 
     def _cost(self) -> Callable[[Mapping[str, int]], float]:
-        """Widths -> the share of the time that the layers take together."""
+        """Return the share of the time that layers of these widths take together."""
         if not self.backend.quick_to_load:
             return cost_share(self.structure, "macs")
         first = next(self.model.parameters())

@@ -269,7 +269,7 @@ class LossMeter:
 
     @contextmanager
     def _cut(self, widths: Mapping[str, int]) -> Iterator[None]:
-        """Inside, the copy computes as if these groups had so many units."""
+        """Let the copy compute in the block as if these groups had so many units."""
         saved: dict[str, Tensor] = {}
         for name, width in widths.items():
             gone = torch.zeros(self.groups[name].size, dtype=torch.bool)

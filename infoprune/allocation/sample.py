@@ -69,7 +69,7 @@ def _has_rows(batch: Batch) -> bool:
 
 
 def _joined(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Small batches, joined where their tensors have one row for each image."""
+    """Join small batches where their tensors have one row for each image."""
     waiting: list[Batch] = []
     for batch in batches:
         if waiting and not _fit(waiting[-1], batch):

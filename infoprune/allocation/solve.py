@@ -71,7 +71,7 @@ def _inside(reach: Mapping[str, range], states: Iterable[Widths]) -> Iterator[Wi
 
 
 def bisect(widths_at: WidthsAt, measure: Measure, target: float, steps: int) -> tuple[float, float]:
-    """Two sparsitys with neighbouring widths, as far as ``steps`` go: those of the first are within the target."""
+    """Return two sparsities with neighbouring widths, as far as ``steps`` go: the first meets the target."""
     enough, little = 1.0, 0.0
     low, high = widths_at(enough), widths_at(little)
     for _ in range(steps):
@@ -91,7 +91,7 @@ def bisect(widths_at: WidthsAt, measure: Measure, target: float, steps: int) -> 
 def _walk(
     low: Widths, high: Widths, grids: Mapping[str, WidthGrid], measure: Measure, target: float
 ) -> tuple[Widths, Widths]:
-    """Where several groups change at one sparsity: change them one by one, in order, until the target is crossed."""
+    """Change groups one by one, in order, until the target is crossed, where several change at one sparsity."""
     below = low
     for above in one_by_one(low, high, grids):
         if measure(above) > target:

@@ -28,7 +28,7 @@ class Uniform(Allocation):
     def widths_at(
         self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
     ) -> WidthsAt:
-        """All groups at the share 1 - sparsity."""
+        """Return all groups at the share 1 - sparsity."""
         return lambda sparsity: {name: grid.at(1 - sparsity) for name, grid in grids.items()}
 
     def without_budget(
@@ -39,7 +39,7 @@ class Uniform(Allocation):
         amount: float | None,
         fraction: float,
     ) -> Widths:
-        """Every group loses ``fraction`` x ``amount`` of its units."""
+        """Take ``fraction`` x ``amount`` of the units from every group."""
         return self.widths_at(structure, scores, grids, unit_costs(structure, "amount"))(
             fraction * self.need_amount(amount)
         )

@@ -110,7 +110,7 @@ def _read(path: Path) -> dict[str, float]:
 
 
 def _lattice(width: int) -> list[int]:
-    """Widths to measure, in multiples that no backend punishes where the layer is wide enough."""
+    """Return widths to measure, in multiples that no backend punishes where the layer is wide enough."""
     step = 16 if width >= 64 else 4 if width >= 16 else 1
     return sorted({max(step, round(width * share / step) * step) for share in SHARES[:-1]} | {width})
 

@@ -104,7 +104,7 @@ def _known(ratios: Sequence[float], repeats: int, target: float | None) -> bool:
 
 
 def _standard_error(ratios: Sequence[float]) -> float:
-    """Of the median, relative to it; from the distance of the quartiles, which outliers leave alone."""
+    """Return the standard error of the median, relative to it, from the quartiles, which outliers leave alone."""
     if len(ratios) < 2:
         return 0.0
     low, median, high = statistics.quantiles(ratios, n=4)

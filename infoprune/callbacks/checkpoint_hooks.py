@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from infoprune.callbacks.surgery import averaged_copies
+from infoprune.callbacks.engine.surgery import averaged_copies
 from infoprune.checkpoint import take_shape
 from infoprune.marker import mark
 from infoprune.structure import plan_of

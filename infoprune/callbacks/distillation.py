@@ -11,68 +11,22 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
 from infoprune.callbacks._compat import DualNamespaceCallback
-from infoprune.callbacks.filter_pruning import FilterPruning, find_pruning
+from infoprune.callbacks.distances import LOSSES, attention, check_alike, hint_distance, soft_targets
+from infoprune.callbacks.filter_pruning import FilterPruning
+from infoprune.callbacks.trainer_checks import find_pruning
 from infoprune.checkpoint import adapt
 from infoprune.errors import CheckpointError, ConfigurationError, PlanError, nearest
 from infoprune.registry import check_choice, check_number
 from infoprune.snapshot import snapshot
 from infoprune.structure import PruningPlan, plan_of
 
+__all__ = ["Distillation", "attention", "soft_targets"]
+
 STEP = "training_step"
-
-
-def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T² x the Kullback-Leibler divergence between class probabilities at a temperature T, averaged over examples.
-
-    Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
-
-    Args:
-        student: (N, classes, ...) logits; further dimensions (pixels, say) count as examples.
-        teacher: logits of the same shape.
-        temperature: by which both are divided.
-
-    >>> logits = torch.tensor([[1.0, 2.0]])
-    >>> soft_targets(logits, logits, 4.0).item()
-    0.0
-    """
-    ours, theirs = (F.log_softmax(_at_least_single(logits) / temperature, dim=1) for logits in (student, teacher))
-    return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1).mean()
-
-
-def attention(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance between normalised maps of where a layer is active, averaged over examples.
-
-    A map is the mean over channels of the squared activation, so the two may differ in width.
-
-    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017.
-
-    Args:
-        student: (N, C, ...) activations with at least one dimension of space.
-        teacher: (N, D, ...).
-
-    >>> maps = torch.rand(2, 3, 4, 4)
-    >>> attention(maps[:, :1].expand(2, 5, 4, 4), maps[:, :1]).item() < 1e-12
-    True
-    """
-    ours, theirs = (F.normalize(_at_least_single(maps).square().mean(dim=1).flatten(1)) for maps in (student, teacher))
-    return (ours - theirs).square().sum(dim=1).mean()
-
-
-def squared_error(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Mean squared difference, for outputs that are not logits."""
-    return F.mse_loss(_at_least_single(student), _at_least_single(teacher))
-
-
-def _at_least_single(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"kl": soft_targets, "mse": squared_error}
 
 
 class Distillation(DualNamespaceCallback):
@@ -236,14 +190,15 @@ class Distillation(DualNamespaceCallback):
             with torch.no_grad(), _kept(self.teacher, self.hints) as theirs:
                 output = self.teacher(*call.args, **call.kwargs)
             pairs = self._picked(call.output), self._picked(output)
-            parts.append(self.weight * LOSSES[self.loss](*_alike(*pairs), self.temperature))
+            check_alike(*pairs)
+            parts.append(self.weight * LOSSES[self.loss](*pairs, self.temperature))
             for name in self.hints:
                 ours = call.activations.get(name)
-                parts[-1] = parts[-1] + self.hint_weight / len(self.hints) * _hint(name, ours, theirs.get(name))
+                parts[-1] = parts[-1] + self.hint_weight / len(self.hints) * hint_distance(name, ours, theirs.get(name))
         return torch.stack(parts).mean()
 
     def _picked(self, output: Any) -> Tensor:
-        """The tensor to compare in what the network returned."""
+        """Return the tensor to compare in what the network returned."""
         found = output
         if self.output is not None:
             try:
@@ -316,7 +271,7 @@ class _Watch:
             self._activations = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The training step, its loss mixed with the distance to the teacher."""
+        """Run the training step, its loss mixed with the distance to the teacher."""
         calls: list[_Call] = []
         self._calls = calls
         try:
@@ -365,33 +320,13 @@ def _kept(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Any]]:
             handle.remove()
 
 
-def _alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    if student.shape != teacher.shape:
-        raise ConfigurationError(
-            f"Distillation: the network's output has shape {tuple(student.shape)} and the teacher's "
-            f"{tuple(teacher.shape)}: freeze the layer that makes it, or compare another output=..."
-        )
-    return student, teacher
-
-
-def _hint(name: str, student: Any, teacher: Any) -> Tensor:
-    for maps in (student, teacher):
-        if not isinstance(maps, Tensor) or maps.dim() < 3:
-            found = f"has shape {tuple(maps.shape)}" if isinstance(maps, Tensor) else f"is a {type(maps).__name__}"
-            raise ConfigurationError(
-                f"Distillation: the hint {name!r} {found}; hints compare activations (N, C, ...) with at least one "
-                "dimension of space, of layers that every call of the network runs"
-            )
-    return attention(student, teacher)
-
-
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers, also those that a state dict leaves out."""
+    """Return all parameters and buffers, also those that a state dict leaves out."""
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 def _rebuilt(network: nn.Module, stored: Mapping[str, Any]) -> nn.Module:
-    """The teacher of a checkpoint, from a network of the same architecture, whatever that has lost by now."""
+    """Return the teacher of a checkpoint, from a network of the same architecture, whatever that has lost by now."""
     teacher = snapshot(network)
     try:
         adapt(teacher, PruningPlan.from_dict(stored["plan"]))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from typing_extensions import override
 
@@ -19,30 +17,27 @@ from infoprune.allocation.rounding import RoundTo
 from infoprune.backends import Backend, get_backend
 from infoprune.callbacks._compat import DualNamespaceCallback
 from infoprune.callbacks.checkpoint_hooks import hook_checkpoints, mark_checkpoint, unhook_checkpoints
-from infoprune.callbacks.distributed import on_all_ranks
 from infoprune.callbacks.engine import PruningEngine
-from infoprune.callbacks.measure import ValidationMetrics, validate_now
-from infoprune.callbacks.pending import EngineOptions
+from infoprune.callbacks.engine.options import EngineOptions
+from infoprune.callbacks.event_log import EventLog
+from infoprune.callbacks.shape_guard import ShapeGuard
 from infoprune.callbacks.trainer_checks import (
     check_callbacks,
+    check_disjoint,
     check_started,
     check_strategy,
     reset_best,
     reset_early_stopping,
 )
 from infoprune.checkpoint import RECORD, attach, plan_record
-from infoprune.cost import Cost
 from infoprune.criteria import Criterion, get_criterion
-from infoprune.decide import Decision, Target
+from infoprune.decide import Target
 from infoprune.deprecated import filters_to_keep, renamed
-from infoprune.errors import ConfigurationError
+from infoprune.distributed import on_all_ranks
 from infoprune.registry import check_count
-from infoprune.report.collect import event_record
-from infoprune.report.loggers import RunLog
-from infoprune.report.record import EventRecord, LayerRow
-from infoprune.report.text import event_line
+from infoprune.report.record import EventRecord
 from infoprune.schedule import Schedule
-from infoprune.structure import PruningPlan, Structure, plan_of
+from infoprune.structure import PruningPlan, Structure
 
 if TYPE_CHECKING:
     from infoprune.inputs import Inputs
@@ -171,7 +166,6 @@ class FilterPruning(DualNamespaceCallback):
         self.validate_cuts = validate_cuts
         self.reset_best = reset_best
         self.reset_early_stopping = reset_early_stopping
-        self.history: list[EventRecord] = []
         home = None if backend is None else get_backend(backend)
         self._engine = PruningEngine(
             EngineOptions(
@@ -189,33 +183,24 @@ class FilterPruning(DualNamespaceCallback):
                 verify,
             )
         )
-        self._shape = PruningPlan()  # of the fitted module
-        self._validation = ValidationMetrics()
-        self._log: RunLog | None = None
+        self._log = EventLog()
+        self._guard = ShapeGuard()
         self._run: weakref.ref[pl.Trainer] | None = None
-        self._fitted: weakref.ref[pl.LightningModule] | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """The options as given, as plain data."""
-        given = self._engine.options
-        target = {name: value for name, value in vars(given.target).items() if value is not None}
-        if given.target.backend is not None:
-            target["backend"] = given.target.backend.name
         return {
-            "criterion": given.criterion.name or type(given.criterion).__name__,
-            "criterion_options": dict(given.criterion.options),
-            **target,
+            **self._engine.options.described(),
             "schedule": [list(event) for event in self.schedule.events],
-            "allocation": given.allocation.name or type(given.allocation).__name__,
-            "allocation_options": dict(given.allocation.options),
-            "frozen": list(self._engine.frozen),
-            **({"module": self.module} if self.module else {}),
-            **({"follow": dict(given.follow)} if given.follow else {}),
-            **({"recalibration_batches": given.recalibration_batches} if given.recalibration_batches else {}),
-            **({} if given.verify else {"verify": False}),
+            "frozen": list(self._engine.located.frozen),
             **({"validate_cuts": True} if self.validate_cuts else {}),
         }
+
+    @property
+    def history(self) -> list[EventRecord]:
+        """The events so far, the first one first."""
+        return self._log.events
 
     @property
     def unpruned(self) -> UnprunedStats | None:
@@ -231,15 +216,15 @@ class FilterPruning(DualNamespaceCallback):
     @property
     def inputs(self) -> Inputs | None:
         """The example inputs of the network, None until they are known."""
-        return self._engine.inputs
+        return self._engine.located.inputs
 
     def network(self, module: nn.Module) -> nn.Module:
         """Return the part of a LightningModule (of the one that is trained, or a copy) that is pruned."""
-        return self._engine.network(module)
+        return self._engine.located.within(module)
 
     def wrapped_network(self, module: nn.Module) -> nn.Module:
         """Return the module that the LightningModule calls: the network, or ``torch.compile``'s wrapper around it."""
-        return self._engine.wrapped_network(module)
+        return self._engine.located.wrapped_within(module)
 
     def is_due(self, epoch: int) -> bool:
         """Return whether an event is to happen at the start of an epoch."""
@@ -250,8 +235,7 @@ class FilterPruning(DualNamespaceCallback):
 
         An event that was missed, because the callback joined a run late, is due at once.
         """
-        last = self.history[-1].epoch if self.history else -1
-        due = [fraction for start, fraction in self.schedule.events if last < start <= epoch]
+        due = [fraction for start, fraction in self.schedule.events if self._log.last_epoch < start <= epoch]
         return due[-1] if due else None
 
     # -- before training ----------------------------------------------------------------------------------------------
@@ -266,7 +250,8 @@ class FilterPruning(DualNamespaceCallback):
         if stage == "fit":
             check_strategy(trainer, pl_module)
             check_callbacks(trainer)
-            self._check_others(trainer)
+            others = [c for c in trainer.callbacks if isinstance(c, FilterPruning) and c is not self]  # type: ignore[attr-defined]
+            check_disjoint(self.module, [other.module for other in others])
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self.schedule.check(trainer.max_epochs)
             if self._run is None or self._run() is not trainer:
@@ -281,27 +266,15 @@ class FilterPruning(DualNamespaceCallback):
     def _start_over(self, trainer: pl.Trainer) -> None:
         """Forget the last run. Where the new Trainer resumes a run, the state comes from the checkpoint."""
         self._run = weakref.ref(trainer)
-        self.history = []
         self._engine = PruningEngine(self._engine.options)
-        self._fitted, self._shape, self._validation = None, PruningPlan(), ValidationMetrics()
-
-    def _check_others(self, trainer: pl.Trainer) -> None:
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(other, FilterPruning) and other is not self:
-                mine, others = (f"{callback.module}." for callback in (self, other))
-                if None in (self.module, other.module) or mine.startswith(others) or others.startswith(mine):
-                    raise ConfigurationError(
-                        f"two FilterPruning callbacks prune the same part of the model ({self.module!r} and "
-                        f"{other.module!r}): give each its own part with module=..., or leave one out"
-                    )
+        self._log, self._guard = EventLog(), ShapeGuard()
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_started(trainer, pl_module)
-        self._check_shape(pl_module)
-        self._engine.inputs = None  # another fit may come with another module
-        self._fitted = weakref.ref(pl_module)
-        self._shape = plan_of(pl_module)
+        self._guard.check(pl_module)
+        self._guard.start(pl_module)
+        self._engine.located.inputs = None  # another fit may come with another module
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -309,9 +282,7 @@ class FilterPruning(DualNamespaceCallback):
 
     def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.prepare(trainer, pl_module)
-        if trainer.is_global_zero:
-            self._log = RunLog(trainer.loggers)
-            self._log.start(self.options)
+        self._log.start(trainer, self.options)
         self._engine.rehearse(trainer, pl_module)
         if self.is_due(0) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._engine.copies.check_clear()
@@ -349,8 +320,18 @@ class FilterPruning(DualNamespaceCallback):
 
     def _event(self, trainer: pl.Trainer, pl_module: pl.LightningModule, fraction: float) -> None:
         structure, decision = self._engine.run_event(trainer, pl_module, fraction)
-        self._shape = plan_of(pl_module)
-        self._note(trainer, pl_module, structure, decision)
+        self._guard.update(pl_module)
+        assert self.unpruned is not None
+        self._log.add(
+            trainer,
+            pl_module,
+            structure,
+            decision,
+            criterion=self.options["criterion"],
+            unpruned=self.unpruned,
+            validate=self.validate_cuts,
+            latency=None if self._engine.options.target.latency is None else self._engine.latency_ratio,
+        )
         if self.reset_best:
             reset_best(trainer)
         if self.reset_early_stopping:
@@ -369,46 +350,9 @@ class FilterPruning(DualNamespaceCallback):
         upcoming = [fraction for epoch, fraction in self.schedule.events if epoch > trainer.current_epoch]
         return self._engine.plan_event(trainer, pl_module, upcoming[0]) if upcoming else None
 
-    def _note(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, structure: Structure, decision: Decision
-    ) -> None:
-        """Append the event to the history and log it."""
-        event = event_record(
-            len(self.history),
-            trainer.current_epoch,
-            trainer.global_step,
-            self.options["criterion"],
-            structure,
-            decision.plan,
-            decision.scores,
-            self._validation.metrics,
-            decision.curves,
-        )
-        self.history.append(event)
-        assert self.unpruned is not None
-        if self.validate_cuts:
-            event.metrics_cut = validate_now(trainer)
-        rank_zero_info(event_line(event, self.unpruned.cost, self.unpruned.frozen))
-        macs, params = Cost(event.macs, event.params).ratio(self.unpruned.cost)
-        ratios = {"prune/macs_ratio": macs, "prune/params_ratio": params}
-        ratios |= {f"prune/after_cut/{k}": value for k, value in event.metrics_cut.items() if value is not None}
-        if self._engine.options.target.latency is not None:
-            ratios["prune/latency_ratio"] = self._engine.latency_ratio
-        if self._log is not None:
-            self._log.event(event, ratios)
-        totals = {
-            "prune/event": event.index + 1.0,
-            "prune/macs": float(event.macs),
-            "prune/params": float(event.params),
-        }
-        # For filenames and monitors; the loggers have it already, with the step at which it happened.
-        pl_module.log_dict(
-            {**totals, **ratios}, logger=False, on_step=False, on_epoch=True, batch_size=1, sync_dist=True
-        )
-
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        missed = [epoch for epoch in self.schedule.epochs if not self.history or epoch > self.history[-1].epoch]
+        missed = [epoch for epoch in self.schedule.epochs if epoch > self._log.last_epoch]
         if missed and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             warnings.warn(
                 f"training ended in epoch {trainer.current_epoch}, before the pruning events of epochs {missed}: the "
@@ -421,47 +365,37 @@ class FilterPruning(DualNamespaceCallback):
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":
-            self._validation.start(trainer)
+            self._log.validation_starts(trainer)
         else:
-            self._check_shape(pl_module)
+            self._guard.check(pl_module)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._validation.end(trainer)
-            if self.history:
-                self.history[-1].metrics_after = dict(self._validation.metrics)
+            self._log.validation_ends(trainer)
 
     @override
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._check_shape(pl_module)
+        self._guard.check(pl_module)
 
     @override
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._check_shape(pl_module)
+        self._guard.check(pl_module)
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to the running process: its Trainer and module, and the loggers."""
-        return {**vars(self), "_run": None, "_fitted": None, "_log": None}
+        """Leave out the Trainer and the module, which belong to the running process."""
+        return {**vars(self), "_run": None, "_guard": ShapeGuard()}
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "history": [dataclasses.asdict(event) for event in self.history],
-            "validated": dict(self._validation.metrics),
-            **self._engine.state_dict(),
-        }
+        return {**self._log.state_dict(), **self._engine.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history = [
-            EventRecord(**{**event, "layers": [LayerRow(**row) for row in event["layers"]]})
-            for event in state_dict["history"]
-        ]
-        self._validation.metrics = dict(state_dict["validated"])
+        self._log.load_state_dict(state_dict)
         self._engine.load_state_dict(state_dict)
 
     @override
@@ -475,44 +409,4 @@ class FilterPruning(DualNamespaceCallback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._is_fitted(pl_module):
-            self._shape = plan_of(pl_module)
-
-    def _is_fitted(self, pl_module: pl.LightningModule) -> bool:
-        return self._fitted is not None and self._fitted() is pl_module
-
-    def _check_shape(self, pl_module: pl.LightningModule) -> None:
-        """A configure_model that builds its layers whenever it is called would silently undo the pruning."""
-        if self._is_fitted(pl_module) and plan_of(pl_module) != self._shape:
-            raise ConfigurationError(
-                f"{type(pl_module).__name__} no longer has the shape that it was pruned to. Most likely its "
-                "configure_model built the network anew, with fresh weights: let it return at once if the network is "
-                "there (`if self.net is not None: return`)"
-            )
-
-
-def find_pruning(trainer: pl.Trainer, module: str | None, who: str) -> FilterPruning:
-    """Return the Trainer's `FilterPruning`; where it has several, that for a part of the model.
-
-    Args:
-        trainer: the Trainer.
-        module: the ``module`` option of the callback that is meant, None if there is only one.
-        who: name of the callback that asks, for messages.
-
-    Raises:
-        ConfigurationError: there is none, or not clearly one.
-    """
-    found = [callback for callback in trainer.callbacks if isinstance(callback, FilterPruning)]  # type: ignore[attr-defined]
-    if not found:
-        raise ConfigurationError(
-            f"{who} works with FilterPruning, and the Trainer has none among its callbacks: add one"
-        )
-    if len(found) > 1 or module is not None:
-        chosen = [callback for callback in found if callback.module == module]
-        if len(chosen) != 1:
-            parts = ", ".join(repr(callback.module) for callback in found)
-            raise ConfigurationError(
-                f"{who}: module={module!r} does not say which FilterPruning is meant; there is {parts}"
-            )
-        return chosen[0]
-    return found[0]
+        self._guard.update(pl_module)

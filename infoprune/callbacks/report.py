@@ -17,7 +17,7 @@ from torch import nn
 from typing_extensions import override
 
 from infoprune.callbacks._compat import DualNamespaceCallback
-from infoprune.callbacks.distributed import on_all_ranks
+from infoprune.callbacks.engine.network_finder import COMPILED
 from infoprune.callbacks.filter_pruning import FilterPruning
 from infoprune.callbacks.measure import (
     Metrics,
@@ -28,7 +28,7 @@ from infoprune.callbacks.measure import (
     metrics_on_test_data,
     only_progress,
 )
-from infoprune.callbacks.network import COMPILED
+from infoprune.distributed import on_all_ranks
 from infoprune.errors import CheckpointError, ConfigurationError, PlanError
 from infoprune.files import write_text_whole
 from infoprune.report.collect import whole_run

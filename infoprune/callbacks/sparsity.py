@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from infoprune.callbacks._compat import DualNamespaceCallback
-from infoprune.callbacks.filter_pruning import FilterPruning, find_pruning
+from infoprune.callbacks.filter_pruning import FilterPruning
+from infoprune.callbacks.trainer_checks import find_pruning
 from infoprune.errors import ConfigurationError
 from infoprune.registry import check_choice, check_count, check_number
 from infoprune.structure import PruningPlan, Structure
@@ -70,7 +71,7 @@ def rows(tensor: Tensor, part: Part) -> Tensor:
 
 
 def unit_norms(network: nn.Module, parts: list[Part]) -> Tensor:
-    """L2 norm of each unit of a group over all parameters that make it: (units,), 0 for units that stay."""
+    """Return the L2 norm (units,) of each unit over all parameters that make it; 0 for units that stay."""
     first = network.get_parameter(parts[0].parameter)
     squares = torch.zeros(int(max(part.unit.max() for part in parts)) + 1, device=first.device)
     for part in parts:

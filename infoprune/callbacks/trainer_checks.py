@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,8 @@ from infoprune.structure.surgery.optimizer_state import check_optimizer_ahead
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+
+    from infoprune.callbacks.filter_pruning import FilterPruning
 
 SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
@@ -64,6 +67,51 @@ def check_callbacks(trainer: pl.Trainer) -> None:
                 "ModelPruning masks weights by a parametrization, and a parametrized layer cannot be shrunk: leave one "
                 "of ModelPruning and FilterPruning out"
             )
+
+
+def check_disjoint(part: str | None, others: Iterable[str | None]) -> None:
+    """Refuse a second `FilterPruning` for the same part of the model.
+
+    Args:
+        part: ``module`` of one callback: a path, None for the whole model.
+        others: ``module`` of the Trainer's other ones.
+
+    Raises:
+        ConfigurationError: names the two parts.
+    """
+    for other in others:
+        if part is None or other is None or f"{part}.".startswith(f"{other}.") or f"{other}.".startswith(f"{part}."):
+            raise ConfigurationError(
+                f"two FilterPruning callbacks prune the same part of the model ({part!r} and {other!r}): give each its "
+                "own part with module=..., or leave one out"
+            )
+
+
+def find_pruning(trainer: pl.Trainer, module: str | None, who: str) -> FilterPruning:
+    """Return the Trainer's `FilterPruning`; where it has several, that for a part of the model.
+
+    Args:
+        trainer: the Trainer.
+        module: the ``module`` option of the callback that is meant, None if there is only one.
+        who: name of the callback that asks, for messages.
+
+    Raises:
+        ConfigurationError: there is none, or not clearly one.
+    """
+    found: list[FilterPruning] = _callbacks_of_kind(trainer, "FilterPruning")
+    if not found:
+        raise ConfigurationError(
+            f"{who} works with FilterPruning, and the Trainer has none among its callbacks: add one"
+        )
+    if len(found) > 1 or module is not None:
+        chosen = [callback for callback in found if callback.module == module]
+        if len(chosen) != 1:
+            parts = ", ".join(repr(callback.module) for callback in found)
+            raise ConfigurationError(
+                f"{who}: module={module!r} does not say which FilterPruning is meant; there is {parts}"
+            )
+        return chosen[0]
+    return found[0]
 
 
 def check_started(trainer: pl.Trainer, module: pl.LightningModule) -> None:

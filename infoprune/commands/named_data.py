@@ -44,7 +44,7 @@ class NamedData:
         self.module.setup("fit")
 
     def training(self, augment: bool = False) -> Any:
-        """Batches of training images, normalised; the same each time."""
+        """Return batches of training images, normalised; the same each time."""
         sample = getattr(self.module, "calibration_batches", None)
         if sample is not None:
             return sample(self.images, augment=augment) if augment else sample(self.images)
@@ -53,7 +53,7 @@ class NamedData:
         return list(islice(self._transferred(loader), batches))
 
     def test(self) -> Iterator[Any]:
-        """Batches of the test data, or of the validation data where there is none."""
+        """Return batches of the test data, or of the validation data where there is none."""
         self.module.setup("test")
         return self._transferred(self.module.test_dataloader())
 

@@ -64,7 +64,7 @@ def unit_scores(filter_scores: Tensor, slot: GroupSlot, size: int) -> Tensor:
 
 
 def combine_members(members: Sequence[tuple[Tensor, GroupSlot]], size: int, normalize: str, combine: str) -> Tensor:
-    """One score per unit from the layers that feed a group.
+    """Return one score per unit from the layers that feed a group.
 
     Args:
         members: The scores of each layer's filters with the slot that places them.

@@ -47,7 +47,7 @@ class BatchNormScale(LayerCriterion):
         return found
 
     def layer_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> dict[str, Tensor]:
-        """Batch norm name -> (channels,) absolute scales."""
+        """Return batch norm name -> (channels,) absolute scales."""
         scores = {}
         for group in structure.prunable:
             for name, slot in self.members(model, structure, group):

@@ -62,7 +62,7 @@ class CapacityIndependence(WeightCriterion):
         check_count(self.label, "neighbours", self.neighbours, 1)
 
     def filter_scores(self, filters: Tensor) -> Tensor:
-        """(N, C, K) filters -> (N,) scores in [0, 1]."""
+        """Return scores in [0, 1], (N,), of (N, C, K) filters."""
         score = torch.zeros(len(filters), dtype=filters.dtype)
         if self.balance > 0:
             score += self.balance * minmax(capacity(filters, self.capacity, self.bins, self.neighbours))

@@ -36,14 +36,14 @@ class CHIP(FeatureMapCriterion):
     """
 
     def map_scores(self, maps: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C)."""
+        """Return one value for each map: (B, C, H, W) -> (B, C)."""
         rows, columns = maps.shape[1], maps[0, 0].numel()
         step = max(1, CHUNK // (rows * max(min(rows, columns), len(NODES))))
         return torch.cat([channel_independence(part) for part in maps.flatten(2).split(step)])
 
 
 def channel_independence(matrices: Tensor) -> Tensor:
-    """Nuclear norm of each matrix minus that of the matrix without row j, for every j.
+    """Return the nuclear norm of each matrix minus that of the matrix without row j, for every j.
 
     Write G = A A^T, and B(t) = (G + t)^-1. With sqrt(x) = 2/pi * integral over s > 0 of x / (x + s^2), and because
     removing row and column j from G takes (B^2)_jj / B_jj off the trace of B, the difference for row j is
@@ -80,7 +80,7 @@ def channel_independence(matrices: Tensor) -> Tensor:
 
 
 def _spectrum(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of A A^T, (M, K), and how much of row j lies in each eigenvector, (M, N, K).
+    """Return the eigenvalues of A A^T, (M, K), and how much of row j lies in each eigenvector, (M, N, K).
 
     Both come from the smaller of the Gram matrices A A^T and A^T A.
     """

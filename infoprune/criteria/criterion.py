@@ -271,7 +271,7 @@ def as_filters(weight: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def filters_of(model: nn.Module, layer: Layer) -> Tensor:
-    """All filters of a layer, see :func:`as_filters`."""
+    """Return all filters of a layer, see :func:`as_filters`."""
     return as_filters(weight_of(model, layer))
 
 

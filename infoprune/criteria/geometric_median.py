@@ -21,5 +21,5 @@ class GeometricMedian(WeightCriterion):
     """Sum of a filter's Euclidean distances to all filters of its layer. Data-free."""
 
     def filter_scores(self, filters: Tensor) -> Tensor:
-        """(N, C, K) filters -> (N,) summed distances."""
+        """Return the summed distances (N,) of (N, C, K) filters."""
         return sum_of_l2(filters.flatten(1))

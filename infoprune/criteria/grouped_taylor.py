@@ -64,7 +64,7 @@ class GroupedTaylor(Criterion):
     def _mean_gradients(
         self, model: nn.Module, parameters: dict[str, nn.Parameter], data: Iterable[Any]
     ) -> dict[str, Tensor]:
-        """Float64 gradients on the CPU of the mean loss over all processes' images; zeros where there are none."""
+        """Return float64 gradients, on the CPU, of the mean loss over all processes' images; zeros where none."""
         objective = get_objective(self.loss, LOSSES, self.label, "loss")
         sums = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in parameters.items()}
         count = 0
@@ -81,7 +81,7 @@ class GroupedTaylor(Criterion):
         return {name: mean_over_processes(total, count) for name, total in sums.items()}
 
     def _sum_over_slots(self, group: ChannelGroup, products: dict[str, Tensor]) -> Tensor:
-        """(units,) sums of the products of one group."""
+        """Return the sums (units,) of the products of one group."""
         total = torch.zeros(group.size, dtype=torch.float64)
         for slot in group.slots:
             if slot.tensor in products:  # buffers have no gradient

@@ -57,7 +57,7 @@ class Hessian(LayerCriterion):
         get_objective(self.loss, LOSSES, self.label, "loss")
 
     def layer_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> dict[str, Tensor]:
-        """Layer name -> (filters,) estimates."""
+        """Return layer name -> (filters,) estimates."""
         layers = scored_layers(structure)
         weights = [model.get_parameter(layer.weight) for layer in layers]
         objective = get_objective(self.loss, LOSSES, self.label, "loss")

@@ -26,5 +26,5 @@ class HRank(FeatureMapCriterion):
     """
 
     def map_scores(self, maps: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C) ranks."""
+        """Return the ranks of maps: (B, C, H, W) -> (B, C)."""
         return feature_ranks(maps.flatten(0, 1)).view(maps.shape[:2])

@@ -34,7 +34,7 @@ class LAMP(WeightCriterion):
     filterwise = True
 
     def filter_scores(self, filters: Tensor) -> Tensor:
-        """(N, C, K) filters -> (N,) squared norms."""
+        """Return the squared norms (N,) of (N, C, K) filters."""
         return filters.square().sum(dim=(1, 2))
 
     def group_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> Scores:

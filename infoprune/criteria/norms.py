@@ -22,7 +22,7 @@ class L1(WeightCriterion):
     sums_in_float64 = True
 
     def filter_scores(self, filters: Tensor) -> Tensor:
-        """(N, C, K) filters -> (N,) L1 norms."""
+        """Return the L1 norms (N,) of (N, C, K) filters."""
         return filters.abs().sum(dim=(1, 2), dtype=torch.float64)
 
 
@@ -34,5 +34,5 @@ class L2(WeightCriterion):
     filterwise = True
 
     def filter_scores(self, filters: Tensor) -> Tensor:
-        """(N, C, K) filters -> (N,) L2 norms."""
+        """Return the L2 norms (N,) of (N, C, K) filters."""
         return filters.flatten(1).norm(dim=1)

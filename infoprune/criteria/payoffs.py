@@ -54,17 +54,17 @@ def _numbers(outputs: Any) -> list[Tensor]:
 
 
 def probability(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Probability of the true class, in [0, 1]."""
+    """Return the probability of the true class, in [0, 1]."""
     return outputs.softmax(dim=1).gather(1, targets[:, None])[:, 0]
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """1 where the true class comes first, else 0."""
+    """Return 1 where the true class comes first, else 0."""
     return (outputs.argmax(dim=1) == targets).to(outputs.dtype)
 
 
 def log_probability(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Minus the cross-entropy. Not bounded: tiny coalitions, which pruning never visits, dominate it."""
+    """Return minus the cross-entropy. Not bounded: tiny coalitions, which pruning never visits, dominate it."""
     return -F.cross_entropy(outputs, targets, reduction="none")
 
 

@@ -36,7 +36,7 @@ class Random(LayerCriterion):
         check_count(self.label, "seed", self.seed, 0)
 
     def layer_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> dict[str, Tensor]:
-        """Layer name -> (filters,) draws from [0, 1)."""
+        """Return layer name -> (filters,) draws from [0, 1)."""
         return {
             layer.name: self._draw(layer.name, model.get_parameter(layer.weight).shape[layer.dim])
             for layer in scored_layers(structure)

@@ -60,7 +60,7 @@ class Taylor(LayerCriterion):
         get_objective(self.loss, LOSSES, self.label, "loss")
 
     def layer_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> dict[str, Tensor]:
-        """Layer name -> (filters,) estimates."""
+        """Return layer name -> (filters,) estimates."""
         layers = scored_layers(structure)
         weights = {layer.name: model.get_parameter(layer.weight) for layer in layers}
         of = self._of_weights if self.of == "weights" else self._of_activations
@@ -70,7 +70,7 @@ class Taylor(LayerCriterion):
     def _of_weights(
         self, model: nn.Module, layers: list[Layer], weights: dict[str, nn.Parameter], data: Iterable[Any]
     ) -> dict[str, Tensor]:
-        """Squared sums of gradient x weight over each filter, averaged over mini-batches."""
+        """Return the squared sums of gradient x weight over each filter, averaged over mini-batches."""
         sums: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
         sizes = []
         with all_or_none():
@@ -91,7 +91,7 @@ class Taylor(LayerCriterion):
     def _of_activations(
         self, model: nn.Module, layers: list[Layer], weights: dict[str, nn.Parameter], data: Iterable[Any]
     ) -> dict[str, Tensor]:
-        """Absolute mean of gradient x activation over each map, averaged over images."""
+        """Return the absolute mean of gradient x activation over each map, averaged over images."""
         kinds = {layer.name: layer.kind for layer in layers}
         sums = {layer.name: torch.zeros(weights[layer.name].shape[layer.dim], dtype=torch.float64) for layer in layers}
         count = 0
@@ -129,7 +129,7 @@ def _gradients(loss: Tensor, weights: Iterable[nn.Parameter]) -> tuple[Tensor | 
 
 @contextmanager
 def differentiable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """All of these parameters require gradients inside; afterwards only those that did before."""
+    """Let all of these parameters require gradients in the block; afterwards only those that did before."""
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     try:
         for parameter in frozen:

@@ -102,7 +102,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Shuffled training images."""
+        """Return shuffled training images."""
         # a last batch of one image would be too small for batch norm
         drop_last = len(self.train_set) >= self.batch_size
         return self._loader(self.train_set, self.batch_size, shuffle=True, drop_last=drop_last)
@@ -114,7 +114,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     @override
     def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The images of ``val``, in their order."""
+        """Return the images of ``val``, in their order."""
         return self.val_dataloader()
 
     @override

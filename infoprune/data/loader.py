@@ -92,7 +92,7 @@ class EpochBatches:
         return torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + self.epoch) % 2**63)
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """``(count,)``: the images in the order of this epoch."""
+        """Return the images in the order of this epoch, ``(count,)``."""
         return torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
 
     def shares(self, order: Tensor) -> list[Tensor]:
@@ -149,7 +149,7 @@ class TensorLoader:
             yield (images, labels) if views is None else (images, labels, views[index])
 
     def _start(self) -> tuple[int, int]:
-        """Epoch and first batch of the pass that begins."""
+        """Return epoch and first batch of the pass that begins."""
         resumed, self._resume = self._resume, None
         if self._started and resumed is None and not self.batch_sampler.epoch_given:
             self.batch_sampler.epoch += 1  # nobody else counts
@@ -158,7 +158,7 @@ class TensorLoader:
         return epoch, resumed[1] if resumed is not None and resumed[0] == epoch else 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch and number of its batches already given out."""
+        """Return epoch and number of its batches already given out."""
         epoch, batch = self._position
         return {"epoch": epoch, "batch": batch}
 

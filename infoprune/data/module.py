@@ -176,7 +176,7 @@ class InMemoryDataModule(ImageDataModule):
 
     @override
     def train_dataloader(self) -> TensorLoader:
-        """Shuffled batches of this process, with the draws of their augmentation."""
+        """Return shuffled batches of this process, with the draws of their augmentation."""
         # Trainer(overfit_batches=...) asks for the same batches in every epoch
         overfit = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
         batches = self._batches(self.train_set, self.batch_size, shuffle=not overfit)

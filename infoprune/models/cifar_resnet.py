@@ -61,7 +61,7 @@ class BasicBlock(nn.Module):
         self.shortcut = ZeroPadShortcut(in_channels, channels, stride) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, in_channels, H, W)`` to ``(N, channels, ceil(H / stride), ceil(W / stride))``."""
+        """Map ``(N, in_channels, H, W)`` to ``(N, channels, ceil(H / stride), ceil(W / stride))``."""
         out = torch.relu(self.bn1(self.conv1(x)))
         return torch.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
@@ -114,7 +114,7 @@ class CifarResNet(nn.Module):
         return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(N, num_classes)`` of images ``(N, in_channels, H, W)``."""
+        """Return logits ``(N, num_classes)`` of images ``(N, in_channels, H, W)``."""
         x = torch.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean(dim=(2, 3)))

@@ -49,6 +49,6 @@ class CifarVGG16(nn.Module):
         self.classifier.add_module("linear2", nn.Linear(512, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(N, num_classes)`` of images ``(N, in_channels, 32, 32)``."""
+        """Return logits ``(N, num_classes)`` of images ``(N, in_channels, 32, 32)``."""
         x = self.features(x)  # (N, 512, 2, 2)
         return self.classifier(x.mean(dim=(2, 3)))

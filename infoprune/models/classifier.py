@@ -153,7 +153,7 @@ class ImageClassifier(L.LightningModule):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
+        """Return logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
         # The layout of the images decides: every layer hands on the one that it is given.
         return self.model(x.contiguous(memory_format=torch.channels_last) if self.channels_last else x)
 
@@ -169,7 +169,7 @@ class ImageClassifier(L.LightningModule):
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Smoothed cross-entropy of a batch."""
+        """Return the smoothed cross-entropy of a batch."""
         images, labels = batch
         loss = F.cross_entropy(self._logits(images), labels, label_smoothing=self.label_smoothing)
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
@@ -200,7 +200,7 @@ class ImageClassifier(L.LightningModule):
 
     @override
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
-        """Class probabilities ``(N, num_classes)`` in float32; a batch is images, or (images, labels)."""
+        """Return class probabilities ``(N, num_classes)`` in float32; a batch is images, or (images, labels)."""
         images = batch if isinstance(batch, Tensor) else batch[0]
         return self(images).float().softmax(dim=1)
 
@@ -226,7 +226,7 @@ class ImageClassifier(L.LightningModule):
             scheduler.follow(*self._run_length())
 
     def _run_length(self) -> tuple[float, int]:
-        """Epochs of the run, and schedule steps in each."""
+        """Return the epochs of the run, and the schedule steps in each."""
         trainer = self.trainer
         bounded = trainer.max_epochs is not None and trainer.max_epochs > 0
         if bounded and self.scheduler_interval == "epoch":

@@ -76,7 +76,7 @@ class WarmupCosineLR(LRScheduler):
             )
 
     def get_lr(self) -> list[float | Tensor]:
-        """Rates of the parameter groups at the current position."""
+        """Return rates of the parameter groups at the current position."""
         gone = self.last_epoch / self.steps_per_epoch
         if gone < self.warmup_epochs:
             share = (gone + 1 / self.steps_per_epoch) / self.warmup_epochs

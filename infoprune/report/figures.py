@@ -38,7 +38,7 @@ def figure(width: float = 8.0, height: float = 4.0) -> Figure:
 
 
 def axes(made: Figure, *position: Any, title: str = "") -> Axes:
-    """Axes in the report's style: few lines, soft ticks, the title at the left."""
+    """Return axes in the report's style: few lines, soft ticks, the title at the left."""
     made_axes: Axes = made.add_subplot(*position)
     made_axes.spines[["top", "right"]].set_visible(False)
     made_axes.spines[["left", "bottom"]].set_color(LINE)
@@ -67,7 +67,7 @@ def widths(record: RunRecord) -> Figure:
 
 
 def scores(event: EventRecord, most: int = 24) -> Figure:
-    """Scores of each channel group in ascending order, with the cut; of very many groups every n-th."""
+    """Draw the scores of each group in ascending order, with the cut; of very many groups every n-th."""
     if not event.scores:
         raise ConfigurationError("this event has no scores to draw")
     names = list(event.scores)
@@ -195,7 +195,7 @@ def pareto(rows: Sequence[Compared], kind: str = "macs") -> Figure:
 
 
 def of_run(record: RunRecord) -> dict[str, Figure]:
-    """All pictures that a run's record allows, by name."""
+    """Draw all pictures that a run's record allows, by name."""
     made = {"widths": widths(record)}
     if record.events:
         made["heat_map"] = heat_map(record)

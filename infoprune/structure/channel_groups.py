@@ -141,7 +141,7 @@ class Grouping:
         return slots
 
     def _frozen_components(self) -> tuple[Labels, list[str]]:
-        """For each component 0 if prunable, the number of its reason from 1, or -1 if it is no channel at all."""
+        """Return for each component 0 if it is prunable, the number of its reason from 1, or -1 if it is no channel."""
         frozen = np.zeros(self._space.size, dtype=np.int64)
         silent = [f.labels for f in self._space.freezes if f.reason is None]
         spoken = [f for f in self._space.freezes if f.reason is not None]

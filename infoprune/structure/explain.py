@@ -29,7 +29,7 @@ def explain(structure: Structure, name: str) -> str:
 
 
 def explain_group(structure: Structure, group: ChannelGroup) -> str:
-    """One group: its slots, and the operators that lead to each; or why it is frozen."""
+    """Describe one group: its slots and the operators that lead to each; or why it is frozen."""
     if group.frozen:
         lines = [f"{group.name}: {group.size} units stay, because one of their channels {group.reason}."]
     else:
@@ -44,7 +44,7 @@ def explain_group(structure: Structure, group: ChannelGroup) -> str:
 
 
 def _ways(structure: Structure, group: ChannelGroup) -> dict[tuple[str, int], str]:
-    """For each slot of a group the operators that lead to it from the group's first slot."""
+    """Return for each slot of a group the operators that lead to it from the group's first slot."""
     ends = structure.space.slots_end()
     starts = np.array([slot.start for slot in structure.space.slots])
     members = np.zeros(structure.space.size, dtype=bool)
@@ -55,7 +55,7 @@ def _ways(structure: Structure, group: ChannelGroup) -> dict[tuple[str, int], st
     edges: dict[int, list[tuple[int, int]]] = {}
 
     def nodes(labels: Labels) -> Labels:
-        """Slots are nodes; labels without a slot are nodes of their own, behind them."""
+        """Build the graph: slots are nodes; labels without a slot are nodes of their own, behind them."""
         return np.where(labels < ends, np.searchsorted(starts, labels, side="right") - 1, labels)
 
     for union in structure.space.unions:

@@ -72,7 +72,7 @@ class Structure:
         self._last_keep_mask: tuple[PruningPlan, np.ndarray] | None = None
 
     def with_attributes(self, attributes: Sequence[AttributeSlot]) -> Structure:
-        """The same channel groups, with other numbers that follow them."""
+        """Return the same channel groups, with other numbers that follow them."""
         other = copy(self)
         other.attributes = tuple(attributes)
         return other
@@ -104,12 +104,12 @@ class Structure:
         return self.groups[self._number[name]]
 
     def producers(self, group: ChannelGroup) -> list[tuple[Layer, GroupSlot]]:
-        """The layers whose filters belong to a group, in forward order."""
+        """Return the layers whose filters belong to a group, in forward order."""
         slots = {(slot.tensor, slot.dim): slot for slot in group.slots}
         return [(layer, slots[key]) for layer in self.layers if (key := (layer.weight, layer.dim)) in slots]
 
     def explain(self, name: str) -> str:
-        """Why the channels of a group, layer or tensor are coupled or frozen, as a chain of operators in words.
+        """Say why the channels of a group, layer or tensor are coupled or frozen, as a chain of operators in words.
 
         Raises:
             ConfigurationError: nothing is called ``name``.
@@ -119,7 +119,7 @@ class Structure:
     # -- plans --------------------------------------------------------------------------------------------------------
 
     def plan(self, removed: Mapping[str, Sequence[int] | Labels]) -> PruningPlan:
-        """The plan that removes these units of these groups.
+        """Return the plan that removes these units of these groups.
 
         Raises:
             ConfigurationError: an unknown group.
@@ -134,7 +134,7 @@ class Structure:
         return self._plan_of(goes)
 
     def _plan_of(self, goes: np.ndarray) -> PruningPlan:
-        """The plan that removes these of all units in their row; its last entry, for what is no channel, is False."""
+        """Return the plan that removes these units, a mask over all units; its last entry, for no channel, is False."""
         slot, labels = self._grouping.representatives
         gone = goes[self._grouping.unit_of_root[self.component[labels]]]
         slot, labels = slot[gone], labels[gone]
@@ -161,16 +161,16 @@ class Structure:
         return PruningPlan(cuts, shapes, attributes, self.caches if cuts else ())
 
     def groups_cut(self, labels: Labels) -> Labels:
-        """The numbers of the groups that labels belong to."""
+        """Return the numbers of the groups that labels belong to."""
         numbers = np.unique(self.group_of_root[self.component[labels]])
         return numbers[numbers >= 0]
 
     def labels_of(self, groups: Labels) -> Labels:
-        """All labels of groups given by their numbers."""
+        """Return all labels of groups given by their numbers."""
         return np.flatnonzero(np.isin(self.group_of_root[self.component], groups))
 
     def whole_groups(self, labels: Labels) -> Labels:
-        """These labels and all others of their groups."""
+        """Return these labels and all others of their groups."""
         return np.union1d(labels, self.labels_of(self.groups_cut(labels)))
 
     def part_of(self, plan: PruningPlan, groups: Labels) -> PruningPlan:
@@ -229,7 +229,7 @@ class Structure:
         return CostModel(macs), CostModel(params)
 
     def _width(self, axis: Labels) -> tuple[float, np.ndarray]:
-        """A dimension's size as ``fixed + coefficients @ widths``."""
+        """Return a dimension's size as ``fixed + coefficients @ widths``."""
         group = self.group_of_root[self.component[axis[axis >= 0]]]
         counts = np.bincount(group[group >= 0], minlength=len(self.groups))[self._prunable_index]
         return float(len(axis) - counts.sum()), counts / self._prunable_sizes
@@ -248,7 +248,7 @@ class Structure:
         return Cost(round(sum(self._layer_macs(plan).values())), params)
 
     def layer_costs(self, plan: PruningPlan | None = None) -> dict[str, Cost]:
-        """Cost by layer, in forward order; after ``plan`` if one is given.
+        """Return the cost by layer, in forward order; after ``plan`` if one is given.
 
         Parameters are those of the layer's weight and bias. Products of activations (attention) count for the module
         that runs them.
@@ -265,7 +265,7 @@ class Structure:
         return result
 
     def _layer_macs(self, plan: PruningPlan) -> dict[str, float]:
-        """Multiply-accumulates by layer, over all calls, for one example."""
+        """Return multiply-accumulates by layer, over all calls, for one example."""
         keep = self.keep_mask(plan)
         macs: dict[str, float] = {}
         for c in self._contractions:
@@ -276,7 +276,7 @@ class Structure:
         return macs
 
     def keep_mask(self, plan: PruningPlan) -> np.ndarray:
-        """For every label whether it survives a plan; ``keep[OUTSIDE]`` is True.
+        """Return for every label whether it survives a plan; ``keep[OUTSIDE]`` is True.
 
         Raises:
             PlanError: the plan was made for another model.
@@ -296,7 +296,7 @@ class Structure:
         return keep
 
     def _keep_mask_without(self, gone: Labels) -> np.ndarray:
-        """For every label whether it stays when these go with their units; a last one stands for ``OUTSIDE``."""
+        """Return for every label whether it stays when these go with their units; the last entry is for ``OUTSIDE``."""
         dead = np.zeros(self.space.size, dtype=bool)
         dead[self.component[gone]] = True
         return np.append(~dead[self.component], True)
@@ -317,7 +317,7 @@ class Structure:
 
 
 def _layer_of(contraction: Contraction) -> str:
-    """The name that a contraction's cost goes by."""
+    """Return the name that a contraction's cost goes by."""
     return layer_name(contraction.kernel) if contraction.kernel else contraction.module or "forward"
 
 

@@ -59,7 +59,7 @@ class Attributes:
                 _refill(container, content)
 
     def filled(self, own: Iterable[Tensor]) -> Iterator[tuple[nn.Module, str]]:
-        """Attributes that have since got the model's ``own`` tensors or labelled ones: dicts, and what was None."""
+        """Return attributes that since received tensors of the model or labelled ones: dicts, and what was None."""
         ids = {id(tensor) for tensor in own}
         for module, name in self._fillable:
             value = module.__dict__.get(name)

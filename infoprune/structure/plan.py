@@ -86,7 +86,7 @@ class PruningPlan:
         return kept
 
     def keep_mask(self, tensor: str, dim: int) -> npt.NDArray[np.bool_]:
-        """For every index of one dimension whether it stays."""
+        """Return for every index of one dimension whether it stays."""
         stays = np.ones(self.shapes[tensor][dim], dtype=bool)
         if (tensor, dim) in self._arrays:
             stays[self._arrays[tensor, dim]] = False
@@ -140,7 +140,7 @@ class PruningPlan:
     # -- reading and writing ------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Primitives only; runs of indices are written ``"0-3,7"``."""
+        """Return the plan as primitives; runs of indices are written ``"0-3,7"``."""
         tensors = {
             tensor: {
                 "shape": list(self.shapes[tensor]),

@@ -49,7 +49,7 @@ class OwnedTensor:
 
 
 def owned_tensors(model: nn.Module) -> dict[str, OwnedTensor]:
-    """All parameters and buffers of ``model`` by their first name, in registration order.
+    """Return all parameters and buffers of ``model`` by their first name, in registration order.
 
     Raises:
         ConfigurationError: it is no module, or a scripted one, whose tensors cannot be replaced.

@@ -160,7 +160,7 @@ def _is_float32(model: nn.Module) -> bool:
 
 
 def _lively(tensor: Tensor) -> Tensor:
-    """Random numbers in place of an image, volume or sequence that is the same everywhere."""
+    """Replace an image, volume or sequence that is the same everywhere by random numbers."""
     if tensor.dim() < 3 or not tensor.is_floating_point() or not tensor.numel() or (tensor != tensor.view(-1)[0]).any():
         return tensor
     generator = torch.Generator().manual_seed(0)

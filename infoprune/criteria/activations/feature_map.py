@@ -54,7 +54,7 @@ class FeatureMapCriterion(LayerCriterion):
         """
 
     def layer_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> dict[str, Tensor]:
-        """Layer name -> (filters,) mean over images."""
+        """Return layer name -> (filters,) mean over images."""
         layers = scored_layers(structure)
         sizes = {layer.name: model.get_parameter(layer.weight).shape[layer.dim] for layer in layers}
         sums = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}

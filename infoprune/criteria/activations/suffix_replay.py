@@ -36,7 +36,7 @@ class _Result:
     kept: int | None = None
 
     def stand_in(self) -> Tensor:
-        """Not a number wherever that can be said, so that a replay that does need the result is found out."""
+        """Return NaN where the dtype has it, so that a replay that needs the value fails visibly."""
         number = float("nan") if self.dtype.is_floating_point or self.dtype.is_complex else 0
         return torch.full((), number, dtype=self.dtype, device=self.device).expand(self.shape)
 
@@ -134,7 +134,7 @@ class Replay(ActivationTap):
         return leaf.stand_in() if leaf.kept is None else self._tensor(leaf.kept)
 
     def _tensor(self, key: int) -> Tensor:
-        """One copy a replay, so that what was one object is one object again."""
+        """Return one copy for each replay, so that what was one object is one object again."""
         if key not in self._used:
             self._used[key] = self._kept[key].clone()
         return self._used[key]

@@ -137,7 +137,7 @@ class ActivationTap(TorchFunctionMode):
 
 
 def is_query(func: Any) -> bool:
-    """Attribute reads such as ``x.shape`` do not use up a tensor."""
+    """Pass attribute reads such as ``x.shape``, which do not use up a tensor."""
     return getattr(func, "__name__", "") in {"__get__", "size", "dim", "is_floating_point", "numel", "stride"}
 
 
@@ -190,7 +190,7 @@ def stream_activations(
 def mean_activations(
     model: nn.Module, layers: Sequence[Layer], inputs: Iterable[Any], caller: str
 ) -> dict[str, Tensor]:
-    """Layer name -> (channels,) mean activation over the images of all processes, all positions and all calls.
+    """Return layer name -> (channels,) mean activation over the images of all processes, positions and calls.
 
     Args:
         model: In eval mode, without gradients.

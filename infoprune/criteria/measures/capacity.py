@@ -21,7 +21,7 @@ CHUNK = 1 << 24
 
 
 def entropy_bits(weights: Tensor) -> Tensor:
-    """Entropy in bits of each row of non-negative weights; 0 for a row that is all zero.
+    """Return the entropy in bits of each row of non-negative weights; 0 for a row that is all zero.
 
     >>> entropy_bits(torch.tensor([[1.0, 1.0, 1.0, 1.0], [7.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])).tolist()
     [2.0, 0.0, 0.0]
@@ -32,7 +32,7 @@ def entropy_bits(weights: Tensor) -> Tensor:
 
 
 def histogram(filters: Tensor, bins: int = 32) -> Tensor:
-    """Entropy of a filter's weights in equal bins over the range of the whole layer.
+    """Return the entropy of a filter's weights in equal bins over the range of the whole layer.
 
     The common range keeps scale in the picture: a filter of tiny weights falls into few bins.
 
@@ -53,7 +53,7 @@ def histogram(filters: Tensor, bins: int = 32) -> Tensor:
 
 
 def gaussian(filters: Tensor) -> Tensor:
-    """Entropy of a normal distribution with the variance of a filter's weights, 0.5 log2(2 pi e var).
+    """Return the entropy of a normal distribution with the variance of a filter's weights, 0.5 log2(2 pi e var).
 
     Monotone in the standard deviation, hence close to a norm. A variance below 1e-6 of the layer's mean counts as
     that much: a dead filter is 10 bits below the average and does not stretch the scale to infinity.
@@ -73,7 +73,7 @@ def gaussian(filters: Tensor) -> Tensor:
 
 
 def kernel_norm(filters: Tensor) -> Tensor:
-    """Entropy of how a filter's L2 norm is spread over its kernels.
+    """Return the entropy of how a filter's L2 norm is spread over its kernels.
 
     Args:
         filters: (N, C, K).
@@ -85,7 +85,7 @@ def kernel_norm(filters: Tensor) -> Tensor:
 
 
 def kernel_knn(filters: Tensor, neighbours: int = 5) -> Tensor:
-    """Entropy of how a filter's diversity is spread over its kernels.
+    """Return the entropy of how a filter's diversity is spread over its kernels.
 
     A kernel's diversity is its summed L2 distance to the nearest kernels of the same filter (the density of KSE, Li
     et al., CVPR 2019, taken inside a filter).
@@ -110,7 +110,7 @@ def kernel_knn(filters: Tensor, neighbours: int = 5) -> Tensor:
 
 
 def capacity(filters: Tensor, estimator: str, bins: int = 32, neighbours: int = 5) -> Tensor:
-    """Information capacity of each filter of a layer.
+    """Return the information capacity of each filter of a layer.
 
     Where an estimator has nothing to look at, ``histogram`` stands in: a depthwise filter has one kernel, so nothing
     is spread over kernels; a filter of a single weight has no variance.

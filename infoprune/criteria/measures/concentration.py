@@ -117,7 +117,7 @@ class Concentration:
         return {name: tally.indicators(name) for name, tally in tallies.items()}
 
     def fuse(self, indicators: Mapping[str, Indicators]) -> dict[str, float]:
-        """Information concentration of each layer, in [0, 1]."""
+        """Return the information concentration of each layer, in [0, 1]."""
         ranks = _over_largest([value.rank for value in indicators.values()])
         entropies = _over_largest([value.entropy for value in indicators.values()])
         return {name: self._mean(r, h) for name, r, h in zip(indicators, ranks, entropies, strict=True)}

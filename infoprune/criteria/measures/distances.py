@@ -18,7 +18,7 @@ BLOCK = 256
 
 
 def pairwise_l2(points: Tensor) -> Tensor:
-    """Euclidean distances between all rows.
+    """Return the Euclidean distances between all rows.
 
     Args:
         points: (N, D) float64.
@@ -81,7 +81,7 @@ def mean_of_nearest(distances: Tensor, count: int) -> Tensor:
 
 
 def absolute_correlation(points: Tensor) -> Tensor:
-    """Absolute Pearson correlation between all rows.
+    """Return the absolute Pearson correlation between all rows.
 
     Args:
         points: (N, D) float64.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def histogram_entropy(values: Tensor, bins: int, correct: bool = False) -> Tensor:
-    """Entropy of each column in equal bins over its own range, over log(bins).
+    """Return the entropy of each column in equal bins over its own range, over log(bins).
 
     Source: Luo & Wu, "An Entropy-based Pruning Method for CNN Compression", arXiv 1706.05791, with one pooled value
     for each image and channel.
@@ -46,7 +46,7 @@ def histograms(rows: Tensor, bins: int, limits: Sequence[Tensor] | None = None) 
 
 
 def entropy_of_counts(counts: Tensor, correct: bool = False) -> Tensor:
-    """Entropy in nats of each row of counts, at most log(bins): (R, bins) -> (R,)."""
+    """Return the entropy in nats of each row of counts, at most log(bins): (R, bins) -> (R,)."""
     counts = counts.double()
     total = counts.sum(dim=1, keepdim=True).clamp(min=1)
     entropy = torch.special.entr(counts / total).sum(dim=1)
@@ -56,7 +56,7 @@ def entropy_of_counts(counts: Tensor, correct: bool = False) -> Tensor:
 
 
 def pixel_entropy(maps: Tensor) -> Tensor:
-    """Entropy over the pixels of each map of the softmax of squared deviations from its mean, over log(H W).
+    """Return the entropy over the pixels of each map of the softmax of squared deviations from its mean, over log(H W).
 
     Source: Shao et al., "Filter Pruning via Measuring Feature Map Information", Sensors 2021, 21, 6601. Known defect
     of the
@@ -76,7 +76,7 @@ def pixel_entropy(maps: Tensor) -> Tensor:
 
 
 def channel_entropy(means: Tensor) -> Tensor:
-    """Entropy of how a layer's mean absolute activation is spread over its channels, over log(C).
+    """Return the entropy of how a layer's mean absolute activation is spread over its channels, over log(C).
 
     Args:
         means: (C,) mean absolute activation of each channel.

@@ -131,7 +131,7 @@ def guide_capacity(
 
 
 def _map_entropy(maps: Tensor, entropy: str, bins: int = 256) -> Tensor:
-    """(B, C, H, W) -> (B, C)."""
+    """Return one value for each map: (B, C, H, W) -> (B, C)."""
     if entropy == "pixel":
         return pixel_entropy(maps)
     flat = maps.flatten(2)

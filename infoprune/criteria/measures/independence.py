@@ -14,7 +14,7 @@ INDEPENDENCES = ("l2_all", "l2_knn", "correlation")
 
 
 def independence(filters: Tensor, estimator: str, neighbours: int = 5) -> Tensor:
-    """Information independence of each filter of a layer.
+    """Return the information independence of each filter of a layer.
 
     Args:
         filters: (N, C, K) float64.

@@ -18,7 +18,7 @@ def ranks_with_ties(values: Tensor) -> Tensor:
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of two vectors; 0 if one of them is constant.
+    """Return Spearman's rank correlation of two vectors; 0 if one of them is constant.
 
     >>> import torch
     >>> round(spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 10.0, 100.0])), 9)

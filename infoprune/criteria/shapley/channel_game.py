@@ -113,7 +113,7 @@ class BatchGame:
         self.full = self._payoffs(outputs)
 
     def value(self, present: Tensor) -> Tensor:
-        """Payoffs (images,) of coalitions (images, players)."""
+        """Return the payoffs (images,) of coalitions (images, players)."""
 
         def change(name: str, activation: Tensor) -> None:
             self.game.mask(name, activation, present)

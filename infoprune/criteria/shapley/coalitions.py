@@ -32,12 +32,12 @@ class Game(Protocol):
     full: Tensor
 
     def value(self, present: Tensor) -> Tensor:
-        """Payoffs (images,) of coalitions (images, players), one for each image."""
+        """Return payoffs (images,) of coalitions (images, players), one for each image."""
         ...
 
 
 def exact(game: Game) -> Tensor:
-    """Shapley values from all coalitions: 2 ** players evaluations.
+    """Return Shapley values from all coalitions: 2 ** players evaluations.
 
     Returns:
         (images, players).
@@ -56,7 +56,7 @@ def exact(game: Game) -> Tensor:
 
 
 def permutation_marginals(game: Game, order: Tensor, min_coalition: int = 0) -> Tensor:
-    """Marginal contributions along a permutation: players leave the full coalition one by one.
+    """Return marginal contributions along a permutation: players leave the full coalition one by one.
 
     Consecutive coalitions share all but one player, so ``players - min_coalition`` evaluations give as many
     contributions.
@@ -95,7 +95,7 @@ def antithetic(game: Game, order: Tensor, min_coalition: int = 0) -> Tensor:
 
 
 def complementary(game: Game, coalition: Tensor) -> Tensor:
-    """Contributions of all players to one coalition and to its complement.
+    """Return contributions of all players to one coalition and to its complement.
 
     Source: Kolpaczki et al., "Antithetic Sampling for Top-k Shapley Identification", arXiv 2504.02019 (CMCS), with
     the complement as the antithetic partner. The size of the coalition must be uniform over 0..players. Costs 2

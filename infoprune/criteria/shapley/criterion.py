@@ -162,7 +162,7 @@ class Shapley(Criterion):
         return {name: moments.mean for name, moments in found.items()}
 
     def sample(self, game: coalitions.Game, draws: Tensor) -> Tensor:
-        """One round of a game: (images, players) contributions from (images, players + 1) uniform numbers."""
+        """Play one round: (images, players) contributions from (images, players + 1) uniform numbers."""
         if self.estimator == "exact":
             return coalitions.exact(game)
         order = draws[:, :-1].argsort(dim=1)

@@ -47,7 +47,7 @@ class RunningMoments:
         return self.total / self.count
 
     def half_width(self, confidence: float) -> Tensor:
-        """Empirical-Bernstein half-widths: all means are within theirs with this probability.
+        """Return empirical-Bernstein half-widths: with this probability every mean lies within its own.
 
         The bound of Maurer & Pontil, "Empirical Bernstein Bounds and Sample Variance Penalization", COLT 2009, with a
         union bound over the players. The range is that of payoffs in [0, 1]; for others it is at least that of the

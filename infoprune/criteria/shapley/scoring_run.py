@@ -211,7 +211,7 @@ class _GroupRun:
         return len(rows)
 
     def _uniform(self, stream: str, positions: Tensor, copies: Tensor, numbers: int) -> Tensor:
-        """Uniform random numbers (images, numbers); each image's own, whatever else is drawn on whatever process."""
+        """Return uniform random numbers (images, numbers); an image's are its own, whatever else is drawn anywhere."""
         key = [self.criterion.seed, zlib.crc32(f"{self.name}: {stream}".encode())]
         seeds = [[*key, *image] for image in zip(positions.tolist(), copies.tolist(), strict=True)]
         return torch.from_numpy(np.stack([np.random.default_rng(seed).random(numbers) for seed in seeds]))
@@ -224,7 +224,7 @@ def _over_processes(moments: RunningMoments) -> RunningMoments:
 
 
 def suffix_shares(structure: Structure) -> dict[str, float]:
-    """Layer name -> share of the model's MACs that come behind it in forward order."""
+    """Return layer name -> share of the model's MACs that come behind it in forward order."""
     costs = {name: cost.macs for name, cost in structure.layer_costs().items()}
     left, total = sum(costs.values()), sum(costs.values()) or 1
     shares = {}

@@ -18,7 +18,7 @@ from infoprune.structure.labels.components import Labels
 def balanced_pairs(
     a: Labels, b: Labels, roots_of: Callable[[Labels], Labels], signatures: Callable[[], npt.NDArray[np.uint64]]
 ) -> tuple[Labels, Labels]:
-    """Labels to unite so that two parts of a dimension always lose equally many.
+    """Return the labels to unite so that two parts of a dimension always lose equally many.
 
     Args:
         a: (n,) labels of one part.

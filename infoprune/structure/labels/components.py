@@ -21,7 +21,7 @@ def ranges(starts: Labels, sizes: Labels) -> Labels:
 
 
 def joined(component: Labels, a: Labels, b: Labels) -> Labels:
-    """Components, given by their smallest members, once edges ``a[i] - b[i]`` join some of them.
+    """Return the components, given by their smallest members, once edges ``a[i] - b[i]`` join some of them.
 
     >>> joined(np.array([0, 0, 2, 3, 3]), np.array([1]), np.array([4])).tolist()
     [0, 0, 2, 0, 0]

@@ -94,7 +94,7 @@ class LabelSpace:
         return labels
 
     def new_labels(self, size: int) -> Labels:
-        """Labels without a slot, for tensors that the model's code makes itself (``x.new_zeros(...)``).
+        """Return labels without a slot, for tensors that the model's code makes itself (``x.new_zeros(...)``).
 
         Such a tensor shrinks when the sizes that the code asks for shrink; dry run finds out whether they do.
         """
@@ -145,7 +145,7 @@ class LabelSpace:
         self._balances.clear()
 
     def signatures(self, components: Labels, alike: Labels) -> npt.NDArray[np.uint64]:
-        """For every component a number that tells how many indices it takes of which slots (up to hash collisions)."""
+        """Return for every component a hash of how many indices of which slots it takes."""
         bits = np.random.default_rng(1).integers(0, 2**63, size=len(self.slots), dtype=np.uint64)
         sums = np.zeros_like(bits)
         np.add.at(sums, alike, bits)
@@ -161,7 +161,7 @@ class LabelSpace:
         self._joined = self._slot_classes = None
 
     def slots_end(self) -> int:
-        """Labels below this number belong to slots, the others were made by :meth:`fresh`."""
+        """Return the number below which labels belong to slots; the others were made by :meth:`fresh`."""
         return self.slots[-1].start + self.slots[-1].size if self.slots else 0
 
     def components(self) -> Labels:
@@ -184,7 +184,7 @@ class LabelSpace:
         return known
 
     def slot_classes(self) -> Labels:
-        """For every slot the first one that it is united with as a whole, index by index; most unions are such."""
+        """Return for every slot the first one that it is united with as a whole, index by index."""
         if self._slot_classes is None or self._slot_classes[1] != len(self.unions):
             number = self._numbers.get
             pairs = [(number(id(a), -1), number(id(b), -1)) for a, b, _ in self.unions]
@@ -209,6 +209,6 @@ class LabelSpace:
         return next((slot.dim for slot in self.slots if slot.start <= label < slot.start + slot.size), None)
 
     def slot_ranges(self) -> Iterator[tuple[Slot, slice]]:
-        """Every slot with the range of its labels."""
+        """Return every slot with the range of its labels."""
         for slot in self.slots:
             yield slot, slice(slot.start, slot.start + slot.size)

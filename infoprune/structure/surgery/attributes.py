@@ -25,7 +25,7 @@ Widths: TypeAlias = Callable[[str], tuple[int, ...]]
 
 
 def changes(modules: Mapping[str, nn.Module], plan: PruningPlan, names: Mapping[int, str]) -> list[Change]:
-    """Every attribute that has to change with a plan.
+    """Return every attribute that has to change with a plan.
 
     Args:
         modules: the modules of the model before (or after) the cut; their tensors' shapes are not looked at.

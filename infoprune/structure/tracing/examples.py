@@ -53,7 +53,7 @@ def _is_image(value: Any) -> bool:
 
 
 def _in_argument(argument: Any) -> int | None:
-    """The number of examples in one argument, None if it holds no tensor."""
+    """Return the number of examples in one argument, None if it holds no tensor."""
     if isinstance(argument, Tensor):
         return argument.shape[0] if argument.dim() > 1 else 1
     if holds_entries(argument):

@@ -91,7 +91,7 @@ def _elementwise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _crossed(a: Tensor, b: Tensor) -> Any:
-    """``(n, 1)`` and ``(1, m)`` make ``(n, m)``."""
+    """Multiply ``(n, 1)`` and ``(1, m)`` to ``(n, m)``."""
     plain = a.dtype == b.dtype and b.is_meta and a.dim() == b.dim() and a.is_contiguous() and b.is_contiguous()
     if not plain or not all(m == n or 1 in (m, n) for m, n in zip(a.shape, b.shape, strict=True)):
         return NotImplemented
@@ -210,7 +210,7 @@ def _norm(x: Tensor, order: float, *dims: Any) -> Any:
 
 
 def _linear(bias: Tensor, a: Tensor, b: Tensor) -> Any:
-    """``bias + a @ b``, where that is a plain linear layer that will not raise."""
+    """Compute ``bias + a @ b``, where that is a plain linear layer that will not raise."""
     fits = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and bias.shape == (b.shape[1],)
     return _empty(a, (a.shape[0], b.shape[1])) if fits and a.dtype == b.dtype == bias.dtype else NotImplemented
 

@@ -162,7 +162,7 @@ class RuleContext:
         self.freeze(first[~inside], "is tied to padding")
 
     def balance(self, parts: Labels) -> None:
-        """All ``parts`` (parts, positions) must lose equally many; which go together is chosen when all is known."""
+        """Require that all ``parts`` (parts, positions) lose equally many; which go together is chosen at the end."""
         if (parts == OUTSIDE).any():
             self.tie(parts)
         elif len(parts) > 1:
@@ -191,7 +191,7 @@ class RuleContext:
             self.freeze(axis, reason)
 
     def new_labels(self, size: int) -> Axis:
-        """Labels for a tensor that the model's code makes itself."""
+        """Return labels for a tensor that the model's code makes itself."""
         return self._space.new_labels(size)
 
     def is_new(self, axis: Labels) -> bool:

@@ -182,14 +182,14 @@ def execute(operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any], t
 
 
 def _carried_to_meta(value: Any) -> Any:
-    """One of an operator's arguments, its tensors as shapes; they stand one level of lists deep at most."""
+    """Return an argument of an operator with its tensors as shapes; tensors are at most one level of lists deep."""
     if isinstance(value, Tensor) and not value.is_meta:
         return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
     return [_carried_to_meta(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def holds_anything(made: Sequence[Tensor]) -> bool:
-    """Whether tensors made of nothing are worth a record; batch norm makes one without any element for each call."""
+    """Return whether new tensors are worth a record; each call of batch norm makes one without any element."""
     return any(any(tensor.shape) or not tensor.dim() for tensor in made)
 
 
@@ -281,7 +281,7 @@ def _on_meta(inputs: Inputs) -> bool:
 
 
 def inputs_on_meta(inputs: Inputs) -> Inputs:
-    """Floating-point inputs as shapes; integers (token ids, lengths) keep their values."""
+    """Return the inputs with floating-point tensors as shapes; integers (token ids, lengths) keep their values."""
 
     def carry(tensor: Tensor) -> Tensor:
         return tensor.to("meta") if tensor.is_floating_point() or tensor.is_complex() else tensor

@@ -100,8 +100,7 @@ class ComparedPass(Tracer):
         if not tensors and not holds_anything(outs):
             return result
         numbers = scalars_in(name, args, kwargs, tensors)
-        if numbers:
-            self._numbers.update(numbers)
+        self._numbers.update(numbers)
         self._ran.append(name)
         if self._aligned and record is not None and record.name == name and len(record.outputs) != len(outs):
             self._next += 1  # a split into parts of a fixed size

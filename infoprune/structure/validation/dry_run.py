@@ -75,7 +75,7 @@ def bisect(session: TraceSession, structure: Structure, plan: PruningPlan, confl
 
 
 def _culprits(session: TraceSession, structure: Structure, plan: PruningPlan, groups: Labels) -> Labels:
-    """Groups that the model's code cannot do without, found by halving: the part of the plan that still fails."""
+    """Find by halving the groups whose cut the model's code fails on: the part of the plan that still fails."""
     while len(groups) > 1:
         halves = np.array_split(groups, 2)
         fails = (half for half in halves if dry_run(session, structure, structure.part_of(plan, half)))

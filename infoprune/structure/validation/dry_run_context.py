@@ -26,7 +26,7 @@ class DryRunContext(RuleContext):
         self.met_unequal = False
 
     def unite_all(self, axes: Sequence[Axis]) -> Axis:
-        """One of these axes for all, and whether their lengths clash; what was frozen loses its labels."""
+        """Return one of these axes for all, and whether their lengths clash; what was frozen loses its labels."""
         labelled = [axis for axis in axes if axis is not None]
         if not labelled or len(labelled) < len(axes):
             return None
@@ -40,19 +40,19 @@ class DryRunContext(RuleContext):
         return first
 
     def tie(self, rows: Labels) -> None:
-        """Settled when the model was traced."""
+        """Do nothing: this was settled when the model was traced."""
 
     def balance(self, parts: Labels) -> None:
-        """Settled when the model was traced."""
+        """Do nothing: this was settled when the model was traced."""
 
     def contract(self, fa: TensorLabels, a: Axis, fb: TensorLabels, b: Axis) -> None:
-        """Settled when the model was traced."""
+        """Do nothing: this was settled when the model was traced."""
 
     def freeze(self, axis: Axis, reason: str | None) -> None:
-        """Settled when the model was traced."""
+        """Do nothing: this was settled when the model was traced."""
 
     def new_labels(self, size: int) -> Axis:
-        """None: the dry run gives what the code makes anew the labels that it has in the original."""
+        """Return None: the dry run gives what the code makes anew the labels that it has in the original."""
         return None
 
     def choose(self, value: int) -> int:
@@ -85,7 +85,7 @@ class UnalignedContext(DryRunContext):
         self._stays = stays
 
     def unite_all(self, axes: Sequence[Axis]) -> Axis:
-        """One of these axes for all, which have to be of one unit at each position."""
+        """Return one of these axes for all, which have to be of one unit at each position."""
         labelled = [axis for axis in axes if axis is not None]
         for other in labelled[1:]:
             if not self._may_meet(other, labelled[0]):
@@ -99,10 +99,10 @@ class UnalignedContext(DryRunContext):
         return bool((padded | (self._component[a] == self._component[b])).all())
 
     def tie(self, rows: Labels) -> None:
-        """Rows that have to be of one unit at each position."""
+        """Note rows that have to be of one unit at each position."""
         if (self._component[rows] != self._component[rows[:1]]).any():
             raise Diverged(f"other channels meet in {self.record}")
 
     def contract(self, fa: TensorLabels, a: Axis, fb: TensorLabels, b: Axis) -> None:
-        """Axes that have to be of one unit at each position."""
+        """Note axes that have to be of one unit at each position."""
         self.unite_all([a, b])

@@ -20,7 +20,7 @@ probe plans at most tell apart what the first made the same."""
 
 
 def probe_plans(structure: Structure) -> Iterator[PruningPlan]:
-    """Plans that cut something from every prunable group, irregularly.
+    """Return plans that cut something from every prunable group, irregularly.
 
     One speaks for all, except where channels are taken by their places: there the second cuts what the first kept; and
     where code may read one width for another that the cut has made the same: further ones tell the two apart.
@@ -46,7 +46,7 @@ def probe_plans(structure: Structure) -> Iterator[PruningPlan]:
 
 
 def _same_widths(structure: Structure, plan: PruningPlan) -> Iterator[tuple[int, bytes]]:
-    """Operators that may have read a width for another that a cut has made the same, with the groups of the other."""
+    """Return operators that may read one width for another that a cut has made equal, with the groups of the other."""
     keep = structure.keep_mask(plan)
     axes_in = AxesIn(structure)
     left: dict[int, tuple[int, bytes]] = {}  # by an axis' identity: how wide it is now, and what that depends on

@@ -58,5 +58,5 @@ class AxesIn:
         return axes
 
     def __call__(self, module: str, size: int) -> Iterator[Labels]:
-        """Those of a module that have a size."""
+        """Return the attributes of a module that have a size."""
         return (axis for axis in self._axes.get((module, size), {}).values() if (axis >= 0).all())

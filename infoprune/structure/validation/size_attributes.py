@@ -78,7 +78,7 @@ class SizeAttributeFinder:
         self._seen: set[str] = set()
 
     def slots(self) -> Iterator[AttributeSlot]:
-        """Every attribute found, with the labels whose number it is."""
+        """Return every attribute found, with the labels whose number it is."""
         for module, heads in self._heads.items():
             labels = self._session.space.head_labels.get(module)
             if labels is not None and len(labels) == heads.count:  # else it is another dimension that was found
@@ -153,13 +153,13 @@ class SizeAttributeFinder:
         return found
 
     def _head_count(self, module: str, splits: Splits) -> str | None:
-        """The attribute that says into how many parts the module splits a dimension, if there is one alone."""
+        """Return the attribute that says into how many parts the module splits a dimension, if there is only one."""
         counts = splits.get(module, {})
         names = [name for name, value in self._integers(module).items() if value in counts]
         return names[0] if len(names) == 1 else None
 
     def _splits(self) -> Splits:
-        """By module: into how many parts, of more than one index each, its code splits dimensions; their widths."""
+        """Return by module into how many parts, of several indices each, its code splits dimensions; their widths."""
         found: Splits = {}
         for record in self._session.records:
             for *counts, width in record.splits:
@@ -168,7 +168,7 @@ class SizeAttributeFinder:
         return found
 
     def _tie_inputs(self, structure: Structure, module: str) -> bool:
-        """Where head width times number of heads has to be the width that comes in: tie blocks of that to heads."""
+        """Tie blocks of indices to heads where head width times number of heads has to be the width that comes in."""
         if module not in self._heads or self._heads[module].tied:
             return False
         likes = self._with_siblings(module)
@@ -185,7 +185,7 @@ class SizeAttributeFinder:
         return self._heads[module].tied
 
     def _operators_inside(self, structure: Structure, modules: Sequence[str]) -> dict[str, list[int]]:
-        """By module: the numbers of the operators that it and its children run."""
+        """Return by module the numbers of the operators that it and its children run."""
         found: dict[str, list[int]] = {module: [] for module in modules}
         for number, record in enumerate(structure.records):
             for module in ancestors(record.module):
@@ -194,7 +194,7 @@ class SizeAttributeFinder:
         return found
 
     def _axes_made(self, structure: Structure, numbers: Sequence[int], size: int) -> Iterator[tuple[Labels, int]]:
-        """The removable dimensions of a size that operators make."""
+        """Return the removable dimensions of a size that operators make."""
         seen: set[bytes] = set()
         for number in numbers:
             for axis in (axis for output in structure.records[number].outputs for axis in output.axes):
@@ -205,7 +205,7 @@ class SizeAttributeFinder:
     # -- written-out widths -------------------------------------------------------------------------------------------
 
     def _rewrite_sizes(self, structure: Structure, conflicts: Sequence[Conflict], asked_for: AskedFor) -> bool:
-        """Widths that modules hold as numbers; where several numbers of a module are that width, one after another."""
+        """Yield widths that modules hold as numbers; one after another where several of a module's are that width."""
         found: set[str] = set()
         for conflict in conflicts:
             op = max(conflict.op, conflict.upcoming)
@@ -234,7 +234,7 @@ class SizeAttributeFinder:
                     self._tried.discard(written.candidate)
 
     def _next(self, candidates: Sequence[Candidate]) -> Candidate | None:
-        """The first that was not tried yet, if not too many were for the same operator."""
+        """Return the first that was not tried yet, if not too many were for the same operator."""
         untried = (
             candidate
             for candidate in candidates
@@ -244,7 +244,7 @@ class SizeAttributeFinder:
         return next(untried, None) if sum(tried[:2] in alike for tried in self._tried) < MOST_TRIES else None
 
     def _by_operators(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
-        """Each dimension that an operator makes, or splits, with the numbers that may stand for its size; its place."""
+        """Yield each dimension that an operator makes or splits, with numbers that may be its size, and its place."""
         op, module = max(conflict.op, conflict.upcoming), conflict.module
         outputs = structure.records[op].outputs if op >= 0 else []
         splits = zip(*(output.axes for output in outputs), strict=False) if len(outputs) > 1 else ()
@@ -262,7 +262,7 @@ class SizeAttributeFinder:
             yield self._equal_numbers(module, sum(map(len, axes))), np.concatenate(axes), place
 
     def _by_elements(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
-        """Each dimension that an operator makes, with the numbers in lists and tuples that are as large."""
+        """Yield each dimension that an operator makes, with the numbers in lists and tuples that are as large."""
         op = max(conflict.op, conflict.upcoming)
         outputs = structure.records[op].outputs if op >= 0 else []
         axes = [axis for output in outputs for axis in output.axes if axis is not None]
@@ -271,7 +271,7 @@ class SizeAttributeFinder:
             yield [join(conflict.module, name) for name, n in elements if n == len(axis)], axis, place
 
     def _by_checks(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
-        """Where the code itself fails, as if it checked what comes in: each width that its tensors have, once."""
+        """Yield each width of a module's tensors once, where its code itself fails, as if it checked what comes in."""
         if conflict.op < 0:
             within = f"{conflict.module}." if conflict.module else ""
             axes = (axis for name, axes in self._session.labels.items() if name.startswith(within) for axis in axes)
@@ -279,7 +279,7 @@ class SizeAttributeFinder:
                 yield self._equal_numbers(conflict.module, len(axis)), axis, int(axis[0])
 
     def _sequence(self, module: str, sizes: Sequence[int]) -> list[str]:
-        """The places of the one list or tuple of a module that holds just these sizes, of a split or a shape."""
+        """Return the places of the one list or tuple of a module that holds just these sizes, of a split or a shape."""
         held = vars(self._session.model.get_submodule(module))
         lists = {name: value for name, value in held.items() if type(value) in (list, tuple)}
         found = [
@@ -288,7 +288,7 @@ class SizeAttributeFinder:
         return [join(module, element(found[0], place)) for place in range(len(sizes))] if len(found) == 1 else []
 
     def _equal_numbers(self, module: str, value: int) -> list[str]:
-        """The numbers of a module, else of its children that are not PyTorch's own, that have a value."""
+        """Return the numbers of a module, else of its children that are not PyTorch's own, that have a value."""
         children = self._session.model.get_submodule(module).named_children()
         own = [join(module, name) for name, child in children if not type(child).__module__.startswith("torch.nn.")]
         head_counts = {slot.path for slot in self.slots()} - set(self._rewrites)
@@ -305,7 +305,7 @@ class SizeAttributeFinder:
         return {name: value for name, value in numbers.items() if type(value) is int and value > 1}
 
     def _elements(self, module: str) -> dict[str, int]:
-        """The numbers in a module's lists and tuples of numbers."""
+        """Return the numbers in a module's lists and tuples of numbers."""
         held = vars(self._session.model.get_submodule(module)).items()
         lists = [(name, numbers) for name, numbers in held if type(numbers) in (list, tuple, torch.Size)]
         whole = [(name, numbers) for name, numbers in lists if all(type(n) is int for n in numbers)]

@@ -63,7 +63,7 @@ def _convolve(
 
 
 def _grouped(ctx: RuleContext, fw: TensorLabels, weight: Tensor, groups: int, transposed: bool) -> tuple[Axis, Axis]:
-    """Labels that a grouped convolution reads and makes.
+    """Return the labels that a grouped convolution reads and makes.
 
     Either all groups lose equal positions, or whole groups go (depthwise convolutions among them): whichever leaves the
     finer choice. Weights are ``(filters, kernels a filter, ...)``, transposed ``(inputs, outputs a group, ...)``.
@@ -109,7 +109,7 @@ def baddbmm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs:
 
 
 def _matmul(ctx: RuleContext, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
-    """``(..., n, k) @ (..., k, m)``; a linear layer is this with ``b`` its transposed weight."""
+    """Multiply ``(..., n, k) @ (..., k, m)``; a linear layer is this with ``b`` its transposed weight."""
     fa, fb = labels_of(a), labels_of(b)
     ctx.contract(fa, fa.axes[-1], fb, fb.axes[-2])
     batch = [ctx.unite_all([x, y]) for x, y in zip(fa.axes[:-2], fb.axes[:-2], strict=True)]
@@ -182,7 +182,7 @@ def dot(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Seq
 
 @rule("aten.linear")
 def linear(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Seen only where a backend has its own linear; elsewhere it comes apart into addmm."""
+    """Bind a linear layer, which only some backends show; elsewhere it is decomposed into addmm."""
     x, weight = args[0], args[1]
     bias = args[2] if len(args) > 2 else None
     fx, fw = labels_of(x), labels_of(weight)
@@ -202,7 +202,7 @@ def linear(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
     "aten._scaled_dot_product_fused_attention_overrideable", "aten._scaled_dot_product_attention_math",
 )  # fmt: skip
 def attention(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Whole heads may go; the head width sets the softmax's scale, so it stays."""
+    """Let whole heads go; the head width sets the softmax's scale, so it stays."""
     q, k, v = (labels_of(t) for t in args[:3])
     for operand in (q, k):
         ctx.freeze(operand.axes[-1], HEAD_WIDTH)
@@ -226,5 +226,5 @@ def attention(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
 
 
 def _shared(axis: Axis, queries: int) -> Axis:
-    """Labels of key or value heads, each of which serves so many query heads."""
+    """Return the labels of key or value heads, each of which serves so many query heads."""
     return axis if axis is None or queries == 1 else np.repeat(axis, queries)

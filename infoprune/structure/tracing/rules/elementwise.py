@@ -34,7 +34,7 @@ def _has(operand: TensorLabels, dim: int) -> bool:
 
 @rule(POINTWISE, *(f"aten.{name}" for name in _UNTAGGED.split()))
 def elementwise(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Labels at the same position go together, broadcasting included."""
+    """Unite labels at the same position, broadcasting included."""
     tensors = tensors_in(args, kwargs)
     operands = [labels_of(tensor) for tensor in tensors]
     origin = operands[0].origin if len(operands) == 1 else None
@@ -46,7 +46,7 @@ def elementwise(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], o
 
 
 def broadcast_axes(ctx: RuleContext, tensors: Sequence[Tensor], shape: Sequence[int]) -> list[Axis]:
-    """Axes of an element-wise result; a dimension of one that is stretched over many says nothing about them."""
+    """Return the axes of an element-wise result; a dimension of one that is stretched says nothing about the others."""
     return _broadcast(ctx, tensors, [labels_of(tensor) for tensor in tensors], shape)
 
 

@@ -33,7 +33,7 @@ def slice_(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
 
 
 def _sliced(ctx: RuleContext, axis: Labels, start: int, stop: int, step: int) -> Labels:
-    """One of several equal parts must lose as many as the others; of every n-th index all n go together."""
+    """Let one of several equal parts lose as many as the others; of every n-th index all n go together."""
     size, length = len(axis), stop - start
     if step > 1 and size % step == 0:
         ctx.tie(axis.reshape(-1, step).T)
@@ -46,7 +46,7 @@ def _sliced(ctx: RuleContext, axis: Labels, start: int, stop: int, step: int) ->
 
 @rule("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unsafe_split", "aten.tensor_split")
 def split(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Parts of one dimension; equal parts must lose the same."""
+    """Split one dimension into parts; equal parts must lose the same."""
     operand = labels_of(args[0])
     dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % args[0].dim()
     axis = operand.axes[dim]
@@ -74,7 +74,7 @@ def select(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
 
 @rule("aten.cat", "aten.concat")
 def cat(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Tensors one behind the other: their labels likewise."""
+    """Concatenate tensors, and their labels likewise."""
     rank = outs[0].dim()
     tensors = [t for t in args[0] if t.dim() == rank]  # an old exception lets empty 1-D tensors join anything
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % rank
@@ -97,7 +97,7 @@ def _labels_or_outside(axis: Axis, size: int) -> Labels:
 
 @rule("aten.stack")
 def stack(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Tensors side by side in a new dimension: equal positions must stay together."""
+    """Stack tensors in a new dimension: equal positions must stay together."""
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % outs[0].dim()
     axes = broadcast_axes(ctx, args[0], tuple(args[0][0].shape))
     axes.insert(dim, None)
@@ -106,7 +106,7 @@ def stack(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: S
 
 @rule("aten.flip")
 def flip(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Reversed dimensions: exact for whatever is removed."""
+    """Reverse dimensions: exact for whatever is removed."""
     operand = labels_of(args[0])
     flipped = {d % args[0].dim() for d in args[1]}
     axes = [a[::-1] if d in flipped and a is not None else a for d, a in enumerate(operand.axes)]
@@ -115,7 +115,7 @@ def flip(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Se
 
 @rule("aten.roll")
 def roll(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Exact only if the shift shrinks with the dimension (half of it, say), which dry run finds out."""
+    """Roll a dimension: exact only if the shift shrinks with it (half of it, say), which a dry run finds out."""
     operand = labels_of(args[0])
     dims = args[2] if len(args) > 2 else kwargs.get("dims", [])
     if not dims:
@@ -169,7 +169,7 @@ def repeat(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
 
 @rule("aten.pixel_shuffle")
 def pixel_shuffle(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """``(*, C r^2, H, W) -> (*, C, H r, W r)``: the r^2 channels that fill one output channel go together."""
+    """Map ``(*, C r^2, H, W) -> (*, C, H r, W r)``: the r^2 channels that fill one output channel go together."""
     operand = labels_of(args[0])
     ctx.freeze_all(operand.axes[-2:], "space")
     axes = [*operand.axes[:-2], None, None]
@@ -182,7 +182,7 @@ def pixel_shuffle(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any],
 
 @rule("aten.pixel_unshuffle")
 def pixel_unshuffle(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """``(*, C, H r, W r) -> (*, C r^2, H, W)``: a channel becomes r^2 channels."""
+    """Map ``(*, C, H r, W r) -> (*, C r^2, H, W)``: a channel becomes r^2 channels."""
     operand = labels_of(args[0])
     ctx.freeze_all(operand.axes[-2:], "space")
     axes = [*operand.axes[:-2], None, None]
@@ -205,7 +205,7 @@ def channel_shuffle(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any
 
 @rule("aten.index")
 def index(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Advanced indexing picks by number, so the dimensions that it reads stay; the others ride along."""
+    """Freeze the dimensions that advanced indexing reads by number; the others are kept."""
     operand = labels_of(args[0])
     indexed: list[int] = []
     rest: list[tuple[bool, Axis]] = []
@@ -231,7 +231,7 @@ def index(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: S
 
 @rule("aten.index_put")
 def index_put(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """``x[idx] = values``: the dimensions behind the indexed ones meet position by position."""
+    """Assign ``x[idx] = values``: the dimensions behind the indexed ones meet position by position."""
     operand, values = labels_of(args[0]), args[2]
     leading = sum(1 if i is None or i.dtype not in (torch.bool, torch.uint8) else i.dim() for i in args[1])
     if any(i is None for i in args[1]):
@@ -252,7 +252,7 @@ def index_put(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
 
 @rule("aten.index_select", "aten.gather", "aten.repeat_interleave", "aten.unfold")
 def along_one_dimension(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Operators that read one dimension by number and leave the others alone."""
+    """Freeze the dimension that an operator reads by number; the others are kept."""
     operand = labels_of(args[0])
     if ctx.short_name == "gather" or len(args) < 2 or not any(isinstance(a, int) for a in args[1:]):
         return unknown(ctx, args, kwargs, outs)
@@ -264,7 +264,7 @@ def along_one_dimension(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str,
 
 @rule("aten.embedding")
 def embedding(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Rows of a table by number: the width of the table is a channel dimension."""
+    """Read rows of a table by number: the width of the table is a channel dimension."""
     operand = labels_of(args[0])
     ctx.freeze(operand.axes[0], None)  # rows are words, not channels
     ctx.freeze_all(labels_of(args[1]).axes, "its entries are numbers of embeddings")

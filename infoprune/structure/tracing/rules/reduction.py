@@ -21,7 +21,7 @@ from infoprune.structure.tracing.rules.registry import RULES, Rule, rule, tensor
     "aten._batch_norm_no_update", "aten.batch_norm",
 )  # fmt: skip
 def batch_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Each channel by itself: scale, shift and statistics belong to the channel."""
+    """Keep each channel by itself: scale, shift and statistics belong to the channel."""
     operand = labels_of(args[0])
     own = [labels_of(t) for t in tensors_in(args[1:5])]
     axes = list(operand.axes)
@@ -38,7 +38,7 @@ def batch_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
 
 @rule("aten._weight_norm_interface")
 def weight_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """``g v / |v|`` for each filter: what is removed adds nothing to the norms, and the lengths go with the filters."""
+    """Compute ``g v / |v|`` for each filter: what is removed adds nothing to the norms; lengths go with filters."""
     v, g = labels_of(args[0]), labels_of(args[1])
     dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % args[0].dim()
     axes = list(v.axes)
@@ -50,7 +50,7 @@ def weight_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], o
 
 @rule("aten.native_layer_norm", "aten._fused_rms_norm")
 def layer_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Statistics are taken over the channels that are kept; scale and shift belong to the channel."""
+    """Take statistics over the channels that are kept; scale and shift belong to the channel."""
     operand = labels_of(args[0])
     axes = list(operand.axes)
     first = len(axes) - len(args[1])
@@ -131,7 +131,7 @@ def reduced_dims(name: str, args: Sequence[Any], kwargs: dict[str, Any], rank: i
     "aten.cumprod", "aten.sort", "aten.topk", "aten.argsort", "aten.glu",
 )  # fmt: skip
 def mixing_one_dimension(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Every result depends on the whole dimension, so it stays; the other dimensions ride along."""
+    """Freeze the dimension, on all of which every result depends; the other dimensions are kept."""
     if ctx.short_name == "glu":
         return glu(ctx, args, kwargs, outs)
     operand, rank = labels_of(args[0]), args[0].dim()

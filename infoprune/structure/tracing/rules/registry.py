@@ -70,7 +70,7 @@ def find_rule(func: torch._ops.OpOverload) -> Rule:
 
 
 def unknown(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Never guess: what an unknown operator touches stays."""
+    """Freeze what an unknown operator touches."""
     for tensor in tensors_in(args, kwargs):
         for axis in labels_of(tensor).axes:
             ctx.freeze(axis, f"{ctx.name} has no rule")
@@ -79,7 +79,7 @@ def unknown(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs:
 
 
 def tensors_in(args: Iterable[Any], kwargs: Mapping[str, Any] | None = None) -> list[Tensor]:
-    """All tensors among an operator's arguments, one level of lists deep."""
+    """Return all tensors among an operator's arguments, one level of lists deep."""
     found = []
     for value in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(value, Tensor):

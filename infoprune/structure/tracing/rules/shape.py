@@ -149,13 +149,13 @@ def _rearranged(ctx: RuleContext, args: Sequence[Any], outs: Sequence[Tensor], o
 
 @rule("aten.permute")
 def permute(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Dimensions in another order."""
+    """Put the dimensions in another order."""
     _rearranged(ctx, args, outs, [d % args[0].dim() for d in args[1]])
 
 
 @rule("aten.transpose", "aten.t", "aten.swapaxes", "aten.numpy_T", "aten.mT")
 def transpose(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Two dimensions exchanged."""
+    """Exchange two dimensions."""
     rank = args[0].dim()
     order = list(range(rank))
     if rank > 1:
@@ -176,7 +176,7 @@ def unsqueeze(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
 
 @rule("aten.squeeze")
 def squeeze(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Dimensions of one dropped."""
+    """Drop dimensions of one."""
     rank = args[0].dim()
     dims = range(rank) if len(args) == 1 else [args[1]] if isinstance(args[1], int) else args[1]
     gone = {d % rank for d in dims if args[0].shape[d] == 1} if rank else set()
@@ -185,7 +185,7 @@ def squeeze(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs:
 
 @rule("aten.expand", "aten.expand_as", "aten.broadcast_to")
 def expand(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Dimensions of one stretched: uniform along them, they can shrink if the code asks for less (a dry run tells)."""
+    """Stretch dimensions of one: uniform, they can shrink if the code asks for less, which a dry run tells."""
     operand, shape = labels_of(args[0]), outs[0].shape
     axes: list[Axis] = [*[None] * (len(shape) - args[0].dim()), *operand.axes]
     before = [*[1] * (len(shape) - args[0].dim()), *args[0].shape]
@@ -197,7 +197,7 @@ def expand(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
 
 @rule("aten.as_strided")
 def as_strided(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Only the memory layout changes if the shape does not; anything else is unknown."""
+    """Keep the labels if only the memory layout changes; a changed shape is unknown."""
     if ctx.name.endswith("as_strided_") or tuple(args[0].shape) == tuple(args[1]):
         _rearranged(ctx, args, outs, range(args[0].dim()))
     else:

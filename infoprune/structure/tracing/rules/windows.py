@@ -16,7 +16,7 @@ from infoprune.structure.tracing.rules.registry import rule
 
 @rule("aten.im2col")
 def unfold(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """``(*, C, H, W) -> (*, C k, L)``: a channel becomes a block of as many as a window has places."""
+    """Map ``(*, C, H, W) -> (*, C k, L)``: a channel becomes a block, one entry for each place of the window."""
     operand = labels_of(args[0])
     ctx.freeze_all(operand.axes[-2:], "windows are taken of it")
     channels = operand.axes[-3]
@@ -26,7 +26,7 @@ def unfold(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
 
 @rule("aten.col2im")
 def fold(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """``(*, C k, L) -> (*, C, H, W)``: the places of a window go with their channel."""
+    """Map ``(*, C k, L) -> (*, C, H, W)``: the places of a window go with their channel."""
     operand = labels_of(args[0])
     ctx.freeze(operand.axes[-1], "windows are put together along it")
     channels = operand.axes[-2]

@@ -60,13 +60,13 @@ def nonzero_axes(
 
 
 def _has(tensor: Tensor, operand: TensorLabels, dim: int, axis: Axis) -> bool:
-    """Whether an operand has a dimension of the result, counted from the end, rather than being stretched along it."""
+    """Return whether an operand has a dimension of the result, counted from the end, or is stretched along it."""
     own = dim + tensor.dim()
     return own >= 0 and operand.axes[own] is not None and axis is not None and tensor.shape[own] == len(axis)
 
 
 def _described(value: Any, places: Any) -> Any:
-    """Arguments as something to look up by."""
+    """Return arguments in a form that can be looked up."""
     if isinstance(value, Tensor):
         number = not value.dim() and not value.is_meta and not value.is_complex()
         return _Operand(next(places), value.dtype, float(value) if number else None)

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from infoprune.callbacks.follow import check_followers, find_copies, fingerprint, followers_within, unclear_copies
+from infoprune.callbacks.engine.copies import (
+    check_followers,
+    find_copies,
+    fingerprint,
+    followers_within,
+    unclear_copies,
+)
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from torch import nn
 
-    from infoprune.callbacks.training_step import WatchedStep
+    from infoprune.callbacks.engine.training_step import WatchedStep
 
 
 class CopyTracker:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from infoprune.callbacks.training_data import of_batch
-from infoprune.callbacks.training_step import TrainingStep, WatchedStep, as_inputs
+from infoprune.callbacks.engine.training_data import of_batch
+from infoprune.callbacks.engine.training_step import TrainingStep, WatchedStep, as_inputs
 from infoprune.errors import ConfigurationError, TraceError, nearest
 from infoprune.inputs import Examples, Inputs, call_model
 from infoprune.shapes import from_shapes

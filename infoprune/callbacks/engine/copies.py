@@ -16,7 +16,7 @@ from infoprune.structure import PruningPlan
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from infoprune.callbacks.training_step import WatchedStep
+    from infoprune.callbacks.engine.training_step import WatchedStep
 
 
 T = TypeVar("T")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,33 +16,58 @@ from torch import nn
 
 from infoprune.allocation import Allocation, Auto, LatencyShare, get_allocation
 from infoprune.allocation.solve import Measure
-from infoprune.callbacks.copy_tracker import CopyTracker
-from infoprune.callbacks.distributed import mean_over_ranks, on_all_ranks
-from infoprune.callbacks.follow import with_followers
-from infoprune.callbacks.network import COMPILED, NetworkFinder, given_inputs
-from infoprune.callbacks.network_calibration import NetworkCalibration
-from infoprune.callbacks.pending import EngineOptions, PendingEvent
-from infoprune.callbacks.surgery import averaged_copies, in_names_of, shrink_in_fit
-from infoprune.callbacks.training_data import EXAMPLES, calibration_batches, no_batch_yet, peek, training_batches
-from infoprune.callbacks.training_step import TrainingStep, WatchedStep, modules_run, watch_training_step
+from infoprune.callbacks.engine.copies import with_followers
+from infoprune.callbacks.engine.copy_tracker import CopyTracker
+from infoprune.callbacks.engine.located_network import LocatedNetwork
+from infoprune.callbacks.engine.options import EngineOptions
+from infoprune.callbacks.engine.surgery import averaged_copies, in_names_of, shrink_in_fit
+from infoprune.callbacks.engine.training_data import EXAMPLES, calibration_batches, no_batch_yet, training_batches
+from infoprune.callbacks.engine.training_step import TrainingStep, modules_run
 from infoprune.criteria import Scores
 from infoprune.criteria.criterion import check_weights
 from infoprune.decide import Decision, decide, goal
-from infoprune.distributed import broadcast_from_first
-from infoprune.errors import ConfigurationError, DataError, TraceError
-from infoprune.inputs import ByMode
+from infoprune.distributed import broadcast_from_first, mean_over_ranks, on_all_ranks
+from infoprune.errors import ConfigurationError, DataError
 from infoprune.recalibration import check_norms, recalibrate
 from infoprune.report.collect import UnprunedStats
-from infoprune.structure import PruningPlan, Structure, check_plan, trace
-from infoprune.structure.tracing.frozen import frozen_names
+from infoprune.structure import PruningPlan, Structure, check_plan
 from infoprune.structure.verify import check_exact
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from infoprune.inputs import Inputs
-
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PendingEvent:
+    """What the next event of a fit will remove, decided before the event.
+
+    Attributes:
+        fraction: share of the whole cut that is reached with the event.
+        plan: what goes, by the network's names.
+        scores: the scores that decided.
+        latency: with a latency budget, the share of the unpruned model's time that was measured at these widths.
+    """
+
+    fraction: float
+    plan: PruningPlan
+    scores: Scores
+    latency: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the event as plain data, for a checkpoint."""
+        return {
+            "fraction": self.fraction,
+            "plan": self.plan.to_dict(),
+            "scores": dict(self.scores),
+            "latency": self.latency,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PendingEvent:
+        """Return the event that `to_dict` wrote."""
+        return cls(data["fraction"], PruningPlan.from_dict(data["plan"]), dict(data["scores"]), data["latency"])
 
 
 class PruningEngine:
@@ -54,9 +79,7 @@ class PruningEngine:
         options: what is pruned, how and how far.
 
     Attributes:
-        path: where the network lies in the LightningModule; None until that is known.
-        inputs: the example inputs of the network; None until they are known.
-        frozen: names and patterns of the layers that stay; those that were given as modules once the network is known.
+        located: where the network lies in the LightningModule, and its example inputs.
         unpruned: the model before the first event; None until `rehearse` has traced it.
         pending: the next event, if it is decided already.
         copies: the copies of the network, which lose what it loses or stay as they are.
@@ -65,76 +88,38 @@ class PruningEngine:
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
-        self.path: str | None = options.module
-        self.inputs: Inputs | None = None
-        self.frozen = [entry for entry in options.frozen if isinstance(entry, str)]
+        self.located = LocatedNetwork(options)
         self.unpruned: UnprunedStats | None = None
         self.pending: PendingEvent | None = None
         self.latency_ratio = 1.0
         self.copies = CopyTracker(options.follow)
-        self._batch: Any = None  # the first training batch, where none could be had before
-        self._watched: WatchedStep | None = None
-
-    def network(self, module: nn.Module) -> nn.Module:
-        """Return the part of a LightningModule, or of a copy of it, that is pruned."""
-        return module.get_submodule(self.path or "")
-
-    def wrapped_network(self, module: nn.Module) -> nn.Module:
-        """Return the module that the LightningModule calls: the network, or ``torch.compile``'s wrapper around it."""
-        return module.get_submodule((self.path or "").removesuffix(COMPILED).removesuffix("."))
 
     # -- before the first event ---------------------------------------------------------------------------------------
 
     def see_batch(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> None:
         """Find the network with a training batch, where nothing before has shown what the training step runs."""
-        if self._watched is None and self._batch is None:
-            self._batch = batch
+        if self.located.takes_batch(batch):
             self.prepare(trainer, module)
             self.rehearse(trainer, module)
 
     def prepare(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Find the network and its example inputs, if they can be known before the first batch."""
-        if self.inputs is None or (self._watched is None and self._batch is not None):
+        if not self.located.is_settled:
             with _rng_isolated(trainer):
-                on_all_ranks(lambda: self._find_network(trainer, module))
-
-    def _find_network(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Watch a training step, take the network and its inputs from it, and trace the step too where it has to be."""
-        options = self.options
-        batch = peek(trainer) if self._batch is None else self._batch
-        self._watched = None if batch is None else _watched_step(trainer, module, batch, options.module)
-        finder = NetworkFinder(trainer, module, options.module)
-        given = given_inputs(trainer, module, options.example_inputs)
-        if given is not None:
-            for_network = options.example_inputs is not None and options.module is not None
-            self.path, self.inputs = finder.from_inputs(given, for_network)
-        elif self._watched is not None:
-            self.path, self.inputs = finder.from_step(self._watched, batch)
-        elif self._batch is not None:
-            self.path, self.inputs = finder.from_batch(batch)
-        elif batch is not None:
-            with suppress(ConfigurationError, TraceError):  # the first batch of training may tell more
-                self.path, self.inputs = finder.from_batch(batch)
-        if self.inputs is not None:
-            self.frozen = frozen_names(self.network(module), options.frozen)
-        traced = self._watched is not None and self.inputs is not None and not isinstance(self.inputs, TrainingStep)
-        if traced and self._watched is not None and self._watched.passes_by(module, self.path or ""):
-            self.inputs = ByMode(self.inputs, TrainingStep(batch, module if self.path else None))  # type: ignore[arg-type]
+                on_all_ranks(lambda: self.located.find(trainer, module))
 
     def structure(self, module: pl.LightningModule) -> Structure:
         """Trace the network as it is now; `prepare` has to have found it."""
-        assert self.inputs is not None
-        with torch.compiler.set_stance("force_eager"):
-            return trace(self.network(module), self.inputs, self.frozen, self.copies.within(self.path or ""))
+        return self.located.structure(module, self.copies.within(self.located.path or ""))
 
     def rehearse(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Describe the unpruned model, and check while nothing is lost whether it can be pruned to the target."""
-        if self.inputs is not None and self.unpruned is None:
+        if self.located.inputs is not None and self.unpruned is None:
             with _rng_isolated(trainer):
                 on_all_ranks(lambda: self._rehearse(trainer, module))
 
     def _rehearse(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        options, network = self.options, self.network(module)
+        options, network = self.options, self.located.within(module)
         if options.recalibration_batches:
             check_norms(network)
             training_batches(trainer, options.recalibration_batches)
@@ -146,18 +131,18 @@ class PruningEngine:
         self.unpruned = UnprunedStats.of(structure)
 
     def _find_copies(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert self.inputs is not None
+        assert self.located.inputs is not None
         try:
             with trainer.precision_plugin.forward_context():
-                run_in_eval = modules_run(module, self.network(module), self.inputs)
+                run_in_eval = modules_run(module, self.located.within(module), self.located.inputs)
         except Exception as error:  # of the user's code; the trace will say it in our words
             log.debug("The forward could not be watched: %s: %s", type(error).__name__, error)
             return
-        self.copies.find(trainer, module, run_in_eval, self._watched)
+        self.copies.find(trainer, module, run_in_eval, self.located.watched)
 
     def _rehearse_decision(self, trainer: pl.Trainer, module: pl.LightningModule, structure: Structure) -> None:
         """Score with one batch and decide, so that all that would be refused at an event is refused before training."""
-        options, network = self.options, self.network(module)
+        options, network = self.options, self.located.within(module)
         criterion, allocation = options.criterion, options.allocation
         batch: list[Any] | None = None
         if criterion.needs_data or (allocation.needs_data and not isinstance(allocation, Auto)):
@@ -192,14 +177,16 @@ class PruningEngine:
             VerificationError: the cut would change what the network computes; nothing was changed.
         """
         self.prepare(trainer, module)
-        if self.inputs is None:
+        if self.located.inputs is None:
             raise no_batch_yet()
         with _rng_isolated(trainer):
             structure, decision = self._decide(trainer, module, fraction)
-            assert self.path is not None
-            if self.options.verify and not isinstance(self.inputs, TrainingStep):  # which may write to parameters
+            assert self.located.path is not None
+            if self.options.verify and not isinstance(
+                self.located.inputs, TrainingStep
+            ):  # which may write to parameters
                 on_all_ranks(lambda: self._verify(module, decision.plan))
-            plan = in_names_of(module, self.network(module), self.path, decision.plan)
+            plan = in_names_of(module, self.located.within(module), self.located.path, decision.plan)
             shrink_in_fit(trainer, module, with_followers(plan, self.copies.follow))
             self.latency_ratio = decision.latency or self.latency_ratio
             if self.options.recalibration_batches:
@@ -215,7 +202,7 @@ class PruningEngine:
             The network's structure and the plan; None if no example input is known.
         """
         self.prepare(trainer, module)
-        if self.inputs is None:
+        if self.located.inputs is None:
             return None
         with _rng_isolated(trainer):
             structure, decision = self._decide(trainer, module, fraction)
@@ -241,7 +228,9 @@ class PruningEngine:
     def _score(self, trainer: pl.Trainer, module: pl.LightningModule) -> tuple[Structure, Scores]:
         structure = self.structure(module)
         with torch.compiler.set_stance("force_eager"):
-            return structure, self.options.criterion(self.network(module), structure, self._data(trainer, module))
+            return structure, self.options.criterion(
+                self.located.within(module), structure, self._data(trainer, module)
+            )
 
     def _prepare_allocation(
         self, trainer: pl.Trainer, module: pl.LightningModule, structure: Structure, scores: Scores, fraction: float
@@ -250,7 +239,7 @@ class PruningEngine:
         kind, keep = goal(self.options.target, structure, fraction, self.unpruned.cost, self.unpruned.sizes)
         with torch.compiler.set_stance("force_eager"):
             return self.options.allocation.prepared(
-                self.network(module), structure, self._data(trainer, module), scores=scores, kind=kind, keep=keep
+                self.located.within(module), structure, self._data(trainer, module), scores=scores, kind=kind, keep=keep
             )
 
     def _data(self, trainer: pl.Trainer, module: pl.LightningModule, images: int | None = None) -> Iterable[Any] | None:
@@ -260,22 +249,11 @@ class PruningEngine:
             return None
         try:
             batches = calibration_batches(trainer, images or self.options.calibration_images)
-            return self._received(trainer, module, batches)
+            return self.located.received(trainer, module, batches)
         except (ConfigurationError, DataError):  # a stream, or too few images
             if criterion.needs_data or not isinstance(allocation, Auto):
                 raise
             return None
-
-    def _received(self, trainer: pl.Trainer, module: pl.LightningModule, batches: Iterable[Any]) -> Iterable[Any]:
-        """Return batches with the inputs that the network receives in training."""
-        assert self.inputs is not None
-        path = self.path or ""
-
-        def receive(batch: Any) -> Inputs | None:
-            step = _watched_step(trainer, module, batch, path)
-            return None if step is None else step.inputs_of(path)
-
-        return NetworkCalibration(batches, self.inputs, receive)
 
     def _choose(
         self,
@@ -290,8 +268,8 @@ class PruningEngine:
         if (target.latency is not None or target.backend is not None) and not trainer.is_global_zero:
             return Decision(PruningPlan(), scores)  # one process measures while the others are idle
         assert self.unpruned is not None
-        assert self.inputs is not None
-        network = self.network(module)
+        assert self.located.inputs is not None
+        network = self.located.within(module)
         decision = decide(
             network,
             structure,
@@ -305,7 +283,7 @@ class PruningEngine:
             measure=self._measure(network, structure),
         )
         with torch.compiler.set_stance("force_eager"):
-            check_plan(network, self.inputs, structure, decision.plan)
+            check_plan(network, self.located.inputs, structure, decision.plan)
         return decision
 
     def _measure(self, network: nn.Module, structure: Structure, repeats: int | None = None) -> Measure | None:
@@ -317,19 +295,19 @@ class PruningEngine:
         if self.options.target.latency is None:
             return None
         backend = self.options.target.backend or "eager"
-        return LatencyShare(network, structure, self.inputs, repeats, self.latency_ratio, backend)
+        return LatencyShare(network, structure, self.located.inputs, repeats, self.latency_ratio, backend)
 
     def _verify(self, module: pl.LightningModule, plan: PruningPlan) -> None:
-        assert self.inputs is not None
+        assert self.located.inputs is not None
         with torch.compiler.set_stance("force_eager"):
-            check_exact(self.network(module), plan, self.inputs)
+            check_exact(self.located.within(module), plan, self.located.inputs)
 
     def _recalibrate(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Measure batch norm anew in the model and in averaged copies of it, at the precision of training."""
         for model in (module, *averaged_copies(trainer)):
-            data = self._received(trainer, module, training_batches(trainer, self.options.recalibration_batches))
+            data = self.located.received(trainer, module, training_batches(trainer, self.options.recalibration_batches))
             with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
-                recalibrate(self.network(model), data, self.options.recalibration_batches)
+                recalibrate(self.located.within(model), data, self.options.recalibration_batches)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -356,11 +334,3 @@ def _rng_isolated(trainer: pl.Trainer) -> AbstractContextManager[None]:
     """Restore the state of all random generators afterwards, so that an event does not change the data's order."""
     isolated: AbstractContextManager[None] = isolate_rng(trainer.strategy.root_device.type == "cuda")
     return isolated
-
-
-def _watched_step(trainer: pl.Trainer, module: pl.LightningModule, batch: Any, path: str | None) -> WatchedStep | None:
-    try:
-        return watch_training_step(trainer, module, batch, path)
-    except Exception as error:  # of the user's code, which may count on hooks that have not run yet
-        log.debug("The training step could not be watched: %s: %s", type(error).__name__, error)
-        return None

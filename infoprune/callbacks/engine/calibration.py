@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from infoprune.callbacks.training_step import TrainingStep
+from infoprune.callbacks.engine.training_step import TrainingStep
 from infoprune.inputs import ByMode, Inputs
 from infoprune.network_batches import NetworkBatches, split_like
 

@@ -1,0 +1,46 @@
+"""`EngineOptions`: what a fit is told about what to remove."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from infoprune.allocation import Allocation
+from infoprune.criteria import Criterion
+from infoprune.decide import Target
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The options of `FilterPruning` that decide what goes; see there."""
+
+    criterion: Criterion
+    target: Target
+    allocation: Allocation
+    frozen: tuple[str | nn.Module, ...] = ()
+    example_inputs: Any = None
+    module: str | None = None
+    follow: Mapping[str, str] | None = None
+    calibration_images: int = 640
+    recalibration_batches: int = 0
+    verify: bool = True
+
+    def described(self) -> dict[str, Any]:
+        """Return what differs from the defaults, and who chooses, as plain data for logs and reports."""
+        target = {name: value for name, value in vars(self.target).items() if value is not None}
+        if self.target.backend is not None:
+            target["backend"] = self.target.backend.name
+        return {
+            "criterion": self.criterion.name or type(self.criterion).__name__,
+            "criterion_options": dict(self.criterion.options),
+            **target,
+            "allocation": self.allocation.name or type(self.allocation).__name__,
+            "allocation_options": dict(self.allocation.options),
+            **({"module": self.module} if self.module else {}),
+            **({"follow": dict(self.follow)} if self.follow else {}),
+            **({"recalibration_batches": self.recalibration_batches} if self.recalibration_batches else {}),
+            **({} if self.verify else {"verify": False}),
+        }

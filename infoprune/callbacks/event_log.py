@@ -1,0 +1,130 @@
+"""`EventLog`: the events of a fit, recorded and sent to the Trainer's loggers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from infoprune.callbacks.measure import ValidationMetrics, validate_now
+from infoprune.cost import Cost
+from infoprune.decide import Decision
+from infoprune.report.collect import event_record
+from infoprune.report.loggers import RunLog
+from infoprune.report.record import EventRecord, LayerRow
+from infoprune.report.text import event_line
+from infoprune.structure import Structure
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from infoprune.report.collect import UnprunedStats
+
+
+class EventLog:
+    """Keeps the events of a fit and the metrics of its validations.
+
+    Attributes:
+        events: what every event so far removed, and what validation measured before and after it.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[EventRecord] = []
+        self._validation = ValidationMetrics()
+        self._run: RunLog | None = None
+
+    @property
+    def last_epoch(self) -> int:
+        """Return the epoch of the last event, -1 before the first."""
+        return self.events[-1].epoch if self.events else -1
+
+    def start(self, trainer: pl.Trainer, options: Mapping[str, Any]) -> None:
+        """Send the options to the loggers; only the process with global rank zero logs."""
+        if trainer.is_global_zero:
+            self._run = RunLog(trainer.loggers)
+            self._run.start(options)
+
+    def add(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        structure: Structure,
+        decision: Decision,
+        *,
+        criterion: str,
+        unpruned: UnprunedStats,
+        validate: bool,
+        latency: float | None,
+    ) -> None:
+        """Record an event that has just happened, and log it.
+
+        Args:
+            trainer: the Trainer.
+            module: its LightningModule, already pruned.
+            structure: the network before the event.
+            decision: what went.
+            criterion: name of the criterion.
+            unpruned: the network before the first event, of which shares are told.
+            validate: run the validation now, to tell what the cut itself cost.
+            latency: with a latency budget, the share of the unpruned model's time that is left.
+        """
+        event = event_record(
+            len(self.events),
+            trainer.current_epoch,
+            trainer.global_step,
+            criterion,
+            structure,
+            decision.plan,
+            decision.scores,
+            self._validation.metrics,
+            decision.curves,
+        )
+        self.events.append(event)
+        if validate:
+            event.metrics_cut = validate_now(trainer)
+        rank_zero_info(event_line(event, unpruned.cost, unpruned.frozen))
+        macs, params = Cost(event.macs, event.params).ratio(unpruned.cost)
+        ratios = {"prune/macs_ratio": macs, "prune/params_ratio": params}
+        ratios |= {f"prune/after_cut/{k}": value for k, value in event.metrics_cut.items() if value is not None}
+        if latency is not None:
+            ratios["prune/latency_ratio"] = latency
+        if self._run is not None:
+            self._run.event(event, ratios)
+        totals = {
+            "prune/event": event.index + 1.0,
+            "prune/macs": float(event.macs),
+            "prune/params": float(event.params),
+        }
+        # For filenames and monitors; the loggers have it already, with the step at which it happened.
+        module.log_dict({**totals, **ratios}, logger=False, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+    def validation_starts(self, trainer: pl.Trainer) -> None:
+        """Note the metrics before a validation of the fit."""
+        self._validation.start(trainer)
+
+    def validation_ends(self, trainer: pl.Trainer) -> None:
+        """Keep what the validation measured, also as what followed the last event."""
+        self._validation.end(trainer)
+        if self.events:
+            self.events[-1].metrics_after = dict(self._validation.metrics)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the loggers, which belong to the running process."""
+        return {**vars(self), "_run": None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the events and the last metrics as plain data, for a checkpoint."""
+        return {
+            "history": [dataclasses.asdict(event) for event in self.events],
+            "validated": dict(self._validation.metrics),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` returned."""
+        self.events = [
+            EventRecord(**{**event, "layers": [LayerRow(**row) for row in event["layers"]]})
+            for event in state["history"]
+        ]
+        self._validation.metrics = dict(state["validated"])
