@@ -43,8 +43,12 @@ _ELEMENTWISE = (
 
 _IN_PLACE = (
     _aten.add_.Tensor,
+    _aten.sub_.Tensor,
     _aten.mul_.Tensor,
+    _aten.div_.Tensor,
     _aten.relu_.default,
+    _aten.tanh_.default,
+    _aten.sigmoid_.default,
     _aten.silu_.default,
     _aten.hardswish_.default,
     _aten.hardtanh_.default,
