@@ -79,6 +79,7 @@ def _part_like(value: Any, example: Any) -> Any:
     if isinstance(example, Tensor):
         return value if isinstance(value, Tensor) and _alike(value, example) else None
     if isinstance(example, Mapping):
+        # A batch may hold more than the network takes, such as labels and file names.
         if not isinstance(value, Mapping) or not all(key in value for key in example):
             return None
         parts = {key: _part_like(value[key], like) for key, like in example.items()}
@@ -88,6 +89,7 @@ def _part_like(value: Any, example: Any) -> Any:
             return None
         taken = [_part_like(part, like) for part, like in zip(value, example, strict=False)]
         return None if any(part is None for part in taken) else type(example)(taken)
+    # Strings, numbers and None of the example match anything.
     return value
 
 

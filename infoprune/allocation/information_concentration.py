@@ -127,6 +127,7 @@ class InformationConcentration(Allocation):
             name: sum(self.concentrations[layer] for layer in names) / len(names) for name, names in layers.items()
         }
         if self.by_stage:
+            # Equal widths and equal numbers of layers stand for a stage of a residual network.
             stages: dict[tuple[int, bool], list[str]] = {}
             for group in groups:
                 stages.setdefault((group.size, len(layers[group.name]) > 1), []).append(group.name)

@@ -120,11 +120,13 @@ class InformationLoss(Allocation):
         )
         grids = {name: WidthGrid(group.size) for name, group in meter.groups.items()}
         widths = {name: grid.size for name, grid in grids.items()}
+        # Each further round measures from a model that is cut already, because losses of single cuts do not add up.
         shares = [share for share in ROUNDS[: self.rounds - 1] if share > keep]
         levels = {name: _levels(width, FIRST_LEVELS) for name, width in widths.items()}
         curves = LossCurves((), meter.unit, meter.images)
         with Progress(OWNER, meter.work(levels) * (1 + len(shares)), self.progress) as bar:
             for share in [*shares, 0.0]:
+                # Groups at their floor have nothing left to measure.
                 levels = {name: wanted for name, wanted in levels.items() if wanted}
                 curves = dataclasses.replace(curves, rounds=(*curves.rounds, meter.round(widths, levels, bar)))
                 if share:

@@ -256,6 +256,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _read_dataclass(kind, value, where)
     if origin in (Union, types.UnionType):
+        # Records use unions with None only.
         if value is None and type(None) in get_args(kind):
             return None
         return _read(next(k for k in get_args(kind) if k is not type(None)), value, where)
@@ -265,6 +266,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return {
             _read(str, key, where): _read(get_args(kind)[1], item, f"{where}[{key!r}]") for key, item in value.items()
         }
+    # JSON writes 1.0 as 1, and True is an int in Python.
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(kind, type) and isinstance(value, kind) and not (kind is not bool and isinstance(value, bool)):

@@ -106,6 +106,7 @@ def find_copies(
         run_in_eval: paths of the modules that eval mode runs.
         watched: what the training step did; None if that is not known.
     """
+    # What requires gradients but is in no optimizer is not trained: so momentum encoders are often left.
     optimized = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
     trained = {id(p) for p in module.parameters() if p.requires_grad} & optimized
     run_in_step = {call.path for call in watched.calls} if watched is not None else set()
@@ -116,6 +117,7 @@ def find_copies(
     found = Copies({}, {})
     for path, part in parts.items():
         own = _ids(part)
+        # An average is run by validation, a momentum encoder by the training step; both modes run an ordinary layer.
         both_modes = own & in_eval and (own & in_step or watched is None)
         if (
             own & trained
@@ -123,11 +125,13 @@ def find_copies(
             or any(path.startswith(f"{other}.") for other in found.following | found.unclear)
         ):
             continue
+        # Scales and shifts of a frozen norm resemble those of every other norm.
         if not any(parameter.dim() > 1 for parameter in part.parameters()):
             continue
         original = _original_of(path, part, originals)
         if original is None:
             continue
+        # A teacher too is run in training only; an update without gradients tells a momentum encoder from it.
         follows = own & in_eval or any(name.startswith(f"{path}.") for name in updated)
         (found.following if follows else found.unclear)[path] = original
     return found

@@ -118,8 +118,10 @@ def _of_layer(module: nn.Module, cut: dict[str, str], plan: PruningPlan) -> Iter
         return plan.shape_after(cut[key])
 
     if (isinstance(module, _ConvNd) or _is_deformable(module)) and "weight" in cut:
+        # A group whose filters are all gone goes as a whole, with the channels that it reads.
         rows = plan.keep_mask(cut["weight"], 0).reshape(int(module.groups), -1)  # type: ignore[arg-type]
         groups = int(rows.any(axis=1).sum())  # that have rows left
+        # The second dimension of the weight counts the channels of one group only, and a transposed one is read first.
         first, second = after("weight")[:2]
         transposed = isinstance(module, _ConvTransposeNd)
         yield "groups", groups
@@ -131,9 +133,11 @@ def _of_layer(module: nn.Module, cut: dict[str, str], plan: PruningPlan) -> Iter
     elif isinstance(module, nn.Bilinear) and "weight" in cut:
         yield from zip(("out_features", "in1_features", "in2_features"), after("weight"), strict=True)
     elif isinstance(module, _NormBase):
+        # Without scale and shift only the running statistics know the width.
         yield "num_features", after(next(iter(cut)))[0]
     elif isinstance(module, nn.GroupNorm) and "weight" in cut:
         yield "num_channels", after("weight")[0]
+        # One group for each channel goes with its channel; other groups keep their number.
         if module.num_groups == module.num_channels:
             yield "num_groups", after("weight")[0]
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and "weight" in cut:
@@ -143,6 +147,7 @@ def _of_layer(module: nn.Module, cut: dict[str, str], plan: PruningPlan) -> Iter
     elif isinstance(module, nn.PReLU) and "weight" in cut:
         yield "num_parameters", after("weight")[0]
     elif isinstance(module, nn.MultiheadAttention):
+        # One projection of all three has rows for queries, keys and values; the columns are what it reads.
         if "in_proj_weight" in cut:
             for key in ("embed_dim", "kdim", "vdim"):
                 yield key, after("in_proj_weight")[1]

@@ -52,6 +52,7 @@ def remember(
     """
     modules = list(model.modules())
     _inherit(modules)
+    # A tensor that several modules own is noted in each, by the name that the module has for it.
     lost: dict[nn.Module, dict[str, str]] = {}
     for name in plan.removed:
         for module, key in owned[name].owners:
@@ -65,6 +66,7 @@ def remember(
         history.plan = history.plan.then(part)
     for module, key, value in old_values:
         history = _history_of(module)
+        # The first value stays: it belongs to the unpruned model.
         history.attributes = {key: value} | history.attributes
     for path, values in plan.attributes.items():
         owner, _, key = path.rpartition(".")
@@ -72,6 +74,7 @@ def remember(
         history.plan = history.plan.then(PruningPlan(attributes={key: values}))
     for path in plan.caches:
         owner, _, key = path.rpartition(".")
+        # A path that no longer names a submodule is passed over.
         for module in (module for name, module in model.named_modules() if name == owner):
             history = _history_of(module)
             history.plan = history.plan.then(PruningPlan(caches=(key,)))

@@ -101,6 +101,7 @@ def freeze_ends(session: TraceSession) -> None:
     Such layers work on colours (mean shifts of super-resolution, from and to luminance), and without one of these a
     model is of no use, however exact the cut. A layer behind such a layer is right at the input, too.
     """
+    # "Frozen because it meets an input or reaches an output" marks the layers from which the search starts.
     component = session.space.components()
     ends: dict[str, set[int]] = {"input": set(), "output": set()}
     sizes = {size for tensor in tensors_of(session.inputs) for size in tensor.shape[:2]}
@@ -117,6 +118,7 @@ def freeze_ends(session: TraceSession) -> None:
         for side, (outer, inner) in enumerate((session.labels[name][:2], session.labels[name][1::-1]))
         if 1 < len(inner) < FEWEST_AT_ENDS and len(inner) <= len(outer)
     }
+    # Freezing the channels of one layer puts the next layer at the end, so search until nothing is found.
     while found := [
         (key, end)
         for key, (outer, inner) in waiting.items()

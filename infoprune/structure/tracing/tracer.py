@@ -121,11 +121,14 @@ class Tracer(TorchDispatchMode):
                 self.used.add(origin)
             if tensor.dim():
                 origins[origin] = max(tensor.numel(), origins.get(origin, 0))
+        # Read before the rule runs: an in-place operator writes to the labels of its operand.
         statistics = [s for tensor in tensors for s in labels_of(tensor).statistics]
         nonzero = {id(axis): axis for tensor in tensors for axis in labels_of(tensor).nonzero}
         apply(rule, op, args, kwargs, outs)
+        # A statistic that the rule does not carry on has become an ordinary number: its channels have to stay.
         for statistic in () if op.carried_statistics else statistics:
             self.space.freeze(statistic.axis[statistic.axis >= 0], statistic.reason, statistic.op)
+        # What is computed from parameters alone is a kernel in another form; the largest parameter gives its name.
         if origins and None not in origins and not record.name.startswith("aten.new_"):
             main = max(origins, key=lambda origin: (origin in self.space.parameters, origins[origin]))
             for out in outs:
@@ -137,6 +140,7 @@ class Tracer(TorchDispatchMode):
                 note_written(out)
         record.outputs = [Output(tuple(out.shape), out.dtype, labels_of(out).axes) for out in outs]
         self.records.append(record)
+        # A recording keeps the steps for a later pass; else weak references suffice to know what is alive.
         if self.recording is not None:
             self.recording.steps.append(step)
         else:

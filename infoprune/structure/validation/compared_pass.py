@@ -86,6 +86,7 @@ class ComparedPass(Tracer):
         try:
             result = self._result(record, operator, args, kwargs, tensors)
         except Exception:
+            # Code that asks for a size of the original fails here; the pass goes on with the result that it expects.
             if not self._aligned:
                 record = self._made_what_is_asked(name, args)
             if record is None or record.name != name or not record.outputs:
@@ -122,6 +123,7 @@ class ComparedPass(Tracer):
             self._take_labels(outs, kept)
             return result
         self._note_conflict(record, tensors, reason, args, numbers)
+        # A result of the right size is used as it is, and one in place is held by others already.
         if record.name.endswith("_") or reason != FIXED:
             return result
         return self._as_expected(record, tensors)
@@ -321,11 +323,9 @@ class ComparedPass(Tracer):
     ) -> None:
         """Note a conflict of the width behind a factor, else of what was cut from the operator's results or inputs."""
         number = self.first + self._next - 1
-        cut = (
-            widths_behind(self._structure, self._session, self._plan, self._keep, record, numbers)
-            if reason == FACTOR
-            else []
-        )
+        cut: list[Labels] = []
+        if reason == FACTOR:
+            cut = widths_behind(self._structure, self._session, self._plan, self._keep, record, numbers)
         if not cut:
             axes = (axis for output in record.outputs for axis in output.axes if axis is not None)
             cut = [axis[~self._keep[axis]] for axis in axes]

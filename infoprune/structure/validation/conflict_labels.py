@@ -50,7 +50,9 @@ def widths_behind(
 
     Widths in attributes of the module come first, then those that are the factor, then those that change alike.
     """
+    # Only positive ratios say anything about widths.
     pairs = [(b, a) for b, a in zip(record.scalars, numbers, strict=False) if a != b and a * b > 0]
+    # Attributes of the running module explain its factors best; equal widths elsewhere may be a coincidence.
     held = []
     for slot in structure.attributes:
         before, after = plan.attributes.get(slot.path, (1, 1))

@@ -37,6 +37,7 @@ def dry_run(session: TraceSession, structure: Structure, plan: PruningPlan) -> l
     if plan.is_empty:
         return []
     keep = structure.keep_mask(plan)
+    # Tensors of the shrunk sizes take the place of the model's own, which stay as they are.
     stand_ins = {name: _shrunk(session, name, plan.shape_after(name)) for name in plan.shapes}
     kept = {id(axis): axis for axes in session.labels.values() for axis in axes}
     for tensor, dims in plan.removed.items():
@@ -56,6 +57,7 @@ def dry_run(session: TraceSession, structure: Structure, plan: PruningPlan) -> l
         except TraceError:
             raise
         except Exception as error:
+            # Code that fails after a conflict fails because of it; code that fails by itself is a conflict of its own.
             if compared.conflicts:
                 compared.conflicts += _sibling_conflicts(session, structure, keep, compared.conflicts)
             else:

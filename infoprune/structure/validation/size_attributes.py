@@ -245,8 +245,10 @@ class SizeAttributeFinder:
 
     def _by_operators(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
         """Yield each dimension that an operator makes or splits, with numbers that may be its size, and its place."""
+        # Where the code failed, the operator to come is the one that asked for the size.
         op, module = max(conflict.op, conflict.upcoming), conflict.module
         outputs = structure.records[op].outputs if op >= 0 else []
+        # The parts of a split belong together: a list of their sizes, or one number that is their sum.
         splits = zip(*(output.axes for output in outputs), strict=False) if len(outputs) > 1 else ()
         parts = [[axis for axis in axes if axis is not None] for axes in splits if all(a is not None for a in axes)]
         for axes in [outputs[0].axes] if len(outputs) == 1 else parts:
@@ -255,6 +257,7 @@ class SizeAttributeFinder:
             for place, (path, axis) in enumerate(zip(paths, axes, strict=False)):
                 if axis is not None:
                     yield [path], axis, place
+        # Sizes among the operator's arguments say which dimension was meant; without them every dimension may be.
         made = [axis for output in outputs for axis in output.axes if axis is not None]
         for axis, place in [asked[:2] for asked in conflict.asked] or zip(made, range(len(made)), strict=True):
             yield self._equal_numbers(module, len(axis)), axis, place

@@ -110,11 +110,13 @@ def baddbmm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs:
 
 def _matmul(ctx: RuleContext, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
     """Multiply ``(..., n, k) @ (..., k, m)``; a linear layer is this with ``b`` its transposed weight."""
+    # The summed dimension: channels that are zero in one factor may go, and go in both.
     fa, fb = labels_of(a), labels_of(b)
     ctx.contract(fa, fa.axes[-1], fb, fb.axes[-2])
     batch = [ctx.unite_all([x, y]) for x, y in zip(fa.axes[:-2], fb.axes[:-2], strict=True)]
     rows, columns = fa.axes[-2], fb.axes[-1]
     axes: list[Axis] = [*batch, rows, columns]
+    # A product is zero where one of its factors is; other dimensions do not become zero by a cut.
     nonzero = [axis for axis in batch if not (fa.zero_along(axis) or fb.zero_along(axis))]
     nonzero += [axis for axis, factor in ((rows, fa), (columns, fb)) if not factor.zero_along(axis)]
     if bias is not None:
@@ -128,6 +130,7 @@ def _matmul(ctx: RuleContext, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | 
             axes = broadcast_axes(ctx, [out, bias], tuple(out.shape))
             nonzero += [axis for axis in axes if bias.shape != out.shape or not added.zero_along(axis)]
     ctx.label(out, axes, zero=True, nonzero=nonzero)
+    # The factor made of parameters is the kernel, and its own dimension of the result holds the filters.
     filters = columns if fb.origin else rows if fa.origin else None
     if fa.origin and fb.origin and not ctx.are_filters(columns):
         filters = None  # two factors of a kernel (low-rank adapters), not a layer
@@ -146,6 +149,7 @@ def trilinear(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
     axes: list[Axis] = []
     nonzero: list[Axis] = []
     for dim in range(rank):
+        # Each factor lacks some dimensions of the product, so its own are counted without them.
         meeting = []
         for tensor, factor, new in zip(args[:3], factors, stretched, strict=True):
             if dim not in new:
@@ -153,6 +157,7 @@ def trilinear(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
                 sizes[dim] = tensor.shape[own]
                 meeting.append((factor, factor.axes[own]))
         zero = any(axis is not None and factor.zero_along(axis) for factor, axis in meeting)
+        # A sum is exact only if one factor is zero at what is removed.
         if dim in summed and not zero:
             ctx.freeze_all([axis for _, axis in meeting], "what is removed would still add to a sum")
         axes.append(ctx.unite_all([axis for _, axis in meeting]))

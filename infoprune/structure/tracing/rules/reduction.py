@@ -104,12 +104,15 @@ def reduction(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
     operand, rank = labels_of(args[0]), args[0].dim()
     dims = reduced_dims(ctx.name, args, kwargs, rank)
     name, order = ctx.short_name, args[1] if ctx.short_name in _NORMS and len(args) > 1 else 2
+    # Removed channels are zero, which changes no sum and no norm of positive order; a mean divides by their number.
     exact = all(operand.zero_along(operand.axes[d]) for d in dims) and (
         name == "sum" or (name in _NORMS and isinstance(order, (int, float)) and order > 0)
     )
     over = [] if exact else [axis for d in dims if (axis := operand.axes[d]) is not None]
     keepdim = bool(rank) and outs[0].dim() == rank
+    # A dimension kept with size one has no channels.
     axes = [None if d in dims else a for d, a in enumerate(operand.axes) if keepdim or d not in dims]
+    # A mean of squares may turn out to be the statistic of a norm, which is exact over the channels that stay.
     powers = _POWERS.get(name, ()) if not over or name in _OF_NORMALISATIONS else ()
     for out, power in zip_longest(outs, powers):
         ctx.label(out, axes, zero=operand.zero and name in _KEEP_ZERO)

@@ -37,9 +37,11 @@ def reshape_axes(ctx: RuleContext, axes: Sequence[Axis], before: tuple[int, ...]
     for ins, outs in _segments(before, after):
         wide_ins = [d for d in ins if before[d] != 1]
         wide_outs = [d for d in outs if after[d] != 1]
+        # Nothing but dimensions of one comes or goes: the labels stay as they are.
         if len(wide_ins) == len(wide_outs) == 1:
             result[wide_outs[0]] = axes[wide_ins[0]]
             continue
+        # Else spread the labels of one dimension over all elements, and see which new dimension they vary along.
         for dim in ins:
             axis = axes[dim]
             if axis is None or not outs:
@@ -89,6 +91,7 @@ def _segments(before: tuple[int, ...], after: tuple[int, ...]) -> Sequence[tuple
     while i < len(before) or j < len(after):
         ins, outs, p, q = [], [], 1, 1
         while True:
+            # Take a dimension from the side with fewer elements until both sides have equally many.
             if i < len(before) and (p <= q or j >= len(after)):
                 p *= before[i]
                 ins.append(i)

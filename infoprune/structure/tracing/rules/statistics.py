@@ -60,6 +60,7 @@ def combine(
     if not statistics and ctx.short_name not in _BEFORE:
         return  # as good as a tensor of its own
     base, degree = _of_one(ctx, args, operands[0]) if len(operands) == 1 else _of_two(ctx, operands)
+    # Degree zero: the scale cancels out, as in x / norm(x), so the result no longer depends on what is removed.
     if degree == 0 and all(any(_same(axis, s.axis) for axis in out.axes) for s in statistics):
         if all(operand.origin for operand in operands):  # a kernel, standardised over what stays, is zero elsewhere
             out.be_zero_like(base)
