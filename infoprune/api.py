@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from infoprune import recalibration
 from infoprune.allocation import Allocation, LatencyShare, LossCurves, get_allocation
+from infoprune.allocation.budget import KINDS
 from infoprune.allocation.patterns import MinWidth
 from infoprune.allocation.rounding import RoundTo
 from infoprune.allocation.solve import Measure
@@ -38,6 +39,8 @@ from infoprune.structure.verify import check_exact
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
 
+    from infoprune.within_drop import Trial
+
 Model = TypeVar("Model", bound=nn.Module)
 
 FORMAT = 1
@@ -55,6 +58,7 @@ class PruneResult:
         scores: group name -> (units,) scores that decided.
         latency: with a latency budget, the share of the time before that was measured at the widths chosen.
         curves: what cutting each group costs, if the allocation measured it.
+        drop: with ``max_drop``, the drop of quality that was measured and how sure it is.
     """
 
     plan: PruningPlan
@@ -64,6 +68,7 @@ class PruneResult:
     scores: Scores
     latency: float | None = None
     curves: LossCurves | None = None
+    drop: Trial | None = None
 
     def __str__(self) -> str:
         macs, params = self.after.ratio(self.before)
@@ -93,12 +98,14 @@ def prune(
     macs: float | str | None = None,
     params: float | str | None = None,
     latency: float | str | None = None,
+    max_drop: float | None = None,
     backend: BackendSpec | None = None,
     allocation: str | Mapping[str, Any] | Allocation = "auto",
     round_to: RoundTo = "auto",
     min_width: MinWidth = 1,
     frozen: Sequence[str | nn.Module] = (),
     data: Iterable[Any] | LightningDataModule | None = None,
+    validation: Iterable[Any] | Callable[[nn.Module], float] | None = None,
     recalibration_batches: int = 0,
     optimizers: Optimizer | Sequence[Optimizer] = (),
     verify: bool = True,
@@ -117,6 +124,9 @@ def prune(
         params: share of the parameters to keep, in (0, 1] or as ``"60%"``, or their number.
         latency: share of the time of a forward pass on ``example_inputs`` to keep, in (0, 1], measured in ``backend``;
             what is reached is measured too, see ``PruneResult.latency``.
+        max_drop: instead of a budget: as few multiply-accumulates as a drop of quality allows, in percentage points of
+            accuracy or in what ``validation`` counts in. Some cuts are tried, batch norm measured anew each time, and
+            ``PruneResult.drop`` says how sure the drop is; see :func:`infoprune.find_macs`. Training brings it down.
         backend: where the model will run: ``"eager"`` (the default for ``latency``), ``"onnxruntime"``, or another; see
             `infoprune.latency`. With ``round_to="auto"``, widths are then multiples that pay there, by measurement.
         allocation: how the groups share the cut. "auto" measures what cutting each group costs where ``data`` are given
@@ -131,8 +141,11 @@ def prune(
             something that can be gone through twice. Batches may be tuples, mappings or nests: what is like
             ``example_inputs`` is for the network, the rest are targets. Or a LightningDataModule after
             ``setup("fit")``.
+        validation: for ``max_drop``: batches of other images with labels, or a function of a model that returns its
+            quality, higher is better.
         recalibration_batches: so many batches of ``data`` measure batch norm's statistics anew after the cut; show
-            them as in training, augmentation included. 0: not. See :func:`infoprune.recalibrate`.
+            them as in training, augmentation included. 0: not, or 16 with ``max_drop``. See
+            :func:`infoprune.recalibrate`.
         optimizers: one or several optimizers, whose parameters and state follow the model.
         verify: run the example inputs through the masked model and the one that is to be left, and cut only if their
             outputs are the same; see :func:`infoprune.verify`. Takes about three forward passes.
@@ -145,7 +158,7 @@ def prune(
     Raises:
         ConfigurationError: an option that does not exist or cannot work.
         TraceError: the model's forward fails on the example inputs.
-        BudgetError: the frozen layers alone cost more than the budget.
+        BudgetError: the frozen layers alone cost more than the budget, or no cut stays within ``max_drop``.
         VerificationError: the cut would change what the model computes; names the layer where that starts.
         SurgeryError: an optimizer's state cannot be cut. After any error the model is as it was.
 
@@ -161,6 +174,13 @@ def prune(
     target = Target(
         macs, params, filters, round_to, min_width, latency, None if backend is None else get_backend(backend)
     )
+    if max_drop is not None:
+        return _within_drop(
+            model, example_inputs, max_drop, target, data, validation, optimizers, criterion=criterion, backend=backend,
+            allocation=allocation, frozen=frozen, recalibration_batches=count, verify=verify,
+        )  # fmt: skip
+    if validation is not None:
+        raise ConfigurationError("prune looks at validation images for max_drop only: give max_drop, or leave them out")
     if count:
         _check_recalibration(model, as_batches(data), count)
     batches = None if data is None else NetworkBatches(as_batches(data), example_inputs)
@@ -189,6 +209,25 @@ def prune(
         for name, norm in statistics.items():
             model.get_submodule(name).load_state_dict(norm.state_dict())
     return PruneResult(decision.plan, before, after, structure, decision.scores, decision.latency, decision.curves)
+
+
+def _within_drop(
+    model: nn.Module,
+    example_inputs: Inputs,
+    max_drop: float,
+    target: Target,
+    data: Iterable[Any] | LightningDataModule | None,
+    validation: Iterable[Any] | Callable[[nn.Module], float] | None,
+    optimizers: Optimizer | Sequence[Optimizer],
+    **options: Any,
+) -> PruneResult:
+    from infoprune.within_drop import prune_within  # which prunes copies
+
+    given = next((kind for kind in (*KINDS, "filters") if getattr(target, kind) is not None), None)
+    if given is not None:
+        raise ConfigurationError(f"max_drop={max_drop} and {given}={getattr(target, given)} clash: give one of them")
+    options |= {"round_to": target.round_to, "min_width": target.min_width}
+    return prune_within(model, example_inputs, max_drop, data, validation, optimizers, **options)
 
 
 class _Decider:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import NormalDist
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 from infoprune.allocation import InformationLoss
 from infoprune.api import PruneResult, prune
@@ -54,6 +55,19 @@ class Trial:
             return float(self.drop <= max_drop)
         return round(NormalDist(self.drop, self.error).cdf(max_drop), 3)
 
+    def described(self, max_drop: float) -> str:
+        """Return the trial in words, with how sure it is.
+
+        >>> print(Trial(0.5, 0.2, 0.15).described(0.5))
+        50.0% of the MACs with a drop of 0.20 ± 0.15, 98% sure to be within 0.5
+        """
+        error = (
+            ""
+            if self.error is None
+            else f" ± {self.error:.2g}, {self.sure(max_drop):.0%} sure to be within {max_drop:g}"
+        )
+        return f"{self.macs:.1%} of the MACs with a drop of {self.drop:.2f}{error}"
+
 
 @dataclass(frozen=True)
 class FoundMacs:
@@ -72,13 +86,16 @@ class FoundMacs:
     trials: tuple[Trial, ...]
     allocation: Any
 
+    @property
+    def trial(self) -> Trial | None:
+        """The cut that was found; None where no cut stays within."""
+        return next((trial for trial in self.trials if trial.macs == self.macs), None)
+
     def __str__(self) -> str:
-        found = next((trial for trial in self.trials if trial.macs == self.macs), None)
-        if found is None:
-            return f"no cut that was tried stays within a drop of {self.max_drop:g}"
-        sure = found.sure(self.max_drop)
-        likely = "" if sure is None else f" ± {found.error:.2g}, {sure:.0%} sure to be within {self.max_drop:g}"
-        return f"{self.macs:.1%} of the MACs: a drop of {found.drop:.2f}{likely}, before any training"
+        if self.trial is not None:
+            return self.trial.described(self.max_drop)
+        mildest = "".join(f": {trial.described(self.max_drop)}" for trial in self.trials[-1:])
+        return f"no cut that was tried stays within a drop of {self.max_drop:g}{mildest}"
 
 
 def find_macs(
@@ -89,14 +106,15 @@ def find_macs(
     data: Iterable[Any],
     validation: Iterable[Any] | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
+    recover: Callable[[nn.Module], object] | None = None,
     steps: int = 6,
     **options: Any,
 ) -> FoundMacs:
     """Find the smallest share of the MACs at which a model loses at most ``max_drop`` of its quality.
 
     Copies of the model are cut, batch norm is measured anew, and the quality is compared with the original's. Nothing
-    is trained, so fine-tuning brings the drop further down. The search halves the range, as if a deeper cut never did
-    better.
+    is trained unless ``recover`` does, so fine-tuning brings the drop further down. The search halves the range, as if
+    a deeper cut never did better. :func:`infoprune.prune` with ``max_drop`` finds and cuts in one go.
 
     Args:
         model: The trained model. It is not changed.
@@ -105,6 +123,8 @@ def find_macs(
         data: Batches of training images, for the widths and for batch norm.
         validation: Batches of other images with labels, for the accuracy.
         evaluate: Instead of ``validation``: a function of a model that returns its quality, higher is better.
+        recover: A function that trains a cut copy for a little, in place, before its quality is measured; the drop is
+            then the one that so much training leaves.
         steps: Number of cuts to try.
         options: Further options of :func:`infoprune.prune`, such as ``criterion`` and ``frozen``.
 
@@ -126,10 +146,9 @@ def find_macs(
         raise ConfigurationError(f"{OWNER} needs one of validation (labelled batches) and evaluate (a function)")
     seen = NetworkBatches(as_batches(validation), example_inputs) if validation is not None else None
     before = evaluate(model) if evaluate else _right(model, seen)
-    recalibrated = RECALIBRATION_BATCHES if _keeps_statistics(model) else 0
-    if recalibrated:
-        data = data if iter(as_batches(data)) is not as_batches(data) else list(islice(data, recalibrated))
-    options = {"allocation": "auto", "recalibration_batches": recalibrated, **options}
+    data = as_batches(data)
+    data = list(islice(data, RECALIBRATION_BATCHES)) if iter(data) is data else data
+    options = {"allocation": "auto", "recalibration_batches": recalibration_batches(model), **options}
     low, high, trials = 0.0, 1.0, []
     for _ in range(steps):
         macs = (low + high) / 2
@@ -140,10 +159,50 @@ def find_macs(
             low = macs
             continue
         options = _reusing(options, result)
+        if recover is not None:
+            recover(smaller)
         trials.append(Trial(macs, *_drop(before, evaluate(smaller) if evaluate else _right(smaller, seen))))
         low, high = (low, macs) if trials[-1].drop <= max_drop else (macs, high)
     ordered = tuple(sorted(trials, key=lambda trial: trial.macs))
     return FoundMacs(high, max_drop, ordered, options["allocation"])
+
+
+def prune_within(
+    model: nn.Module,
+    example_inputs: Inputs,
+    max_drop: float,
+    data: Iterable[Any] | None,
+    validation: Iterable[Any] | Callable[[nn.Module], float] | None,
+    optimizers: Optimizer | Sequence[Optimizer],
+    **options: Any,
+) -> PruneResult:
+    """Cut a model as deep as :func:`find_macs` finds, in place; see `infoprune.prune` for the arguments.
+
+    Raises:
+        ConfigurationError: ``data`` or ``validation`` is missing, or an option is out of range.
+        BudgetError: no cut that was tried stays within the drop.
+    """
+    if data is None or validation is None:
+        raise ConfigurationError(
+            f"max_drop={max_drop:g} needs data, batches of training images for the widths, and validation, other "
+            "images with labels or a function of a model that returns its quality"
+        )
+    data = as_batches(data)
+    data = list(islice(data, RECALIBRATION_BATCHES)) if iter(data) is data else data
+    options["recalibration_batches"] = options["recalibration_batches"] or recalibration_batches(model)
+    measured_by = {"evaluate" if callable(validation) else "validation": validation}
+    found = find_macs(model, example_inputs, max_drop, data=data, **measured_by, **options)  # type: ignore[arg-type]
+    if found.trial is None:
+        raise BudgetError(f"{found}; allow a larger max_drop")
+    options["allocation"] = found.allocation
+    result = prune(model, example_inputs, macs=found.macs, data=data, optimizers=optimizers, **options)
+    return replace(result, drop=found.trial)
+
+
+def recalibration_batches(model: nn.Module) -> int:
+    """Return how many batches measure batch norm anew: none where there is none."""
+    tracked = (isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules())
+    return RECALIBRATION_BATCHES if any(tracked) else 0
 
 
 def _reusing(options: dict[str, Any], result: PruneResult) -> dict[str, Any]:
@@ -151,10 +210,6 @@ def _reusing(options: dict[str, Any], result: PruneResult) -> dict[str, Any]:
     if result.curves is None:
         return options
     return {**options, "allocation": InformationLoss(curves=result.curves)}
-
-
-def _keeps_statistics(model: nn.Module) -> bool:
-    return any(isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules())
 
 
 def _drop(before: Tensor | float, after: Tensor | float) -> tuple[float, float | None]:

@@ -224,6 +224,15 @@ class TestPrune:
         joined = infoprune.PruningPlan.load("twice/plan.json")
         assert infoprune.plan_of(infoprune.load("twice/pruned.pt", CifarResNet(depth=8))) == joined
 
+    def test_a_drop_instead_of_a_budget(self, shell: Shell) -> None:
+        words = ["--model.in_channels", "1", "--input_shape", "1,1,8,8", "--data", "DigitsDataModule", "--out", "out"]
+        words += ["--max_drop", "100", "--criterion", "l1", "--images", "64", "--latency_repeats", "0", "--json"]
+        data = shell("prune", *NET, *words).json
+        assert data["drop"]["sure"] == 1.0
+        assert data["record"]["after"]["macs"] <= data["drop"]["macs"] * data["record"]["before"]["macs"]
+        assert data["record"]["options"]["max_drop"] == 100
+        assert "looks at images" in shell.refuses("prune", *NET, *SHAPE, "--max_drop", "1", "--out", "other")
+
     def test_images_serve_criterion_recalibration_and_accuracy(self, shell: Shell) -> None:
         words = ["--model.in_channels", "1", "--input_shape", "1,1,8,8", "--data", "DigitsDataModule"]
         words += ["--images", "64", "--criterion", "taylor", "--filters", "0.75", "--recalibrate", "--out", "out"]

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from infoprune.commands.named_model import NamedModel
 
 
+HOW_FAR = ("macs", "params", "filters", "amount", "latency")
+"""The options that say how far to cut."""
+
+
 def add_cut_arguments(parser: ArgumentParser) -> None:
     """Add how far to cut and which filters, but for the criterion."""
     parser.add_argument(
@@ -78,7 +82,7 @@ def add_criterion_argument(parser: ArgumentParser) -> None:
 
 def asks_for_a_cut(options: Namespace) -> bool:
     """Return whether any of the options that say how far to cut is given."""
-    return any(options[name] is not None for name in ("macs", "params", "filters", "amount", "latency"))
+    return any(options.get(name) is not None for name in (*HOW_FAR, "max_drop"))
 
 
 def cut(named: NamedModel, options: Namespace, data: NamedData | None, backend: str | None = None) -> PruneResult:
@@ -105,23 +109,13 @@ def cut(named: NamedModel, options: Namespace, data: NamedData | None, backend: 
         min_width=options.min_width,
         frozen=options.frozen,
         data=data.training() if data else None,
+        max_drop=options.get("max_drop"),
+        validation=data.validation() if data and options.get("max_drop") is not None else None,
         verify=options.verify,
     )
 
 
 def cut_options(options: Namespace) -> dict[str, Any]:
     """Return the options of a cut that differ from their defaults, as a record keeps them."""
-    names = (
-        "criterion",
-        "macs",
-        "params",
-        "filters",
-        "amount",
-        "latency",
-        "backend",
-        "allocation",
-        "round_to",
-        "min_width",
-        "frozen",
-    )
+    names = ("criterion", *HOW_FAR, "max_drop", "backend", "allocation", "round_to", "min_width", "frozen")
     return {name: options[name] for name in names if options.get(name) not in (None, [])}

@@ -57,6 +57,10 @@ class NamedData:
         self.module.setup("test")
         return self._transferred(self.module.test_dataloader())
 
+    def validation(self) -> list[Any]:
+        """Batches of the validation data."""
+        return list(self._transferred(self.module.val_dataloader()))
+
     def _transferred(self, loader: Any) -> Iterator[Any]:
         for batch in loader:
             yield self.module.on_after_batch_transfer(batch, 0)

@@ -7,6 +7,7 @@ import os
 import shlex
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ EXAMPLES = """\
   infoprune prune --model CifarResNet --model.depth 56 --weights resnet56.pt --input_shape 1,3,32,32 --macs 0.5 \\
       --data CIFAR10DataModule --data.root data --recalibrate --out pruned
   infoprune prune --model runs/quickstart/version_0 --criterion l1 --filters 0.8 --out smaller
+  infoprune prune --model runs/quickstart/version_0 --max_drop 0.5 --data DigitsDataModule --out smaller
 then fine-tune what is left:
   infoprune fit --config my.yaml --model.init_args.init_from pruned/pruned.pt"""
 
@@ -59,6 +61,12 @@ def make(words: Sequence[str] = ()) -> ArgumentParser:
     add_criterion_argument(parser)
     add_cut_arguments(parser)
     add_backend_argument(parser)
+    parser.add_argument(
+        "--max_drop",
+        type=float | None,
+        help="instead of a budget: as few multiply-accumulates as lose at most so many percentage points of accuracy "
+        "on validation images of --data, with batch norm measured anew",
+    )
     add_data_arguments(parser, words)
     parser.add_argument(
         "--recalibrate", action="store_true", help="measure batch norm's statistics anew on training images of --data"
@@ -76,8 +84,9 @@ def run(words: Sequence[str]) -> None:
     out = Path(options.out)
     if out.exists():
         raise ConfigurationError(f"--out {out} exists already: name another folder, or remove it")
-    if options.recalibrate and options.data is None:
-        raise ConfigurationError("--recalibrate looks at training images: say which with --data")
+    for option in ("recalibrate", "max_drop"):
+        if options[option] and options.data is None:
+            raise ConfigurationError(f"--{option} looks at images: say which with --data")
     named = open_model(parser, options)
     data = open_data(parser, options)
     original = copy.deepcopy(named.network)
@@ -88,8 +97,8 @@ def run(words: Sequence[str]) -> None:
         infoprune.recalibrate(named.network, NetworkBatches(data.training(augment=True), named.inputs))
     record = _record(named, original, result, options, data, ["infoprune", "prune", *words])
     _write(out, named, record)
-    facts = {"out": str(out), "record": record.to_dict()}
-    show("prune", facts, options.json, lambda console: _print(console, record, out))
+    facts = {"out": str(out), "record": record.to_dict()} | _drop_facts(result, options)
+    show("prune", facts, options.json, lambda console: _print(console, record, out, result, options))
 
 
 def _record(
@@ -169,6 +178,15 @@ def _write(out: Path, named: NamedModel, record: RunRecord) -> None:
         os.rename(folder, out)
 
 
-def _print(console: Console, record: RunRecord, out: Path) -> None:
+def _drop_facts(result: PruneResult, options: Namespace) -> dict[str, Any]:
+    """Return the drop of accuracy that was measured, and how sure it is, where one was asked for."""
+    if result.drop is None:
+        return {}
+    return {"drop": {**asdict(result.drop), "sure": result.drop.sure(options.max_drop)}}
+
+
+def _print(console: Console, record: RunRecord, out: Path, result: PruneResult, options: Namespace) -> None:
     print_tables(record, console)
+    if result.drop is not None:
+        console.print(Text(f"On validation images: {result.drop.described(options.max_drop)}"), soft_wrap=True)
     console.print(Text(f"Report: {out / 'report.html'}"), soft_wrap=True)
