@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from infoprune.errors import BudgetError, ConfigurationError, DataError
 from infoprune.inputs import Inputs
 from infoprune.network_batches import NetworkBatches
 from infoprune.registry import check_count, check_number
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
 
 OWNER = "find_macs"
 
@@ -171,7 +174,7 @@ def prune_within(
     model: nn.Module,
     example_inputs: Inputs,
     max_drop: float,
-    data: Iterable[Any] | None,
+    data: Iterable[Any] | LightningDataModule | None,
     validation: Iterable[Any] | Callable[[nn.Module], float] | None,
     optimizers: Optimizer | Sequence[Optimizer],
     **options: Any,
