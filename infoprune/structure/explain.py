@@ -18,7 +18,18 @@ _SIDES = {0: "filters", 1: "input channels"}
 
 
 def explain(structure: Structure, name: str) -> str:
-    """Return the groups that ``name`` (a group, layer or tensor) takes part in, and the operators that bind them."""
+    """Return the groups that ``name`` (a group, layer or tensor) takes part in, and the operators that bind them.
+
+    Args:
+        structure: the traced model.
+        name: a group, layer or tensor.
+
+    Returns:
+        Lines of text; one paragraph for each group.
+
+    Raises:
+        ConfigurationError: nothing has that name.
+    """
     tensors = {slot.tensor for slot in structure.space.slots}
     wanted = {t for t in tensors if t == name or t.startswith(f"{name}.")}
     groups = [g for g in structure.groups if g.name == name or any(s.tensor in wanted for s in g.slots)]
@@ -29,7 +40,15 @@ def explain(structure: Structure, name: str) -> str:
 
 
 def explain_group(structure: Structure, group: ChannelGroup) -> str:
-    """Describe one group: its slots and the operators that lead to each; or why it is frozen."""
+    """Describe one group: its slots and the operators that lead to each; or why it is frozen.
+
+    Args:
+        structure: the traced model.
+        group: one of its groups.
+
+    Returns:
+        Lines of text.
+    """
     if group.frozen:
         lines = [f"{group.name}: {group.size} units stay, because one of their channels {group.reason}."]
     else:

@@ -174,7 +174,15 @@ class Structure:
         return np.union1d(labels, self.labels_of(self.groups_cut(labels)))
 
     def part_of(self, plan: PruningPlan, groups: Labels) -> PruningPlan:
-        """Return what a plan cuts from groups given by their numbers."""
+        """Return what a plan cuts from groups given by their numbers.
+
+        Args:
+            plan: a plan of this structure.
+            groups: (n,) numbers of groups, in the order of ``self.groups``.
+
+        Returns:
+            A plan that removes nothing else.
+        """
         goes = np.zeros(self._grouping.first_unit[-1] + 1, dtype=bool)
         goes[self._grouping.unit_of_root[self.component[~self.keep_mask(plan)[:-1]]]] = True
         goes[:-1] &= np.isin(np.repeat(np.arange(len(self.groups)), np.diff(self._grouping.first_unit)), groups)

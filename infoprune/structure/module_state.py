@@ -124,7 +124,12 @@ def check_caches(modules: Mapping[str, nn.Module], plan: PruningPlan) -> None:
 
 
 def drop(modules: Mapping[str, nn.Module], plan: PruningPlan) -> None:
-    """Empty the caches that a plan names, as far as these modules have them."""
+    """Empty the caches that a plan names, as far as these modules have them.
+
+    Args:
+        modules: the model's modules by name.
+        plan: ``plan.caches`` are paths of attributes.
+    """
     for _, module, name in _caches(modules, plan):
         value = vars(module)[name]
         if isinstance(value, dict):

@@ -104,7 +104,15 @@ class NumericRun:
         return self._run(tensors, _NumericTracer(LabelSpace(), self._double), PruningPlan(caches=tuple(caches)))
 
     def shrunk(self, plan: PruningPlan, noted: ModuleOutputs | None = None) -> list[Tensor]:
-        """Return the outputs of the model with the tensors and attributes that a plan would leave."""
+        """Return the outputs of the model with the tensors and attributes that a plan would leave.
+
+        Args:
+            plan: what would go.
+            noted: where to note the outputs of every module too.
+
+        Returns:
+            Every tensor that the model returns, in order.
+        """
         tensors = {
             name: self._converted(cut(entry.tensor, plan.removed[name])) if name in plan.removed else self._own(entry)
             for name, entry in self._owned.items()

@@ -81,12 +81,25 @@ class PruningPlan:
         return not any(indices for dims in self.removed.values() for indices in dims.values())
 
     def kept(self, tensor: str, dim: int) -> list[int]:
-        """Return the indices that stay in one dimension."""
+        """Return the indices that stay in one dimension.
+
+        Args:
+            tensor: name of a parameter or buffer.
+            dim: one of its dimensions.
+        """
         kept: list[int] = np.flatnonzero(self.keep_mask(tensor, dim)).tolist()
         return kept
 
     def keep_mask(self, tensor: str, dim: int) -> npt.NDArray[np.bool_]:
-        """Return for every index of one dimension whether it stays."""
+        """Return for every index of one dimension whether it stays.
+
+        Args:
+            tensor: name of a parameter or buffer.
+            dim: one of its dimensions.
+
+        Returns:
+            (size before the cut,) booleans.
+        """
         stays = np.ones(self.shapes[tensor][dim], dtype=bool)
         if (tensor, dim) in self._arrays:
             stays[self._arrays[tensor, dim]] = False

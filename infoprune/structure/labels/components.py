@@ -14,6 +14,13 @@ Labels: TypeAlias = npt.NDArray[np.int64]
 def ranges(starts: Labels, sizes: Labels) -> Labels:
     """Return ranges of whole numbers, concatenated.
 
+    Args:
+        starts: (n,) first number of each range.
+        sizes: (n,) length of each range.
+
+    Returns:
+        (sum of sizes,) the numbers.
+
     >>> ranges(np.array([5, 0]), np.array([3, 2])).tolist()
     [5, 6, 7, 0, 1]
     """
@@ -22,6 +29,14 @@ def ranges(starts: Labels, sizes: Labels) -> Labels:
 
 def joined(component: Labels, a: Labels, b: Labels) -> Labels:
     """Return the components, given by their smallest members, once edges ``a[i] - b[i]`` join some of them.
+
+    Args:
+        component: (nodes,) smallest member of each node's component.
+        a: (edges,) one end of each edge.
+        b: (edges,) the other end.
+
+    Returns:
+        (nodes,) smallest member of each node's new component.
 
     >>> joined(np.array([0, 0, 2, 3, 3]), np.array([1]), np.array([4])).tolist()
     [0, 0, 2, 0, 0]

@@ -84,7 +84,16 @@ class LabelSpace:
         """What so many of the unions make of `alike`."""
 
     def add_slot(self, tensor: str, dim: int, size: int) -> Labels:
-        """Give every index of a slot its label."""
+        """Give every index of a slot its label.
+
+        Args:
+            tensor: name of a parameter or buffer.
+            dim: one of its dimensions.
+            size: number of indices there.
+
+        Returns:
+            (size,) new labels.
+        """
         slot = Slot(tensor, dim, size, self.size)
         self.slots.append(slot)
         self.size += size
@@ -102,16 +111,33 @@ class LabelSpace:
         return np.arange(self.size - size, self.size, dtype=np.int64)
 
     def unite(self, a: Labels, b: Labels, op: int) -> None:
-        """Note that ``a[i]`` and ``b[i]`` go together because of operator number ``op``."""
+        """Note that ``a[i]`` and ``b[i]`` go together because of operator number ``op``.
+
+        Args:
+            a: (n,) labels.
+            b: (n,) labels.
+            op: number of the operator, in the order of the forward pass.
+        """
         if a is not b:
             self.unions.append(Union(a, b, op))
 
     def freeze(self, labels: Labels, reason: str | None, op: int = -1) -> None:
-        """Note that labels must stay."""
+        """Note that labels must stay.
+
+        Args:
+            labels: (n,) labels.
+            reason: why, in words for the user; None: they are no channels at all.
+            op: number of the operator; -1: none.
+        """
         self.freezes.append(Freeze(labels, reason, op))
 
     def balance(self, parts: Labels, op: int) -> None:
-        """Note that ``parts`` (parts, positions) must lose equally many labels because of operator number ``op``."""
+        """Note that ``parts`` (parts, positions) must lose equally many labels because of operator number ``op``.
+
+        Args:
+            parts: (parts, positions) labels; each row must lose as many as the others.
+            op: number of the operator.
+        """
         self._balances.append(Balance(parts, op))
 
     def resolve_balances(self) -> None:
@@ -145,7 +171,15 @@ class LabelSpace:
         self._balances.clear()
 
     def signatures(self, components: Labels, alike: Labels) -> npt.NDArray[np.uint64]:
-        """Return for every component a hash of how many indices of which slots it takes."""
+        """Return for every component a hash of how many indices of which slots it takes.
+
+        Args:
+            components: (labels,) component of each label.
+            alike: (slots,) for every slot the one that stands for it.
+
+        Returns:
+            (labels,) hashes, indexed by component; different components may share one by chance.
+        """
         bits = np.random.default_rng(1).integers(0, 2**63, size=len(self.slots), dtype=np.uint64)
         sums = np.zeros_like(bits)
         np.add.at(sums, alike, bits)
@@ -155,7 +189,12 @@ class LabelSpace:
         return signature
 
     def truncate(self, unions: int, freezes: int) -> None:
-        """Forget all that was noted behind these numbers of unions and freezes, and all balances."""
+        """Forget all that was noted behind these numbers of unions and freezes, and all balances.
+
+        Args:
+            unions: number of unions to keep.
+            freezes: number of freezes to keep.
+        """
         del self.unions[unions:], self.freezes[freezes:]
         self._balances.clear()
         self._joined = self._slot_classes = None

@@ -115,7 +115,12 @@ def labels_of(tensor: torch.Tensor) -> TensorLabels:
 
 
 def set_labels(tensor: torch.Tensor, found: TensorLabels) -> None:
-    """Attach labels to a tensor."""
+    """Attach labels to a tensor.
+
+    Args:
+        tensor: any tensor; its values do not matter.
+        found: one axis for each of its dimensions.
+    """
     found.storage = _storage_of(tensor)
     setattr(tensor, _ATTRIBUTE, found)
 

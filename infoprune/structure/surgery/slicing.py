@@ -35,12 +35,25 @@ _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def cut(tensor: Tensor, removed: Removed) -> Tensor:
-    """Return what stays of a tensor, as a new tensor in the same memory format."""
+    """Return what stays of a tensor, as a new tensor in the same memory format.
+
+    Args:
+        tensor: any tensor.
+        removed: dimension -> indices that go.
+    """
     return _select(tensor.detach(), _parts(tensor.shape, removed)[0])
 
 
 def cut_off(tensor: Tensor, removed: Removed) -> list[Tensor]:
-    """Return what goes of a tensor, as new tensors; with what stays they make up the whole, see :func:`join`."""
+    """Return what goes of a tensor, as new tensors; with what stays they make up the whole, see :func:`join`.
+
+    Args:
+        tensor: any tensor.
+        removed: dimension -> indices that go.
+
+    Returns:
+        One tensor for each dimension that loses anything, in order.
+    """
     return [_select(tensor.detach(), selection) for selection in _parts(tensor.shape, removed)[1:]]
 
 

@@ -46,7 +46,12 @@ def note_leaving(
 
 
 def freeze_leaving(space: LabelSpace, leaving: Iterable[tuple[TensorLabels, str]]) -> None:
-    """Freeze the labels of tensors that leave the model, each for the way that it leaves."""
+    """Freeze the labels of tensors that leave the model, each for the way that it leaves.
+
+    Args:
+        space: where the labels are frozen.
+        leaving: labels of each tensor, and the reason in words.
+    """
     for labels, how in leaving:
         for axis in labels.axes:
             if axis is not None:

@@ -105,7 +105,15 @@ class RuleContext:
         origin: str | None = None,
         nonzero: Iterable[Axis] = (),
     ) -> None:
-        """Give a result its labels; ``zero`` does not hold along the axes ``nonzero``."""
+        """Give a result its labels; ``zero`` does not hold along the axes ``nonzero``.
+
+        Args:
+            tensor: a result of the operator.
+            axes: one for each dimension; None: no channels.
+            zero: whether the tensor is zero wherever a channel is removed.
+            origin: name of the parameter that the tensor is another form of.
+            nonzero: axes along which removed channels are not zero, whatever ``zero`` says.
+        """
         labels = TensorLabels(axes, zero, origin)
         labels.nonzero = tuple(axis for axis in nonzero if axis is not None)
         set_labels(tensor, labels)
@@ -169,7 +177,14 @@ class RuleContext:
             self._space.balance(parts, self.number)
 
     def contract(self, fa: TensorLabels, a: Axis, fb: TensorLabels, b: Axis) -> None:
-        """Sum over the products of two axes; exact where a removed index adds nothing."""
+        """Sum over the products of two axes; exact where a removed index adds nothing.
+
+        Args:
+            fa: labels of the first factor.
+            a: its axis that is summed over.
+            fb: labels of the second factor.
+            b: its axis that is summed over.
+        """
         if a is None and b is None:
             return
         if a is not None and b is not None and not (fa.zero_along(a) or fb.zero_along(b)):
@@ -178,7 +193,12 @@ class RuleContext:
         self.unite_all([a, b])
 
     def freeze(self, axis: Axis, reason: str | None) -> None:
-        """Freeze the labels of an axis; a reason of None says that they are no channels at all."""
+        """Freeze the labels of an axis; a reason of None says that they are no channels at all.
+
+        Args:
+            axis: the labels; None: there is nothing to freeze.
+            reason: why, in words for the user.
+        """
         if axis is None:
             return
         inside = axis if id(axis) in self._whole else axis[axis != OUTSIDE]
@@ -186,7 +206,12 @@ class RuleContext:
             self._space.freeze(inside, reason, self.number)
 
     def freeze_all(self, axes: Sequence[Axis], reason: str | None) -> None:
-        """Freeze several axes."""
+        """Freeze several axes.
+
+        Args:
+            axes: see `freeze`.
+            reason: see `freeze`.
+        """
         for axis in axes:
             self.freeze(axis, reason)
 
@@ -225,7 +250,14 @@ class RuleContext:
         return axis is not None and bool((axis >= 0).all()) and self._space.dim_of(int(axis[0])) == 0
 
     def cost(self, kind: str, kernel: str | None, filters: Axis, dims: Iterable[tuple[Axis, int]]) -> None:
-        """Count this call's multiply-accumulates: the product of all its dimensions, given as (labels, size)."""
+        """Count this call's multiply-accumulates: the product of all its dimensions, given as (labels, size).
+
+        Args:
+            kind: ``"conv"``, ``"linear"`` or ``"attention"``, for tables of costs.
+            kernel: name of the parameter that is the kernel; None: the operator has none.
+            filters: axis of the kernel's filters, None if it has none.
+            dims: every dimension of the product: its labels (None: a fixed size) and its size.
+        """
         times, sides = 1, []
         for axis, size in dims:
             if axis is None:

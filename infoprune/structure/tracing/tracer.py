@@ -78,7 +78,16 @@ class Tracer(TorchDispatchMode):
         return self.observe(operator, args, kwargs or {})
 
     def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one operator, label its results and record it."""
+        """Run one operator, label its results and record it.
+
+        Args:
+            operator: the operator with its rule.
+            args: positional arguments.
+            kwargs: keyword arguments.
+
+        Returns:
+            What the operator returns.
+        """
         tensors = tensors_in(args, kwargs)
         result, read = self._executed(operator, args, kwargs, tensors)
         outs = [result] if isinstance(result, Tensor) else tensors_in((result,))
@@ -167,7 +176,18 @@ class Tracer(TorchDispatchMode):
 
 
 def apply(rule: Rule, op: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Apply a rule; a rule that fails is at fault itself, not the model that is traced."""
+    """Apply a rule; a rule that fails is at fault itself, not the model that is traced.
+
+    Args:
+        rule: the operator's rule.
+        op: its context.
+        args: positional arguments of the operator.
+        kwargs: keyword arguments.
+        outs: the results to label.
+
+    Raises:
+        TraceError: names the operator and the error of the rule.
+    """
     try:
         rule(op, args, kwargs, outs)
     except Exception as error:
@@ -175,7 +195,17 @@ def apply(rule: Rule, op: RuleContext, args: Sequence[Any], kwargs: dict[str, An
 
 
 def execute(operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
-    """Run an operator; if any of its ``tensors`` is on meta, all are taken there."""
+    """Run an operator; if any of its ``tensors`` is on meta, all are taken there.
+
+    Args:
+        operator: what to run.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        tensors: those among them that are tensors.
+
+    Returns:
+        What the operator returns.
+    """
     meta = [tensor.is_meta for tensor in tensors]
     mixed = True in meta and False in meta
     if mixed and kwargs.get("device") is None and operator.name != "aten._to_copy":
@@ -236,7 +266,17 @@ def first_tensor(inputs: Any) -> Tensor | None:
 def run_labelled(
     tracer: Tracer, model: nn.Module, inputs: Inputs, labelled_tensors: Sequence[tuple[Tensor, TensorLabels]]
 ) -> Returned:
-    """Run one forward pass under ``tracer``, without gradients, with labels attached to the model's tensors."""
+    """Run one forward pass under ``tracer``, without gradients, with labels attached to the model's tensors.
+
+    Args:
+        tracer: which observes every operator.
+        model: the model.
+        inputs: its example inputs.
+        labelled_tensors: parameters and buffers with their labels.
+
+    Returns:
+        What the model returned, and what left it another way.
+    """
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(enabled=not _on_meta(inputs)))

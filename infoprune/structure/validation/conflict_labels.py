@@ -28,7 +28,14 @@ def by_module(tensors: Iterable[str]) -> dict[str, list[str]]:
 
 
 def cut_inside(session: TraceSession, keep: np.ndarray, cut: Mapping[str, list[str]], module: str) -> Labels:
-    """Return the labels that the tensors ``cut`` lose in a module, or in the nearest one around it that loses any."""
+    """Return the labels that the tensors ``cut`` lose in a module, or in the nearest one around it that loses any.
+
+    Args:
+        session: the traced model.
+        keep: (labels + 1,) for every label whether it stays.
+        cut: module -> names of its tensors that are cut.
+        module: path of the module.
+    """
     nearest = next(name for name in ancestors(module) if name in cut)
     return np.concatenate([axis[~keep[axis]] for tensor in cut[nearest] for axis in session.labels[tensor]])
 
@@ -70,7 +77,13 @@ def widths_behind(
 
 
 def cut_around(space: LabelSpace, axis: Labels, keep: np.ndarray) -> Labels:
-    """Return what was removed beside the labels of an axis: the dead labels of the same slots."""
+    """Return what was removed beside the labels of an axis: the dead labels of the same slots.
+
+    Args:
+        space: of all labels.
+        axis: labels that are left.
+        keep: (labels + 1,) for every label whether it stays.
+    """
     found = []
     for _, where in space.slot_ranges():
         if meets(axis, where):

@@ -33,7 +33,19 @@ MANY = 8
 
 
 def dry_run(session: TraceSession, structure: Structure, plan: PruningPlan) -> list[Conflict]:
-    """Run ``plan`` on shapes; return what stands in its way, nothing if the model's code follows it."""
+    """Run ``plan`` on shapes; return what stands in its way, nothing if the model's code follows it.
+
+    Args:
+        session: the traced model.
+        structure: its channel groups.
+        plan: what would go.
+
+    Returns:
+        The conflicts of all passes (train mode, eval mode), in the order of the operators.
+
+    Raises:
+        TraceError: a rule fails.
+    """
     if plan.is_empty:
         return []
     keep = structure.keep_mask(plan)
@@ -67,7 +79,17 @@ def dry_run(session: TraceSession, structure: Structure, plan: PruningPlan) -> l
 
 
 def bisect(session: TraceSession, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> list[Conflict]:
-    """Narrow conflicts of many groups down: run parts of the plan dry and keep the groups at fault."""
+    """Narrow conflicts of many groups down: run parts of the plan dry and keep the groups at fault.
+
+    Args:
+        session: the traced model.
+        structure: its channel groups.
+        plan: the plan that has conflicts.
+        conflicts: what a dry run of it returned.
+
+    Returns:
+        The first conflict of many groups, with the groups at fault only; ``conflicts`` where none has many.
+    """
     for conflict in conflicts:
         groups = structure.groups_cut(conflict.labels)
         if len(groups) > MANY:

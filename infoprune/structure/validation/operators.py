@@ -26,7 +26,12 @@ _WITH_BIAS = frozenset({"aten.addmm", "aten.baddbmm"})
 
 
 def sizes_asked_for(record: OpRecord, args: Sequence[Any]) -> Iterator[Asked]:
-    """Yield the labelled dimensions that an operator makes whose sizes are among its arguments."""
+    """Yield the labelled dimensions that an operator makes whose sizes are among its arguments.
+
+    Args:
+        record: the operator in the traced pass.
+        args: its positional arguments in the shrunk model.
+    """
     sizes: list[Any] = []
     axes: list[Axis] = []
     if record.name.startswith("aten.split"):

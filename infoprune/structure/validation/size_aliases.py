@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 
 def tie(session: TraceSession, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> bool:
-    """Tie dimensions whose width the code reads elsewhere to what it reads; False if there is nothing new to tie."""
+    """Tie dimensions whose width the code reads elsewhere to what it reads; False if there is nothing new to tie.
+
+    Args:
+        session: the traced model.
+        structure: its channel groups.
+        plan: the probe plan that has conflicts.
+        conflicts: what its dry run returned.
+    """
     keep = structure.keep_mask(plan)
     axes_in = AxesIn(structure)
     tied = False

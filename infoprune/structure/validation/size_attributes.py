@@ -86,7 +86,13 @@ class SizeAttributeFinder:
         yield from (written.slot for written in self._rewrites.values())
 
     def find(self, structure: Structure, plan: PruningPlan, conflicts: Sequence[Conflict]) -> bool:
-        """Look for numbers that explain the conflicts of a plan; False if there is none that was not tried before."""
+        """Look for numbers that explain the conflicts of a plan; False if there is none that was not tried before.
+
+        Args:
+            structure: the channel groups.
+            plan: the probe plan.
+            conflicts: what its dry run returned.
+        """
         if self._split_into_heads(dict.fromkeys(conflict.module for conflict in conflicts)):
             return True
         if self._share_heads(dict.fromkeys(c.module for c in conflicts if c.reason == FACTOR)):

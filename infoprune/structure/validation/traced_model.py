@@ -128,7 +128,12 @@ class TracedModel:
         )
 
     def conflicts(self, structure: Structure, plan: PruningPlan) -> list[Conflict]:
-        """Run a plan dry; return what stands in its way."""
+        """Run a plan dry; return what stands in its way.
+
+        Args:
+            structure: the channel groups.
+            plan: what would go.
+        """
         return dry_run(self.session, structure, plan)
 
     def _resolve(self, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> None:

@@ -46,7 +46,16 @@ def elementwise(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], o
 
 
 def broadcast_axes(ctx: RuleContext, tensors: Sequence[Tensor], shape: Sequence[int]) -> list[Axis]:
-    """Return the axes of an element-wise result; a dimension of one that is stretched says nothing about the others."""
+    """Return the axes of an element-wise result; a dimension of one that is stretched says nothing about the others.
+
+    Args:
+        ctx: the operator's context.
+        tensors: its operands.
+        shape: of the result.
+
+    Returns:
+        One axis for each dimension of the result; labels that meet there are united.
+    """
     return _broadcast(ctx, tensors, [labels_of(tensor) for tensor in tensors], shape)
 
 

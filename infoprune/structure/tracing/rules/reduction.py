@@ -121,7 +121,17 @@ def reduction(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
 
 
 def reduced_dims(name: str, args: Sequence[Any], kwargs: dict[str, Any], rank: int) -> set[int]:
-    """Return the dimensions that a reduction sums over."""
+    """Return the dimensions that a reduction sums over.
+
+    Args:
+        name: of the operator, such as ``"aten.sum"``.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        rank: number of dimensions of its operand.
+
+    Returns:
+        Dimensions from 0 to ``rank - 1``; all of them where the operator names none.
+    """
     position = 2 if name in ("aten.linalg_vector_norm", "aten.norm") else 1
     dims = args[position] if len(args) > position else kwargs.get("dim")
     if isinstance(dims, bool) or dims is None or (isinstance(dims, (list, tuple)) and not dims):

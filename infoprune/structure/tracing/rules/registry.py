@@ -79,7 +79,15 @@ def unknown(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs:
 
 
 def tensors_in(args: Iterable[Any], kwargs: Mapping[str, Any] | None = None) -> list[Tensor]:
-    """Return all tensors among an operator's arguments, one level of lists deep."""
+    """Return all tensors among an operator's arguments, one level of lists deep.
+
+    Args:
+        args: positional arguments.
+        kwargs: keyword arguments.
+
+    Returns:
+        The tensors, in order.
+    """
     found = []
     for value in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(value, Tensor):

@@ -29,7 +29,17 @@ def reshape(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs:
 
 
 def reshape_axes(ctx: RuleContext, axes: Sequence[Axis], before: tuple[int, ...], after: tuple[int, ...]) -> list[Axis]:
-    """Return the axes of a tensor of shape ``before`` once it has shape ``after``."""
+    """Return the axes of a tensor of shape ``before`` once it has shape ``after``.
+
+    Args:
+        ctx: the operator's context; what cannot be followed is frozen there.
+        axes: one for each dimension of ``before``.
+        before: shape.
+        after: shape with as many elements.
+
+    Returns:
+        One axis for each dimension of ``after``.
+    """
     result: list[Axis] = [None] * len(after)
     if not any(axis is not None for axis in axes):
         return result

@@ -30,7 +30,13 @@ _BEFORE = frozenset({"pow", "square", "mul", "abs", "_to_copy", "sqrt"})
 
 
 def carry(ctx: RuleContext, source: TensorLabels, out: TensorLabels) -> None:
-    """Let a rearranged tensor depend on what the tensor itself does."""
+    """Let a rearranged tensor depend on what the tensor itself does.
+
+    Args:
+        ctx: the operator's context.
+        source: labels of the tensor.
+        out: labels of its rearranged form.
+    """
     out.depend_on(source.base, source.degree, source.statistics)
     ctx.carried_statistics = True
 
@@ -38,7 +44,15 @@ def carry(ctx: RuleContext, source: TensorLabels, out: TensorLabels) -> None:
 def take(
     ctx: RuleContext, source: TensorLabels, out: TensorLabels, power: float | None, over: Sequence[Labels]
 ) -> None:
-    """Note statistics over channels ``over``; ``power`` None: they never cancel out."""
+    """Note statistics over channels ``over``; ``power`` None: they never cancel out.
+
+    Args:
+        ctx: the operator's context.
+        source: labels of the tensor that the statistic is taken of.
+        out: labels of the statistic.
+        power: by which power of a factor the statistic grows if the tensor grows by that factor.
+        over: labels of the channels.
+    """
     new = (Statistic(axis, f"{ctx.short_name} over channels would change", ctx.number) for axis in over)
     statistics = (*source.statistics, *new)
     degree = None if source.degree is None or power is None else source.degree * power
@@ -53,7 +67,15 @@ def combine(
     operands: Sequence[TensorLabels],
     out: TensorLabels,
 ) -> None:
-    """Let the result of an element-wise operator depend on what its operands do."""
+    """Let the result of an element-wise operator depend on what its operands do.
+
+    Args:
+        ctx: the operator's context.
+        args: its positional arguments.
+        tensors: those that are tensors.
+        operands: their labels.
+        out: labels of the result, which are updated.
+    """
     statistics = tuple({id(s): s for operand in operands for s in operand.statistics}.values())
     if statistics and ctx.name.endswith("_") and not (operands[0].statistics and not tensors[0]._is_view()):
         return  # others may hold what is overwritten
