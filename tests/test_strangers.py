@@ -64,6 +64,38 @@ def test_momentum_copies_lose_what_their_originals_lose() -> None:
     assert widths(module.projection_head)[-1] == 12  # the loss compares it with the prediction
 
 
+def by_name(average: nn.Module, online: nn.Module) -> None:
+    state = {name: value * 0.9 + online.state_dict()[name] * 0.1 for name, value in average.state_dict().items()}
+    average.load_state_dict(state)
+
+
+def on_lists(average: nn.Module, online: nn.Module) -> None:
+    copies = list(average.parameters())
+    torch._foreach_mul_(copies, 0.9)
+    torch._foreach_add_(copies, list(online.parameters()), alpha=0.1)
+
+
+def interpolated(average: nn.Module, online: nn.Module) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(online.parameters()), 0.1)
+
+
+def through_data(average: nn.Module, online: nn.Module) -> None:
+    for ours, theirs in zip(average.parameters(), online.parameters(), strict=True):
+        ours.data.mul_(0.9).add_(theirs.detach().data, alpha=0.1)
+
+
+@pytest.mark.parametrize("update", [by_name, on_lists, interpolated, through_data])
+def test_copies_follow_however_they_are_updated(update: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def update_momentum(_: Any, online: nn.Module, average: nn.Module) -> None:
+        with torch.no_grad():
+            update(average, online)
+
+    monkeypatch.setattr(strangers.ByolProject, "update_momentum", update_momentum)
+    module = strangers.ByolProject()
+    trainer(line(), epochs=3).fit(module)
+    assert widths(module.backbone) == widths(module.backbone_momentum) != widths(strangers.ByolProject().backbone)
+
+
 def test_an_average_for_evaluation_stays_the_same_network() -> None:
     module = strangers.AverageProject()
     trainer(line(), epochs=3).fit(module)

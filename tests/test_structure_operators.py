@@ -58,6 +58,7 @@ def test_deformable_convolutions_lose_filters_and_inputs_but_no_offsets(shared: 
 
 def test_bilinear_layers_lose_what_they_make_and_read() -> None:
     net = halved(Around(lambda layer, x: layer(x.mean((2, 3)), x.amax((2, 3)))[..., None, None], nn.Bilinear(8, 8, 8)))
+    assert (net.stem.out_channels, net.head.in_channels) == (4, 4)
     assert net.layer.weight.shape == (4, 4, 4)
     assert (net.layer.in1_features, net.layer.in2_features, net.layer.out_features) == (4, 4, 4)
 
@@ -67,6 +68,29 @@ def test_a_bilinear_layer_of_what_is_not_zero_where_removed_is_exact() -> None:
         return layer(x.mean((2, 3)).sigmoid(), x.amax((2, 3)).cos())[..., None, None]
 
     halved(Around(squashed, nn.Bilinear(8, 8, 8)))
+
+
+ON_LISTS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "one scalar": lambda layer, x: sum(torch._foreach_mul([x, layer(x)], 0.5)),
+    "a scalar each": lambda layer, x: sum(torch._foreach_add([x, layer(x)], [0.5, 2.0])),
+    "two lists": lambda layer, x: torch._foreach_add([x.sigmoid()], [layer(x)], alpha=0.3)[0],
+    "a weight": lambda layer, x: torch._foreach_lerp([x], [layer(x)], 0.1)[0],
+    "three lists": lambda layer, x: torch._foreach_addcmul([x], [layer(x)], [x.sin()], 0.7)[0],
+    "powers": lambda layer, x: torch._foreach_pow(2.0, [layer(x).sin()])[0],
+    "in place": lambda layer, x: written(torch._foreach_mul_, [layer(x), x.cos()], 3.0),
+    "copied": lambda layer, x: written(torch._foreach_copy_, [torch.zeros_like(x), x.cos()], [layer(x), x.sin()]),
+}
+
+
+def written(function: Callable[..., object], tensors: list[Tensor], *rest: object) -> Tensor:
+    function(tensors, *rest)
+    return tensors[0] - tensors[1]
+
+
+@pytest.mark.parametrize("name", ON_LISTS)
+def test_operators_on_lists_of_tensors(name: str) -> None:
+    net = halved(Around(ON_LISTS[name], nn.Conv2d(8, 8, 3, padding=1)))
+    assert net.stem.out_channels == net.layer.out_channels == net.head.in_channels == 4
 
 
 WINDOWS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {

@@ -20,6 +20,7 @@ from infoprune.inputs import Inputs, call_model
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.labels.tensor_labels import TensorLabels, clear_labels, labels_of, note_written, set_labels
 from infoprune.structure.tracing import meta_kernels
+from infoprune.structure.tracing.lists import call_one_by_one, is_on_lists
 from infoprune.structure.tracing.meta_kernels import Kernel, kernel_of
 from infoprune.structure.tracing.outputs import Returned, output_tensors
 from infoprune.structure.tracing.relabel import Recording, Step
@@ -73,7 +74,11 @@ class Tracer(TorchDispatchMode):
     ) -> Any:
         operator = self._operators.get(id(func))
         if operator is None:
-            operator = Operator(func, find_rule(func), str(func.overloadpacket), kernel_of(func))
+            name = str(func.overloadpacket)
+            if is_on_lists(name):
+                with self:
+                    return call_one_by_one(func, args, kwargs or {})
+            operator = Operator(func, find_rule(func), name, kernel_of(func))
             self._operators[id(func)] = operator
         return self.observe(operator, args, kwargs or {})
 
