@@ -54,4 +54,4 @@ def test_a_recipe_runs_as_it_stands(title: str, tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_page_has_recipes() -> None:
-    assert len(RECIPES) >= 3
+    assert len(RECIPES) >= 6

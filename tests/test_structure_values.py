@@ -98,3 +98,37 @@ def test_numbers_behind_writes_in_place_are_those_of_the_time() -> None:
     infoprune.trace(net, X)
     hook.remove()
     assert notes[0] == pytest.approx(expected)
+
+
+class Queue(nn.Module):
+    """Compares features with those of earlier batches, and counts in a buffer where the next ones go."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.features, self.widen, self.embed = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 1), nn.Linear(12, 6)
+        self.earlier: Tensor
+        self.place: Tensor
+        self.register_buffer("earlier", torch.randn(length, 6))
+        self.register_buffer("place", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.embed(self.widen(self.features(x).relu()).relu().mean((2, 3)))
+        like = made @ self.earlier.clone().T
+        start = int(self.place)
+        with torch.no_grad():
+            self.earlier[start : start + len(made)] = made.detach()[: len(self.earlier) - start]
+            self.place.add_(len(made)).remainder_(len(self.earlier))
+        return like
+
+
+@pytest.mark.parametrize("length", [2, 3, 64])
+def test_a_counter_in_a_buffer_starts_anew_in_each_pass(length: int) -> None:
+    net = Queue(length)
+    before = copy.deepcopy(net.state_dict())
+    structure = infoprune.trace(net, X.expand(2, -1, -1, -1))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert [group.name for group in structure.prunable][:2] == ["features", "widen"]
+    plan = structure.plan({"features": range(4), "widen": range(5)})
+    infoprune.shrink(net, plan)
+    assert net(X.expand(2, -1, -1, -1)).shape == (2, length)
+    assert (net.features.out_channels, net.widen.out_channels) == (4, 7)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ def is_on_lists(name: str) -> bool:
     return name.startswith(_PREFIX)
 
 
-def call_one_by_one(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any] | None:
+def call_one_by_one(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any] | None:
     """Call the operator on one tensor for every item of the lists.
 
     Returns:

@@ -274,6 +274,8 @@ class TraceSession:
                 tensors[name] = stand_ins[name]
             elif self.on_shapes and entry.tensor.is_floating_point():
                 tensors[name] = on_meta(entry.tensor)
+            elif not entry.is_parameter:  # a counter that forward moves on starts anew in each pass
+                tensors[name] = entry.tensor.clone()
         labelled_tensors = [
             (tensors.get(name, entry.tensor), TensorLabels(entry.axes(labels[name]), zero=True, origin=name))
             for name, entry in self.owned.items()
