@@ -1,4 +1,4 @@
-"""The ``infoprune`` command: finds the subcommand, and tells errors of the user's making in one line."""
+"""Run the ``infoprune`` command: find the subcommand, and print an error in what the user asked for as one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRAINING = ("fit", "validate", "test", "predict")
 """Subcommands that run a Lightning Trainer."""
 
 TOOLS = ("inspect", "prune", "export", "benchmark", "compare", "report", "plot", "dashboard", "completion")
-"""Subcommands that work on a model without training it: each a module of `infoprune.commands` with a ``run``."""
+"""Subcommands that work on a model without training it: modules of `infoprune.commands` with ``make`` and ``run``."""
 
 DEBUG = "INFOPRUNE_DEBUG"
 """Environment variable: set to 1 to see the traceback of an error."""
@@ -100,7 +100,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _mistake(error: BaseException | None) -> InfopruneError | OSError | None:
-    """Return the error of ours, or of the file system, that is behind an error; parsers wrap those of constructors."""
+    """Return the InfopruneError or OSError that caused an error, or None; parsers wrap what constructors raise."""
     while error is not None and not isinstance(error, InfopruneError | OSError):
         error = error.__cause__
     return error
