@@ -130,7 +130,7 @@ def prune(
         backend: where the model will run: ``"eager"`` (the default for ``latency``), ``"onnxruntime"``, or another; see
             `infoprune.latency`. With ``round_to="auto"``, widths are then multiples that pay there, by measurement.
         allocation: how the groups share the cut. "auto" measures what cutting each group costs where ``data`` are given
-            (:class:`~infoprune.allocation.InformationLoss`); without, residual streams give way last
+            (:class:`~infoprune.allocation.InformationLoss`); without, residual streams are cut last
             (:class:`~infoprune.allocation.CoupledLast`). ``filters`` are kept in every group alike.
         round_to: widths are multiples of this; "auto": of 4, 8 or 16 in layers of at least 16, 64 or 128 filters, since
             other widths are slow in most runtimes.

@@ -1,4 +1,4 @@
-"""Latency, throughput and memory of several models, measured in turns so that all see the same weather."""
+"""Latency, throughput and memory of several models, measured in turns, so that load from outside affects all alike."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.smoke
 
 PACKAGE = Path(__file__).resolve().parents[1] / "infoprune"
 
-FLOORS = [
+LEVELS = [
     {"errors", "version", "files", "registry", "inputs", "distributed", "progress", "calibration", "network_batches"},
     {"cost", "structure"},
     {"marker", "shapes", "snapshot", "state_dicts", "weight_files", "saving"},
@@ -23,7 +23,7 @@ FLOORS = [
     {"callbacks"},
     {"commands", "cli", "__main__", "__init__"},
 ]
-"""The parts of the package, from the ground up; those of one floor may import each other."""
+"""The parts of the package, the lowest first; those of one level may import each other."""
 
 ENGINE = [
     {"notebook", "plan_format", "tensors", "labels"},
@@ -34,7 +34,7 @@ ENGINE = [
     {"numeric_run", "trace", "verify"},
     {"__init__"},
 ]
-"""The floors of the structure engine."""
+"""The levels of the structure engine."""
 
 
 def imports(path: Path, prefix: str) -> Iterator[str]:
@@ -63,14 +63,14 @@ def arrows(folder: Path, prefix: str) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "prefix", "floors"),
-    [(PACKAGE, "infoprune", FLOORS), (PACKAGE / "structure", "infoprune.structure", ENGINE)],
+    ("folder", "prefix", "levels"),
+    [(PACKAGE, "infoprune", LEVELS), (PACKAGE / "structure", "infoprune.structure", ENGINE)],
 )
-def test_no_arrow_points_up(folder: Path, prefix: str, floors: list[set[str]]) -> None:
-    floor = {part: number for number, parts in enumerate(floors) for part in parts}
+def test_no_arrow_points_up(folder: Path, prefix: str, levels: list[set[str]]) -> None:
+    level = {part: number for number, parts in enumerate(levels) for part in parts}
     parts = {path.relative_to(folder).parts[0].removesuffix(".py") for path in folder.rglob("*.py")}
-    assert parts <= floor.keys(), f"say on which floor {parts - floor.keys()} stands"
-    known = [(a, b) for a, b in arrows(folder, prefix) if b in floor]
+    assert parts <= level.keys(), f"say on which level {parts - level.keys()} is"
+    known = [(a, b) for a, b in arrows(folder, prefix) if b in level]
     assert known
-    up = sorted(f"{a} imports {b}" for a, b in known if floor[a] < floor[b])
+    up = sorted(f"{a} imports {b}" for a, b in known if level[a] < level[b])
     assert not up, up

@@ -35,7 +35,7 @@ COARSE = 0.1
 class Allocation(ABC):
     """Decides how many units every prunable group keeps.
 
-    A subclass says which groups give way first, as widths at every sparsity. The sparsity
+    A subclass says which groups are cut first, as widths at every sparsity. The sparsity
     follows from a budget, from an amount, or from the subclass's own ratios.
     """
 
@@ -236,7 +236,7 @@ def finest_needed(
 ) -> Attempt:
     """Return the first attempt that spends most of the budget, with ever finer steps, or the last one.
 
-    Rounding is for speed, so it gives way where it would leave a small network far below its budget.
+    Rounding is for speed, so it is left out where it would leave a small network far below its budget.
 
     Args:
         step: Group name -> what its width is a multiple of, at first.

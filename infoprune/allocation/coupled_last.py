@@ -1,4 +1,4 @@
-"""Widths without any data: what many layers share gives way last."""
+"""Widths without any data: what many layers share is cut last."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CoupledLast(Allocation):
     is ``uniform``.
 
     Args:
-        floor: Share of its units that every other group keeps before coupled groups give way, in (0, 1].
+        floor: Share of its units that every other group keeps before coupled groups are cut, in (0, 1].
     """
 
     floor: float = 0.25

@@ -158,7 +158,7 @@ class LatencyShare:
         return truth[place - 1] + part * (truth[place] - truth[place - 1])
 
     def _learn(self, widths: Mapping[str, int], share: float) -> None:
-        """Add a measured point; those that it contradicts (more work in less time) give way to it."""
+        """Add a measured point; those that it contradicts (more work in less time) are dropped."""
         if self._additive is None:
             self._additive = self._cost()
         said = self._additive(widths)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 WHAT = """\
 Measure latency, throughput and memory of a model as it was built (original), pruned, and narrowed alike in every layer
-to the same MACs (uniform), which tells what the choice of widths does to speed. The three take turns, so that all see
-the same weather; medians, with the distance between the quartiles (±), and the speed-up with its 95 % interval.
+to the same MACs (uniform), which tells what the choice of widths does to speed. The three take turns, so that other
+load affects all alike; medians, with the distance between the quartiles (±), and the speed-up with its 95 % interval.
 With --backend also as it runs in ONNX Runtime, OpenVINO, ExecuTorch or compiled.
 
 A pruned model comes from the folder of a run, or is made by --macs, --params or --filters."""

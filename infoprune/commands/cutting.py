@@ -55,7 +55,7 @@ def add_selection_arguments(parser: ArgumentParser) -> None:
         type=str | dict,
         default="auto",
         help=f"how the groups share the cut: {', '.join(ALLOCATIONS)}, or your own by its import path; auto: by "
-        "what it costs to cut each, measured on the images of --data, else residual streams give way last",
+        "what it costs to cut each, measured on the images of --data, else residual streams are cut last",
     )
     parser.add_argument(
         "--round_to",

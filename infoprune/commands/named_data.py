@@ -58,7 +58,7 @@ class NamedData:
         return self._transferred(self.module.test_dataloader())
 
     def validation(self) -> list[Any]:
-        """Batches of the validation data."""
+        """Return batches of the validation data."""
         return list(self._transferred(self.module.val_dataloader()))
 
     def _transferred(self, loader: Any) -> Iterator[Any]:

@@ -190,8 +190,8 @@ class WeightCriterion(LayerCriterion):
         """Score the filters of one layer.
 
         Args:
-            filters: (N, C, K) float64: N filters of C kernels with K weights each; K = 1 for 1x1 convolutions and
-                linear layers, C = 1 for depthwise convolutions.
+            filters: (N, C, K): N filters of C kernels with K weights each; K = 1 for 1x1 convolutions and linear
+                layers, C = 1 for depthwise convolutions. Float64 unless ``sums_in_float64`` is set.
 
         Returns:
             (N,) scores, higher = keep.

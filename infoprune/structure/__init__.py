@@ -1,6 +1,6 @@
 """Find the channels of a model that must be removed together, and remove them.
 
-Four floors, each of which imports only those before it: ``labels``, ``tracing``, ``validation``, ``surgery``.
+Four levels, each of which imports only those before it: ``labels``, ``tracing``, ``validation``, ``surgery``.
 """
 
 import warnings

@@ -29,9 +29,9 @@ def trace(
 ) -> Structure:
     """Find the channel groups of a model and what each costs.
 
-    The model runs once in eval mode on shapes alone (on real tensors where its control flow needs values) while labels
-    ride along every tensor. Then trial cuts are run dry, again on shapes, and whatever the model's code does not follow
-    is frozen. Parameters that eval mode does not reach (auxiliary heads) are traced in train mode.
+    The model runs once in eval mode on shapes alone (on real tensors where its control flow needs values) with labels
+    attached to every tensor. Then probe plans are run dry, again on shapes, and whatever the model's code does not
+    follow is frozen. Parameters that eval mode does not reach (auxiliary heads) are traced in train mode.
     Nothing of the model is changed: weights, buffers, train/eval flags, what its code keeps for the next call, random
     state.
 

@@ -58,7 +58,7 @@ class Passes:
 
 
 class TraceSession:
-    """Run a model on its example inputs while labels ride along, as often as somebody asks for it.
+    """Run a model on its example inputs with labels attached, as often as it is asked for.
 
     Args:
         model: the model.

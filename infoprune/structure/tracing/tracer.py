@@ -1,4 +1,4 @@
-"""Running a model once while labels ride along."""
+"""Run a model once with labels attached to its tensors."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ class ComparedPass(Tracer):
     def _take_labels(self, outs: Sequence[Tensor], kept: Sequence[Sequence[Axis]]) -> None:
         """Go on with the original's labels: dimensions of one lose theirs in reshapes, and the same array is the same.
 
-        What was compared once is recognised at a glance from then on.
+        What was compared once is recognised by identity from then on.
         """
         for out, expected in zip(outs, kept, strict=True):
             operand = labels_of(out)

@@ -1,4 +1,4 @@
-"""Normalisation, reduction, pooling and sampling: what happens along a dimension, and which dimensions ride along."""
+"""Normalisation, reduction, pooling and sampling: what changes one dimension and keeps the others."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def _spatial(rank: int) -> Rule:
         for number, out in enumerate(outs):  # the second holds places
             ctx.label(out, [*operand.axes[:-rank], *[None] * rank], zero=number == 0 and operand.zero)
 
-    apply.__doc__ = f"Pooling, resampling and padding of the last {rank} dimensions; channels ride along."
+    apply.__doc__ = f"Pooling, resampling and padding of the last {rank} dimensions; channels keep their labels."
     return apply
 
 

@@ -14,7 +14,7 @@ from infoprune.structure.tracing.rules.registry import rule
 
 @rule("aten._fft_r2c", "aten._fft_c2r", "aten._fft_c2c")
 def fourier_transform(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Mix the dimensions that are transformed, which stay; the others ride along, zeros too."""
+    """Mix the dimensions that are transformed, which stay; the others keep their labels and zeros."""
     operand, rank = labels_of(args[0]), args[0].dim()
     mixed = {dim % rank for dim in args[1]}
     ctx.freeze_all([operand.axes[dim] for dim in mixed], "a Fourier transform runs over it")
