@@ -6,6 +6,7 @@ minutes each) or all of it:
 
     python -m benchmarks.deploy  # everything; writes deploy.jsonl and deploy.md into benchmarks/results
     python -m benchmarks.deploy --models resnet50 --precisions int8 --backends openvino
+    python -m benchmarks.deploy --backends compile --grids 1 auto   # where loading takes long
     python -m benchmarks.deploy --table                    # only deploy.md, from what was measured before
 """
 
@@ -25,21 +26,21 @@ from torch import nn
 import infoprune
 from benchmarks import zoo
 from benchmarks.machine import describe
-from infoprune.backends import get_backend
 from infoprune.speed import side_by_side
 
 RESULTS = Path(__file__).parent / "results" / "deploy.jsonl"
 TABLE = RESULTS.with_suffix(".md")
-REPEATS = 15
+REPEATS = 21
 KEEP = 0.5
 MODELS = ("resnet50", "convnext_tiny", "mobilenet_v2", "resnet18")
-BACKENDS = ("onnxruntime", "openvino", "eager")
+BACKENDS = ("onnxruntime", "openvino", "executorch", "compile", "eager")
+IN_INT8 = ("onnxruntime", "openvino")
 PRECISIONS = ("fp32", "int8")
 STEPS = ("1", "4", "8", "16", "auto")
 GRIDS = (*STEPS, "backend")
 
 
-def measured(name: str, precision: str, backends: Collection[str]) -> Iterator[dict[str, Any]]:
+def measured(name: str, precision: str, backends: Collection[str], grids: Collection[str]) -> Iterator[dict[str, Any]]:
     """Measure one network."""
     torch.manual_seed(0)
     model, images = zoo.build(name).eval(), torch.randn(1, 3, 224, 224)
@@ -51,15 +52,16 @@ def measured(name: str, precision: str, backends: Collection[str]) -> Iterator[d
         result = infoprune.prune(models[grid], images, "l1", macs=KEEP, **options)
         left[grid] = result.after.macs / result.before.macs
 
-    for step in STEPS:
+    for step in (step for step in STEPS if step in grids):
         cut(step, round_to=step if step == "auto" else int(step))
     for backend in backends:
-        if precision == "int8" and backend == "eager":
+        if precision == "int8" and backend not in IN_INT8:
             continue
-        spec = backend if backend == "eager" else {"name": backend, "precision": precision}
-        cut("backend", backend=spec)
-        speeds = side_by_side(models, images, REPEATS, memory=False, backend=get_backend(spec))
-        for grid in GRIDS:
+        spec = {"name": backend, "precision": precision} if backend in IN_INT8 else backend
+        if "backend" in grids:
+            cut("backend", backend=spec)
+        speeds = side_by_side(models, images, REPEATS, memory=False, backend=spec)
+        for grid in grids:
             low, high = speeds[grid].interval(speeds["original"])
             yield {
                 "model": name, "backend": backend, "precision": precision, "grid": grid, "macs": left[grid],
@@ -83,8 +85,8 @@ def table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     cells = {cell(row): row for row in rows}
     order = {name: place for place, name in enumerate((*MODELS, *BACKENDS, *PRECISIONS))}
     for key in sorted({cell[:3] for cell in cells}, key=lambda key: [order[name] for name in key]):
-        found = [row for grid in GRIDS if (row := cells.get((*key, grid)))]
-        original = f"{1e3 * found[-1]['original_s']:.1f} ms"
+        found = [cells.get((*key, grid)) for grid in GRIDS]
+        original = f"{1e3 * next(row['original_s'] for row in found if row):.1f} ms"
         yield f"| {' | '.join((*key, original, *map(_text, found)))} |"
 
 
@@ -93,9 +95,23 @@ def cell(row: dict[str, Any]) -> tuple[str, ...]:
     return row["model"], row["backend"], row["precision"], row["grid"]
 
 
-def _text(row: dict[str, Any]) -> str:
+def _text(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
     text = f"{row['speedup']:.2f} ({row['speedup'] * row['macs']:.0%})"
     return f"**{text}**" if row["low"] < 1 else text
+
+
+def kept() -> dict[tuple[str, ...], dict[str, Any]]:
+    """Return what was measured before, by what it was measured for."""
+    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
+    return {cell(row): row for row in map(json.loads, text.splitlines())}
+
+
+def keep(row: dict[str, Any]) -> None:
+    """Add a line to the results, in the place of an older one of the same cell; other slices may have added theirs."""
+    rows = kept() | {cell(row): row}
+    RESULTS.write_text("".join(f"{json.dumps(one)}\n" for one in rows.values()), encoding="utf-8")
 
 
 def main() -> None:
@@ -105,17 +121,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
+    parser.add_argument("--grids", nargs="+", choices=GRIDS, default=GRIDS)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
-    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
-    rows = {cell(row): row for row in map(json.loads, text.splitlines())}
     for precision in () if options.table else options.precisions:
         for name in options.models:
-            for row in measured(name, precision, options.backends):
+            for row in measured(name, precision, options.backends, options.grids):
                 print(_text(row), row, flush=True)
-                rows[cell(row)] = row
-                RESULTS.write_text("".join(f"{json.dumps(one)}\n" for one in rows.values()), encoding="utf-8")
-    TABLE.write_text("\n".join(table(rows.values())) + "\n", encoding="utf-8")
+                keep(row)
+    TABLE.write_text("\n".join(table(kept().values())) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

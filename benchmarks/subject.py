@@ -37,17 +37,24 @@ class Subject:
 
     Args:
         cifar: folder that holds ``cifar-10-batches-py``.
-        weights: state dict of a CIFAR ResNet-56.
+        weights: state dict of a CIFAR ResNet.
         seed: of the choice of images, their augmentation and their order.
         held_out: images that take part in nothing but evaluation: a share of the training images, or 0 to evaluate
             on the test images.
         frozen: patterns of layers that are not cut.
+        depth: of the ResNet.
     """
 
     def __init__(
-        self, cifar: Path, weights: Path, seed: int = 0, held_out: float = 0.0, frozen: Sequence[str] = FROZEN
+        self,
+        cifar: Path,
+        weights: Path,
+        seed: int = 0,
+        held_out: float = 0.0,
+        frozen: Sequence[str] = FROZEN,
+        depth: int = 56,
     ) -> None:
-        self.model = CifarResNet(depth=56).eval()
+        self.model = CifarResNet(depth=depth).eval()
         load_weights(self.model, weights)
         self.structure = infoprune.trace(self.model, torch.zeros(1, 3, 32, 32), frozen=frozen)
         self.data = CIFAR10DataModule(

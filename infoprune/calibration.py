@@ -78,6 +78,7 @@ class TrainingBatches:
     """A LightningDataModule's training batches as a Trainer hands them to the model, the same in every pass.
 
     Data modules may load bytes and normalise them on the device, in ``on_after_batch_transfer``: so do these batches.
+    Of several loaders, a batch is what the Trainer makes of them: a list or mapping of their batches.
 
     Args:
         datamodule: After ``setup("fit")``.
@@ -87,6 +88,9 @@ class TrainingBatches:
         self.datamodule = datamodule
 
     def __iter__(self) -> Iterator[Any]:
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+        from lightning.pytorch.utilities.combined_loader import CombinedLoader
+
         try:
             loader = self.datamodule.train_dataloader()  # a new one, which begins with the first epoch
         except AttributeError as error:
@@ -94,8 +98,20 @@ class TrainingBatches:
                 f"{type(self.datamodule).__name__} has no training data yet ({error}): call its prepare_data() and "
                 'setup("fit") first'
             ) from error
-        for batch in loader:
-            yield self.datamodule.on_after_batch_transfer(self.datamodule.on_before_batch_transfer(batch, 0), 0)
+        except MisconfigurationException as error:
+            raise DataError(f"{type(self.datamodule).__name__} has no training data: {error}") from error
+        for batch, _, _ in CombinedLoader(loader, "max_size_cycle"):
+            yield self._transferred(batch)
+
+    def _transferred(self, batch: Any) -> Any:
+        """Return a batch as the hooks around the transfer to the device leave it."""
+        try:
+            return self.datamodule.on_after_batch_transfer(self.datamodule.on_before_batch_transfer(batch, 0), 0)
+        except Exception as error:  # of any kind: it is the user's code, written for a fit
+            raise DataError(
+                f"{type(self.datamodule).__name__}: its hooks around a batch's transfer fail outside a fit "
+                f"({type(error).__name__}: {error}): pass batches of what the model is trained on"
+            ) from error
 
 
 def as_batches(data: Any) -> Any:
@@ -185,7 +201,7 @@ def run(model: nn.Module, inputs: Any) -> Any:
         raise
     except Exception as error:  # the user's forward may fail in any way on batches that are not its inputs
         leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves) or f"unknown ({type(inputs).__name__})"
         reason = str(error).partition("\n")[0]
         advice = "give batches as the model is trained on"
         if any(leaf.dtype == torch.uint8 for leaf in leaves):

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from infoprune.backends import executorch, get_backend, onnx_model, onnxruntime, openvino
-from infoprune.calibration import split_batch
+from infoprune.calibration import as_batches, evaluating, run, split_batch
 from infoprune.errors import DataError
 from infoprune.export import Parity, compared, quietly, to_onnx, to_program
 from infoprune.files import written_whole
+from infoprune.network_batches import NetworkBatches
 from infoprune.shapes import batch_size, with_batch
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def to_int8(
         model: The model, which is not changed.
         inputs: Example inputs.
         path: The ``.onnx`` file to write, or the ``.xml`` for OpenVINO.
-        data: Batches of images as the model is evaluated on, at most 20 of which are looked at.
+        data: Batches of images as the model is evaluated on, at most 20 of which are looked at; or a
+            LightningDataModule after ``setup("fit")``.
         runtime: ``"onnxruntime"`` or ``"openvino"``.
 
     Returns:
@@ -117,9 +119,12 @@ def to_int8(
     """
     get_backend({"name": runtime, "precision": "int8"})
     source = _onnx(model, inputs, dynamic_batch=True)
-    batches = [split_batch(batch, "int8")[0] for batch in islice(data, CALIBRATION_BATCHES)]
+    found = islice(NetworkBatches(as_batches(data), inputs), CALIBRATION_BATCHES)
+    batches = [split_batch(batch, "int8")[0] for batch in found]
     if not batches:
         raise DataError("int8: the calibration data holds no image; pass batches of images")
+    with evaluating(model), torch.no_grad():
+        run(model, batches[0])  # what the model cannot be run on cannot set ranges either
     if runtime == "openvino":
         read = openvino.read_model(source)
         names = [port.get_any_name() for port in read.inputs]

@@ -60,5 +60,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("capcity", ["l1", "capacity"])
     ", did you mean 'capacity'?"
     """
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
+    by_lower_case = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
+    return f", did you mean {by_lower_case[close[0]]!r}?" if close else ""

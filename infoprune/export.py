@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import linecache
 import logging
 import re
 import traceback
@@ -285,10 +286,19 @@ def _why(model: nn.Module, error: Exception) -> str:
             f"{type(model).__name__} fixes its batch size at {fixed[1]} in its forward: export with a fixed batch "
             "(--static_batch), or write the forward without it"
         )
-    home = str(Path(torch.__file__).parent)
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(home)]
-    at = next((f" at {Path(f.filename).name}:{f.lineno} ({f.line})" for f in reversed(own) if f.name == "forward"), "")
-    return f"torch.export cannot follow {type(model).__name__}{at}: {_first_sentence(text)}"
+    return f"torch.export cannot follow {type(model).__name__}{_place(model, error)}: {_first_sentence(text)}"
+
+
+def _place(model: nn.Module, error: Exception) -> str:
+    """Return the line of a forward, and the layer that it belongs to, where an error was raised."""
+    home, names = str(Path(torch.__file__).parent), {module: name for name, module in model.named_modules()}
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        code = frame.f_code
+        if code.co_name == "forward" and not code.co_filename.startswith(home):
+            layer = names.get(frame.f_locals.get(code.co_varnames[0]))
+            text = linecache.getline(code.co_filename, line).strip()
+            return f" at {Path(code.co_filename).name}:{line} ({text})" + (f" in {layer}" if layer else "")
+    return ""
 
 
 def _missing_operator(program: ExportedProgram, error: BaseException) -> str:
@@ -298,15 +308,21 @@ def _missing_operator(program: ExportedProgram, error: BaseException) -> str:
     while cause is not None:
         causes.append(str(cause))
         cause = cause.__cause__
-    found = re.search(r"OpOverload\(op='([\w.]+)', overload='(\w+)'\)", " ".join(causes))
+    found = operator_named_in(" ".join(causes), program)
     if not found:
         return f"the ONNX exporter failed: {_first_sentence(causes[-1])}"
-    operator = f"{found[1]}.{found[2]}"
-    where = next((f" (in {layer})" for node in _nodes(program, operator) if (layer := _layer_of(node))), "")
-    return (
-        f"ONNX has no operator for {found[1]}{where}: replace it, or export a torch.export program instead "
-        "(--to program)"
-    )
+    return f"ONNX has no {found}: replace it, or export a torch.export program instead (--to torch)"
+
+
+def operator_named_in(text: str, program: ExportedProgram) -> str:
+    """Return the operator that an exporter's message is about, and the layer that calls it; "" if it names none."""
+    found = re.search(r"op='([\w.]+)', overload='(\w+)'|_ops\.(\w+\.\w+)\.(\w+)", text)
+    if not found:
+        return ""
+    name, overload = found[1] or found[3], found[2] or found[4]
+    nodes = _nodes(program, f"{name}.{overload}")
+    where = next((f" (in {layer})" for node in nodes if (layer := _layer_of(node))), "")
+    return f"operator for {name}{where}"
 
 
 def _nodes(program: ExportedProgram, operator: str) -> Iterator[Any]:

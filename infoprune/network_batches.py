@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from infoprune.inputs import Examples, Inputs, ModelCall
@@ -42,6 +43,28 @@ class NetworkBatches:
     def as_trained(self) -> NetworkBatches:
         """Return the same images as in training, where the data have them."""
         return NetworkBatches(self._data.as_trained, self._example)  # type: ignore[attr-defined]
+
+
+def taken_by(model: nn.Module, inputs: Any) -> Any:
+    """Return the image of a mapping whose names the model's forward does not take; any other inputs as they are.
+
+    The image is the tensor of floats with the most dimensions, if there is one.
+
+    >>> import torch
+    >>> batch = {"image": torch.zeros(2, 3), "label": torch.zeros(2)}
+    >>> taken_by(nn.Linear(3, 1), batch).shape
+    torch.Size([2, 3])
+    """
+    if not isinstance(inputs, Mapping):
+        return inputs
+    try:
+        inspect.signature(model.forward).bind(**inputs)
+        return inputs
+    except TypeError:
+        images = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        most = max((leaf.dim() for leaf in images), default=0)
+        widest = [leaf for leaf in images if leaf.dim() == most]
+        return widest[0] if len(widest) == 1 else inputs
 
 
 def split_like(batch: Any, example_inputs: Inputs) -> Any:

@@ -19,6 +19,7 @@ from infoprune.calibration import as_batches, evaluating, on_device, run, split_
 from infoprune.criteria.criterion import check_finite
 from infoprune.distributed import all_or_none, process, sum_over_processes, world_size
 from infoprune.errors import ConfigurationError, DataError
+from infoprune.network_batches import taken_by
 from infoprune.registry import check_count
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ def recalibrate(model: nn.Module, data: Iterable[Any] | LightningDataModule, bat
             number of batches, so that a layer with ``momentum=None`` goes on averaging from there. Layers that the
             forward does not reach keep what they have, and so does everything after an error. Train/eval flags, grad
             mode and random state are as before.
-        data: Batches of training images: tensors, ``(inputs, targets, ...)`` or mappings of keyword inputs; or a
-            LightningDataModule after ``setup("fit")``, for its training batches.
+        data: Batches of training images: tensors, ``(inputs, targets, ...)``, mappings of keyword inputs, or mappings
+            with an image among other things; or a LightningDataModule after ``setup("fit")``, for its training batches.
         batches: How many to take; all of them by default.
 
     Raises:
@@ -105,7 +106,7 @@ def _show(model: nn.Module, data: Iterable[Any], batches: int | None) -> int:
     for batch in islice(data, batches):
         if seen % world_size() == process():
             inputs, _ = split_batch(batch, OWNER)
-            run(model, on_device(device, inputs))
+            run(model, on_device(device, taken_by(model, inputs)))
         seen += 1
     if not seen:
         raise DataError(f"{OWNER}: the data holds no batch; pass batches of training images")

@@ -6,6 +6,7 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ import infoprune
 from infoprune.backends import BACKENDS, get_backend
 from infoprune.backends.grid import WIDTHS, grid_of, smallest_that_pays, steps_in
 from infoprune.backends.layers import timed_layers
-from infoprune.errors import ConfigurationError, ExportError
+from infoprune.errors import BudgetError, ConfigurationError, ExportError
 from infoprune.models import CifarResNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -151,3 +152,73 @@ def test_a_backend_decides_the_widths() -> None:
     net = CifarResNet(depth=8)
     infoprune.prune(net, torch.zeros(1, 3, 32, 32), "l1", macs=0.5, backend="eager")
     assert {m.out_channels % 4 for m in net.modules() if isinstance(m, nn.Conv2d)} == {0}
+
+
+def test_a_function_may_do_anything_with_its_model() -> None:
+    def careless(model: nn.Module, inputs: Any) -> float:
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.train()(torch.cat([inputs, inputs]))
+        return 1e-9 * sum(parameter.numel() for parameter in model.parameters())
+
+    net = CifarResNet(depth=8).eval()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    assert infoprune.latency(net, torch.zeros(1, 3, 32, 32), repeats=2, backend=careless).median > 0
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    result = infoprune.prune(net, torch.zeros(1, 3, 32, 32), "l1", latency=0.6, backend=careless)
+    assert result.latency == pytest.approx(0.6, abs=0.05)
+    assert all(parameter.abs().sum() > 0 for parameter in net.parameters() if parameter.dim() > 1)
+
+
+def test_a_function_that_cannot_be_called_is_refused_before_it_is() -> None:
+    net = network()
+    with pytest.raises(ConfigurationError, match=r"takes \(model\): it has to take \(model, example_inputs\)"):
+        infoprune.prune(net, IMAGES, "l1", macs=0.5, backend=lambda model: 1.0)  # type: ignore[arg-type, misc]
+    assert net[0].out_channels == 16
+
+
+def test_a_function_that_fails() -> None:
+    def unplugged(model: nn.Module, inputs: Any) -> float:
+        raise OSError("no route to the board")
+
+    with pytest.raises(ConfigurationError, match=r"failed \(OSError: no route to the board\)"):
+        infoprune.prune(network(), IMAGES, "l1", latency=0.5, backend=unplugged)
+
+
+def test_seconds_may_be_numpys() -> None:
+    assert infoprune.latency(network(), IMAGES, repeats=2, backend=lambda *_: np.float32(0.25)).median == 0.25
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "executorch"])
+def test_the_layer_of_an_operator_that_a_backend_lacks(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip(name)
+
+    class Decomposed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.linalg.svdvals(x)[..., :1, None]
+
+    net = nn.Sequential()
+    net.add_module("stem", nn.Conv2d(3, 16, 3))
+    net.add_module("middle", nn.Conv2d(16, 8, 3))
+    net.add_module("decomposed", Decomposed())
+    with pytest.raises(ExportError, match=r"no operator for aten\._linalg_svd \(in decomposed\)"):
+        infoprune.prune(net, IMAGES, "l1", latency=0.7, backend=name)
+    assert net.stem.out_channels == 16
+    written = capfd.readouterr()
+    assert "graph(" not in written.out + written.err
+
+
+def test_the_layer_whose_forward_cannot_be_followed() -> None:
+    pytest.importorskip("executorch")
+
+    class Gate(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ExportError, match=r"cannot follow Sequential at test_backends.py:\d+ \(.*x.sum.*\) in 1"):
+        infoprune.latency(nn.Sequential(nn.Conv2d(3, 4, 3), Gate()), IMAGES, backend="executorch")
+
+
+def test_a_clock_on_which_nothing_gets_faster() -> None:
+    with pytest.raises(BudgetError, match="no cut makes the model cheaper"):
+        infoprune.prune(CifarResNet(depth=8), torch.zeros(1, 3, 32, 32), "l1", latency=0.6, backend=lambda *_: 1.0)

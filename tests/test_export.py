@@ -241,3 +241,14 @@ def test_int8_by_the_images_of_a_datamodule(shell: Shell) -> None:
     assert int8["bytes"] < 0.6 * ran["forms"]["onnx"]["bytes"]
     assert {0 <= int8[name] <= 1 for name in ("accuracy_before", "accuracy")} == {True}
     assert abs(int8["accuracy"] - int8["accuracy_before"]) < 0.1
+
+
+def test_int8_takes_the_images_out_of_mappings(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    batch = {"id": torch.arange(4), "image": torch.randn(4, 3, 32, 32)}
+    model = CifarResNet(depth=8).eval()
+    to_int8(model, batch["image"][:1], tmp_path / "model.onnx", [batch])
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    with pytest.raises(DataError, match="the images are bytes"):
+        to_int8(model, batch["image"][:1], tmp_path / "bytes.onnx", [batch["image"].byte()])
+    assert not (tmp_path / "bytes.onnx").exists()

@@ -5,10 +5,12 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import infoprune
+from infoprune.errors import DataError
 from infoprune.network_batches import NetworkBatches, split_like
 
 IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -99,3 +101,51 @@ def test_a_batch_in_which_nothing_is_alike_is_handed_on():
     batch = (LABELS, AGES)
     assert split_like(batch, IMAGES[:1]) is batch
     assert list(NetworkBatches([batch], IMAGES[:1])) == [batch]
+
+
+class Photos(LightningDataModule):
+    """Mappings of bytes, which a hook makes floats on the device; of one loader, or of two."""
+
+    def __init__(self, two: bool) -> None:
+        super().__init__()
+        self.two = two
+
+    def train_dataloader(self):
+        loader = DataLoader(Rows(lambda i: {"photo": (IMAGES[i] * 40 + 128).byte(), "kind": LABELS[i]}), 16)
+        return {"clear": loader, "blurred": loader} if self.two else loader
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        if self.two:
+            return {name: self.floats(part) for name, part in batch.items()}
+        return self.floats(batch)
+
+    def floats(self, batch):
+        return batch | {"photo": batch["photo"].float() / 255}
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_a_datamodules_mappings_are_understood(two: bool):
+    net = Net()
+    infoprune.prune(net, IMAGES[:1], "hrank", macs=0.6, allocation="information_loss", data=Photos(two))
+    assert net.first.out_channels + net.second.out_channels < 32
+
+
+def test_recalibration_finds_the_image_of_a_mapping():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    infoprune.recalibrate(net, Photos(two=False))
+    photos = [batch["photo"].float() / 255 for batch in Photos(two=False).train_dataloader()]
+    assert torch.allclose(net[1].running_mean, net[0](torch.cat(photos)).mean(dim=(0, 2, 3)), atol=1e-5)
+
+
+def test_a_datamodule_that_has_nothing_to_show():
+    with pytest.raises(DataError, match="LightningDataModule has no training data"):
+        infoprune.prune(Net(), IMAGES[:1], "hrank", macs=0.6, data=LightningDataModule())
+
+
+def test_a_datamodule_whose_hooks_need_a_fit():
+    class Cautious(Photos):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return self.floats(batch) if self.trainer.training else batch
+
+    with pytest.raises(DataError, match="Cautious: its hooks around a batch's transfer fail outside a fit"):
+        infoprune.recalibrate(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), Cautious(two=False))

@@ -7,8 +7,11 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
 import infoprune
 from infoprune.cli import main
@@ -88,3 +91,32 @@ def test_the_package_is_typed_and_carries_its_style_sheet() -> None:
     for name in ("py.typed", "report/report.css"):
         assert (ROOT / "infoprune" / name).is_file()
         assert name.rpartition(".")[2] in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def _bounds(requirement: Requirement) -> set[str]:
+    return {str(one) for one in requirement.specifier}
+
+
+def _project() -> dict[str, Any]:
+    tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_conda_recipe_asks_for_what_the_wheel_asks_for() -> None:
+    recipe = yaml.safe_load((ROOT / "conda/recipe.yaml").read_text(encoding="utf-8"))
+    words = [entry.split(maxsplit=1) for entry in recipe["requirements"]["run"]]
+    found = {{"pytorch": "torch"}.get(name, name): set(bounds.split(",")) for name, bounds in words}
+    wanted = {one.name.lower(): _bounds(one) for one in map(Requirement, _project()["dependencies"])}
+    assert found == wanted | {"python": {_project()["requires-python"]}}
+    assert recipe["context"]["version"] == infoprune.__version__
+
+
+def test_the_deploy_image_holds_what_its_extras_ask_for() -> None:
+    """All runtimes, in versions that the extras allow."""
+    extras = _project()["optional-dependencies"]
+    lines = (ROOT / "docker/requirements-deploy.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {one.name: str(one.specifier).removeprefix("==") for one in map(Requirement, lines[1:])}
+    asked = [Requirement(line) for name in ("export", "openvino", "executorch") for line in extras[name]]
+    asked = [one for one in asked if one.name != "infoprune"]
+    assert {one.name for one in asked} == set(pinned)
+    assert all(one.specifier.contains(pinned[one.name]) for one in asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -207,3 +208,13 @@ class TestDashboard:
         line = shell("dashboard", "--entity", "team", "--project", "pruning").err[-1]
         assert "wandb login" in line
         assert "--json prints the definition" in line
+
+
+@pytest.mark.slow
+def test_the_sweep_with_optuna_runs_offline(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    words = [sys.executable, str(ROOT / "examples/sweep.py"), "--trials", "2", "--epochs", "1"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^\d+% of the MACs, accuracy \d+\.\d%: \{'criterion'", done.stdout, re.MULTILINE)
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2

@@ -181,10 +181,12 @@ class Allocation(ABC):
             widths_at = self.widths_at(structure, scores, grids, unit_costs(structure, budget.kind, measure))
             return within_budget(structure, budget, fraction, widths_at, grids, measure)
 
-        finer = halved if round_to == AUTO and not isinstance(measure, LatencyShare) else None
+        chosen_for_the_user = round_to == AUTO or isinstance(round_to, Mapping)
+        finer = halved if chosen_for_the_user and not isinstance(measure, LatencyShare) else None
         made = finest_needed(steps(structure, round_to, sizes), attempt, finer)
         if made.unmet:
-            warnings.warn(f"{made.unmet} with round_to={round_to} and min_width={min_width}; lower them", stacklevel=2)
+            grid = "the multiples that pay in the backend" if isinstance(round_to, Mapping) else f"round_to={round_to}"
+            warnings.warn(f"{made.unmet} with {grid} and min_width={min_width}; lower them", stacklevel=2)
         return made.widths
 
 
@@ -290,10 +292,8 @@ def _too_small(structure: Structure, budget: Budget, target: float, floor: float
     fewest = max(widths.values())
     frozen = [group.name for group in structure.groups if group.frozen]
     held = f"; frozen: {', '.join(frozen[:3])}{' and others' if len(frozen) > 3 else ''}" if frozen else ""
+    advice = f"ask for at least {floor:.4g}, or lower" if floor < 1 else "no cut makes the model cheaper: lower"
     return (
         f"a {budget.kind} budget of {target:.4g} is below the floor of {floor:.4g} that stays when every prunable "
-        f"group is cut "
-        f"to its fewest units (at most {fewest}){held}; ask for at least {floor:.4g}, or lower round_to and "
-        f"min_width, or "
-        "freeze less"
+        f"group is cut to its fewest units (at most {fewest}){held}; {advice} round_to and min_width, or freeze less"
     )

@@ -11,7 +11,7 @@ from torch import nn
 from infoprune.backends.backend import BACKENDS, Backend, Run
 from infoprune.backends.timing import timed
 from infoprune.errors import ExportError
-from infoprune.export import quietly, to_program
+from infoprune.export import operator_named_in, quietly, to_program
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -51,11 +51,11 @@ def lowered(program: ExportedProgram) -> bytes:
             edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
             return bytes(edge.to_executorch().buffer)
         except Exception as error:  # whatever it raises is about the model
-            raise ExportError(f"ExecuTorch cannot take the model: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+            found = operator_named_in(str(error), program)
+            reason = str(error).strip().partition("\n")[0]
+            raise ExportError(
+                f"ExecuTorch has no {found}: replace it" if found else f"ExecuTorch cannot take the model: {reason}"
+            ) from error
 
 
 def loaded(program: bytes) -> Execute:

@@ -20,19 +20,19 @@ STEPS = (1, 2, 4, 8, 16, 32)
 WIDTHS = {1: (91, 101), 2: (90, 102), 4: (92, 100), 8: (88, 104), 16: (80, 112), 32: (64, 96, 128)}
 """Step -> widths that are multiples of it and of no larger one. Those of the last are the measure of the others."""
 
-WORTH = 0.03
+WORTH = 0.05
 """A coarser step has to save so much of the time: the finer follows scores more closely."""
 
-FEWEST = 4
-"""A step is at most so small a part of a layer: 1/4."""
+FEWEST = 3
+"""A step is at most so small a part of a layer: 1/3."""
 
-RUNS = 7
+RUNS = 25
 
 
 def grid_of(backend: Backend, device: torch.device | None = None) -> dict[str, int]:
     """Return the step that pays for each kind of layer: ``"conv"``, ``"depthwise"`` and ``"linear"``.
 
-    Small networks of some widths around 96 are timed. Of the steps that are within 3 % of the fastest at equal work,
+    Small networks of some widths around 96 are timed. Of the steps that are within 5 % of the fastest at equal work,
     the smallest is chosen. The times are kept on the disk; see `infoprune.backends.table`.
 
     Args:
@@ -40,14 +40,7 @@ def grid_of(backend: Backend, device: torch.device | None = None) -> dict[str, i
         device: Where to measure.
     """
     table = LatencyTable(backend, device)
-    found = {}
-    for kind in ("conv", "depthwise", "linear"):
-        seconds = {
-            width: table.look_up(f"grid: {kind} of {width}", lambda w=width, k=kind: _measured(table, k, w))  # type: ignore[misc]
-            for widths in WIDTHS.values()
-            for width in widths
-        }
-        found[kind] = smallest_that_pays(seconds)
+    found = {kind: smallest_that_pays(_seconds(table, kind)) for kind in ("conv", "depthwise", "linear")}
     table.keep()
     return found
 
@@ -79,7 +72,7 @@ def steps_in(
     """Return the step of each prunable group in a backend: the coarsest that pays for a layer of the group.
 
     It is at least that of "auto", which costs no accuracy and which no backend punishes. A layer of few channels gets
-    a step of at most a quarter of them. Backends that take seconds to load a layer are not measured; they get "auto".
+    a step of at most a third of them. Backends that take seconds to load a layer are not measured; they get "auto".
 
     Args:
         structure: The channel groups.
@@ -107,10 +100,18 @@ def _kind(structure: Structure, weight: str, kind: str) -> str:
     return "depthwise" if kind == "conv" and len(shape) > 2 and shape[1] == 1 else kind
 
 
-def _measured(table: LatencyTable, kind: str, width: int) -> float:
-    network, example = _network(kind, width)
-    run = table.backend.warmed_up(network.eval().to(table.device), example.to(table.device))
-    return min(run() for _ in range(RUNS))
+def _seconds(table: LatencyTable, kind: str) -> dict[int, float]:
+    """Return width -> seconds; networks that are not in the table take turns, so that a busy spell meets them all."""
+    keys = {width: f"grid: {kind} of {width}" for widths in WIDTHS.values() for width in widths}
+    if not all(key in table.seconds for key in keys.values()):
+        networks = {width: _network(kind, width) for width in keys}
+        runs = {
+            width: table.backend.warmed_up(network.eval().to(table.device), example.to(table.device))
+            for width, (network, example) in networks.items()
+        }
+        rounds = [{width: run() for width, run in runs.items()} for _ in range(RUNS)]
+        table.seconds |= {keys[width]: min(seconds[width] for seconds in rounds) for width in keys}
+    return {width: table.seconds[key] for width, key in keys.items()}
 
 
 def _network(kind: str, width: int) -> tuple[nn.Module, Tensor]:

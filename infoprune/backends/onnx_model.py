@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -34,12 +36,29 @@ def onnx_bytes(model: nn.Module, inputs: Inputs) -> bytes:
     if not isinstance(inputs, Mapping):  # whose names the older exporter forgets
         args, buffer = inputs if isinstance(inputs, tuple) else (inputs,), io.BytesIO()
         with suppress(Exception):  # of any kind; the newer exporter says why, or takes the model
-            with evaluating(model), torch.no_grad(), quietly():
+            with evaluating(model), torch.no_grad(), quietly(), _silent_process():
                 torch.onnx.export(model, args, buffer, dynamo=False)  # type: ignore[arg-type]
             return buffer.getvalue()
     with TemporaryDirectory() as folder:
         to_onnx(model, inputs, path := Path(folder, "model.onnx"), dynamic_batch=False)
         return path.read_bytes()
+
+
+@contextmanager
+def _silent_process() -> Iterator[None]:
+    """Silence what the older exporter's C++ writes to the process's own output: the whole graph, where it fails."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = {stream: os.dup(stream) for stream in (1, 2)}
+    try:
+        with open(os.devnull, "wb") as nothing:
+            for stream in kept:
+                os.dup2(nothing.fileno(), stream)
+        yield
+    finally:
+        for stream, copy in kept.items():
+            os.dup2(copy, stream)
+            os.close(copy)
 
 
 def feed(names: Sequence[str], inputs: Inputs) -> dict[str, np.ndarray]:
