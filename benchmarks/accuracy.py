@@ -37,6 +37,8 @@ OUT = Path(__file__).parent / "results" / "accuracy.jsonl"
 BUDGETS = (0.5, 0.3, 0.7, 0.2)
 STEPS = (100, 400)
 SEEDS = (0, 1, 2)
+RECONSTRUCTION_BATCHES = 5
+"""Of the images that criteria and allocations look at: all of them."""
 QUICK_IMAGES = 2000
 """Test images for the scores before fine-tuning; all of them after it."""
 SMALL = ("digits", "unet", "measurer")
@@ -78,17 +80,18 @@ def theirs(task: Task, budget: float, seed: int, importance: str, sharing: str) 
     return cut(task.model, task.example, importance, sharing, budget, task.calibration(seed), task.loss)
 
 
-def streams_whole(task: Task, budget: float, seed: int) -> nn.Module:
+def streams_whole(task: Task, budget: float, seed: int, **options: Any) -> nn.Module:
     """Return the rule of thumb: groups that several layers make stay whole, the others lose alike."""
     structure = infoprune.trace(task.model, task.example)
     makers_of = [[layer.name for layer, _ in structure.producers(group)] for group in structure.prunable]
     streams = [name for names in makers_of if len(names) > 1 for name in names]
-    return ours(task, budget, seed, criterion="l1", allocation="uniform", frozen=streams)
+    return ours(task, budget, seed, criterion="l1", allocation="uniform", frozen=streams, **options)
 
 
 METHODS: dict[str, Method] = {
     "default": partial(ours, round_to="auto"),
     "default, any widths": ours,
+    "default, any widths, reconstructed": partial(ours, reconstruction_batches=RECONSTRUCTION_BATCHES),
     "information_loss, l1": partial(ours, criterion="l1", allocation="information_loss"),
     "uniform, l1": partial(ours, criterion="l1", allocation="uniform"),
     "global, taylor": partial(ours, criterion={"name": "taylor"}, allocation="global"),
@@ -97,6 +100,7 @@ METHODS: dict[str, Method] = {
     "global, hessian": partial(ours, criterion="hessian", allocation="global"),
     "information_concentration, l1": partial(ours, criterion="l1", allocation="information_concentration"),
     "rule of thumb, l1": streams_whole,
+    "rule of thumb, l1, reconstructed": partial(streams_whole, reconstruction_batches=RECONSTRUCTION_BATCHES),
     **{
         f"TP {sharing}, {importance}": partial(theirs, importance=importance, sharing=sharing)
         for importance in IMPORTANCES

@@ -1,4 +1,4 @@
-"""What brings most back for the least training, at fixed widths: rate, warm-up and distillation on held-out images.
+"""What brings most back for the least training, at fixed widths: reconstruction, rate, warm-up, distillation.
 
 ResNet-20 with its public weights loses half of its MACs by L1 inside the blocks; every recipe then trains the same cut
 for the same steps on 90 % of CIFAR-10's training images. Accuracy is that on the other 10 %, which decides about
@@ -11,7 +11,6 @@ something.)
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import json
 import warnings
@@ -19,14 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+import infoprune
 from benchmarks.accuracy import streams_whole
 from benchmarks.criteria import read
 from benchmarks.machine import describe
-from benchmarks.tasks import TEMPERATURE, resnet
+from benchmarks.tasks import TEMPERATURE, Task, resnet
 
 OUT = Path(__file__).parent / "results" / "recovery.jsonl"
 BUDGET, STEPS, HELD_OUT = 0.5, 100, 0.1
+RECONSTRUCTION_IMAGES = 384
 RATES = (0.01, 0.05, 0.02)
 SHARES = (0.0, 0.5, 0.9)
 WARM_UPS = (0, 10)
@@ -35,27 +37,43 @@ HEAD = """\
 
 `python -m benchmarks.recovery` on {machine}. ResNet-20 at {budget:.0%} of its MACs (L1, residual streams whole), batch
 norm recalibrated, then {steps} steps of 128 images; accuracy in per cent on 5,000 held-out training images, which the
-network saw in its own training. One standard error is 0.4. *Distillation* is the share of the loss that is the distance
-to the unpruned network's class probabilities at temperature {temperature:g}. Recalibrated only: {before}.
+network saw in its own training. One standard error is 0.4. *Reconstructed*: the layers that read what went are fitted
+to their former outputs (`infoprune.reconstruct`, {images} images) before batch norm is recalibrated. *Distillation* is
+the share of the loss that is the distance to the unpruned network's class probabilities at temperature {temperature:g}.
 
-| peak rate | distillation | warm-up, steps | accuracy |
-|---:|---:|---:|---:|
+| reconstructed | peak rate | distillation | warm-up, steps | before training | after |
+|---|---:|---:|---:|---:|---:|
 """
 
 
 def recipes() -> list[dict[str, Any]]:
     """All recipes, those that differ most first."""
-    every = itertools.product(WARM_UPS, RATES, SHARES)
-    return [{"rate": rate, "distil": share, "warm_up": steps} for steps, rate, share in every]
+    every = itertools.product(WARM_UPS, RATES, SHARES, (False, True))
+    return [
+        {"reconstructed": fitted, "rate": rate, "distil": share, "warm_up": steps}
+        for steps, rate, share, fitted in every
+    ]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Format what was measured, best first."""
-    before = next((f"{row['recalibrated']:.2f}" for row in rows), "–")
-    text = HEAD.format(machine=describe(), budget=BUDGET, steps=STEPS, temperature=TEMPERATURE, before=before)
+    text = HEAD.format(
+        machine=describe(), budget=BUDGET, steps=STEPS, temperature=TEMPERATURE, images=RECONSTRUCTION_IMAGES
+    )
     for row in sorted(rows, key=lambda row: -row["tuned"]):
-        text += f"| {row['rate']:g} | {row['distil']:g} | {row['warm_up']} | {row['tuned']:.2f} |\n"
+        fitted = "yes" if row["reconstructed"] else "no"
+        text += f"| {fitted} | {row['rate']:g} | {row['distil']:g} | {row['warm_up']} | {row['recalibrated']:.2f} "
+        text += f"| {row['tuned']:.2f} |\n"
     return text
+
+
+def start(task: Task, reconstructed: bool) -> nn.Module:
+    """Return the cut network, before training."""
+    model = streams_whole(task, BUDGET, 0)
+    if reconstructed:
+        infoprune.reconstruct(model, task.model, task.batches(RECONSTRUCTION_IMAGES, 0))
+    task.recalibrate(model, 0)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def main() -> None:
@@ -69,14 +87,12 @@ def main() -> None:
     torch.set_num_threads(1)
     if not options.table:
         task = resnet(20, options.cifar, options.weights, HELD_OUT)
-        cut = streams_whole(task, BUDGET, 0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        task.recalibrate(cut, 0)
-        recalibrated = task.evaluate(cut)
         for recipe in recipes():
             if any(all(row[key] == value for key, value in recipe.items()) for row in read(options.out)):
                 continue
-            model = copy.deepcopy(cut)
-            task.tune(model, STEPS, 0, **recipe)
+            model = start(task, recipe["reconstructed"])
+            recalibrated = task.evaluate(model)
+            task.tune(model, STEPS, 0, **{key: value for key, value in recipe.items() if key != "reconstructed"})
             row = {**recipe, "recalibrated": recalibrated, "tuned": task.evaluate(model)}
             with options.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

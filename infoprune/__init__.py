@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from infoprune.hub import from_pretrained, push_to_hub, save_pretrained
     from infoprune.inputs import Examples
     from infoprune.recalibration import recalibrate
+    from infoprune.reconstruction import reconstruct
     from infoprune.saving import load, save
     from infoprune.schedule import Schedule
     from infoprune.structure import (
@@ -59,6 +60,7 @@ _HOME = {
     "prune": "infoprune.api",
     "push_to_hub": "infoprune.hub",
     "recalibrate": "infoprune.recalibration",
+    "reconstruct": "infoprune.reconstruction",
     "register_rule": "infoprune.structure",
     "save": "infoprune.saving",
     "save_pretrained": "infoprune.hub",
@@ -109,6 +111,7 @@ __all__ = [
     "prune",
     "push_to_hub",
     "recalibrate",
+    "reconstruct",
     "register_rule",
     "save",
     "save_pretrained",

@@ -26,7 +26,8 @@ from infoprune.deprecated import filters_to_keep, renamed
 from infoprune.errors import ConfigurationError
 from infoprune.inputs import Inputs
 from infoprune.network_batches import NetworkBatches
-from infoprune.recalibration import check_norms
+from infoprune.recalibration import check_norms, tracked_norms
+from infoprune.reconstruction import readers, reconstruct
 from infoprune.registry import check_count
 from infoprune.snapshot import snapshot
 from infoprune.structure import PruningPlan, Structure, shrink
@@ -107,6 +108,7 @@ def prune(
     data: Iterable[Any] | LightningDataModule | None = None,
     validation: Iterable[Any] | Callable[[nn.Module], float] | None = None,
     recalibration_batches: int = 0,
+    reconstruction_batches: int = 0,
     optimizers: Optimizer | Sequence[Optimizer] = (),
     verify: bool = True,
     amount: float | None = None,
@@ -146,6 +148,8 @@ def prune(
         recalibration_batches: so many batches of ``data`` measure batch norm's statistics anew after the cut; show
             them as in training, augmentation included. 0: not, or 16 with ``max_drop``. See
             :func:`infoprune.recalibrate`.
+        reconstruction_batches: so many batches of ``data`` fit the layers that read what went to their former outputs,
+            by least squares, and measure batch norm's statistics anew. 0: not. See :func:`infoprune.reconstruct`.
         optimizers: one or several optimizers, whose parameters and state follow the model.
         verify: run the example inputs through the masked model and the one that is to be left, and cut only if their
             outputs are the same; see :func:`infoprune.verify`. Takes about three forward passes.
@@ -178,11 +182,16 @@ def prune(
         return _within_drop(
             model, example_inputs, max_drop, target, data, validation, optimizers, criterion=criterion, backend=backend,
             allocation=allocation, frozen=frozen, recalibration_batches=count, verify=verify,
+            reconstruction_batches=reconstruction_batches,
         )  # fmt: skip
     if validation is not None:
         raise ConfigurationError("prune looks at validation images for max_drop only: give max_drop, or leave them out")
+    for option, batches_used in (("recalibration_batches", count), ("reconstruction_batches", reconstruction_batches)):
+        _check_batches(option, batches_used, as_batches(data))
     if count:
-        _check_recalibration(model, as_batches(data), count)
+        check_norms(model)
+    elif tracked_norms(model):
+        count = reconstruction_batches
     batches = None if data is None else NetworkBatches(as_batches(data), example_inputs)
     traced = traced_model(model, example_inputs, frozen)
     if data is not None or latency is not None or not traced.structure.cuts_alike:
@@ -200,14 +209,14 @@ def prune(
     if verify:
         check_exact(model, decision.plan, example_inputs)
     before, after = structure.cost(), structure.cost_of(decision.plan)
-    statistics = _statistics_after(model, decision.plan, batches, count) if count else {}
+    fitted = _fitted(model, decision.plan, batches, count, reconstruction_batches)
     optimizers = each_once(optimizers)
     with Transaction([model], optimizers) as transaction:
-        for name in statistics:  # which are written in place
+        for name in fitted:  # which are written in place
             transaction.keep_values(model.get_submodule(name))
         shrink(model, decision.plan, optimizers, transaction=transaction)
-        for name, norm in statistics.items():
-            model.get_submodule(name).load_state_dict(norm.state_dict())
+        for name, layer in fitted.items():
+            model.get_submodule(name).load_state_dict(layer.state_dict())
     return PruneResult(decision.plan, before, after, structure, decision.scores, decision.latency, decision.curves)
 
 
@@ -255,25 +264,30 @@ class _Decider:
         return decision
 
 
-def _check_recalibration(model: nn.Module, data: Iterable[Any] | None, batches: int) -> None:
-    check_count("prune", "recalibration_batches", batches, 0)
-    check_norms(model)
-    if data is None:
+def _check_batches(option: str, count: int, data: Iterable[Any] | None) -> None:
+    check_count("prune", option, count, 0)
+    if count and data is None:
+        raise ConfigurationError(f"{option}={count} takes batches from data: pass batches of training images")
+    if count and iter(data) is data:  # type: ignore[arg-type]
         raise ConfigurationError(
-            f"recalibration_batches={batches} takes batches from data: pass batches of training images"
-        )
-    if iter(data) is data:
-        raise ConfigurationError(
-            f"recalibration_batches={batches} goes through data after the criterion has: pass a list or a loader, not "
-            "an iterator"
+            f"{option}={count} goes through data after the criterion has: pass a list or a loader, not an iterator"
         )
 
 
-def _statistics_after(
-    model: nn.Module, plan: PruningPlan, data: Iterable[Any] | None, batches: int
+def _fitted(
+    model: nn.Module, plan: PruningPlan, data: Iterable[Any] | None, recalibrated: int, reconstructed: int
 ) -> dict[str, nn.Module]:
-    """Return the recalibrated batch norms of a copy that is cut, so that the model is as it was if anything fails."""
+    """Return the layers of a cut copy that were fitted to data, so that the model is as it was if anything fails."""
+    if not recalibrated and not reconstructed:
+        return {}
     trial = snapshot(model)
+    fitted: dict[str, nn.Module] = {}
     shrink(trial, plan)
-    recalibration.recalibrate(trial, data or (), batches)
-    return dict(check_norms(trial))
+    if reconstructed and not plan.is_empty:
+        reconstruct(trial, model, data or (), reconstructed, plan=plan)
+        fitted.update(readers(trial, plan))
+        recalibrated = recalibrated or (reconstructed if tracked_norms(trial) else 0)
+    if recalibrated:
+        recalibration.recalibrate(trial, data or (), recalibrated)
+        fitted.update(check_norms(trial))
+    return fitted

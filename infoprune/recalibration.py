@@ -80,17 +80,18 @@ def recalibrate(model: nn.Module, data: Iterable[Any] | LightningDataModule, bat
             norm.num_batches_tracked.fill_(seen)
 
 
-def check_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Return the layers that :func:`recalibrate` measures, by name: batch norm that keeps running statistics.
-
-    Raises:
-        ConfigurationError: there is none.
-    """
-    norms = {
+def tracked_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the layers that :func:`recalibrate` measures, by name: batch norm that keeps running statistics."""
+    return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
     }
+
+
+def check_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Return what :func:`tracked_norms` does; raise a ConfigurationError where there is none."""
+    norms = tracked_norms(model)
     if not norms:
         raise ConfigurationError(
             f"{type(model).__name__} has no batch norm with running statistics, so there is nothing to recalibrate: "

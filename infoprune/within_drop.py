@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from infoprune.allocation import InformationLoss
@@ -21,6 +20,7 @@ from infoprune.calibration import as_batches, batches, evaluating, run
 from infoprune.errors import BudgetError, ConfigurationError, DataError
 from infoprune.inputs import Inputs
 from infoprune.network_batches import NetworkBatches
+from infoprune.recalibration import tracked_norms
 from infoprune.registry import check_count, check_number
 
 if TYPE_CHECKING:
@@ -149,9 +149,8 @@ def find_macs(
         raise ConfigurationError(f"{OWNER} needs one of validation (labelled batches) and evaluate (a function)")
     seen = NetworkBatches(as_batches(validation), example_inputs) if validation is not None else None
     before = evaluate(model) if evaluate else _right(model, seen)
-    data = as_batches(data)
-    data = list(islice(data, RECALIBRATION_BATCHES)) if iter(data) is data else data
-    options = {"allocation": "auto", "recalibration_batches": recalibration_batches(model), **options}
+    data = _repeatable(data)
+    options = {"allocation": "auto", "recalibration_batches": _recalibrated(model), **options}
     low, high, trials = 0.0, 1.0, []
     for _ in range(steps):
         macs = (low + high) / 2
@@ -190,9 +189,8 @@ def prune_within(
             f"max_drop={max_drop:g} needs data, batches of training images for the widths, and validation, other "
             "images with labels or a function of a model that returns its quality"
         )
-    data = as_batches(data)
-    data = list(islice(data, RECALIBRATION_BATCHES)) if iter(data) is data else data
-    options["recalibration_batches"] = options["recalibration_batches"] or recalibration_batches(model)
+    data = _repeatable(data)
+    options["recalibration_batches"] = options["recalibration_batches"] or _recalibrated(model)
     measured_by = {"evaluate" if callable(validation) else "validation": validation}
     found = find_macs(model, example_inputs, max_drop, data=data, **measured_by, **options)  # type: ignore[arg-type]
     if found.trial is None:
@@ -202,10 +200,14 @@ def prune_within(
     return replace(result, drop=found.trial)
 
 
-def recalibration_batches(model: nn.Module) -> int:
-    """Return how many batches measure batch norm anew: none where there is none."""
-    tracked = (isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules())
-    return RECALIBRATION_BATCHES if any(tracked) else 0
+def _recalibrated(model: nn.Module) -> int:
+    return RECALIBRATION_BATCHES if tracked_norms(model) else 0
+
+
+def _repeatable(data: Any) -> Iterable[Any]:
+    """Return batches that can be gone through again; of an iterator, as many as batch norm is measured on."""
+    given: Iterable[Any] = as_batches(data)
+    return list(islice(given, RECALIBRATION_BATCHES)) if iter(given) is given else given
 
 
 def _reusing(options: dict[str, Any], result: PruneResult) -> dict[str, Any]:

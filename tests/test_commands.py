@@ -224,6 +224,20 @@ class TestPrune:
         joined = infoprune.PruningPlan.load("twice/plan.json")
         assert infoprune.plan_of(infoprune.load("twice/pruned.pt", CifarResNet(depth=8))) == joined
 
+    def test_layers_behind_the_cut_are_fitted(self, shell: Shell) -> None:
+        words = [*NET, "--model.in_channels", "1", "--input_shape", "1,1,8,8", "--data", "DigitsDataModule"]
+        words += ["--macs", "0.5", "--criterion", "l1", "--images", "64", "--latency_repeats", "0", "--json"]
+        nets = []
+        for option in ("recalibrate", "reconstruct"):
+            torch.manual_seed(0)
+            assert shell("prune", *words, f"--{option}", "--out", option).json["record"]["options"][option] is True
+            nets.append(infoprune.load(f"{option}/pruned.pt", CifarResNet(depth=8, in_channels=1)))
+        plain, fitted = nets
+        assert plain.layer1[0].conv1.out_channels == fitted.layer1[0].conv1.out_channels
+        assert torch.equal(plain.layer1[0].conv1.weight, fitted.layer1[0].conv1.weight)
+        assert not torch.equal(plain.layer1[0].conv2.weight, fitted.layer1[0].conv2.weight)
+        assert "looks at images" in shell.refuses("prune", *NET, *SHAPE, "--macs", "0.5", "--reconstruct", "--out", "c")
+
     def test_a_drop_instead_of_a_budget(self, shell: Shell) -> None:
         words = ["--model.in_channels", "1", "--input_shape", "1,1,8,8", "--data", "DigitsDataModule", "--out", "out"]
         words += ["--max_drop", "100", "--criterion", "l1", "--images", "64", "--latency_repeats", "0", "--json"]

@@ -100,6 +100,9 @@ class FilterPruning(DualNamespaceCallback):
         recalibration_batches: training batches, transformed as in training, with which batch norm's statistics are
             measured anew right after each event; see `infoprune.recalibrate`. 0: not, so that the training that
             follows adapts them.
+        reconstruction_batches: training batches with which, right after each event, the layers that read what went are
+            fitted to their former outputs, by least squares, before batch norm is measured anew; see
+            `infoprune.reconstruct`. 0: not.
         verify: before each cut, run the example inputs through the masked network and the one that is to be left, and
             cut only if their outputs are the same. Takes about three forward passes an event.
         validate_cuts: after each event, run the validation once before any training, so that the log and the report say
@@ -147,6 +150,7 @@ class FilterPruning(DualNamespaceCallback):
         follow: Mapping[str, str] | None = None,
         calibration_images: int = 640,
         recalibration_batches: int = 0,
+        reconstruction_batches: int = 0,
         verify: bool = True,
         validate_cuts: bool = False,
         reset_best: bool = True,
@@ -161,6 +165,7 @@ class FilterPruning(DualNamespaceCallback):
             "FilterPruning", "recalibration_batches", recalibration_batches, "recalibrate", recalibrate
         )
         check_count("FilterPruning", "recalibration_batches", recalibration_batches, 0)
+        check_count("FilterPruning", "reconstruction_batches", reconstruction_batches, 0)
         self.schedule = Schedule.parse(schedule)
         self.module = module
         self.validate_cuts = validate_cuts
@@ -180,6 +185,7 @@ class FilterPruning(DualNamespaceCallback):
                 renamed("FilterPruning", "follow", follow, "copies", copies),
                 calibration_images,
                 recalibration_batches,
+                reconstruction_batches,
                 verify,
             )
         )

@@ -45,7 +45,7 @@ take the folder as --model. One cut costs accuracy: fine-tune afterwards, or pru
 EXAMPLES = """\
   infoprune prune --model torchvision.models.resnet18 --input_shape 1,3,224,224 --macs 0.5 --out pruned
   infoprune prune --model CifarResNet --model.depth 56 --weights resnet56.pt --input_shape 1,3,32,32 --macs 0.5 \\
-      --data CIFAR10DataModule --data.root data --recalibrate --out pruned
+      --data CIFAR10DataModule --data.root data --reconstruct --out pruned
   infoprune prune --model runs/quickstart/version_0 --criterion l1 --filters 0.8 --out smaller
   infoprune prune --model runs/quickstart/version_0 --max_drop 0.5 --data DigitsDataModule --out smaller
 then fine-tune what is left:
@@ -71,6 +71,12 @@ def make(words: Sequence[str] = ()) -> ArgumentParser:
     parser.add_argument(
         "--recalibrate", action="store_true", help="measure batch norm's statistics anew on training images of --data"
     )
+    parser.add_argument(
+        "--reconstruct",
+        action="store_true",
+        help="fit the layers that read what went to their former outputs, by least squares on training images of "
+        "--data, and measure batch norm's statistics anew",
+    )
     parser.add_argument("--out", type=str, required=True, help="the folder to write; it must not exist yet")
     parser.add_argument("--latency_repeats", type=int, default=20, help="timed passes of each model; 0 leaves them out")
     add_json_argument(parser)
@@ -84,21 +90,31 @@ def run(words: Sequence[str]) -> None:
     out = Path(options.out)
     if out.exists():
         raise ConfigurationError(f"--out {out} exists already: name another folder, or remove it")
-    for option in ("recalibrate", "max_drop"):
+    for option in ("recalibrate", "reconstruct", "max_drop"):
         if options[option] and options.data is None:
             raise ConfigurationError(f"--{option} looks at images: say which with --data")
     named = open_model(parser, options)
     data = open_data(parser, options)
     original = copy.deepcopy(named.network)
     result = cut(named, options, data)
-    if options.recalibrate and data is not None:
-        from infoprune.network_batches import NetworkBatches
-
-        infoprune.recalibrate(named.network, NetworkBatches(data.training(augment=True), named.inputs))
+    if data is not None:
+        _renew(named, original, result, options, data)
     record = _record(named, original, result, options, data, ["infoprune", "prune", *words])
     _write(out, named, record)
     facts = {"out": str(out), "record": record.to_dict()} | _drop_facts(result, options)
     show("prune", facts, options.json, lambda console: _print(console, record, out, result, options))
+
+
+def _renew(named: NamedModel, original: nn.Module, result: PruneResult, options: Namespace, data: NamedData) -> None:
+    """Fit the layers behind the cut and measure batch norm anew, as far as the options say so."""
+    from infoprune.network_batches import NetworkBatches
+    from infoprune.recalibration import tracked_norms
+
+    batches = NetworkBatches(data.training(augment=True), named.inputs)
+    if options.reconstruct and not result.plan.is_empty:
+        infoprune.reconstruct(named.network, original, batches, plan=result.plan)
+    if options.recalibrate or (options.reconstruct and tracked_norms(named.network)):
+        infoprune.recalibrate(named.network, batches)
 
 
 def _record(
@@ -123,7 +139,7 @@ def _record(
         after=after,
         layers=event.layers,
         events=[event],
-        options=cut_options(options) | ({"recalibrate": True} if options.recalibrate else {}),
+        options=cut_options(options) | {name: True for name in ("recalibrate", "reconstruct") if options[name]},
         frozen={group.name: group.reason for group in structure.groups if group.reason is not None},
         coupling={group.name: explain_group(structure, group) for group in structure.prunable},
         metric="accuracy" if data else None,

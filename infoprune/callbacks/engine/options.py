@@ -26,6 +26,7 @@ class EngineOptions:
     follow: Mapping[str, str] | None = None
     calibration_images: int = 640
     recalibration_batches: int = 0
+    reconstruction_batches: int = 0
     verify: bool = True
 
     def described(self) -> dict[str, Any]:
@@ -42,5 +43,6 @@ class EngineOptions:
             **({"module": self.module} if self.module else {}),
             **({"follow": dict(self.follow)} if self.follow else {}),
             **({"recalibration_batches": self.recalibration_batches} if self.recalibration_batches else {}),
+            **({"reconstruction_batches": self.reconstruction_batches} if self.reconstruction_batches else {}),
             **({} if self.verify else {"verify": False}),
         }

@@ -20,7 +20,8 @@ from infoprune.callbacks.engine.copies import with_followers
 from infoprune.callbacks.engine.copy_tracker import CopyTracker
 from infoprune.callbacks.engine.located_network import LocatedNetwork
 from infoprune.callbacks.engine.options import EngineOptions
-from infoprune.callbacks.engine.surgery import averaged_copies, in_names_of, shrink_in_fit
+from infoprune.callbacks.engine.renewal import Renewal
+from infoprune.callbacks.engine.surgery import in_names_of, shrink_in_fit
 from infoprune.callbacks.engine.training_data import EXAMPLES, calibration_batches, no_batch_yet, training_batches
 from infoprune.callbacks.engine.training_step import TrainingStep, modules_run
 from infoprune.criteria import Scores
@@ -28,7 +29,7 @@ from infoprune.criteria.criterion import check_weights
 from infoprune.decide import Decision, decide, goal
 from infoprune.distributed import broadcast_from_first, mean_over_ranks, on_all_ranks
 from infoprune.errors import ConfigurationError, DataError
-from infoprune.recalibration import check_norms, recalibrate
+from infoprune.recalibration import check_norms
 from infoprune.report.collect import UnprunedStats
 from infoprune.structure import PruningPlan, Structure, check_plan
 from infoprune.structure.verify import check_exact
@@ -122,7 +123,9 @@ class PruningEngine:
         options, network = self.options, self.located.within(module)
         if options.recalibration_batches:
             check_norms(network)
-            training_batches(trainer, options.recalibration_batches)
+        for option in ("recalibration_batches", "reconstruction_batches"):
+            if count := getattr(options, option):
+                training_batches(trainer, count, option)
         check_weights(network)
         self.copies.check(module)
         self._find_copies(trainer, module)
@@ -187,10 +190,10 @@ class PruningEngine:
             ):  # which may write to parameters
                 on_all_ranks(lambda: self._verify(module, decision.plan))
             plan = in_names_of(module, self.located.within(module), self.located.path, decision.plan)
+            renewal = Renewal(trainer, module, self.located, self.options)
             shrink_in_fit(trainer, module, with_followers(plan, self.copies.follow))
             self.latency_ratio = decision.latency or self.latency_ratio
-            if self.options.recalibration_batches:
-                on_all_ranks(lambda: self._recalibrate(trainer, module))
+            renewal.run(decision.plan)
         return structure, decision
 
     def plan_event(
@@ -301,13 +304,6 @@ class PruningEngine:
         assert self.located.inputs is not None
         with torch.compiler.set_stance("force_eager"):
             check_exact(self.located.within(module), plan, self.located.inputs)
-
-    def _recalibrate(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Measure batch norm anew in the model and in averaged copies of it, at the precision of training."""
-        for model in (module, *averaged_copies(trainer)):
-            data = self.located.received(trainer, module, training_batches(trainer, self.options.recalibration_batches))
-            with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
-                recalibrate(self.located.within(model), data, self.options.recalibration_batches)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 

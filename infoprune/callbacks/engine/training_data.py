@@ -125,12 +125,13 @@ def calibration_batches(trainer: pl.Trainer, count: int) -> Iterable[Any]:
     )
 
 
-def training_batches(trainer: pl.Trainer, count: int) -> Iterable[Any]:
+def training_batches(trainer: pl.Trainer, count: int, option: str = "recalibration_batches") -> Iterable[Any]:
     """Return a fixed sample of batches as the model is trained on: their size, and transformed or augmented alike.
 
     Args:
         trainer: the Trainer of a fit.
         count: batches.
+        option: what asks for them, for messages.
 
     Raises:
         ConfigurationError: the training data is a stream or no DataLoader, and the datamodule has no
@@ -149,9 +150,9 @@ def training_batches(trainer: pl.Trainer, count: int) -> Iterable[Any]:
         loader: Any = trainer.train_dataloader
         return _Sample(trainer, loader, count * (loader.batch_size or 1))
     raise ConfigurationError(
-        f"recalibration_batches={count} takes batches from the training data, which is no DataLoader over an indexable "
+        f"{option}={count} takes batches from the training data, which is no DataLoader over an indexable "
         "data set: give the datamodule a method calibration_batches(n_images, batch_size=..., augment=..., device=...) "
-        "and a batch_size, or leave recalibration_batches out"
+        f"and a batch_size, or leave {option} out"
     )
 
 

@@ -1,0 +1,239 @@
+"""Fitting the layers that read a cut to what they put out before, by least squares.
+
+A layer whose inputs lost channels puts out something else. What its remaining inputs tell about its former outputs is
+a linear regression, and its solution are the layer's new weights. Layer by layer from the first, each is fitted to the
+inputs that the layers before it now give, so that errors do not add up. Nothing is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from infoprune.allocation.batch_statistics import BatchStatistics
+from infoprune.allocation.suffix import Prefix, advance, first_uses
+from infoprune.calibration import as_batches, evaluating, on_device, split_batch
+from infoprune.criteria.activations.suffix_replay import ReplayError
+from infoprune.distributed import all_or_none, broadcast_from_first
+from infoprune.errors import ConfigurationError, DataError
+from infoprune.registry import check_count, check_number
+from infoprune.structure import PruningPlan, plan_of
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
+
+OWNER = "reconstruction"
+
+RIDGE = 0.1
+"""How strongly the fit holds on to the weights as they are, as a share of the mean square of the inputs."""
+
+POSITIONS = 30_000
+"""Positions of the outputs that a layer is fitted on in each batch, about, drawn at random."""
+
+AT_ONCE = 16
+"""Images whose patches are written out at a time."""
+
+Layer = nn.Conv2d | nn.Linear
+
+
+def reconstruct(
+    model: nn.Module,
+    original: nn.Module,
+    data: Iterable[Any] | LightningDataModule,
+    batches: int | None = None,
+    *,
+    plan: PruningPlan | None = None,
+    ridge: float = RIDGE,
+) -> None:
+    """Fit the layers whose inputs were cut to the outputs that they had in the original, in place.
+
+    Convolutions (2-D, without groups) and linear layers are fitted one after the other in the order of their use, each
+    by ridge regression on the inputs that it gets now. Batch norm uses the statistics of the batch meanwhile; measure
+    them anew afterwards (:func:`infoprune.recalibrate`). A few hundred images are enough. That costs about one run of
+    both models on them, the regressions, and memory for what both models hold at a layer. On several processes pass
+    the same data everywhere: all do the same.
+
+    Args:
+        model: The pruned model.
+        original: The model before the cut. It is not changed.
+        data: Batches of training images, shown as in training; or a LightningDataModule after ``setup("fit")``.
+        batches: How many to take; all of them by default.
+        plan: What the cut removed from ``original``; by default all that ``model`` ever lost.
+        ridge: How strongly weights are held where they are, relative to the mean square of a layer's inputs.
+
+    Raises:
+        ConfigurationError: an option out of range, or a model that was never cut.
+        DataError: there is no batch, or a layer's values are not finite. The model is as it was.
+
+    Source: the least squares of He et al., "Channel Pruning for Accelerating Very Deep Neural Networks",
+        arXiv 1707.06168, with the channels chosen beforehand.
+
+    Example:
+        >>> import copy, infoprune
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> original, images = copy.deepcopy(net), torch.randn(16, 3, 8, 8)
+        >>> _ = infoprune.prune(net, images, "l1", filters=0.5)
+        >>> before = (net(images) - original(images)).square().mean()
+        >>> reconstruct(net, original, [images])
+        >>> bool((net(images) - original(images)).square().mean() < before)
+        True
+    """
+    check_number(OWNER, "ridge", ridge, 0)
+    if batches is not None:
+        check_count(OWNER, "batches", batches, 1)
+    plan = plan_of(model) if plan is None else plan
+    if plan.is_empty:
+        raise ConfigurationError(f"{type(model).__name__} was never cut, so there is nothing to reconstruct")
+    layers = readers(model, plan)
+    before = {name: [tensor.clone() for tensor in _tensors(layer)] for name, layer in layers.items()}
+    try:
+        with evaluating(model), evaluating(original), torch.no_grad(), all_or_none():
+            pairs = _pairs(model, data, batches)
+            for name in _in_order(model, layers, pairs[0]):
+                _fit(layers[name], name, model, original, pairs, plan, ridge)
+    except BaseException:
+        for name, layer in layers.items():
+            for tensor, values in zip(_tensors(layer), before[name], strict=True):
+                tensor.data.copy_(values)
+        raise
+
+
+class _Pair:
+    """A batch, and how far both models were run on it."""
+
+    def __init__(self, inputs: Any) -> None:
+        self.inputs = inputs
+        self.prefixes = {"model": Prefix(), "original": Prefix()}
+
+    def inputs_of(self, name: str, model: nn.Module, which: str) -> Tensor | None:
+        """Run a model up to the first use of a layer; return what the layer gets there, None if it is not used."""
+        layer = model.get_submodule(name)
+        for prefix in (self.prefixes[which], Prefix()):  # from the start where the run cannot be resumed
+            seen: list[Tensor] = []
+            hook = layer.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+            try:
+                reached = advance(model, self.inputs, prefix, [layer.weight])  # type: ignore[list-item]
+            except ReplayError:
+                continue
+            finally:
+                hook.remove()
+            if reached is None or not seen:
+                return None
+            if bool(torch.isfinite(seen[-1]).all()):
+                self.prefixes[which] = reached
+                return seen[-1]
+        raise DataError(f"{OWNER}: the inputs of {name} are not finite")
+
+
+def readers(model: nn.Module, plan: PruningPlan) -> dict[str, Layer]:
+    """Return the layers that can be fitted and read channels that went, by name."""
+    found: dict[str, Layer] = {}
+    for name, module in model.named_modules():
+        dims = plan.removed.get(f"{name}.weight", {})
+        if dims.get(1) and (isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and _is_plain(module))):
+            found[name] = module
+    return found
+
+
+def _is_plain(layer: nn.Conv2d) -> bool:
+    return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def _tensors(layer: Layer) -> list[Tensor]:
+    return [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+
+
+def _pairs(model: nn.Module, data: Any, batches: int | None) -> list[_Pair]:
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    given: Iterable[Any] = as_batches(data)
+    pairs = [_Pair(on_device(device, split_batch(batch, OWNER)[0])) for batch in islice(given, batches)]
+    if not pairs:
+        raise DataError(f"{OWNER}: the data hold no batch; pass batches of training images")
+    return pairs
+
+
+def _in_order(model: nn.Module, layers: dict[str, Layer], pair: _Pair) -> list[str]:
+    """Return the layers that a run uses, in the order of their first use."""
+    names = {id(layer.weight): name for name, layer in layers.items()}
+    with BatchStatistics():
+        _, order = first_uses(model, pair.inputs, (layer.weight for layer in layers.values()))
+    return [names[weight] for weight in order]
+
+
+def _fit(
+    layer: Layer, name: str, model: nn.Module, original: nn.Module, pairs: list[_Pair], plan: PruningPlan, ridge: float
+) -> None:
+    former = original.get_submodule(name)
+    kept = torch.as_tensor(plan.kept(f"{name}.weight", 0), device=layer.weight.device)
+    rows, moments = layer.weight.flatten(1).shape[1], None
+    for pair in pairs:
+        with BatchStatistics():
+            now = pair.inputs_of(name, model, "model")
+        then = pair.inputs_of(name, original, "original")
+        if now is None or then is None:
+            return
+        found = _moments(layer, now, former(then), kept)
+        moments = found if moments is None else moments + found
+    assert moments is not None
+    held = layer.weight.flatten(1).cpu().double()
+    weight, bias = broadcast_from_first(_solve(moments, rows, held, ridge, layer.bias is not None))
+    if not bool(torch.isfinite(weight).all()):
+        raise DataError(f"{OWNER}: the values around {name} are not finite")
+    layer.weight.data.copy_(weight.view_as(layer.weight))
+    if bias is not None and layer.bias is not None:
+        layer.bias.data.copy_(bias)
+
+
+def _moments(layer: Layer, inputs: Tensor, outputs: Tensor, kept: Tensor) -> Tensor:
+    """Sum the products of 1, inputs and outputs over positions: (1 + columns, 1 + columns + outputs) in float64."""
+    most = -(-POSITIONS // len(inputs))
+    total = torch.zeros((), dtype=torch.float64)
+    for some, wanted in zip(inputs.split(AT_ONCE), outputs.split(AT_ONCE), strict=True):
+        x, y = _patches(layer, some, wanted, most) if isinstance(layer, nn.Conv2d) else _rows(some, wanted, most)
+        left = torch.cat([torch.ones_like(x[:, :1]), x], dim=1).float()
+        total = total + (left.T @ torch.cat([left, y[:, kept].float()], dim=1)).cpu().double()
+    return total
+
+
+def _rows(inputs: Tensor, outputs: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return inputs and outputs of a linear layer as rows, at most so many positions of each image."""
+    places = _places(inputs[0].numel() // inputs.shape[-1], most, inputs.device)
+    x, y = (tensor.reshape(len(tensor), -1, tensor.shape[-1])[:, places] for tensor in (inputs, outputs))
+    return x.flatten(0, 1), y.flatten(0, 1)
+
+
+def _patches(layer: nn.Conv2d, inputs: Tensor, outputs: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return the inputs of a convolution in the order of its flattened weight, and its outputs, as `_rows` does."""
+    wide = outputs.shape[3]
+    places = _places(outputs.shape[2] * wide, most, inputs.device)
+    down, right = (int(size) for size in layer.padding)
+    padded = F.pad(inputs, (right, right, down, down))
+    over = torch.cartesian_prod(*(torch.arange(size, device=inputs.device) for size in layer.kernel_size)).view(-1, 2)
+    y = (places // wide * layer.stride[0])[:, None] + over[:, 0] * layer.dilation[0]
+    x = (places % wide * layer.stride[1])[:, None] + over[:, 1] * layer.dilation[1]
+    patches = padded[:, :, y, x].transpose(1, 2)  # images, positions, channels, places of the kernel
+    return patches.flatten(2).flatten(0, 1), outputs.flatten(2)[:, :, places].transpose(1, 2).flatten(0, 1)
+
+
+def _places(count: int, most: int, device: torch.device) -> Tensor:
+    """Return at most so many of the positions of an image, always the same."""
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most]
+    return chosen.to(device)
+
+
+def _solve(moments: Tensor, columns: int, weight: Tensor, ridge: float, biased: bool) -> tuple[Tensor, Tensor | None]:
+    """Return weights (outputs, columns) and biases of the ridge regression towards ``weight``.
+
+    A layer without a bias is fitted up to a constant, which batch norm behind it takes away.
+    """
+    count, means = moments[0, 0], moments[0, 1:] / moments[0, 0]
+    inner = moments[1:, 1:] / count - means[:columns, None] * means
+    square, cross = inner[:, :columns], inner[:, columns:]
+    held = ridge * square.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    fitted = torch.linalg.solve(square + held * torch.eye(columns, dtype=torch.float64), cross + held * weight.T).T
+    return fitted, means[columns:] - fitted @ means[:columns] if biased else None

@@ -1,0 +1,238 @@
+"""Fitting the layers behind a cut to their former outputs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+import infoprune
+from infoprune.errors import ConfigurationError, DataError
+from infoprune.models import CifarResNet
+from infoprune.reconstruction import reconstruct
+from tests.tiny import TinyModule, averaging, images, loader, same, trainer
+
+IMAGES = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def network(reader: nn.Module) -> nn.Sequential:
+    """A convolution whose last four filters are sums of the first four, and a layer that reads them."""
+    torch.manual_seed(0)
+    made = nn.Conv2d(3, 8, 3)
+    with torch.no_grad():
+        for tensor in (made.weight, made.bias):
+            tensor[4:] = tensor[:4] + 2 * tensor[:4].flip(0)
+    return nn.Sequential(made, *([nn.Flatten()] if isinstance(reader, nn.Linear) else []), reader)
+
+
+def cut(net: nn.Sequential) -> nn.Module:
+    """Remove the sums."""
+    smaller = copy.deepcopy(net)
+    structure = infoprune.trace(net, IMAGES[:1])
+    infoprune.shrink(smaller, structure.plan({"0": [4, 5, 6, 7]}))
+    return smaller
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        nn.Conv2d(8, 4, 3),
+        nn.Conv2d(8, 4, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), bias=False),
+        nn.Conv2d(8, 4, 1, stride=2),
+        nn.Linear(8 * 36, 5),
+    ],
+)
+@pytest.mark.parametrize("sizes", [(48,), (7, 41)])
+def test_what_the_rest_determines_comes_back_entirely(reader: nn.Module, sizes: tuple[int, ...]):
+    net = network(reader)
+    smaller = cut(net)
+    with torch.no_grad():
+        wanted = net(IMAGES)
+        assert (smaller(IMAGES) - wanted).std() > 0.05
+        reconstruct(smaller, net, IMAGES.split(sizes), ridge=1e-9)
+        torch.testing.assert_close(smaller(IMAGES), wanted, rtol=1e-2, atol=2e-2)
+
+
+def test_each_layer_is_fitted_to_what_the_layers_before_it_now_give():
+    """Of two layers in a row the second sees the first one's error, and the result is nearer than without a fit."""
+    torch.manual_seed(0)
+    net = CifarResNet(depth=14)
+    infoprune.recalibrate(net, [torch.randn(64, 3, 16, 16)])
+    data = [torch.randn(32, 3, 16, 16) for _ in range(3)]
+    errors = []
+    for count in (0, 3):
+        smaller = copy.deepcopy(net).eval()
+        options: dict[str, Any] = {"recalibration_batches": 3, "reconstruction_batches": count}
+        infoprune.prune(smaller, data[0][:1], "l1", filters=0.5, data=data, round_to=1, **options)
+        with torch.no_grad():
+            errors.append((smaller(data[0]) - net.eval()(data[0])).square().mean().item())
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_nothing_else_changes():
+    net = network(nn.Conv2d(8, 4, 3))
+    net.append(nn.Dropout()).train()
+    smaller = cut(net).train()
+    before, original = copy.deepcopy(smaller), copy.deepcopy(net)
+    state = torch.get_rng_state()
+    reconstruct(smaller, net, [IMAGES])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(net, original)
+    assert torch.equal(smaller[0].weight, before[0].weight)
+    assert not torch.equal(smaller[1].weight, before[1].weight)
+    assert smaller.training
+    assert net.training
+    assert smaller[1].weight.requires_grad
+    again = copy.deepcopy(before)
+    reconstruct(again, net, [IMAGES])
+    assert same(again, smaller)
+
+
+def test_layers_that_cannot_be_fitted_stay():
+    """Grouped and transposed convolutions, and layers that the run does not use."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.made, self.grouped = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8)
+            self.up, self.spare = nn.ConvTranspose2d(8, 4, 2), nn.Conv2d(8, 4, 1)
+            self.use_spare = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.made(x)
+            out = self.up(self.grouped(x)).mean((2, 3))
+            return out + self.spare(x).mean((2, 3)) if self.use_spare else out
+
+    net = Net()
+    smaller = copy.deepcopy(net)
+    infoprune.shrink(smaller, infoprune.trace(net, IMAGES[:1]).plan({"made": [0, 5]}))
+    net.use_spare = smaller.use_spare = False
+    before = copy.deepcopy(smaller)
+    reconstruct(smaller, net, [IMAGES])
+    assert same(smaller, before)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "error", "words"),
+    [
+        ([], {}, DataError, "the data hold no batch"),
+        ([IMAGES * torch.nan], {}, DataError, "the inputs of 1 are not finite"),
+        ([IMAGES], {"batches": 0}, ConfigurationError, "batches"),
+        ([IMAGES], {"ridge": -1}, ConfigurationError, "ridge"),
+        ([IMAGES], {"plan": infoprune.PruningPlan()}, ConfigurationError, "never cut"),
+        (["images"], {}, DataError, "a batch must be a tensor"),
+    ],
+)
+def test_bad_input_leaves_the_model(data: list, options: dict, error: type[Exception], words: str):
+    net = network(nn.Conv2d(8, 4, 3))
+    smaller = cut(net)
+    before = copy.deepcopy(smaller)
+    with pytest.raises(error, match=words):
+        reconstruct(smaller, net, data, **options)
+    assert same(smaller, before)
+
+
+class TestPrune:
+    """`infoprune.prune(reconstruction_batches=...)`."""
+
+    def test_is_the_cut_then_the_fit_then_batch_norm(self):
+        torch.manual_seed(0)
+        net = CifarResNet(depth=8).eval()
+        data, by_hand, optimizer = [torch.randn(16, 3, 16, 16)] * 2, copy.deepcopy(net), None
+        original = copy.deepcopy(net)
+        result = infoprune.prune(by_hand, data[0][:1], "l1", macs=0.5, data=data)
+        reconstruct(by_hand, original, data)
+        infoprune.recalibrate(by_hand, data)
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+        again = infoprune.prune(
+            net, data[0][:1], "l1", macs=0.5, data=data, reconstruction_batches=2, optimizers=optimizer
+        )
+        assert again.plan == result.plan
+        assert same(net, by_hand)
+        net(data[0]).sum().backward()
+        optimizer.step()
+
+    def test_bad_input_leaves_the_model(self):
+        net = network(nn.Conv2d(8, 4, 3))
+        before = copy.deepcopy(net)
+        for data in (None, iter([IMAGES])):
+            with pytest.raises(ConfigurationError, match="reconstruction_batches=2"):
+                infoprune.prune(net, IMAGES[:1], "l1", filters=0.5, data=data, reconstruction_batches=2)
+        with pytest.raises(DataError, match="not finite"):
+            infoprune.prune(net, IMAGES[:1], "l1", filters=0.5, data=[IMAGES * torch.nan], reconstruction_batches=1)
+        assert same(net, before)
+
+
+class Look(pl.Callback):
+    """Keeps the network, and the average of its weights if there is one, right after an event."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[nn.Module, nn.Module | None]] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        averages = [getattr(callback, "_average_model", None) for callback in trainer.callbacks]
+        average = next((average.module.net for average in averages if average is not None), None)
+        self.seen.append((copy.deepcopy(pl_module.net), copy.deepcopy(average)))
+
+
+def test_an_event_of_a_fit_reconstructs_the_network_and_its_average():
+    def run(**options: Any) -> Look:
+        pl.seed_everything(3, verbose=False)
+        look = Look()
+        callback = infoprune.FilterPruning("l1", schedule=[1], filters=0.5, round_to=1, **options)
+        trainer(callback, averaging(), look, epochs=2).fit(TinyModule(), loader())
+        return look
+
+    without, fitted, again = run(), run(reconstruction_batches=3), run(reconstruction_batches=3)
+    assert same(without.seen[0][0], fitted.seen[0][0])
+    for which in (0, 1):
+        original, plain, net = without.seen[0][which], without.seen[1][which], fitted.seen[1][which]
+        assert torch.equal(plain.stem.weight, net.stem.weight)
+        assert not torch.equal(plain.conv2.weight, net.conv2.weight)
+        assert same(net, again.seen[1][which])
+        assert original.conv2.in_channels == 2 * net.conv2.in_channels
+
+
+def test_a_fit_refuses_what_cannot_be_before_training():
+    with pytest.raises(ConfigurationError, match="reconstruction_batches must be a whole number"):
+        infoprune.FilterPruning("l1", schedule=[1], filters=0.5, reconstruction_batches=-1)
+    stream = torch.utils.data.DataLoader(Stream(), 4)
+    module = TinyModule()
+    module.example_input_array = torch.zeros(1, 3, 8, 8)
+    callback = infoprune.FilterPruning("l1", schedule=[1], filters=0.5, reconstruction_batches=2)
+    with pytest.raises(ConfigurationError, match="reconstruction_batches=2 takes batches from the training data"):
+        trainer(callback, epochs=2).fit(module, stream)
+
+
+class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    def __iter__(self) -> Any:
+        return iter(images())
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    net = network(nn.Conv2d(8, 4, 3))
+    smaller = cut(net)
+    reconstruct(smaller, net, [IMAGES])
+    torch.save(smaller.state_dict(), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_same_weights(tmp_path: Path):
+    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    net = network(nn.Conv2d(8, 4, 3))
+    smaller = cut(net)
+    reconstruct(smaller, net, [IMAGES])
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    for name, value in smaller.state_dict().items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], value)
