@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from infoprune.cli import TOOLS, main
+from infoprune.cli import TOOLS, TRAINING, main
+from infoprune.commands.model_names import with_full_names
 from infoprune.commands.parser import parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +24,8 @@ COMMANDS = [
     line.partition("  #")[0].strip() for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line
 ]
 
+ALONE = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
 
 def blocks(kind: str) -> list[str]:
     return [text for name, text in BLOCKS if name == kind]
@@ -28,7 +33,7 @@ def blocks(kind: str) -> list[str]:
 
 def test_blocks_are_found() -> None:
     assert {kind for kind, _ in BLOCKS} == {"python", "bash", ""}
-    assert len(blocks("python")) >= 3
+    assert len(blocks("python")) >= 2
     assert len(COMMANDS) >= 6
 
 
@@ -54,7 +59,8 @@ def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.chdir(ROOT)
         monkeypatch.setattr(sys, "argv", ["infoprune"])
         if words[0] in TOOLS and "--help" not in words:
-            parse(importlib.import_module(f"infoprune.commands.{words[0]}").make(words[1:]), words[1:])
+            options = with_full_names(words)[1:]
+            parse(importlib.import_module(f"infoprune.commands.{words[0]}").make(options), options)
             return
         extra = [] if {"--help", "--print_config", "--print_config=comments"} & set(words) else ["--print_config"]
         try:
@@ -65,6 +71,19 @@ def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, 
         assert capsys.readouterr().out
     else:
         pytest.fail(f"no way to check {program!r}: teach this test, or leave the command out of the README")
+
+
+@pytest.mark.slow
+def test_the_trainings_run_one_after_the_other(tmp_path: Path) -> None:
+    """A fit that changes one option of the quickstart ends well too, and the test finds the first one's checkpoint."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for command in COMMANDS:
+        program, *words = shlex.split(command)
+        if program == "infoprune" and words[0] in TRAINING:
+            done = subprocess.run(
+                [sys.executable, "-m", program, *words], cwd=tmp_path, env=ALONE, capture_output=True, text=True
+            )
+            assert done.returncode == 0, (command, done.stderr)
 
 
 def test_links_and_pictures_lead_somewhere() -> None:
@@ -91,6 +110,5 @@ def test_the_criteria_and_allocations_are_the_registered_ones() -> None:
     from infoprune.criteria import CRITERIA
 
     for option, registry in (("criterion", CRITERIA), ("allocation", ALLOCATIONS)):
-        table = README.partition(f"| `{option}=` |")[2].partition("\n\n")[0]
-        listed = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
-        assert listed == set(registry.names), option
+        (row,) = re.findall(rf"^\|.*\| `{option}=` \| (.*) \|$", README, re.MULTILINE)
+        assert set(re.findall(r"`(\w+)`", row)) == set(registry.names), option
