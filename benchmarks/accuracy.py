@@ -107,6 +107,10 @@ METHODS: dict[str, Method] = {
         for sharing in SHARINGS
     },
 }
+METHODS["default, any widths, reconstructed, distilled"] = METHODS["default, any widths, reconstructed"]
+DISTILLED = {"default, any widths, reconstructed, distilled": 0.5}
+"""Share of the loss in fine-tuning that is the distance to the unpruned network's class probabilities."""
+
 LEADING = ("default", "TP global, taylor", "TP global, magnitude", "rule of thumb, l1", "TP local, magnitude")
 """What is measured first."""
 
@@ -142,7 +146,7 @@ def measure(task: Task, cell: Cell) -> dict[str, Any]:
     row["cut"] = task.evaluate(model, QUICK_IMAGES)
     task.recalibrate(model, cell.seed)
     row["recalibrated"] = task.evaluate(model, QUICK_IMAGES)
-    task.tune(model, cell.steps, cell.seed)
+    task.tune(model, cell.steps, cell.seed, distil=DISTILLED.get(cell.method, 0.0))
     return {**row, "tuned": task.evaluate(model)}
 
 
