@@ -55,6 +55,24 @@ def test_a_short_loader_gives_all_it_has_and_the_log_says_so(caplog: pytest.LogC
     assert "measured on 20 images, all that the data hold (256 were asked for)" in caplog.text
 
 
+def test_without_data_one_line_says_what_data_would_bring(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        result = infoprune.prune(Net(), IMAGES[:1], "l1", macs=0.5)
+    assert result.curves is None
+    lines = [line for line in caplog.messages if "with training images as data" in line]
+    assert lines == ["widths by rule (coupled_last): with training images as data they follow from what cuts cost"]
+
+
+def test_outputs_without_a_distribution_are_compared_by_their_error_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+):
+    targets = torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
+    with caplog.at_level(logging.INFO):
+        result = infoprune.prune(Net(), IMAGES[:1], "l1", macs=0.5, data=[(IMAGES, targets)])
+    assert result.curves.unit == "relative squared error"
+    assert "as relative squared error" in caplog.text
+
+
 def test_outputs_that_are_not_finite_name_the_group():
     net = Fragile()
     before = net.beside.weight.clone()
