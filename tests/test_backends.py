@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,21 @@ def test_a_backend_tells_seconds_and_leaves_the_model(name: str) -> None:
     assert net.training
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert torch.__version__.partition("+")[0] in backend.versions
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))), reason="no C++ compiler"
+)
+def test_compile_tells_seconds_and_leaves_the_model() -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    assert infoprune.latency(net, torch.randn(2, 8), repeats=3, backend="compile").median > 0
+    assert net.training
+    assert list(net.state_dict()) == list(before)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    infoprune.prune(net, torch.randn(2, 8), "l1", params=0.6, backend="compile")
+    assert net[0].out_features == 8  # multiples of 4, as in layers of 16 by default
+    assert infoprune.latency(net, torch.randn(2, 8), repeats=3, backend="compile").median > 0
 
 
 def test_an_executorch_program_holds_the_bytes_that_it_runs_from() -> None:
