@@ -1,9 +1,9 @@
 """What pruning and int8 together cost and bring: accuracy, time and size of trained CIFAR ResNets.
 
-A network is pruned to a share of its MACs on the grid of widths that pays for int8, recalibrated, exported, and quantized
-by training images; it is not tuned. Accuracy is that of the exported files on all test images. The four models of a runtime
-(dense and pruned, in fp32 and int8) take turns on one thread. Run from the repository root, a network and runtime at a
-time (two to four minutes each):
+A network is pruned to a share of its MACs on the grid of widths that pays for int8, recalibrated, exported, and
+quantized by training images; it is not tuned. Accuracy is that of the exported files on all test images. The four
+models of a runtime (dense and pruned, in fp32 and int8) take turns on one thread. Run from the repository root, a
+network and runtime at a time (two to four minutes each):
 
     python -m benchmarks.int8 --cifar data --weights resnet20.pt --depth 20 --runtimes onnxruntime openvino
     python -m benchmarks.int8 --table               # only int8.md, from what was measured before
