@@ -154,3 +154,16 @@ def test_results_on_real_tensors_are_told_too() -> None:
     found = reasons(Deciding(TwoHeads.both).eval())
     assert found["stem"] == "is kept after the forward pass, in last"
     assert found["body"] is None
+
+
+def test_a_view_that_is_returned_is_not_taken_for_something_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stacked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x)[:, None]
+
+    monkeypatch.setattr("infoprune.structure.tracing.leaving.gc.collect", lambda: pytest.fail("nothing is kept"))
+    assert not infoprune.trace(Stacked(), X).prunable

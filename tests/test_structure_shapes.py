@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from infoprune.structure.tracing import meta_memory
 from infoprune.structure.tracing.meta_kernels import kernel_of
 
 aten = torch.ops.aten
@@ -33,6 +34,8 @@ CASES: list[tuple[Any, tuple[Any, ...]]] = [
     (aten.native_batch_norm.default, (LAST, meta(4), meta(4), meta(4), meta(4), False, 0.1, 1e-5)),
     (aten.convolution.default, (meta(2, 4, 7, 6), meta(6, 2, 3, 3), meta(6), [2, 1], [1, 0], [1, 2], False, [0, 0], 2)),
     (aten.convolution.default, (meta(2, 4, 9), meta(6, 4, 3), None, [1], [1], [1], False, [0], 1)),
+    (aten.upsample_bilinear2d.vec, (meta(2, 3, 5, 6), [7, 9], False, None)),
+    (aten.upsample_nearest2d.vec, (meta(2, 1, 5, 6), [10, 12], None)),
     (aten.relu.default, (LAST,)),
     (aten.clamp.default, (X, None, 4.6)),
     (aten.clamp_min.default, (X, 1e-12)),
@@ -104,6 +107,8 @@ def test_a_contiguous_copy_has_the_layout_that_pytorch_gives_it() -> None:
         (aten.index.Tensor, (X, [meta(2, dtype=torch.bool)])),  # so many as are true
         (aten.index.Tensor, (X.transpose(0, 1), [torch.zeros(3, dtype=torch.int64, device="meta")])),
         (aten.eq.Scalar, (LAST, 0)),
+        (aten.upsample_nearest2d.vec, (X[None], None, [2.0, 2.0])),  # the sizes are PyTorch's to find
+        (aten.upsample_bilinear2d.vec, (LAST, [7, 9], False, None)),
         (aten.add_.Tensor, (meta(1, 6), meta(4, 6))),  # an error
         (aten.add.Tensor, (X, meta(2, 4, 6, dtype=torch.float64))),  # promotion
         (aten.add.Tensor, (X, torch.tensor(1.0))),  # a number of the model's code
@@ -123,3 +128,31 @@ def test_a_contiguous_copy_has_the_layout_that_pytorch_gives_it() -> None:
 )
 def test_what_is_not_plain_is_left_to_pytorch(func: Any, args: tuple[Any, ...]) -> None:
     assert on_shapes(func, args) is NotImplemented
+
+
+def test_a_remembered_result_is_a_new_tensor_of_the_same_shape_dtype_and_layout() -> None:
+    args = (LAST.to(torch.int64), meta(4, 1, 1, dtype=torch.int64))
+    first, again = (meta_memory.run(aten.add.Tensor, args, {}) for _ in range(2))
+    assert again is not first
+    assert (again.shape, again.dtype, again.stride()) == (first.shape, first.dtype, first.stride())
+    values, indices = (meta_memory.run(aten.topk.default, (X, 3), {}) for _ in range(2))
+    assert [(t.shape, t.dtype) for t in values] == [(t.shape, t.dtype) for t in indices]
+
+
+def test_equal_numbers_of_other_types_make_other_dtypes() -> None:
+    x = meta(3, dtype=torch.int64)
+    made = [meta_memory.run(aten.mul.Scalar, (x, number), {}).dtype for number in (1, 1.0, True)]
+    assert made == [torch.int64, torch.float32, torch.int64]
+
+
+def test_views_and_writes_in_place_are_not_remembered() -> None:
+    for base in (meta(2, 3), meta(2, 3)):
+        view = meta_memory.run(aten.transpose.int, (base, 0, 1), {})
+        assert view._base is base
+        assert meta_memory.run(aten.neg_.default, (base,), {}) is base
+
+
+def test_an_operator_that_fails_on_shapes_fails_each_time() -> None:
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="broadcast"):
+            meta_memory.run(aten.add.Tensor, (meta(4, dtype=torch.int64), meta(3, dtype=torch.int64)), {})

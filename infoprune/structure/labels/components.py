@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TypeAlias
 
 import numpy as np
@@ -9,6 +10,31 @@ import numpy.typing as npt
 
 Labels: TypeAlias = npt.NDArray[np.int64]
 """One integer for each index of a dimension."""
+
+LONG = 1 << 16
+"""Arrays of so many labels hold most of them many times: those of a map of scores that was flattened, say."""
+
+_each_once: dict[int, tuple[weakref.ref[Labels], Labels]] = {}
+"""By the identity of a long array that still exists: its labels, each once."""
+
+
+def distinct(labels: Labels) -> Labels:
+    """Return labels as they are, or of a long array each of them once; noted as long as the array exists.
+
+    >>> distinct(np.array([2, 1, 2])).tolist(), distinct(np.repeat([2, 1], LONG)).tolist()
+    ([2, 1, 2], [1, 2])
+    """
+    if len(labels) < LONG:
+        return labels
+    key = id(labels)
+    found = _each_once.get(key)
+    if found is None:
+        there = np.zeros(labels.max() + 2, dtype=bool)
+        there[labels] = True  # what lies outside, -1, is the last
+        each = np.flatnonzero(there)
+        each[each == len(there) - 1] = -1
+        found = _each_once[key] = weakref.ref(labels, lambda _: _each_once.pop(key, None)), each
+    return found[1]
 
 
 def ranges(starts: Labels, sizes: Labels) -> Labels:

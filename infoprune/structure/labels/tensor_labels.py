@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import torch
 
-from infoprune.structure.labels.components import Labels
+from infoprune.structure.labels.components import Labels, distinct
 
 Axis: TypeAlias = "Labels | None"
 """The labels along one dimension of a tensor, or None where nothing of it can be removed."""
@@ -91,7 +91,10 @@ class TensorLabels:
         """Return whether what removed units of these labels leave here is zero."""
         if axis is None or not self.zero or not self.nonzero:
             return self.zero
-        return not any(np.isin(axis[axis >= 0], labels).any() for labels in self.nonzero)
+        if any(labels is axis for labels in self.nonzero):
+            return False
+        inside = distinct(axis)
+        return not any(np.isin(inside[inside >= 0], distinct(labels)).any() for labels in self.nonzero)
 
     @property
     def labelled(self) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from infoprune.inputs import Inputs
-from infoprune.structure.labels import LabelSpace
+from infoprune.structure.labels import LabelSpace, distinct
 from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of
 from infoprune.structure.tracing.outputs import Returned, tensors_held
 from infoprune.structure.tracing.tracer import Tracer
@@ -55,6 +55,7 @@ def freeze_leaving(space: LabelSpace, leaving: Iterable[tuple[TensorLabels, str]
     for labels, how in leaving:
         for axis in labels.axes:
             if axis is not None:
+                axis = distinct(axis)
                 space.freeze(axis[axis >= 0], how)
         for statistic in labels.statistics:
             space.freeze(statistic.axis[statistic.axis >= 0], statistic.reason, statistic.op)

@@ -236,6 +236,12 @@ def _compared(x: Tensor, _: Any) -> Any:
     return _prototype(torch.bool, tuple(x.shape)).clone() if x.is_contiguous() else NotImplemented
 
 
+def _resampled(x: Tensor, size: Sequence[int] | None, *_: Any) -> Any:
+    if size is None or not x.is_contiguous() or 0 in (*x.shape, *size):
+        return NotImplemented
+    return _empty(x, (*x.shape[:2], *size))
+
+
 def _roll(x: Tensor, *_: Any) -> Any:
     return x.clone() if x.is_contiguous() else NotImplemented
 
@@ -245,6 +251,10 @@ _PLAIN: dict[Callable[..., Any], Callable[..., Any]] = {
     _aten.native_batch_norm.default: _batch_norm,
     _aten.native_layer_norm.default: _layer_norm,
     _aten.roll.default: _roll,
+    _aten.upsample_nearest2d.default: _resampled,
+    _aten.upsample_nearest2d.vec: _resampled,
+    _aten.upsample_bilinear2d.default: _resampled,
+    _aten.upsample_bilinear2d.vec: _resampled,
     _aten.linalg_vector_norm.default: _norm,
     _aten.mean.dim: _mean,
     _aten.addmm.default: _linear,

@@ -47,9 +47,8 @@ class Recording:
     def held_elsewhere(self) -> list[Tensor]:
         """Return the results that something besides this recording holds, as far as references tell."""
         own = Counter(id(tensor) for step in self.steps for tensor in step.outs)
-        for step in self.steps:
-            for tensor in step.tensors:
-                own[id(tensor)] += 2  # among the arguments, and in the list of them
+        for _ in range(2):  # among the arguments, and in the list of them; a loop's variable would hold the last
+            own.update(id(tensor) for step in self.steps for tensor in step.tensors)
         results = {id(tensor): tensor for step in self.steps for tensor in step.outs}
         bases = {id(tensor._base) for tensor in results.values() if tensor._is_view()}
         free, based = torch.empty(1), torch.empty(1)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from infoprune.structure.labels import OUTSIDE, Labels, LabelSpace
+from infoprune.structure.labels import OUTSIDE, Labels, LabelSpace, distinct
 from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, set_labels
 
 GIVEN_SIZES = frozenset({
@@ -201,6 +201,7 @@ class RuleContext:
         """
         if axis is None:
             return
+        axis = distinct(axis)
         inside = axis if id(axis) in self._whole else axis[axis != OUTSIDE]
         if len(inside):
             self._space.freeze(inside, reason, self.number)

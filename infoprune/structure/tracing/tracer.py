@@ -19,7 +19,7 @@ from infoprune.errors import TraceError
 from infoprune.inputs import Inputs, call_model
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.labels.tensor_labels import TensorLabels, clear_labels, labels_of, note_written, set_labels
-from infoprune.structure.tracing import meta_kernels
+from infoprune.structure.tracing import meta_kernels, meta_memory
 from infoprune.structure.tracing.lists import call_one_by_one, is_on_lists
 from infoprune.structure.tracing.meta_kernels import Kernel, kernel_of
 from infoprune.structure.tracing.outputs import Returned, output_tensors
@@ -217,7 +217,9 @@ def execute(operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any], t
         args = tuple(_carried_to_meta(value) for value in args)
         kwargs = {key: _carried_to_meta(value) for key, value in kwargs.items()}
     result = NotImplemented if operator.kernel is None else operator.kernel(args, kwargs)
-    return operator.func(*args, **kwargs) if result is NotImplemented else result
+    if result is not NotImplemented:
+        return result
+    return meta_memory.run(operator.func, args, kwargs) if True in meta else operator.func(*args, **kwargs)
 
 
 def _carried_to_meta(value: Any) -> Any:

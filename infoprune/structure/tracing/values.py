@@ -150,7 +150,7 @@ class Values:
         """Return the places of the calls that write some memory, in order, without those that were run."""
         self._index()
         found: set[int] = set()
-        waiting = [place for memory in missing for place in self._writers.get(memory, ())]
+        waiting = self._waiting(self._writers, missing)
         while waiting:
             place = waiting.pop()
             call = self._calls[place]
@@ -160,10 +160,18 @@ class Values:
                 raise UnknownConstant
             found.add(place)
             if call.name.endswith("_"):  # whatever read the memory before has to be run before
-                waiting += [at for memory in call.writes for at in self._readers.get(memory, ()) if at < place]
+                waiting += [at for at in self._waiting(self._readers, call.writes) if at < place]
             if not self._is_made_up(call):
-                waiting += [at for memory in call.reads for at in self._writers.get(memory, ()) if at < place]
+                waiting += [at for at in self._waiting(self._writers, call.reads) if at < place]
         return sorted(found)
+
+    def _waiting(self, places: dict[int, list[int]], memories: Iterable[int]) -> list[int]:
+        """Return the places of calls on some memory that were not run, and forget those that were."""
+        found: list[int] = []
+        for memory in memories:
+            places[memory] = [place for place in places.get(memory, ()) if not self._calls[place].done]
+            found += places[memory]
+        return found
 
     def _index(self) -> None:
         for place in range(self._indexed, len(self._calls)):
@@ -225,6 +233,7 @@ def _shape_of(tensor: Tensor) -> Tensor:
 
 
 def _random(out: Tensor, seed: int) -> Tensor:
+    """Return large numbers: boxes as wide as that cover the image, so that few are left to be looked at."""
     generator = torch.Generator().manual_seed(seed)
-    numbers = torch.randn(out.shape, generator=generator)
+    numbers = torch.randn(out.shape, generator=generator) + 8
     return torch.empty_strided(out.shape, out.stride(), dtype=out.dtype).copy_(numbers)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infoprune.structure.labels import Labels
+from infoprune.structure.labels import Labels, distinct
 from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, labels_of, set_labels
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tracing.rule_context import OpRecord, Output
@@ -257,7 +257,8 @@ class ComparedPass(Tracer):
         """Return what the plan leaves of an axis of the original; operators and weights share axes."""
         kept = self._kept.get(id(axis))
         if kept is None:
-            kept = self._kept[id(axis)] = axis[self._keep[axis]]
+            whole = self._keep[distinct(axis)].all()
+            kept = self._kept[id(axis)] = axis if whole else axis[self._keep[axis]]
         return kept
 
     def _sizes_match(self, out: Tensor, expected: Output, kept: Sequence[Axis]) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from infoprune.structure.channel_groups import ChannelGroup
 from infoprune.structure.groups import Structure
-from infoprune.structure.labels import Labels
+from infoprune.structure.labels import Labels, distinct
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tracing.rule_context import GIVEN_SIZES
 from infoprune.structure.validation.size_aliases import AxesIn
@@ -49,22 +49,26 @@ def _same_widths(structure: Structure, plan: PruningPlan) -> Iterator[tuple[int,
     """Return operators that may read one width for another that a cut has made equal, with the groups of the other."""
     keep = structure.keep_mask(plan)
     axes_in = AxesIn(structure)
-    left: dict[int, tuple[int, bytes]] = {}  # by an axis' identity: how wide it is now, and what that depends on
+    widths: dict[int, int] = {}  # by an axis' identity: how wide it is now
+    depends: dict[int, bytes] = {}  # and what that depends on
 
-    def width(axis: Labels) -> tuple[int, bytes]:
-        if id(axis) not in left:
-            groups = np.sort(structure.group_of_root[structure.component[axis]])
-            left[id(axis)] = int(keep[axis].sum()), groups.tobytes()
-        return left[id(axis)]
+    def width(axis: Labels) -> int:
+        if id(axis) not in widths:
+            widths[id(axis)] = len(axis) if keep[distinct(axis)].all() else int(keep[axis].sum())
+        return widths[id(axis)]
+
+    def groups(axis: Labels) -> bytes:
+        if id(axis) not in depends:
+            depends[id(axis)] = np.sort(structure.group_of_root[structure.component[axis]]).tobytes()
+        return depends[id(axis)]
 
     for number, record in enumerate(structure.records):
         if record.name not in GIVEN_SIZES and not record.name.startswith("aten.split"):
             continue
         for axis in (axis for output in record.outputs for axis in output.axes if axis is not None):
-            size, groups = width(axis)
-            for other in axes_in(record.module, len(axis)) if size < len(axis) else ():
-                if width(other)[0] == size and width(other)[1] != groups:
-                    yield number, width(other)[1]
+            for other in axes_in(record.module, len(axis)) if width(axis) < len(axis) else ():
+                if width(other) == width(axis) and groups(other) != groups(axis):
+                    yield number, groups(other)
 
 
 def _by_digit(structure: Structure, digit: int) -> Iterator[tuple[str, range]]:
