@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -722,6 +725,81 @@ class Interacting(nn.Module):
 @block
 def interacting(c: int, n: int) -> nn.Module:
     return Interacting(c, n)
+
+
+@dataclass
+class Features:
+    """What a layer hands to the code around it."""
+
+    maps: list[Tensor]
+    gate: Tensor
+
+
+class Handing(nn.Module):
+    """Reads what a layer returns in an object, a mapping, or a generator."""
+
+    class Inner(nn.Module):
+        def __init__(self, c: int, n: int) -> None:
+            super().__init__()
+            self.a, self.b, self.gate = conv(c, 6), conv(c, 6, 1), conv(c, 6, 1)
+            self.kind = n % 3
+
+        def forward(self, x: Tensor) -> Any:
+            found = Features([self.a(x).relu(), self.b(x)], self.gate(x.mean((2, 3), keepdim=True)).sigmoid())
+            if self.kind == 0:
+                return found
+            return UserDict(vars(found)) if self.kind == 1 else (getattr(found, name) for name in ("maps", "gate"))
+
+    def __init__(self, c: int, n: int) -> None:
+        super().__init__()
+        self.inner = self.Inner(c, n)
+        self.out_channels = 6
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.inner(x)
+        if isinstance(found, UserDict):
+            found = Features(**found)
+        maps, gate = (found.maps, found.gate) if isinstance(found, Features) else found
+        return sum(maps) * gate
+
+
+@block
+def handing(c: int, n: int) -> nn.Module:
+    return Handing(c, n)
+
+
+class ManyHeads(nn.Module):
+    """As many examples as a head is wide; the width is read from what comes in."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.num_heads = c // 2
+        self.qkv, self.out = nn.Linear(c, 3 * c), nn.Linear(c, c)
+        self.out_channels = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        q, k, v = (t.view(b, h * w, self.num_heads, -1).transpose(1, 2) for t in self.qkv(tokens).chunk(3, -1))
+        made = ((q @ k.transpose(2, 3)).softmax(-1) @ v).transpose(1, 2).reshape(b, h * w, c)
+        return x + self.out(made).transpose(1, 2).reshape(b, c, h, w)
+
+
+def _enlarged(x: Tensor) -> Tensor:
+    b, c, h, w = x.shape
+    return x.view(b, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(b, c // 4, 2 * h, 2 * w)
+
+
+@block
+def coinciding(c: int, n: int) -> nn.Module:
+    """Parts that are as many as they are wide, or more: four groups of two or four, two channels of four places."""
+    if n % 4 == 0:
+        return ManyHeads(c) if c % 2 == 0 and c > 2 else plain(c, n)
+    if n % 4 == 1:
+        return chain(conv(c, 8, 1), conv(8, 8, groups=4), nn.GroupNorm(4, 8), nn.ReLU(), out=8)
+    if n % 4 == 2:
+        return chain(conv(c, 16, 1), nn.ChannelShuffle(4), conv(16, 16, groups=4), nn.ReLU(), out=16)
+    return chain(conv(c, 8, 1), Lambda(_enlarged, 2), nn.AvgPool2d(2), out=2)
 
 
 class Net(nn.Module):

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from infoprune.inputs import Inputs
-from infoprune.structure.labels import LabelSpace
+from infoprune.structure.labels import Labels, LabelSpace
 from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of, set_labels
 from infoprune.structure.module_state import attributes_restored, drop
 from infoprune.structure.plan import PruningPlan, check_belongs
@@ -136,6 +136,7 @@ class NumericRun:
             axes = [space.add_slot(name, dim, size) for dim, size in enumerate(tensor.shape)]
             for dim, indices in removed.items():
                 tensor.index_fill_(dim, torch.tensor(indices, device=tensor.device), 0)
+                axes[dim] = _in_two(axes[dim], list(indices))
                 gone.append(axes[dim][list(indices)])
             tensors[name] = tensor
             labelled.append((tensor, TensorLabels(entry.axes(axes), zero=True, origin=name)))
@@ -174,6 +175,18 @@ class NumericRun:
                 names = {id(module): name for name, module in self._modules.items()}
                 stack.enter_context(noted.noted(names, tracer.kept))
             return run_labelled(tracer, self._model, self._inputs, labelled).tensors
+
+
+def _in_two(axis: Labels, removed: Sequence[int]) -> Labels:
+    """Return one label for all indices that are removed and one for those that stay.
+
+    So labels vary along that dimension alone along which something is removed, however a view splits it.
+
+    >>> _in_two(np.arange(10, 15), [1, 3]).tolist()
+    [10, 11, 10, 11, 10]
+    """
+    goes = np.isin(np.arange(len(axis)), removed)
+    return np.where(goes, axis[np.argmax(goes)], axis[np.argmin(goes)])
 
 
 class _NumericTracer(Tracer):

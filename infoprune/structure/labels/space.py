@@ -75,6 +75,8 @@ class LabelSpace:
         self._balances: list[Balance] = []
         self.head_splits: dict[str, set[tuple[int, int]]] = {}
         """Modules that lose whole parts (attention heads) of the dimensions that they split: how many, and how wide."""
+        self.ways: dict[int, int] = {}
+        """Operators that let channels go in another way than the first of several: the number of that way."""
         self.head_labels: dict[str, Labels] = {}
         self._joined: tuple[Labels, int] | None = None
         """The components that so many of the unions make."""

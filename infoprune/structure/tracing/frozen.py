@@ -104,7 +104,8 @@ def freeze_ends(session: TraceSession) -> None:
     # "Frozen because it meets an input or reaches an output" marks the layers from which the search starts.
     component = session.space.components()
     ends: dict[str, set[int]] = {"input": set(), "output": set()}
-    sizes = {size for tensor in tensors_of(session.inputs) for size in tensor.shape[:2]}
+    inputs = tensors_of(session.inputs)
+    sizes = {size for x in inputs for size in (x.shape[:2] if x.dim() == 3 else x.shape[1:2])}  # no number of examples
     for freeze in session.space.freezes:
         end = {MEETS_OTHERS: "input", REACHES_OUTPUT: "output"}.get(freeze.reason or "")
         if end == "input" and len(freeze.labels) not in sizes:

@@ -50,6 +50,7 @@ class OpRecord:
     choices: list[int] = field(default_factory=list)
     splits: list[tuple[int, ...]] = field(default_factory=list)  # how many parts of how many parts of ... of an axis
     read: Read | None = None
+    ways: int = 1  # in how many ways it lets channels go: equal positions of all parts of a dimension, or whole parts
     by_place: bool = False  # takes some channels of a dimension by their places, so that a cut elsewhere tells nothing
 
     def __str__(self) -> str:
@@ -224,8 +225,10 @@ class RuleContext:
         """Return whether these are labels of a tensor that the model's code makes itself."""
         return bool((axis >= self._space.slots_end()).all())
 
-    def choose(self, value: int) -> int:
-        """Note a decision that a dry run of this operator has to repeat."""
+    def choose(self, *ways: int) -> int:
+        """Take the first of several ways, unless another is asked for; note it, for a dry run has to repeat it."""
+        value = ways[self._space.ways.get(self.number, 0) % len(ways)]
+        self.record.ways = max(self.record.ways, len(ways))
         self.record.choices.append(value)
         return value
 

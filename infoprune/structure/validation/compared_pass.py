@@ -20,7 +20,7 @@ from infoprune.structure.tracing.rules.elementwise import created
 from infoprune.structure.tracing.rules.movement import repeat
 from infoprune.structure.tracing.rules.shape import expand
 from infoprune.structure.tracing.tracer import Operator, Tracer, apply, execute, holds_anything, scalars_in
-from infoprune.structure.validation.conflict import FACTOR, FIXED, Conflict
+from infoprune.structure.validation.conflict import FACTOR, FIXED, Asked, Conflict
 from infoprune.structure.validation.conflict_labels import by_module, cut_around, cut_inside, widths_behind
 from infoprune.structure.validation.dry_run_context import Diverged, DryRunContext, UnalignedContext
 from infoprune.structure.validation.operators import differing_operators, same_operator, sizes_asked_for
@@ -336,8 +336,13 @@ class ComparedPass(Tracer):
         if not any(len(labels) for labels in cut):
             # The code mixed in another size, most likely a width of the module that is running.
             cut = [cut_inside(self._session, self._keep, by_module(self._plan.shapes), record.module)]
-        asked = tuple(asked for asked in sizes_asked_for(record, args) if asked.size != len(self._kept_of(asked.axis)))
-        self.conflicts.append(Conflict(np.concatenate(cut), reason, number, record.module, asked=asked))
+        self.conflicts.append(
+            Conflict(np.concatenate(cut), reason, number, record.module, asked=self.asked(record, args))
+        )
+
+    def asked(self, record: OpRecord, args: Sequence[Any]) -> tuple[Asked, ...]:
+        """Return the dimensions that an operator is asked for in other sizes than a plan leaves."""
+        return tuple(asked for asked in sizes_asked_for(record, args) if asked.size != len(self._kept_of(asked.axis)))
 
     def _as_expected(self, record: OpRecord, inputs: Sequence[Tensor]) -> Any:
         device = next((t.device for t in inputs), torch.device("meta"))

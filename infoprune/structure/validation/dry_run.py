@@ -8,6 +8,7 @@ order, same factors. Where it is not, those labels are in conflict with the code
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,9 @@ from infoprune.structure.validation.module_paths import siblings
 if TYPE_CHECKING:
     from infoprune.structure.groups import Structure
     from infoprune.structure.tracing.session import TraceSession
+
+_SIZES = re.compile(r"^shape '\[([-\d, ]+)\]' is invalid")
+"""What a reshape says that fails before an operator runs: the sizes that it was asked for."""
 
 MANY = 8
 """Where more groups than these are in conflict at once, it pays to find out which of them are at fault."""
@@ -147,6 +151,9 @@ def _code_conflicts(
     conflicts, cut, module = [], by_module(plan.shapes), compared.module
     ran = session.operators_of(module)
     place = ran.index(compared.upcoming) if compared.upcoming in ran else -1
+    sizes = _SIZES.search(first_line) if compared.upcoming >= 0 else None
+    args = [[int(size) for size in sizes[1].split(",")]] if sizes else []
+    asked = compared.asked(session.records[compared.upcoming], args) if sizes else ()
     for name in [module, *siblings(session.modules, module)]:
         if name == module or (name and name in cut):
             where = f" in {name}" if name else ""
@@ -154,5 +161,6 @@ def _code_conflicts(
             operators = session.operators_of(name)
             upcoming = operators[place] if 0 <= place < len(operators) else -1
             labels = cut_inside(session, keep, cut, name)
-            conflicts.append(Conflict(labels, reason, -1, name, upcoming, like=name != module))
+            own = asked if name == module else ()
+            conflicts.append(Conflict(labels, reason, -1, name, upcoming, own, like=name != module))
     return conflicts

@@ -55,9 +55,9 @@ class DryRunContext(RuleContext):
         """Return None: the dry run gives what the code makes anew the labels that it has in the original."""
         return None
 
-    def choose(self, value: int) -> int:
+    def choose(self, *ways: int) -> int:
         """Return what the operator decided when the model was traced."""
-        return next(self._choices, value)
+        return next(self._choices, ways[0])
 
     def note_split(self, counts: Sequence[int]) -> None:
         """Do nothing: the model's trace noted this."""

@@ -40,10 +40,15 @@ MOST_TRIES = 6
 
 @dataclass
 class Heads:
-    """Parts of a dimension of one module (attention heads) that go as wholes, their number an attribute of it."""
+    """Parts of a dimension of one module (attention heads) that go as wholes, their number an attribute of it.
+
+    ``others``: further attributes that may be their number; ``doubtful``: there were any.
+    """
 
     attribute: str
     count: int
+    others: Sequence[str]
+    doubtful: bool
     tied: bool = False
 
 
@@ -102,7 +107,9 @@ class SizeAttributeFinder:
         if any(self._rewrite_sizes(structure, conflicts, way) for way in (self._by_operators, self._by_elements)):
             return True
         tied = [self._tie_inputs(structure, module) for module in modules]
-        return any(tied) or self._rewrite_sizes(structure, conflicts, self._by_checks)
+        if any(tied) or self._rewrite_sizes(structure, conflicts, self._by_checks):
+            return True
+        return self._take_other_head_counts(modules)
 
     def find_frozen_heads(self) -> bool:
         """Let modules lose whole heads where the width of a head has to stay."""
@@ -117,25 +124,58 @@ class SizeAttributeFinder:
 
     def _split_into_heads(self, modules: Iterable[str]) -> bool:
         """Let modules, and all of their classes, lose whole heads; the model runs again for that."""
-        before = len(self._heads)
+        found = False
         splits = self._splits()
         for module in modules:
-            attribute = None if module in self._seen else self._head_count(module, splits)
-            for like in self._with_siblings(module) if attribute else ():
-                count = self._integers(like).get(str(attribute), 0)
-                widths = splits.get(like, {}).get(count)
-                if like not in self._seen and widths:
-                    self._heads[like] = Heads(str(attribute), count)
-                    # Where q, k and v are as many as the heads, the finest split is the one into heads.
-                    self._session.space.head_splits[like] = {(count, min(widths))}
+            attributes = () if module in self._seen else self._head_counts(module, splits)
+            for like in self._with_siblings(module) if attributes else ():
+                if like not in self._seen:
+                    found |= self._take_head_count(like, attributes, splits)
                 self._seen.add(like)
             self._seen.add(module)
-        if len(self._heads) == before:
-            return False
+        if found:
+            self.retrace()
+        return found
+
+    def _take_head_count(self, module: str, attributes: Sequence[str], splits: Splits) -> bool:
+        """Take the first attribute by whose number a module splits a dimension for its number of heads."""
+        for place, attribute in enumerate(attributes):
+            count = self._integers(module).get(attribute, 0)
+            widths = splits.get(module, {}).get(count)
+            if widths:
+                self._heads[module] = Heads(attribute, count, attributes[place + 1 :], len(attributes) > 1)
+                # Where q, k and v are as many as the heads, the finest split is the one into heads.
+                self._session.space.head_splits[module] = {(count, min(widths))}
+                return True
+        return False
+
+    def _take_other_head_counts(self, modules: Iterable[str]) -> bool:
+        """Take the next of several attributes for the number of heads, if the code does not follow the last; else none.
+
+        What was rewritten with the last one goes first: it may be what stands in the way.
+        """
+        doubtful = {name for name, heads in self._heads.items() if heads.doubtful}
+        wrong = {like for module in modules for like in self._with_siblings(module)} & doubtful
+        rewritten = [path for path in self._rewrites if path.rpartition(".")[0] in wrong]
+        for path in rewritten:
+            del self._rewrites[path]
+        if rewritten or not wrong:
+            return bool(rewritten)
+        splits = self._splits()
+        for module in wrong:
+            others = self._heads.pop(module).others
+            del self._session.space.head_splits[module]
+            if self._take_head_count(module, others, splits):
+                self._heads[module].doubtful = True
+        self._tried.clear()
+        self.retrace()
+        return True
+
+    def retrace(self) -> None:
+        """Run the model again; what was united beside its operators is forgotten."""
         self._session.retrace()
         for heads in self._heads.values():
-            heads.tied = False  # what was united is forgotten with the run before
-        return True
+            heads.tied = False
 
     def _share_heads(self, modules: Iterable[str]) -> bool:
         """Let modules lose whole heads where no attribute alone says how many there are; the model runs again for that.
@@ -158,11 +198,11 @@ class SizeAttributeFinder:
             self._session.retrace()
         return found
 
-    def _head_count(self, module: str, splits: Splits) -> str | None:
-        """Return the attribute that says into how many parts the module splits a dimension, if there is only one."""
+    def _head_counts(self, module: str, splits: Splits) -> list[str]:
+        """Return the attributes that say into how many parts the module splits a dimension, if all say the same."""
         counts = splits.get(module, {})
-        names = [name for name, value in self._integers(module).items() if value in counts]
-        return names[0] if len(names) == 1 else None
+        found = {name: value for name, value in self._integers(module).items() if value in counts}
+        return list(found) if len(set(found.values())) == 1 else []
 
     def _splits(self) -> Splits:
         """Return by module into how many parts, of several indices each, its code splits dimensions; their widths."""
@@ -186,8 +226,10 @@ class SizeAttributeFinder:
             heads.tied = True
             ((_, width),) = self._session.space.head_splits[like]
             size = width * heads.count
+            of_heads = structure.component[labels]
             for axis, op in self._axes_made(structure, inside[like], size):
-                self._session.space.unite(np.repeat(labels, len(axis) // heads.count), axis, op)
+                if not np.isin(structure.component[axis], of_heads).any():  # the heads of a batch may be as many
+                    self._session.space.unite(np.repeat(labels, len(axis) // heads.count), axis, op)
         return self._heads[module].tied
 
     def _operators_inside(self, structure: Structure, modules: Sequence[str]) -> dict[str, list[int]]:
@@ -200,11 +242,14 @@ class SizeAttributeFinder:
         return found
 
     def _axes_made(self, structure: Structure, numbers: Sequence[int], size: int) -> Iterator[tuple[Labels, int]]:
-        """Return the removable dimensions of a size that operators make."""
+        """Yield the removable dimensions of a size that operators make, except those that the code stretches."""
         seen: set[bytes] = set()
+        end = self._session.space.slots_end()
         for number in numbers:
             for axis in (axis for output in structure.records[number].outputs for axis in output.axes):
-                if axis is not None and len(axis) == size and (axis >= 0).all() and axis.tobytes() not in seen:
+                if axis is None or len(axis) != size or axis.tobytes() in seen:
+                    continue
+                if ((axis >= 0) & (axis < end)).all():
                     seen.add(axis.tobytes())
                     yield axis, number
 

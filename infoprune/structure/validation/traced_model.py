@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
+import numpy as np
+
 from infoprune.errors import PlanError
 from infoprune.structure.groups import Structure
 from infoprune.structure.plan import PruningPlan
@@ -22,6 +24,7 @@ from infoprune.structure.validation.conflict import Conflict
 from infoprune.structure.validation.dry_run import bisect, dry_run
 from infoprune.structure.validation.probe_plans import probe_plans
 from infoprune.structure.validation.size_attributes import SizeAttributeFinder
+from infoprune.structure.validation.ways import WayFinder
 
 MAX_DRY_RUNS = 50
 """So often at most a cut is tried, each time with one conflict less."""
@@ -51,13 +54,16 @@ class TracedModel:
     def __init__(self, session: TraceSession) -> None:
         self.session = session
         self._size_attributes = SizeAttributeFinder(session)
+        self._ways = WayFinder(session)
         self._resolvers: Sequence[Resolver] = (
             self._alias_sizes,
             self._size_attributes.find,  # splits dimensions into heads, or rewrites numbers that modules hold
+            self._take_other_ways,
             self._freeze,
         )
         self._built: tuple[tuple[list[Tracer], int, int], Structure] | None = None
         self._size_attributes.find_frozen_heads()
+        self._ways.free(lambda: self.structure)
 
     @property
     def structure(self) -> Structure:
@@ -142,6 +148,13 @@ class TracedModel:
     def _alias_sizes(self, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> bool:
         """Tie dimensions whose width the code reads from another tensor to that one's."""
         return size_aliases.tie(self.session, structure, plan, conflicts)
+
+    def _take_other_ways(self, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> bool:
+        """Let operators that bind the channels in conflict let these go in another way; the model runs again."""
+        found = self._ways.take_untried(structure, np.concatenate([conflict.labels for conflict in conflicts]))
+        if found:
+            self._size_attributes.retrace()
+        return found
 
     def _freeze(self, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> bool:
         """Freeze the groups that conflict, and nothing else."""

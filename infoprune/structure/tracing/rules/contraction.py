@@ -71,7 +71,8 @@ def _grouped(ctx: RuleContext, fw: TensorLabels, weight: Tensor, groups: int, tr
     rows, columns = fw.axes[0], fw.axes[1]
     width = weight.shape[0] // groups
     per_group = width if transposed else weight.shape[1]
-    if ctx.choose(int(per_group >= groups)):
+    positions = int(per_group >= groups)
+    if ctx.choose(*([positions, 1 - positions] if per_group > 1 else [positions])):
         if rows is not None:
             ctx.tie(rows.reshape(groups, width))
         tiled = None if columns is None else np.tile(columns, groups)

@@ -130,12 +130,14 @@ def _rectangle(ctx: RuleContext, axis: Labels, spread: np.ndarray, outs: Sequenc
         return (target, _line(spread, outs.index(target))) if target in outs else (None, axis)
     counts = [len(set(_line(spread, d).tolist())) for d in varying]
     heads = [d for d, count in zip(varying[:-1], counts, strict=False) if (count, counts[-1]) in ctx.head_splits]
-    target = ctx.choose(outs[heads[-1] if heads else max(varying, key=lambda d: (spread.shape[d], d))])
+    longest = sorted(varying, key=lambda d: (spread.shape[d], d), reverse=True)
+    target = ctx.choose(*(outs[d] for d in (heads[-1:] or longest)))
     if target not in outs:  # a dry run in which the code reshapes otherwise than it did
         return None, axis
     keep = outs.index(target)
     labels = _line(spread, keep)
-    ctx.note_split(counts)
+    if not ctx.is_new(axis):
+        ctx.note_split(counts)
     ctx.tie(np.moveaxis(spread, keep, -1).reshape(-1, spread.shape[keep]))
     if heads:
         ctx.note_heads(labels[np.sort(np.unique(labels, return_index=True)[1])])

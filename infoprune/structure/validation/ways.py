@@ -1,0 +1,101 @@
+"""Operators that let channels go in one of several ways: equal positions of all parts of a dimension, or whole parts.
+
+A grouped convolution and a view that splits a dimension take the way that leaves the finer choice. That may be the
+wrong one: eight channels in four groups of two go as four groups, and where another layer wants equal positions of all
+groups, they are bound together; or the code holds the number of groups. In these cases the other ways are tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from infoprune.structure.groups import Structure
+from infoprune.structure.labels import Labels
+from infoprune.structure.tracing.session import TraceSession
+from infoprune.structure.validation.module_paths import siblings
+
+MOST_TRIES = 6
+"""For the operators of so many places in a model's code other ways are tried."""
+
+
+class WayFinder:
+    """Try the ways in which operators let channels go.
+
+    Args:
+        session: the model, already run.
+    """
+
+    def __init__(self, session: TraceSession) -> None:
+        self._session = session
+        self._tried: dict[int, int] = {}
+
+    def take_untried(self, structure: Structure, labels: Labels) -> bool:
+        """Take another way of an operator that ties some of these labels, and of its like in sibling modules.
+
+        After the last way the first is taken again, so that it is the one that tells why channels stay.
+
+        Returns:
+            Whether there was another way; then the model has to be traced again.
+        """
+        for numbers in self._alike(structure, labels):
+            tried, first = self._tried.get(numbers[0], 0), numbers[0]
+            if tried < structure.records[first].ways and (tried or len(self._tried) < MOST_TRIES):
+                self._tried[first] = tried + 1
+                self._take(numbers, tried + 1)
+                return True
+        return False
+
+    def free(self, structure_now: Callable[[], Structure]) -> None:
+        """Take other ways where these free channels that operators bind together or freeze; the model runs again.
+
+        Args:
+            structure_now: returns the structure, as far as the operators tell.
+        """
+        best = structure_now()
+        stuck = [slot for group in best.groups if group.frozen for slot in group.slots]
+        labels = [self._session.labels[slot.tensor][slot.dim][slot.index] for slot in stuck]
+        for numbers in list(self._alike(best, np.concatenate(labels)))[:MOST_TRIES] if labels else ():
+            chosen = 0
+            for way in range(1, best.records[numbers[0]].ways):
+                self._take(numbers, way)
+                self._session.retrace()
+                if _free_channels(found := structure_now()) > _free_channels(best):
+                    best, chosen = found, way
+            if self._session.space.ways[numbers[0]] != chosen:
+                self._take(numbers, chosen)
+                self._session.retrace()
+
+    def _take(self, numbers: Sequence[int], way: int) -> None:
+        records = self._session.records
+        self._session.space.ways |= {number: way % records[number].ways for number in numbers}
+
+    def _alike(self, structure: Structure, labels: Labels) -> Iterator[list[int]]:
+        """Yield the operators with several ways that tie some of these labels, each with its like in siblings."""
+        units = np.unique(structure.component[labels])
+        several = {number for number, record in enumerate(structure.records) if record.ways > 1}
+        ties = [union for union in structure.space.unions if union.op in several and len(union.a)]
+        numbers = {union.op for union in ties if np.isin(structure.component[union.a[:1]], units).any()}
+        while numbers:
+            number = min(numbers)
+            alike = self._like(number)
+            numbers.difference_update(alike)
+            yield alike
+
+    def _like(self, number: int) -> list[int]:
+        """Return an operator and those in the same place of modules that run the same code."""
+        record = self._session.records[number]
+        place = self._session.operators_of(record.module).index(number)
+        found = [number]
+        for module in siblings(self._session.modules, record.module):
+            operators = self._session.operators_of(module)
+            if place < len(operators) and self._session.records[operators[place]].ways == record.ways:
+                found.append(operators[place])
+        return sorted(found)
+
+
+def _free_channels(structure: Structure) -> tuple[int, int]:
+    """Count the indices of slots that can go, and the units that they go in."""
+    indices = sum(len(slot.index) for group in structure.prunable for slot in group.slots)
+    return indices, sum(group.size for group in structure.prunable)
