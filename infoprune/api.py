@@ -204,8 +204,6 @@ def prune(
     decide_on = partial(decide, model, target=target, criterion=criterion, data=batches)
     decision = traced.settle(_Decider(decide_on, get_allocation(allocation), measure))
     structure = traced.structure
-    if any(decision.widths.get(group.name, group.size) == group.size for group in structure.prunable):
-        structure = traced.validate()  # the plan says nothing of groups that it leaves whole
     if verify:
         check_exact(model, decision.plan, example_inputs)
     before, after = structure.cost(), structure.cost_of(decision.plan)

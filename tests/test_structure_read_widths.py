@@ -96,3 +96,25 @@ def test_a_width_that_nothing_has_stays() -> None:
     structure = infoprune.trace(net, X)
     assert [group.name for group in structure.prunable] == ["0"]
     assert "its size is fixed in the model's code (view in 2)" in str(structure.group("2.reduce").reason)
+
+
+class TakenAsWide(nn.Module):
+    """A layer whose result is taken to be as wide as what goes in; no operator splits or picks channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.head(self.inner(x).reshape(len(x), x.shape[1], -1).tanh().view(x.shape))
+
+
+def test_a_call_finds_the_structure_that_a_trace_finds() -> None:
+    """Both groups lose as many, so the plan alone does not show that one width is read for the other."""
+    net = randomise(TakenAsWide())
+    traced = infoprune.trace(net, X)
+    assert [(group.name, group.size) for group in traced.prunable] == [("stem", 16)]
+    for filters in (0.5, 0.75):
+        result = infoprune.prune(copy.deepcopy(net), X, "l1", filters=filters)
+        assert [str(group) for group in result.structure.groups] == [str(group) for group in traced.groups]

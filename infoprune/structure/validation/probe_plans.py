@@ -45,6 +45,12 @@ def probe_plans(structure: Structure) -> Iterator[PruningPlan]:
             break
 
 
+def tells_less(structure: Structure, plan: PruningPlan) -> bool:
+    """Return whether a dry run of a plan tells less than probe plans: it leaves groups whole, or widths the same."""
+    gone = np.flatnonzero(~structure.keep_mask(plan)[:-1])
+    return len(structure.groups_cut(gone)) < len(structure.prunable) or any(_same_widths(structure, plan))
+
+
 def _same_widths(structure: Structure, plan: PruningPlan) -> Iterator[tuple[int, bytes]]:
     """Return operators that may read one width for another that a cut has made equal, with the groups of the other."""
     keep = structure.keep_mask(plan)

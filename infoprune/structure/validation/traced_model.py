@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from infoprune.errors import PlanError
+from infoprune.structure.channel_groups import ChannelGroup
 from infoprune.structure.groups import Structure
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tracing.examples import count_examples
@@ -22,7 +23,7 @@ from infoprune.structure.tracing.tracer import Tracer, collector_paused
 from infoprune.structure.validation import size_aliases
 from infoprune.structure.validation.conflict import Conflict
 from infoprune.structure.validation.dry_run import bisect, dry_run
-from infoprune.structure.validation.probe_plans import probe_plans
+from infoprune.structure.validation.probe_plans import probe_plans, tells_less
 from infoprune.structure.validation.size_attributes import SizeAttributeFinder
 from infoprune.structure.validation.ways import WayFinder
 
@@ -61,6 +62,7 @@ class TracedModel:
             self._take_other_ways,
             self._freeze,
         )
+        self._followed: Sequence[ChannelGroup] = ()  # the groups of which trial cuts were followed
         self._built: tuple[tuple[list[Tracer], int, int], Structure] | None = None
         self._size_attributes.find_frozen_heads()
         self._ways.free(lambda: self.structure)
@@ -104,6 +106,7 @@ class TracedModel:
                 tried = ((trial, self.conflicts(structure, trial)) for trial in probe_plans(structure))
                 trial, conflicts = next(((trial, found) for trial, found in tried if found), (None, []))
                 if trial is None:
+                    self._followed = structure.groups
                     return structure
                 self._resolve(structure, trial, conflicts)
             for group in self.structure.prunable:
@@ -126,9 +129,12 @@ class TracedModel:
             structure = self.structure
             decision = decide(structure)
             conflicts = self.conflicts(structure, decision.plan)
-            if not conflicts:
+            if conflicts:
+                self._resolve(structure, decision.plan, conflicts)
+                continue
+            tried = self._followed is structure.groups or not tells_less(structure, decision.plan)
+            if tried or self.validate().groups is structure.groups:
                 return decision
-            self._resolve(structure, decision.plan, conflicts)
         raise PlanError(
             f"no plan was found that the model's code follows: a channel {conflicts[0].reason}; freeze that layer"
         )
