@@ -53,10 +53,10 @@ def reconstruct(
     """Fit the layers whose inputs were cut to the outputs that they had in the original, in place.
 
     Convolutions (2-D, without groups) and linear layers are fitted one after the other in the order of their use, each
-    by ridge regression on the inputs that it gets now. Batch norm uses the statistics of the batch meanwhile; measure
-    them anew afterwards (:func:`infoprune.recalibrate`). A few hundred images are enough. That costs about one run of
-    both models on them, the regressions, and memory for what both models hold at a layer. On several processes pass
-    the same data everywhere: all do the same.
+    by ridge regression on the inputs that it gets now. Batch norm uses the statistics of the batch meanwhile, in both
+    models, so batches should not be small; measure them anew afterwards (:func:`infoprune.recalibrate`). A few hundred
+    images are enough. That costs about one run of both models on them, the regressions, and memory for what both models
+    hold at a layer. On several processes pass the same data everywhere: all do the same.
 
     Args:
         model: The pruned model.
@@ -173,8 +173,7 @@ def _fit(
     rows, moments = layer.weight.flatten(1).shape[1], None
     for pair in pairs:
         with BatchStatistics():
-            now = pair.inputs_of(name, model, "model")
-        then = pair.inputs_of(name, original, "original")
+            now, then = pair.inputs_of(name, model, "model"), pair.inputs_of(name, original, "original")
         if now is None or then is None:
             return
         found = _moments(layer, now, former(then), kept)
