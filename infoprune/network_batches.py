@@ -16,8 +16,8 @@ class NetworkBatches:
     """Calibration batches as ``(inputs, targets)``, with the inputs that the network's forward takes.
 
     Datasets yield tuples, mappings or nests of both. The example inputs tell which part of them is for the network: the
-    first that has their structure, dimensions, channels and kind of numbers. All other tensors are targets. A batch in
-    which nothing is alike is handed on as it is.
+    first that has their structure, dimensions, channels and kind of numbers. All other tensors are targets. A batch
+    that is one such tensor, or in which nothing is alike, is handed on as it is.
 
     Args:
         data: Batches as a loader yields them.
@@ -68,7 +68,9 @@ def taken_by(model: nn.Module, inputs: Any) -> Any:
 
 
 def split_like(batch: Any, example_inputs: Inputs) -> Any:
-    """Return ``(inputs, targets)`` with inputs that are like the example's; the batch itself where nothing is.
+    """Return ``(inputs, targets)`` with inputs that are like the example's.
+
+    A batch that is one such tensor, and a batch in which nothing is alike, are returned as they are.
 
     >>> import torch
     >>> image, label = torch.zeros(2, 3, 4, 4), torch.zeros(2)
@@ -81,7 +83,7 @@ def split_like(batch: Any, example_inputs: Inputs) -> Any:
     if isinstance(example, (ModelCall, list)):
         return batch
     inputs = _find(batch, example)
-    if inputs is None:
+    if inputs is None or inputs is batch:
         return batch
     taken = {id(leaf) for leaf in tree_leaves(inputs)}
     rest = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and id(leaf) not in taken]

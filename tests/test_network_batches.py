@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import infoprune
+from infoprune.criteria import LayerCriterion
 from infoprune.errors import DataError
 from infoprune.network_batches import NetworkBatches, split_like
 
@@ -95,6 +96,22 @@ def test_statistics_are_renewed_on_such_batches_too():
     batches = list(DataLoader(Rows(ONE["mapping"]), 16))
     infoprune.prune(net, IMAGES[:1], "l1", macs=0.5, data=batches, recalibration_batches=2)
     assert net[1].num_batches_tracked == 2
+
+
+def test_a_criterion_of_ones_own_gets_the_images_that_were_passed():
+    seen = []
+
+    class Watching(LayerCriterion):
+        needs_data = True
+
+        def layer_scores(self, model, structure, data):
+            seen.extend(data)
+            return {layer.name: torch.ones(len(model.get_parameter(layer.weight))) for layer in structure.layers}
+
+    images = torch.randn(4, 3, 8, 8)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
+    infoprune.prune(net, images[:1], Watching(), filters=0.5, allocation="uniform", data=[images])
+    assert seen[0] is images
 
 
 def test_a_batch_in_which_nothing_is_alike_is_handed_on():
