@@ -188,12 +188,12 @@ def prune(
         raise ConfigurationError("prune looks at validation images for max_drop only: give max_drop, or leave them out")
     for option, batches_used in (("recalibration_batches", count), ("reconstruction_batches", reconstruction_batches)):
         _check_batches(option, batches_used, as_batches(data))
+    traced = traced_model(model, example_inputs, frozen)
     if count:
         check_norms(model)
     elif tracked_norms(model):
         count = reconstruction_batches
     batches = None if data is None else NetworkBatches(as_batches(data), example_inputs)
-    traced = traced_model(model, example_inputs, frozen)
     if data is not None or latency is not None or not traced.structure.cuts_alike:
         traced.validate()  # else deciding is cheap, and the plan itself is the best trial cut
     measure = (

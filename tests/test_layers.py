@@ -18,7 +18,7 @@ LEVELS = [
     {"marker", "shapes", "snapshot", "state_dicts", "weight_files", "saving"},
     {"criteria", "recalibration", "evaluate", "checkpoint", "loading"},
     {"allocation", "backends", "deprecated", "export", "schedule"},
-    {"decide", "api", "compare", "deploy", "hub", "sensitivity", "speed", "within_drop"},
+    {"reconstruction", "decide", "api", "compare", "deploy", "hub", "sensitivity", "speed", "within_drop"},
     {"data", "models", "report"},
     {"callbacks"},
     {"commands", "cli", "__main__", "__init__"},

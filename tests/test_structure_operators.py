@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import DeformConv2d
 
 import infoprune
+from infoprune.structure import check_plan
 from tests.networks import randomise
 from tests.oracle import relative_error
 
@@ -186,3 +187,29 @@ def test_few_channels_behind_an_added_constant_are_no_colours() -> None:
             return self.head(self.inner(self.stem(x) + torch.arange(8.0)[:, None, None]))
 
     assert [group.name for group in infoprune.trace(Shifted(), X).prunable] == ["inner"]
+
+
+class Product(nn.Module):
+    """A convolution of 1x1 or 3x3 as a product of its flattened weight with windows."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.weight = nn.Parameter(torch.randn(6, 8, *(size,) * 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = F.unfold(x, self.size, padding=self.size // 2)
+        return (self.weight.flatten(1) @ windows).unflatten(2, x.shape[2:])
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("left", [(1, 1), (1, 4), (5, 1), (2, 3)])
+def test_a_flattened_kernel_may_keep_a_single_channel_or_filter(size: int, left: tuple[int, int]) -> None:
+    net = randomise(Around(lambda layer, x: layer(x), Product(size), 6))
+    original, structure = copy.deepcopy(net), infoprune.trace(net, X)
+    removed = {"stem": range(8 - left[0]), "layer": range(6 - left[1])}
+    plan = structure.plan({name: list(units) for name, units in removed.items()})
+    check_plan(net, X, structure, plan)
+    infoprune.shrink(net, plan)
+    assert net.layer.weight.shape[:2] == left[::-1]
+    assert relative_error(original, net, plan, X) < 1e-12

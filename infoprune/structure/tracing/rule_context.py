@@ -47,7 +47,7 @@ class OpRecord:
     module: str
     scalars: tuple[float, ...] = ()
     outputs: list[Output] = field(default_factory=list)
-    choices: list[int] = field(default_factory=list)
+    choices: dict[str, int] = field(default_factory=dict)  # question -> decision, for dry runs
     splits: list[tuple[int, ...]] = field(default_factory=list)  # how many parts of how many parts of ... of an axis
     read: Read | None = None
     ways: int = 1  # in how many ways it lets channels go: equal positions of all parts of a dimension, or whole parts
@@ -225,11 +225,11 @@ class RuleContext:
         """Return whether these are labels of a tensor that the model's code makes itself."""
         return bool((axis >= self._space.slots_end()).all())
 
-    def choose(self, *ways: int) -> int:
+    def choose(self, question: str, *ways: int) -> int:
         """Take the first of several ways, unless another is asked for; note it, for a dry run has to repeat it."""
         value = ways[self._space.ways.get(self.number, 0) % len(ways)]
         self.record.ways = max(self.record.ways, len(ways))
-        self.record.choices.append(value)
+        self.record.choices[question] = value
         return value
 
     def note_split(self, counts: Sequence[int]) -> None:

@@ -22,7 +22,6 @@ class DryRunContext(RuleContext):
     def __init__(self, space: LabelSpace, record: OpRecord, whole: dict[int, Labels]) -> None:
         super().__init__(space, record, -1, [])
         self._whole = whole
-        self._choices = iter(record.choices)
         self.met_unequal = False
 
     def unite_all(self, axes: Sequence[Axis]) -> Axis:
@@ -55,9 +54,9 @@ class DryRunContext(RuleContext):
         """Return None: the dry run gives what the code makes anew the labels that it has in the original."""
         return None
 
-    def choose(self, *ways: int) -> int:
+    def choose(self, question: str, *ways: int) -> int:
         """Return what the operator decided when the model was traced."""
-        return next(self._choices, ways[0])
+        return self.record.choices.get(question, ways[0])
 
     def note_split(self, counts: Sequence[int]) -> None:
         """Do nothing: the model's trace noted this."""

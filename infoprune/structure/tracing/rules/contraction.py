@@ -44,7 +44,7 @@ def _convolve(
     ctx.freeze_all(fx.axes[2:], "it is a spatial dimension of a convolution")
     ctx.freeze_all(fw.axes[2:], None)
     reads, makes = (fw.axes[0], fw.axes[1]) if transposed else (fw.axes[1], fw.axes[0])
-    if ctx.choose(int(groups == 1)):
+    if ctx.choose("no groups", int(groups == 1)):
         wanted, channels = reads, makes
     else:
         wanted, channels = _grouped(ctx, fw, weight, groups, transposed)
@@ -72,7 +72,7 @@ def _grouped(ctx: RuleContext, fw: TensorLabels, weight: Tensor, groups: int, tr
     width = weight.shape[0] // groups
     per_group = width if transposed else weight.shape[1]
     positions = int(per_group >= groups)
-    if ctx.choose(*([positions, 1 - positions] if per_group > 1 else [positions])):
+    if ctx.choose("positions", *([positions, 1 - positions] if per_group > 1 else [positions])):
         if rows is not None:
             ctx.tie(rows.reshape(groups, width))
         tiled = None if columns is None else np.tile(columns, groups)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -43,12 +43,13 @@ def reshape_axes(ctx: RuleContext, axes: Sequence[Axis], before: tuple[int, ...]
     result: list[Axis] = [None] * len(after)
     if not any(axis is not None for axis in axes):
         return result
-    merging: dict[int, list[tuple[int, Labels]]] = {}  # what each new dimension is made of, with the sizes before
+    merging: dict[int, dict[int, Labels]] = {}  # new dimension -> dimensions that it is made of, with their labels
     for ins, outs in _segments(before, after):
         wide_ins = [d for d in ins if before[d] != 1]
         wide_outs = [d for d in outs if after[d] != 1]
         # Nothing but dimensions of one comes or goes: the labels stay as they are.
-        if len(wide_ins) == len(wide_outs) == 1:
+        spread_before = any(_question(d) in ctx.record.choices for d in ins)  # a cut makes further dimensions of one
+        if len(wide_ins) == len(wide_outs) == 1 and not spread_before:
             result[wide_outs[0]] = axes[wide_ins[0]]
             continue
         # Else spread the labels of one dimension over all elements, and see which new dimension they vary along.
@@ -59,32 +60,37 @@ def reshape_axes(ctx: RuleContext, axes: Sequence[Axis], before: tuple[int, ...]
             spread = axis.reshape([before[d] if d == dim else 1 for d in ins])
             if len(ins) > 1:
                 spread = np.broadcast_to(spread, [before[d] for d in ins])
-            target, labels = _rectangle(ctx, axis, spread.reshape([after[d] for d in outs]), outs)
+            target, labels = _rectangle(ctx, axis, spread.reshape([after[d] for d in outs]), outs, dim)
             if target is not None:
-                merging.setdefault(target, []).append((len(axis), labels))
+                merging.setdefault(target, {})[dim] = labels
     for target, parts in merging.items():
-        result[target] = _merged(ctx, parts)
+        result[target] = _merged(ctx, target, parts, before)
     return result
 
 
-def _merged(ctx: RuleContext, parts: Sequence[tuple[int, Labels]]) -> Axis:
+def _merged(ctx: RuleContext, target: int, parts: Mapping[int, Labels], before: tuple[int, ...]) -> Axis:
     """Return what is left of the labels of dimensions that merge into one: those of the largest removable one.
 
     Each of its indices stands for a whole row of the others, which then have to stay.
     """
     if len(parts) == 1:
-        return parts[0][1]
-    for _, made in parts:
+        return next(iter(parts.values()))
+    for made in parts.values():
         if ctx.is_new(made):
             ctx.freeze(made, "its size is fixed where it merges with another dimension")
-    removable = [(size, labels) for size, labels in parts if not ctx.is_new(labels)]
+    removable = {dim: labels for dim, labels in parts.items() if not ctx.is_new(labels)}
     if not removable:
         return None
-    keep = ctx.choose(max(range(len(removable)), key=lambda i: removable[i][0]))
-    for place, (_, labels) in enumerate(removable):
-        if place != keep:
+    keep = ctx.choose(f"kept of {target}", max(removable, key=lambda dim: before[dim]))
+    for dim, labels in removable.items():
+        if dim != keep:
             ctx.freeze(labels, MERGED)
-    return removable[keep][1] if keep < len(removable) else None
+    return removable.get(keep)
+
+
+def _question(dim: int) -> str:
+    """Return under which name it is noted where a dimension goes."""
+    return f"place of {dim}"
 
 
 @lru_cache(maxsize=1024)  # models repeat their shapes
@@ -116,22 +122,25 @@ def _segments(before: tuple[int, ...], after: tuple[int, ...]) -> Sequence[tuple
     return segments
 
 
-def _rectangle(ctx: RuleContext, axis: Labels, spread: np.ndarray, outs: Sequence[int]) -> tuple[int | None, Labels]:
+def _rectangle(
+    ctx: RuleContext, axis: Labels, spread: np.ndarray, outs: Sequence[int], dim: int
+) -> tuple[int | None, Labels]:
     """Return where the labels of one axis vary, ``spread`` over the dimensions that it becomes, and these labels.
 
     If they vary along several dimensions, removing single indices would leave holes: the labels are tied so that they
     vary along one alone, the longest (equal positions of all parts go together: "balanced"), or that of whole heads.
     """
     varying = [d for d, size in enumerate(spread.shape) if size > 1 and _varies(spread.swapaxes(0, d))]
-    if not varying:
+    question = _question(dim)
+    if not varying and question not in ctx.record.choices:
         return None, axis  # one index only: it can never be removed
-    if len(varying) == 1:
-        target = ctx.choose(outs[varying[0]])
+    if len(varying) < 2:
+        target = ctx.choose(question, *(outs[d] for d in varying or [0]))
         return (target, _line(spread, outs.index(target))) if target in outs else (None, axis)
     counts = [len(set(_line(spread, d).tolist())) for d in varying]
     heads = [d for d, count in zip(varying[:-1], counts, strict=False) if (count, counts[-1]) in ctx.head_splits]
     longest = sorted(varying, key=lambda d: (spread.shape[d], d), reverse=True)
-    target = ctx.choose(*(outs[d] for d in (heads[-1:] or longest)))
+    target = ctx.choose(question, *(outs[d] for d in (heads[-1:] or longest)))
     if target not in outs:  # a dry run in which the code reshapes otherwise than it did
         return None, axis
     keep = outs.index(target)
