@@ -216,12 +216,19 @@ class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
         return iter(images())
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def reconstructed() -> nn.Module:
+    """Cut a network that is the same in every process, and fit what is left."""
+    torch.manual_seed(1)
     net = network(nn.Conv2d(8, 4, 3))
     smaller = cut(net)
     reconstruct(smaller, net, [IMAGES])
+    return smaller
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    smaller = reconstructed()
     torch.save(smaller.state_dict(), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -229,9 +236,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.mark.slow
 def test_two_processes_end_with_the_same_weights(tmp_path: Path):
     mp.spawn(work, (str(tmp_path),), nprocs=2)
-    net = network(nn.Conv2d(8, 4, 3))
-    smaller = cut(net)
-    reconstruct(smaller, net, [IMAGES])
+    smaller = reconstructed()
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, value in smaller.state_dict().items():
         assert torch.equal(first[name], second[name])
