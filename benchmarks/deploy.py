@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -25,11 +24,13 @@ from torch import nn
 
 import infoprune
 from benchmarks import zoo
+from benchmarks.cells import Cells
 from benchmarks.machine import describe
 from infoprune.speed import side_by_side
 
 RESULTS = Path(__file__).parent / "results" / "deploy.jsonl"
 TABLE = RESULTS.with_suffix(".md")
+CELLS = Cells(RESULTS, ("model", "backend", "precision", "grid"))
 REPEATS = 21
 KEEP = 0.5
 MODELS = ("resnet50", "convnext_tiny", "mobilenet_v2", "resnet18")
@@ -83,7 +84,7 @@ def table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     yield ""
     yield f"| model | backend | precision | original | {' | '.join(f'`{grid}`' for grid in GRIDS)} |"
     yield "|---" * (4 + len(GRIDS)) + "|"
-    cells = {cell(row): row for row in rows}
+    cells = {tuple(row[name] for name in ("model", "backend", "precision", "grid")): row for row in rows}
     order = {name: place for place, name in enumerate((*MODELS, *BACKENDS, *PRECISIONS))}
     for key in sorted({cell[:3] for cell in cells}, key=lambda key: [order[name] for name in key]):
         found = [cells.get((*key, grid)) for grid in GRIDS]
@@ -91,28 +92,11 @@ def table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
         yield f"| {' | '.join((*key, original, *map(_text, found)))} |"
 
 
-def cell(row: dict[str, Any]) -> tuple[str, ...]:
-    """Return what a line of results was measured for."""
-    return row["model"], row["backend"], row["precision"], row["grid"]
-
-
 def _text(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
     text = f"{row['speedup']:.2f} ({row['speedup'] * row['macs']:.0%})"
     return f"**{text}**" if row["low"] < 1 else text
-
-
-def kept() -> dict[tuple[str, ...], dict[str, Any]]:
-    """Return what was measured before, by what it was measured for."""
-    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
-    return {cell(row): row for row in map(json.loads, text.splitlines())}
-
-
-def keep(row: dict[str, Any]) -> None:
-    """Add a line to the results, in the place of an older one of the same cell; other slices may have added theirs."""
-    rows = kept() | {cell(row): row}
-    RESULTS.write_text("".join(f"{json.dumps(one)}\n" for one in rows.values()), encoding="utf-8")
 
 
 def main() -> None:
@@ -129,8 +113,8 @@ def main() -> None:
         for name in options.models:
             for row in measured(name, precision, options.backends, options.grids):
                 print(_text(row), row, flush=True)
-                keep(row)
-    TABLE.write_text("\n".join(table(kept().values())) + "\n", encoding="utf-8")
+                CELLS.keep(row)
+    TABLE.write_text("\n".join(table(CELLS.read().values())) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from torch import nn
 
 import infoprune
+from benchmarks.cells import Cells
 from benchmarks.machine import describe
 from benchmarks.subject import Subject
 from infoprune.backends import get_backend
@@ -33,6 +33,7 @@ from infoprune.speed import Speed
 
 RESULTS = Path(__file__).parent / "results" / "int8.jsonl"
 TABLE = RESULTS.with_suffix(".md")
+CELLS = Cells(RESULTS, ("network", "runtime", "model", "precision"))
 RUNTIMES = ("onnxruntime", "openvino")
 PRECISIONS = ("fp32", "int8")
 KEEP = 0.8
@@ -99,25 +100,8 @@ def table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
         )
 
 
-def cell(row: dict[str, Any]) -> tuple[str, ...]:
-    """Return what a line of results was measured for."""
-    return row["network"], row["runtime"], row["model"], row["precision"]
-
-
 def _bytes(folder: str) -> int:
     return sum(path.stat().st_size for path in Path(folder).iterdir())
-
-
-def kept() -> dict[tuple[str, ...], dict[str, Any]]:
-    """Return what was measured before, by what it was measured for."""
-    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
-    return {cell(row): row for row in map(json.loads, text.splitlines())}
-
-
-def keep(row: dict[str, Any]) -> None:
-    """Add a line to the results, in the place of an older one of the same cell; other slices may have added theirs."""
-    rows = kept() | {cell(row): row}
-    RESULTS.write_text("".join(f"{json.dumps(one)}\n" for one in rows.values()), encoding="utf-8")
 
 
 def main() -> None:
@@ -134,8 +118,8 @@ def main() -> None:
         subject = Subject(options.cifar, options.weights, frozen=(), depth=options.depth)
         for row in measured(subject, pruned_for_int8(subject, runtime), options.depth, runtime):
             print(row, flush=True)
-            keep(row)
-    TABLE.write_text("\n".join(table(kept().values())) + "\n", encoding="utf-8")
+            CELLS.keep(row)
+    TABLE.write_text("\n".join(table(CELLS.read().values())) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import statistics
 import subprocess
@@ -29,12 +28,14 @@ import torch
 
 import infoprune
 from benchmarks import zoo
+from benchmarks.cells import Cells
 from benchmarks.machine import describe
 from infoprune.backends import get_backend
 from infoprune.backends.timing import paired_ratios
 
 RESULTS = Path(__file__).parent / "results" / "latency_budget.jsonl"
 TABLE = RESULTS.with_suffix(".md")
+CELLS = Cells(RESULTS, ("network", "backend", "budget"))
 NETWORKS = ("mobilenet_v2", "resnet18")
 BACKENDS = ("eager", "onnxruntime", "openvino")
 BUDGETS = (0.8, 0.6, 0.5)
@@ -96,23 +97,6 @@ def table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
         )
 
 
-def cell(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what a line of results was measured for."""
-    return row["network"], row["backend"], row["budget"]
-
-
-def kept() -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Return what was measured before, by what it was measured for."""
-    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
-    return {cell(row): row for row in map(json.loads, text.splitlines())}
-
-
-def keep(row: dict[str, Any]) -> None:
-    """Add a line to the results, in the place of an older one of the same cell; other slices may have added theirs."""
-    rows = kept() | {cell(row): row}
-    RESULTS.write_text("".join(f"{json.dumps(one)}\n" for one in rows.values()), encoding="utf-8")
-
-
 def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -131,8 +115,8 @@ def main() -> None:
                 os.environ["INFOPRUNE_CACHE"] = cache
                 for row in measured(network, backend, options.budgets):
                     print(row, flush=True)
-                    keep(row)
-    TABLE.write_text("\n".join(table(kept().values())) + "\n", encoding="utf-8")
+                    CELLS.keep(row)
+    TABLE.write_text("\n".join(table(CELLS.read().values())) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

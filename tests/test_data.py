@@ -163,7 +163,9 @@ class TestCifar:
         monkeypatch.setattr(official, "meta", {**official.meta, "md5": entry("batches.meta")[1]})
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            CIFAR10DataModule(tmp_path).setup()
+            data = CIFAR10DataModule(tmp_path)
+            data.setup()
+        assert len(data.test_set.labels) > 0
 
     def test_cifar100(self, tmp_path: Path) -> None:
         write_cifar100(tmp_path)

@@ -68,7 +68,8 @@ def test_a_bilinear_layer_of_what_is_not_zero_where_removed_is_exact() -> None:
     def squashed(layer: nn.Module, x: Tensor) -> Tensor:
         return layer(x.mean((2, 3)).sigmoid(), x.amax((2, 3)).cos())[..., None, None]
 
-    halved(Around(squashed, nn.Bilinear(8, 8, 8)))
+    net = halved(Around(squashed, nn.Bilinear(8, 8, 8)))
+    assert net.head.in_channels == net.layer.out_features == 4
 
 
 ON_LISTS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
