@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -15,18 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from infoprune.distributed import process, world_size
 from infoprune.errors import DataError, InfopruneError
 from infoprune.inputs import ModelCall, call_model
-
-
-@contextmanager
-def undisturbed(*devices: torch.device) -> Iterator[None]:
-    """Restore the random state of PyTorch (on the CPU and these devices), NumPy and Python afterwards."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+from infoprune.random_state import undisturbed
 
 
 @contextmanager

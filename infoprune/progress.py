@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
-
 from infoprune.distributed import process
+from infoprune.random_state import undisturbed
+
+with undisturbed():  # rich draws a random number when it is imported
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
 
 
 class Progress:

@@ -62,6 +62,15 @@ NOT_ZERO: dict[str, Callable[[Summed, Tensor, Tensor], Tensor]] = {
     "a scale of one element": lambda net, a, b: a.sigmoid() * net.scale,
     "an outer product": lambda net, a, b: a.sigmoid().mean((2, 3))[:, :, None, None] * b.mean((2, 3))[:, None, :, None],
     "rows with a bias": lambda net, a, b: net.mixer(a.flatten(2)).unflatten(2, (8, 8)),
+    "rows joined in space": lambda net, a, b: torch.cat([a, b.exp()], 2),
+    "a stack": lambda net, a, b: torch.stack([a, b.exp()], 2).flatten(2, 3),
+    "some examples": lambda net, a, b: torch.index_put(a, (torch.arange(2),), b.exp()),
+    "scattered": lambda net, a, b: a.scatter(2, torch.zeros_like(a, dtype=torch.long), b.exp()),
+    "scattered numbers": lambda net, a, b: a.scatter(3, torch.zeros_like(a, dtype=torch.long), 0.5),
+    "rows by number": lambda net, a, b: a.index_copy(2, torch.tensor([1, 3]), b[:, :, :2].cos()),
+    "gathered": lambda net, a, b: a.cos().gather(2, torch.zeros_like(a, dtype=torch.long)),
+    "distances": lambda net, a, b: torch.cdist(a.flatten(2).mT.exp(), b.flatten(2).mT)[:, None],
+    "another number where": lambda net, a, b: torch.where(b > 0, a, 0.5),
     "batches of products": lambda net, a, b: a.sigmoid() @ b.sigmoid(),
 }
 
@@ -73,8 +82,24 @@ ZERO: dict[str, Callable[[Summed, Tensor, Tensor], Tensor]] = {
     "where": lambda net, a, b: torch.where(b > 0, a, torch.zeros_like(b)),
     "masked_fill": lambda net, a, b: a.masked_fill(b > 0, 0.0),
     "gate": lambda net, a, b: a * b.sigmoid(),
+    "a quotient": lambda net, a, b: a / (1 + b.abs()),
+    "zero where": lambda net, a, b: torch.where(b > 0, a, 0.0),
+    "scattered": lambda net, a, b: a.scatter_add(2, torch.zeros_like(a, dtype=torch.long), b),
+    "zeros by number": lambda net, a, b: a.index_fill(3, torch.tensor([0, 2]), 0.0),
+    "some columns": lambda net, a, b: assigned(a, b),
+    "gathered": lambda net, a, b: a.gather(2, torch.zeros(1, 1, 8, 8, dtype=torch.long).expand(2, a.shape[1], -1, -1)),
+    "distances": lambda net, a, b: torch.cdist(a.flatten(2).mT, b.flatten(2).mT)[:, None],
+    "a quarter turn": lambda net, a, b: torch.rot90(a, 3, (2, 3)) + torch.rot90(b, 1, (1, 2)).transpose(1, 2).flip(1),
+    "sorted": lambda net, a, b: a.sort(2)[0] + b.cummax(3)[0] + b.median(3, keepdim=True)[0],
+    "a triangle": lambda net, a, b: a.tril() + b.triu(1),
     "in place": lambda net, a, b: a.flatten(2).tanh_().mul_(0.5).unflatten(2, (8, 8)),
 }
+
+
+def assigned(a: Tensor, b: Tensor) -> Tensor:
+    a[:, :, [0, 2]] = b[:, :, :2]
+    a[:, :, :, torch.tensor([1, 5])] = 0.0
+    return a
 
 
 def cut(mix: Callable[[Summed, Tensor, Tensor], Tensor]) -> tuple[float, int]:
@@ -98,6 +123,20 @@ def test_zeros_are_seen_through_what_keeps_them(mix: str) -> None:
     error, filters = cut(ZERO[mix])
     assert error < 1e-8
     assert filters == 4
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(8), nn.GroupNorm(2, 8)])
+def test_a_norm_with_scale_and_shift_makes_zeros_of_anything(norm: nn.Module) -> None:
+    class Normed(Summed):
+        def __init__(self) -> None:
+            super().__init__(lambda net, a, b: net.norm(a.exp()))
+            self.norm = norm
+
+    net = randomise(Normed())
+    assert "first" in [group.name for group in infoprune.trace(net, X).prunable]
+    original = copy.deepcopy(net)
+    plan = infoprune.prune(net, X, "l1", filters=0.5, round_to=1).plan
+    assert relative_error(original, net, plan, X) < 1e-8
 
 
 def test_marks_on_storages_go_with_the_trace() -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from infoprune.errors import PlanError
+from infoprune.random_state import restorers
 from infoprune.structure.labels.tensor_labels import labels_of
 from infoprune.structure.plan import PruningPlan
 
@@ -28,12 +29,13 @@ _OWN = frozenset(vars(nn.Module()))
 
 
 class Attributes:
-    """The attributes of modules, and what dicts, lists and sets among them hold, as they are now."""
+    """The attributes of modules, what dicts, lists and sets among them hold, and random generators, as they are now."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._before = [(module, dict(module.__dict__)) for module in modules]
         self._contents: dict[int, tuple[Container, Container | tuple[()]]] = {}
         self._fillable: list[tuple[nn.Module, str]] = []
+        self._restorers = restorers(value for _, attributes in self._before for value in attributes.values())
         for module, attributes in self._before:
             for name, value in attributes.items():
                 if value is None or isinstance(value, _CONTAINERS):
@@ -54,6 +56,8 @@ class Attributes:
         for module, attributes in self._before:
             module.__dict__.clear()
             module.__dict__.update(attributes)
+        for restore in self._restorers:
+            restore()
         for container, content in self._contents.values():
             if container or content:  # a layer has a dozen containers, nearly all of them empty
                 _refill(container, content)

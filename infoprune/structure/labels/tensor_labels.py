@@ -50,9 +50,10 @@ class TensorLabels:
             these labels themselves.
         degree: scaling that tensor by s scales this one by s to this power; None if that is not so.
         statistics: what was taken over channels on the way and has not cancelled out yet.
+        number: of a tensor on shapes that the code makes of one number, that number.
     """
 
-    __slots__ = ("_base", "_zero", "axes", "degree", "nonzero", "origin", "statistics", "storage")
+    __slots__ = ("_base", "_zero", "axes", "degree", "nonzero", "number", "origin", "statistics", "storage")
 
     def __init__(self, axes: Sequence[Axis], zero: bool = False, origin: str | None = None) -> None:
         self.axes = tuple(axes)
@@ -63,6 +64,7 @@ class TensorLabels:
         self._base: TensorLabels | None = None
         self.nonzero: tuple[Labels, ...] = ()
         self.storage: Storage | None = None
+        self.number: float | None = None
 
     @property
     def base(self) -> TensorLabels:
@@ -91,15 +93,20 @@ class TensorLabels:
         """Return whether what removed units of these labels leave here is zero."""
         if axis is None or not self.zero or not self.nonzero:
             return self.zero
-        if any(labels is axis for labels in self.nonzero):
-            return False
-        inside = distinct(axis)
-        return not any(np.isin(inside[inside >= 0], distinct(labels)).any() for labels in self.nonzero)
+        return not overlap(axis, self.nonzero)
 
     @property
     def labelled(self) -> bool:
         """Return whether anything of the tensor could be removed."""
         return any(axis is not None for axis in self.axes)
+
+
+def overlap(axis: Labels, others: Sequence[Labels]) -> bool:
+    """Return whether an axis has labels in common with any of several others."""
+    if any(labels is axis for labels in others):
+        return True
+    inside = distinct(axis)
+    return any(np.isin(inside[inside >= 0], distinct(labels)).any() for labels in others)
 
 
 _ATTRIBUTE = "_infoprune_flow"
@@ -126,6 +133,13 @@ def set_labels(tensor: torch.Tensor, found: TensorLabels) -> None:
     """
     found.storage = _storage_of(tensor)
     setattr(tensor, _ATTRIBUTE, found)
+
+
+def number_in(tensor: torch.Tensor) -> float | None:
+    """Return the number that a tensor of no dimension holds, also one on shapes that was made of it; else None."""
+    if tensor.dim() or tensor.is_complex():
+        return None
+    return labels_of(tensor).number if tensor.is_meta else float(tensor)
 
 
 def note_written(tensor: torch.Tensor) -> None:

@@ -88,6 +88,8 @@ class RuleContext:
         self._contractions = contractions
         self.record = record
         self.name = record.name
+        self.met: list[tuple[Sequence[Labels], Labels]] = []
+        """Axes that were united, and the one that stands for them."""
         self.zeros_settled = False
         """Whether the rule has said all about where the results are zero, whatever the operands are."""
         self.carried_statistics = False
@@ -135,6 +137,8 @@ class RuleContext:
         first = labelled[0]
         for other in labelled[1:]:
             first = self._unite(first, other)
+        if len(labelled) > 1:
+            self.met.append((labelled, first))
         return first
 
     def _unite(self, a: Labels, b: Labels) -> Labels:

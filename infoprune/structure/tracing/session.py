@@ -18,6 +18,7 @@ from infoprune.structure.labels.tensor_labels import TensorLabels
 from infoprune.structure.module_state import Attributes
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors, swapped
+from infoprune.structure.tracing.copies import copies_of
 from infoprune.structure.tracing.examples import in_words, tensors_of
 from infoprune.structure.tracing.frozen import freeze_ends
 from infoprune.structure.tracing.leaving import freeze_leaving, note_leaving
@@ -27,6 +28,9 @@ from infoprune.structure.tracing.rule_context import OpRecord
 from infoprune.structure.tracing.tracer import Tracer, inputs_on_meta, run_labelled
 from infoprune.structure.tracing.unreached import settle_unreached
 from infoprune.structure.tracing.values import Constants, UnknownConstant, Values
+
+DRAWS = 4
+"""A model that draws random numbers is run with so many different ones, which its control flow may depend on."""
 
 _EVAL_ALWAYS = (_NormBase, nn.modules.dropout._DropoutNd)
 """Layers that are never traced in train mode: they would change statistics or draw random numbers."""
@@ -89,7 +93,7 @@ class TraceSession:
         self.narrow_too: set[str] = set()  # tensors whose few channels right at an input or output may go
         self.passes = Passes(True, [])
         self.caches: list[str] = []  # attributes in which the model's code keeps what it has computed
-        self.whole, self.copies = _copies(owned, follow or {})
+        self.whole, self.copies = copies_of(owned, follow or {})
         self._attributes = Attributes(self.modules.values())
         self._module_names = {id(module): name for name, module in self.modules.items()}
         self._running: Tracer | None = None  # the last tracer that was started
@@ -115,8 +119,6 @@ class TraceSession:
         session.space, session.passes, session.on_shapes = space, passes, passes.on_shapes
         return session
 
-    # -- tracing ------------------------------------------------------------------------------------------------------
-
     def run(self) -> None:
         """Trace in eval mode, and in train mode too if that reaches parameters which eval does not."""
         if self.on_shapes:
@@ -140,8 +142,21 @@ class TraceSession:
     def _run_on_shapes(self) -> None:
         self._unite_copies()
         self.passes = Passes(True, [(False, self._pass_on_shapes())])
+        self._run_with_other_draws(self.passes.traced[0][1])
         if self._numbers_made_up and self._unused():
             raise RuntimeError("with numbers that were made up, the control flow leaves out parts of the model")
+
+    def _run_with_other_draws(self, first: Tracer) -> None:
+        """Trace with other random numbers than a first pass drew; keep the passes that run other operators."""
+        known = [first.operators]
+        for seed in range(1, DRAWS if first.drew else 1):
+            mark = self._mark()
+            tracer = self._pass(train=False, seed=seed)
+            if tracer.operators in known:
+                self.space.truncate(*mark)
+                continue
+            known.append(tracer.operators)
+            self.passes.traced.append((False, tracer))
 
     def _run_on_numbers(self, on_shapes_error: Exception | None = None) -> None:
         """Trace on real tensors, because the model's code could not do without."""
@@ -157,8 +172,7 @@ class TraceSession:
         self.passes = Passes(False, [(False, traced)], self._pass(train=False, stand_ins=self.background()))
 
     def _run_in_train_mode(self, unused: Sequence[str], by_mode: bool) -> None:
-        self.space.resolve_balances()
-        mark = (len(self.space.unions), len(self.space.freezes))
+        mark = self._mark()
         try:
             self.passes.traced.append((True, self._pass(train=True)))
         except Exception as error:  # what train mode would need is unknown, so nothing that it shares may be cut
@@ -196,6 +210,11 @@ class TraceSession:
         self.passes = Passes(self.on_shapes, [(False, tracer)])
         freeze_ends(self)
 
+    def _mark(self) -> tuple[int, int]:
+        """Return how much was noted so far, for the label space to forget what a further pass notes."""
+        self.space.resolve_balances()
+        return len(self.space.unions), len(self.space.freezes)
+
     def _forget_operators(self) -> None:
         self.space.truncate(unions=0, freezes=len(self.space.freezes))
         self.space.freezes = [freeze for freeze in self.space.freezes if freeze.op < 0]
@@ -223,8 +242,6 @@ class TraceSession:
             f"{f' in module {where!r}' if where else ''}: {type(error).__name__}: {reason}"
         )
 
-    # -- one pass -----------------------------------------------------------------------------------------------------
-
     def _pass_on_shapes(self) -> Tracer:
         try:
             return self._pass(train=False)
@@ -234,10 +251,10 @@ class TraceSession:
             self._notes_constants = True
             return self._pass(train=False)
 
-    def _pass(self, train: bool, stand_ins: dict[str, Tensor] | None = None) -> Tracer:
+    def _pass(self, train: bool, stand_ins: dict[str, Tensor] | None = None, seed: int = 0) -> Tracer:
         """Run the model once, recorded, and freeze what leaves it."""
-        tracer = Tracer(self.space, self._module_names, first=sum(len(t.records) for t in self.passes.tracers))
-        self._running = tracer
+        first = sum(len(tracer.records) for tracer in self.passes.tracers)
+        self._running = tracer = Tracer(self.space, self._module_names, first, seed)
         tracer.recording = self._recording = Recording() if self.on_shapes else None
         returned = self.run_pass(tracer, train, stand_ins or {})
         if not returned.tensors and not train:
@@ -322,8 +339,6 @@ class TraceSession:
             return {}
         return {n: torch.zeros_like(e.tensor) for n, e in self.owned.items() if e.tensor.is_floating_point()}
 
-    # -- what was recorded --------------------------------------------------------------------------------------------
-
     @property
     def records(self) -> list[OpRecord]:
         """Return the operators of all passes, in the order of their numbers."""
@@ -332,19 +347,3 @@ class TraceSession:
     def operators_of(self, module: str) -> list[int]:
         """Return the numbers of the operators that a module itself runs, in their order."""
         return [number for number, record in enumerate(self.records) if record.module == module]
-
-
-def _copies(
-    owned: Mapping[str, OwnedTensor], follow: Mapping[str, str | None]
-) -> tuple[set[str], list[tuple[str, str]]]:
-    """Return the tensors of copies that stay as they are, and pairs of a copy's tensor and its original's."""
-    whole: set[str] = set()
-    pairs = []
-    for copy, original in follow.items():
-        if original is None:
-            whole |= {name for name in owned if name.startswith(f"{copy}.")}
-            continue
-        for name in (name for name in owned if name.startswith(f"{original}.")):
-            if (twin := copy + name.removeprefix(original)) in owned:
-                pairs.append((twin, name))
-    return whole, pairs

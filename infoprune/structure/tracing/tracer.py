@@ -13,12 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from infoprune.errors import TraceError
 from infoprune.inputs import Inputs, call_model
+from infoprune.random_state import NumberedDraws, repeatable
 from infoprune.structure.labels import LabelSpace
-from infoprune.structure.labels.tensor_labels import TensorLabels, clear_labels, labels_of, note_written, set_labels
+from infoprune.structure.labels.tensor_labels import (
+    TensorLabels,
+    clear_labels,
+    labels_of,
+    note_written,
+    overlap,
+    set_labels,
+)
 from infoprune.structure.tracing import meta_kernels, meta_memory
 from infoprune.structure.tracing.lists import call_one_by_one, is_on_lists
 from infoprune.structure.tracing.meta_kernels import Kernel, kernel_of
@@ -26,17 +34,27 @@ from infoprune.structure.tracing.outputs import Returned, output_tensors
 from infoprune.structure.tracing.relabel import Recording, Step
 from infoprune.structure.tracing.rule_context import Contraction, OpRecord, Output, Read, RuleContext
 from infoprune.structure.tracing.rules import Rule, find_rule, tensors_in
+from infoprune.structure.tracing.scalars import scalars_in
 from infoprune.structure.tracing.values import Call, UnknownConstant, Values
 
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """An ATen operator and what is known of it: its rule, its name without overload, its kernel on shapes if any."""
+    """An ATen operator and what is known of it.
+
+    Attributes:
+        func: the operator.
+        rule: what it does to labels.
+        name: its name without overload.
+        kernel: how it is run on shapes, if we know a quick way.
+        draws: whether it draws random numbers.
+    """
 
     func: Callable[..., Any]
     rule: Rule
     name: str
     kernel: Kernel | None
+    draws: bool
 
 
 class Tracer(TorchDispatchMode):
@@ -44,18 +62,30 @@ class Tracer(TorchDispatchMode):
 
     On meta tensors the operators run on shapes alone; a real tensor that meets one (a constant made by the model, an
     integer buffer) is taken for its shape.
+
+    Args:
+        space: where labels come from.
+        names: names of the model's modules, by their identity.
+        first: the number of the first operator; passes number theirs on.
+        seed: of the random numbers that the model's code draws.
+
+    Attributes:
+        drew: whether it drew any.
     """
 
-    def __init__(self, space: LabelSpace, names: Mapping[int, str], first: int = 0) -> None:
+    def __init__(self, space: LabelSpace, names: Mapping[int, str], first: int = 0, seed: int = 0) -> None:
         super().__init__()
         self.space = space
-        self.first = first  # the number of the first operator: passes number theirs on
+        self.first = first
+        self.seed = seed
         self.records: list[OpRecord] = []
         self.contractions: list[Contraction] = []
         self.used: set[str] = set()
         self.recording: Recording | None = None
         self.results: list[weakref.ref[Tensor]] = []  # of a pass that is not recorded
         self.values: Values | None = None
+        self.draws = NumberedDraws(seed)
+        self.drew = False
         self._names = names
         self._modules: list[str] = [""]
         self._operators: dict[int, Operator] = {}
@@ -64,6 +94,11 @@ class Tracer(TorchDispatchMode):
     def module(self) -> str:
         """Path of the innermost module that is running."""
         return self._modules[-1]
+
+    @property
+    def operators(self) -> list[tuple[str, str]]:
+        """Return what ran: the operators' names and their modules."""
+        return [(record.name, record.module) for record in self.records]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -78,8 +113,10 @@ class Tracer(TorchDispatchMode):
             if is_on_lists(name):
                 with self:
                     return call_one_by_one(func, args, kwargs or {})
-            operator = Operator(func, find_rule(func), name, kernel_of(func))
-            self._operators[id(func)] = operator
+            draws = torch.Tag.nondeterministic_seeded in func.tags
+            operator = self._operators[id(func)] = Operator(func, find_rule(func), name, kernel_of(func), draws)
+        if operator.draws:
+            self.draws.seed((kwargs or {}).get("generator"))
         return self.observe(operator, args, kwargs or {})
 
     def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -147,8 +184,11 @@ class Tracer(TorchDispatchMode):
             main = max(origins, key=lambda origin: (origin in self.space.parameters, origins[origin]))
             for out in outs:
                 labels_of(out).origin = main
-        for out in outs if nonzero and not op.zeros_settled else ():
-            labels_of(out).nonzero += tuple(nonzero.values())
+        if nonzero and not op.zeros_settled:
+            lost = tuple(nonzero.values())
+            lost += tuple(result for met, result in op.met if any(overlap(axis, lost) for axis in met))
+            for out in outs:
+                labels_of(out).nonzero += lost
         if record.name.endswith("_") or "out" in kwargs:
             for out in outs:
                 note_written(out)
@@ -234,42 +274,6 @@ def holds_anything(made: Sequence[Tensor]) -> bool:
     return any(any(tensor.shape) or not tensor.dim() for tensor in made)
 
 
-_ARITHMETIC = frozenset({
-    "aten.add", "aten.sub", "aten.rsub", "aten.mul", "aten.div", "aten.pow", "aten.floor_divide", "aten.remainder",
-    "aten.fmod", "aten.addcmul", "aten.addcdiv", "aten.lerp",
-})  # fmt: skip
-"""Operators that compute with whole numbers, which elsewhere are dimensions, sizes and places."""
-
-
-def scalars_in(
-    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]
-) -> tuple[float, ...]:
-    """Return the factors among an operator's arguments; one that changes when a model shrinks was computed from a size.
-
-    Factors are Python floats, whole numbers too where the operator computes with them (``x / x.shape[1]``), and on
-    shapes also real tensors of one element (``torch.tensor(c).sqrt()``) unless they carry labels: those are uniform
-    tensors that have shrunk to one channel.
-    """
-    kinds = (float, int) if name.rstrip("_") in _ARITHMETIC else float
-    found = []
-    for value in (*args, *kwargs.values()) if kwargs else args:
-        number = isinstance(value, kinds) and not isinstance(value, bool)
-        if number or (isinstance(value, Tensor) and not value.is_meta and _is_factor(value, tensors)):
-            found.append(float(value))
-    return tuple(found)
-
-
-def _is_factor(tensor: Tensor, others: Sequence[Tensor]) -> bool:
-    if tensor.numel() != 1 or not tensor.is_floating_point():
-        return False
-    return any(other.is_meta for other in others) and not labels_of(tensor).labelled
-
-
-def first_tensor(inputs: Any) -> Tensor | None:
-    """Return the first tensor among the inputs."""
-    return next((leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)), None)
-
-
 def run_labelled(
     tracer: Tracer, model: nn.Module, inputs: Inputs, labelled_tensors: Sequence[tuple[Tensor, TensorLabels]]
 ) -> Returned:
@@ -286,7 +290,8 @@ def run_labelled(
     """
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.random.fork_rng(enabled=not _on_meta(inputs)))
+        drew_elsewhere = stack.enter_context(repeatable(tracer.seed))
+        stack.callback(tracer.draws.restore)
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         fast_path = torch.backends.mha.get_fastpath_enabled()
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
@@ -300,6 +305,7 @@ def run_labelled(
         value = call_model(model, inputs)
         tensors = output_tensors(value)  # what an iterator yields is computed here
         returned = Returned(value, tensors, [labels_of(tensor) for tensor in tensors])
+        tracer.drew = tracer.draws.count > 0 or drew_elsewhere()
     if tracer.recording is not None:
         tracer.recording.labelled_tensors = labelled_tensors
     return returned
@@ -324,11 +330,6 @@ def collector_paused(paused: bool = True) -> Iterator[None]:
 def _clear_all_labels(tensors: Sequence[Tensor]) -> None:
     for tensor in tensors:
         clear_labels(tensor)
-
-
-def _on_meta(inputs: Inputs) -> bool:
-    tensor = first_tensor(inputs)
-    return tensor is None or tensor.is_meta
 
 
 def inputs_on_meta(inputs: Inputs) -> Inputs:

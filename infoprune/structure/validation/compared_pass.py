@@ -19,7 +19,8 @@ from infoprune.structure.tracing.rules import Rule, tensors_in
 from infoprune.structure.tracing.rules.elementwise import created
 from infoprune.structure.tracing.rules.movement import repeat
 from infoprune.structure.tracing.rules.shape import expand
-from infoprune.structure.tracing.tracer import Operator, Tracer, apply, execute, holds_anything, scalars_in
+from infoprune.structure.tracing.scalars import scalars_in
+from infoprune.structure.tracing.tracer import Operator, Tracer, apply, execute, holds_anything
 from infoprune.structure.validation.conflict import FACTOR, FIXED, Asked, Conflict
 from infoprune.structure.validation.conflict_labels import by_module, cut_around, cut_inside, widths_behind
 from infoprune.structure.validation.dry_run_context import Diverged, DryRunContext, UnalignedContext
@@ -54,7 +55,7 @@ class ComparedPass(Tracer):
         keep: np.ndarray,
         kept: Mapping[int, Labels],
     ) -> None:
-        super().__init__(traced.space, traced._names, traced.first)
+        super().__init__(traced.space, traced._names, traced.first, traced.seed)
         self.conflicts: list[Conflict] = []
         self._session = session
         self._plan = plan

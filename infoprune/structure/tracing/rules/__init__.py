@@ -11,7 +11,16 @@ Add a rule for an operator of your own::
     def swap_halves(ctx, args, kwargs, outs): ...
 """
 
-from infoprune.structure.tracing.rules import contraction, elementwise, movement, reduction, shape, spectral, windows
+from infoprune.structure.tracing.rules import (
+    contraction,
+    elementwise,
+    movement,
+    reduction,
+    scattering,
+    shape,
+    spectral,
+    windows,
+)
 from infoprune.structure.tracing.rules.registry import RULES, Rule, find_rule, register_rule, rule, tensors_in, unknown
 
 __all__ = [
@@ -24,6 +33,7 @@ __all__ = [
     "reduction",
     "register_rule",
     "rule",
+    "scattering",
     "shape",
     "spectral",
     "tensors_in",

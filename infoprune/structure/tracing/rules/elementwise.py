@@ -18,6 +18,7 @@ _UNTAGGED = (
     "copy clone alias detach lift_fresh _to_copy masked_fill where prelu _prelu_kernel fill bernoulli native_dropout "
     "dropout hardswish hardsigmoid hardtanh relu6 leaky_relu silu mish elu celu selu gelu softplus softshrink "
     "hardshrink threshold log_sigmoid_forward rrelu rrelu_with_noise addcmul addcdiv lerp clamp zero "
+    "exponential normal uniform log_normal cauchy geometric random poisson binomial "
     "complex polar _conj _conj_physical conj_physical resolve_conj _neg_view resolve_neg"
 )
 
@@ -38,6 +39,7 @@ def elementwise(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], o
     tensors = tensors_in(args, kwargs)
     operands = [labels_of(tensor) for tensor in tensors]
     origin = operands[0].origin if len(operands) == 1 else None
+    ctx.zeros_settled = True  # whatever operands are: x / (1 + abs(x)) is zero where x is, though 1 + abs(x) is not
     for number, out in enumerate(outs):
         axes = _broadcast(ctx, tensors, operands, out.shape)
         lost = [] if number else nonzero_axes(ctx.name, args, kwargs, tensors, operands, axes)
@@ -77,6 +79,7 @@ def _broadcast(
 
 @rule(
     "aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.rand_like", "aten.randn_like",
+    "aten.randint_like",
 )  # fmt: skip
 def like(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Give a new tensor the labels of the existing one whose shape it takes."""
@@ -85,8 +88,15 @@ def like(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Se
 
 @rule(
     "aten.zeros", "aten.ones", "aten.full", "aten.empty", "aten.new_zeros", "aten.new_ones", "aten.new_full",
-    "aten.new_empty", "aten.rand", "aten.randn",
+    "aten.new_empty", "aten.rand", "aten.randn", "aten.randint",
 )  # fmt: skip
 def created(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Label a uniform tensor that the model's code makes: it shrinks if the code asks for less, as a dry run tells."""
     ctx.label(outs[0], [ctx.new_labels(n) if n > 1 else None for n in outs[0].shape], zero="zeros" in ctx.name)
+
+
+@rule("aten.scalar_tensor")
+def of_a_number(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Note the number that the code has made a tensor of, as `torch.where` does."""
+    ctx.label(outs[0], [])
+    labels_of(outs[0]).number = float(args[0])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from infoprune.structure.labels import OUTSIDE, Labels
-from infoprune.structure.labels.tensor_labels import Axis, labels_of
+from infoprune.structure.labels.tensor_labels import Axis, labels_of, number_in
 from infoprune.structure.tracing.rule_context import RuleContext
 from infoprune.structure.tracing.rules.elementwise import broadcast_axes
 from infoprune.structure.tracing.rules.registry import rule, unknown
@@ -35,7 +35,9 @@ def slice_(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
 def _sliced(ctx: RuleContext, axis: Labels, start: int, stop: int, step: int) -> Labels:
     """Let one of several equal parts lose as many as the others; of every n-th index all n go together."""
     size, length = len(axis), stop - start
-    if step > 1 and size % step == 0:
+    if length == 1 and (axis != axis[0]).any():
+        ctx.freeze(axis, "slice picks channels by number")
+    elif step > 1 and size % step == 0:
         ctx.tie(axis.reshape(-1, step).T)
     elif step == 1 and length and size % length == 0 and start % length == 0:
         ctx.balance(axis.reshape(-1, length))
@@ -111,6 +113,29 @@ def flip(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Se
     flipped = {d % args[0].dim() for d in args[1]}
     axes = [a[::-1] if d in flipped and a is not None else a for d, a in enumerate(operand.axes)]
     ctx.label(outs[0], axes, zero=operand.zero)
+
+
+@rule("aten.rot90")
+def rotate(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Turn two dimensions by quarters: reverse one or both, and exchange them."""
+    operand = labels_of(args[0])
+    quarters, dims = (list(args[1:]) + [1, (0, 1)][len(args) - 1 :])[:2]
+    first, second = (dim % args[0].dim() for dim in dims)
+    axes = list(operand.axes)
+    for dim, quarter in ((first, 3), (second, 1)):
+        if quarters % 4 in (2, quarter) and (axis := axes[dim]) is not None:
+            axes[dim] = axis[::-1]
+    if quarters % 2:
+        axes[first], axes[second] = axes[second], axes[first]
+    ctx.label(outs[0], axes, zero=operand.zero)
+
+
+@rule("aten.tril", "aten.triu")
+def triangle(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Freeze the last two dimensions, of which places beside the diagonal are set to zero."""
+    operand = labels_of(args[0])
+    ctx.freeze_all(operand.axes[-2:], f"{ctx.short_name} takes places beside a diagonal")
+    ctx.label(outs[0], [*operand.axes[:-2], None, None], zero=operand.zero)
 
 
 @rule("aten.roll")
@@ -231,30 +256,38 @@ def index(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: S
 
 @rule("aten.index_put")
 def index_put(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Assign ``x[idx] = values``: the dimensions behind the indexed ones meet position by position."""
+    """Assign ``x[:, idx] = values``: the dimensions beside the indexed ones meet position by position."""
     operand, values = labels_of(args[0]), args[2]
-    leading = sum(1 if i is None or i.dtype not in (torch.bool, torch.uint8) else i.dim() for i in args[1])
-    if any(i is None for i in args[1]):
+    given = [index for index in args[1] if index is not None]
+    first = next((dim for dim, index in enumerate(args[1]) if index is not None), 0)
+    if any(index is None for index in args[1][first : first + len(given)]):
         return unknown(ctx, args, kwargs, outs)
-    ctx.freeze_all(operand.axes[:leading], "indexing picks channels by number")
-    trailing = len(operand.axes) - leading
+    masks = [index.dtype in (torch.bool, torch.uint8) for index in given]
+    behind = first + sum(index.dim() if mask else 1 for index, mask in zip(given, masks, strict=True))
+    rank = max((1 if mask else index.dim() for index, mask in zip(given, masks, strict=True)), default=0)
+    ctx.freeze_all(operand.axes[first:behind], "indexing picks channels by number")
     value_axes = labels_of(values).axes
-    ctx.freeze_all(value_axes[: max(len(value_axes) - trailing, 0)], "indexing picks channels by number")
-    axes: list[Axis] = [None] * leading
-    for d in range(leading, len(operand.axes)):
-        own = d - len(operand.axes) + values.dim()
-        meeting = [operand.axes[d]]
-        if own >= 0 and values.shape[own] == args[0].shape[d]:
+    # The values are as wide as what they are written to; their dimensions are counted from the last.
+    written = [*range(first), *[None] * rank, *range(behind, args[0].dim())]
+    axes: list[Axis] = [None] * args[0].dim()
+    for place, dim in enumerate(written):
+        own = place - len(written) + values.dim()
+        if dim is None:
+            ctx.freeze_all(value_axes[own : own + 1] if own >= 0 else (), "indexing picks channels by number")
+            continue
+        meeting = [operand.axes[dim]]
+        if own >= 0 and values.shape[own] == args[0].shape[dim]:
             meeting.append(value_axes[own])
-        axes.append(ctx.unite_all(meeting))
-    ctx.label(outs[0], axes, zero=operand.zero and labels_of(values).zero)
+        axes[dim] = ctx.unite_all(meeting)
+    zero = operand.zero and (labels_of(values).zero or number_in(values) == 0)
+    ctx.label(outs[0], axes, zero=zero)
 
 
-@rule("aten.index_select", "aten.gather", "aten.repeat_interleave", "aten.unfold")
+@rule("aten.index_select", "aten.repeat_interleave", "aten.unfold")
 def along_one_dimension(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Freeze the dimension that an operator reads by number; the others are kept."""
     operand = labels_of(args[0])
-    if ctx.short_name == "gather" or len(args) < 2 or not any(isinstance(a, int) for a in args[1:]):
+    if len(args) < 2 or not any(isinstance(a, int) for a in args[1:]):
         return unknown(ctx, args, kwargs, outs)
     dim = next(a for a in args[1:] if isinstance(a, int)) % args[0].dim()
     ctx.freeze(operand.axes[dim], f"{ctx.short_name} reads channels by number")

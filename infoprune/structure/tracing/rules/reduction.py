@@ -31,6 +31,7 @@ def batch_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
     of_kernel = operand.origin is not None and not isinstance(args[2], Tensor)  # to standardise it over what stays
     nonzero = [] if of_kernel else [axis for dim, axis in enumerate(axes) if dim != 1]
     ctx.label(outs[0], axes, zero=zero or (of_kernel and operand.zero), nonzero=nonzero)
+    ctx.zeros_settled = zero  # scale and shift are zero, whatever the operand is
     for out in outs[1:]:  # saved statistics: one number a channel, or nothing in eval mode
         per_channel = out.dim() == 1 and out.shape[0] == args[0].shape[1]
         ctx.label(out, [axes[1]] if per_channel else [None] * out.dim())
@@ -62,6 +63,7 @@ def layer_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
     scaled = len(args) > 2 and isinstance(args[2], Tensor) and all(f.zero for f in own)
     nonzero = [axis for axis in axes[:first] if len(own) > 1 or not operand.zero_along(axis)]  # the shift stays behind
     ctx.label(outs[0], axes, zero=scaled, nonzero=nonzero)
+    ctx.zeros_settled = scaled
     for out in outs[1:]:
         ctx.label(out, [None] * out.dim())
 
@@ -78,6 +80,7 @@ def group_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
         ctx.tie(axes[1].reshape(groups, -1))
     zero = len(own) == 2 and all(f.zero for f in own)
     ctx.label(outs[0], axes[:2] + [None] * (len(axes) - 2), zero=zero, nonzero=axes[:1])
+    ctx.zeros_settled = zero
     for out in outs[1:]:  # statistics, one for each group
         ctx.label(out, [axes[0], axes[1] if axes[1] is not None and groups == len(axes[1]) else None])
 
@@ -139,9 +142,21 @@ def reduced_dims(name: str, args: Sequence[Any], kwargs: dict[str, Any], rank: i
     return {d % rank for d in ([dims] if isinstance(dims, int) else dims)} if rank else set()
 
 
+@rule("aten._is_all_true", "aten._is_any_true", "aten._assert_async", "aten._assert_tensor_metadata")
+def check(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Freeze nothing: these are checks of PyTorch's own (of a distribution's parameters), which raise or do nothing."""
+    for out in outs:
+        ctx.label(out, [None] * out.dim())
+
+
+_OF_ENTRIES = frozenset({"cumsum", "cummax", "cummin", "sort", "topk", "kthvalue", "mode", "median", "nanmedian"})
+"""What picks or adds up entries, and so leaves zeros where all entries are zero."""
+
+
 @rule(
     "aten._softmax", "aten._safe_softmax", "aten._log_softmax", "aten.softmax", "aten.log_softmax", "aten.cumsum",
-    "aten.cumprod", "aten.sort", "aten.topk", "aten.argsort", "aten.glu",
+    "aten.cumprod", "aten.cummax", "aten.cummin", "aten.logcumsumexp", "aten.sort", "aten.topk", "aten.argsort",
+    "aten.glu", "aten.kthvalue", "aten.mode", "aten.median", "aten.nanmedian",
 )  # fmt: skip
 def mixing_one_dimension(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Freeze the dimension, on all of which every result depends; the other dimensions are kept."""
@@ -149,13 +164,16 @@ def mixing_one_dimension(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str
         return glu(ctx, args, kwargs, outs)
     operand, rank = labels_of(args[0]), args[0].dim()
     numbers = [a for a in args[1:] if isinstance(a, int) and not isinstance(a, bool)]
-    if ctx.short_name == "topk":
+    if ctx.short_name in ("topk", "kthvalue"):
         numbers = numbers[1:]  # the first is k
+    if "median" in ctx.name and len(args) == 1:
+        return reduction(ctx, args, kwargs, outs)
     dim = (numbers[0] if numbers else kwargs.get("dim", -1)) % rank if rank else 0
     if rank:
         ctx.freeze(operand.axes[dim], f"{ctx.short_name} runs over channels")
-    for out in outs:
-        ctx.label(out, [None if d == dim else a for d, a in enumerate(operand.axes)])
+    for number, out in enumerate(outs):  # the second holds places
+        axes = [None if d == dim else a for d, a in enumerate(operand.axes) if d != dim or out.dim() == rank]
+        ctx.label(out, axes, zero=number == 0 and operand.zero and ctx.short_name in _OF_ENTRIES)
 
 
 def glu(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
@@ -168,6 +186,17 @@ def glu(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Seq
         ctx.tie(halves)
         axes[dim] = halves[0]
     ctx.label(outs[0], axes, zero=operand.zero)
+
+
+@rule("aten._cdist_forward", "aten._euclidean_dist")
+def distances(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Compare the rows of two tensors: channels that are zero in both add nothing to a distance."""
+    a, b = labels_of(args[0]), labels_of(args[1])
+    if not (a.zero_along(a.axes[-1]) and b.zero_along(b.axes[-1])):
+        ctx.freeze_all([a.axes[-1], b.axes[-1]], "what is removed would still add to a distance")
+    ctx.unite_all([a.axes[-1], b.axes[-1]])
+    batch = [ctx.unite_all([x, y]) for x, y in zip(a.axes[:-2], b.axes[:-2], strict=True)]
+    ctx.label(outs[0], [*batch, a.axes[-2], b.axes[-2]])
 
 
 def _spatial(rank: int) -> Rule:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from infoprune.structure.labels.tensor_labels import Axis, TensorLabels
+from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, number_in
 
 _PROBES = (0.7, -1.3, 2.5, -0.2, 1.0, -3.0, 0.05, 4.0)
 """What stands for an operand that is not zero."""
@@ -68,8 +68,7 @@ def _has(tensor: Tensor, operand: TensorLabels, dim: int, axis: Axis) -> bool:
 def _described(value: Any, places: Any) -> Any:
     """Return arguments in a form that can be looked up."""
     if isinstance(value, Tensor):
-        number = not value.dim() and not value.is_meta and not value.is_complex()
-        return _Operand(next(places), value.dtype, float(value) if number else None)
+        return _Operand(next(places), value.dtype, number_in(value))
     return tuple(_described(item, places) for item in value) if isinstance(value, (list, tuple)) else value
 
 

@@ -1,0 +1,120 @@
+"""The random generators of PyTorch, NumPy and Python: left as they were, or drawing the same numbers every time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def undisturbed(*devices: torch.device) -> Iterator[None]:
+    """Restore the random state of PyTorch (on the CPU and these devices), NumPy and Python afterwards."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@contextmanager
+def repeatable(seed: int = 0) -> Iterator[Callable[[], bool]]:
+    """Draw the same numbers in the block every time, on any process, and restore the generators afterwards.
+
+    Args:
+        seed: other numbers for another seed.
+
+    Yields:
+        A function that tells whether NumPy's or Python's generator was drawn from.
+
+    Example:
+        >>> def drawn() -> tuple[float, float, float]:
+        ...     with repeatable():
+        ...         return torch.rand(()).item(), np.random.rand(), random.random()
+        >>> drawn() == drawn()
+        True
+    """
+    generators = _default_generators()
+    with undisturbed(*(generator.device for generator in generators)):
+        for generator in generators:
+            generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        before = _of_python_and_numpy()
+        yield lambda: _of_python_and_numpy() != before
+
+
+def _of_python_and_numpy() -> tuple[Any, ...]:
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return random.getstate(), name, keys.tobytes(), *rest  # type: ignore[union-attr]
+
+
+class NumberedDraws:
+    """Seeds every draw of PyTorch's by its number: how many numbers those before it drew may depend on widths.
+
+    Args:
+        seed: other numbers for another seed.
+
+    Attributes:
+        count: how many draws there were.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.count = 0
+        self._seed = seed
+        self._before: dict[int, tuple[torch.Generator, Tensor]] = {}
+
+    def seed(self, generator: torch.Generator | None) -> None:
+        """Seed the next draw, from a generator of the code's own or the default ones.
+
+        Args:
+            generator: the code's own; `restore` gives it back the state that it has now.
+        """
+        self.count += 1
+        if generator is not None:
+            self._before.setdefault(id(generator), (generator, generator.get_state()))
+        for drawn_from in _default_generators() if generator is None else [generator]:
+            drawn_from.manual_seed((self._seed << 32) + self.count)
+
+    def restore(self) -> None:
+        """Give generators of the code's own the state back that they had before the first draw."""
+        for generator, state in self._before.values():
+            generator.set_state(state)
+        self._before.clear()
+
+
+def restorers(values: Iterable[Any]) -> list[Callable[[], object]]:
+    """Return functions that give the generators among some values the states back that they have now.
+
+    Example:
+        >>> own = random.Random(1)
+        >>> (restore,) = restorers([own, "no generator"])
+        >>> first, _ = own.random(), restore()
+        >>> own.random() == first
+        True
+    """
+    found: list[Callable[[], object]] = []
+    for value in values:
+        if isinstance(value, torch.Generator):
+            found.append(partial(value.set_state, value.get_state()))
+        elif isinstance(value, random.Random):
+            found.append(partial(value.setstate, value.getstate()))
+        elif isinstance(value, np.random.RandomState):
+            found.append(partial(value.set_state, value.get_state()))
+        elif isinstance(value, np.random.Generator):
+            found.append(partial(setattr, value.bit_generator, "state", value.bit_generator.state))
+    return found
+
+
+def _default_generators() -> list[torch.Generator]:
+    """Return PyTorch's own generators; those on CUDA only where CUDA is in use already."""
+    on_cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    return [torch.default_generator, *on_cuda]

@@ -1,0 +1,67 @@
+"""Reading and writing along one dimension at places that another tensor gives; the other dimensions are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from infoprune.structure.labels.tensor_labels import Axis, labels_of
+from infoprune.structure.tracing.rule_context import RuleContext
+from infoprune.structure.tracing.rules.registry import rule, tensors_in
+
+
+@rule("aten.gather")
+def gather(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Read entries of a dimension at given places; the result has the shape of the places."""
+    axes = _beside(ctx, args[1], [args[0], args[2]], outs[0])
+    _settle_zeros(ctx, outs[0], axes, [args[0]])
+
+
+@rule("aten.scatter", "aten.scatter_add", "aten.scatter_reduce")
+def scatter(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Write entries of a dimension at given places, or add to them; what is zero stays zero where zeros are written."""
+    written = [*tensors_in(args[3:]), *tensors_in([kwargs.get("src")])]
+    axes = _beside(ctx, args[1], [args[0], args[2], *written], outs[0])
+    value = args[3] if len(args) > 3 else kwargs.get("value", 0)
+    _settle_zeros(ctx, outs[0], axes, [args[0], *written], zero=bool(written) or value == 0)
+
+
+@rule("aten.index_add", "aten.index_copy", "aten.index_fill", "aten.index_reduce")
+def along_numbers(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Write slices of a dimension at given numbers; zeros are left where all that is written is zero."""
+    ctx.freeze_all(labels_of(args[2]).axes, "its entries are places")
+    written = tensors_in([args[3]])
+    axes = _beside(ctx, args[1], [args[0], *written], outs[0])
+    _settle_zeros(ctx, outs[0], axes, [args[0], *written], zero=bool(written) or args[3] == 0)
+
+
+def _settle_zeros(
+    ctx: RuleContext, out: Tensor, axes: Sequence[Axis], sources: Sequence[Tensor], zero: bool = True
+) -> None:
+    """Label a result that is zero where everything that it is made of is zero, whatever the places are."""
+    nonzero = [
+        axis
+        for dim, axis in enumerate(axes)
+        if axis is not None and not all(labels_of(tensor).zero_along(labels_of(tensor).axes[dim]) for tensor in sources)
+    ]
+    ctx.label(out, axes, zero=zero, nonzero=nonzero)
+    ctx.zeros_settled = True
+
+
+def _beside(ctx: RuleContext, dim: int, tensors: Sequence[Tensor], out: Tensor) -> list[Axis]:
+    """Freeze a dimension along which places are given, unite the others; return the axes of the result."""
+    rank = out.dim()
+    axes: list[Axis] = []
+    for d in range(rank):
+        along = [labels_of(tensor).axes[d] if tensor.dim() == rank else None for tensor in tensors]
+        if d == dim % rank:
+            ctx.freeze_all(along, f"{ctx.short_name} takes it by places")
+            axes.append(None)
+        elif all(tensor.dim() == rank and tensor.shape[d] == out.shape[d] for tensor in tensors):
+            axes.append(ctx.unite_all(along))
+        else:
+            ctx.freeze_all(along, f"{ctx.short_name} takes a part of it")
+            axes.append(None)
+    return axes
