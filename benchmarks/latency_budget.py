@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -31,7 +30,7 @@ from benchmarks import zoo
 from benchmarks.cells import Cells
 from benchmarks.machine import describe
 from infoprune.backends import get_backend
-from infoprune.backends.timing import paired_ratios
+from infoprune.backends.timing import PairedRuns
 
 RESULTS = Path(__file__).parent / "results" / "latency_budget.jsonl"
 TABLE = RESULTS.with_suffix(".md")
@@ -39,7 +38,7 @@ CELLS = Cells(RESULTS, ("network", "backend", "budget"))
 NETWORKS = ("mobilenet_v2", "resnet18")
 BACKENDS = ("eager", "onnxruntime", "openvino")
 BUDGETS = (0.8, 0.6, 0.5)
-REPEATS = 31
+PAIRS, MOST, PRECISION = 30, 210, 0.01
 CLOSE = 0.03
 
 
@@ -55,24 +54,29 @@ def measured(network: str, backend: str, budgets: Sequence[float]) -> Iterator[d
         seconds = time.process_time() - start
         with TemporaryDirectory() as folder:
             infoprune.save(pruned, path := Path(folder, "pruned.pt"))
-            again = subprocess.run(
+            done = subprocess.run(
                 [sys.executable, "-m", "benchmarks.latency_budget", "--again", network, backend, str(path)],
                 capture_output=True, text=True, check=True,
             )  # fmt: skip
+        anew, error = map(float, done.stdout.split())
         yield {
             "network": network, "backend": backend, "budget": budget,
             "table": "cold" if budget == budgets[0] else "warm",
-            "reached": result.latency, "anew": float(again.stdout), "macs": result.after.macs / result.before.macs,
-            "seconds": seconds, "said": any("budget" in str(warning.message) for warning in said),
+            "reached": result.latency, "error": result.latency_error, "anew": anew, "anew_error": error,
+            "macs": result.after.macs / result.before.macs, "seconds": seconds, "load": os.getloadavg()[0],
+            "said": any("budget" in (text := str(warning.message)) or "give or take" in text for warning in said),
         }  # fmt: skip
 
 
-def again(network: str, backend: str, path: str) -> float:
-    """Return the share of the original's time that a saved model takes."""
+def again(network: str, backend: str, path: str) -> tuple[float, float]:
+    """Return the share of the original's time that a saved model takes, and half of its relative 95 % interval."""
     original, images = zoo.build(network).eval(), torch.randn(1, 3, 224, 224)
     pruned = infoprune.load(path, copy.deepcopy(original)).eval()
-    runs = [get_backend(backend).warmed_up(model, images) for model in (pruned, original)]
-    return statistics.median(paired_ratios(*runs, REPEATS))
+    pairs = PairedRuns(*(get_backend(backend).warmed_up(model, images) for model in (pruned, original)))
+    pairs.more(PAIRS)
+    while pairs.error > PRECISION and len(pairs.ratios) < MOST:
+        pairs.more(PAIRS)
+    return pairs.share, pairs.error
 
 
 def table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
@@ -81,19 +85,22 @@ def table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     yield ""
     yield f"`python -m benchmarks.latency_budget` on {describe()}."
     yield "One image of 224 x 224, one thread. Shares of the original's time, by `infoprune.prune(..., latency=budget,"
-    yield "backend=...)`; `anew`: measured by another process from the saved model, in bold where it is more than 3 %"
-    yield "above the budget and no warning said so. `seconds`: processor time of the call, with the layers' times to be"
-    yield "measured first (cold) or read from the disk (warm)."
+    yield "backend=...)`, give or take half of the 95 % interval; `anew`: measured by another process from the saved"
+    yield "model, in bold where it is more than 3 % above or below the budget and no warning said so. A star: a warning"
+    yield "said that the budget is not met closely, or that times scatter. `seconds`: processor time of the call, with"
+    yield "the layers' times to be measured first (cold) or read from the disk (warm). `load`: processes that"
+    yield "wanted one of the processors."
     yield ""
-    yield "| network | backend | budget | reached | anew | MACs left | seconds |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| network | backend | budget | reached | anew | MACs left | seconds | load |"
+    yield "|---" * 8 + "|"
     for row in rows:
-        anew = f"{row['anew']:.3f}"
-        if row["anew"] > (1 + CLOSE) * row["budget"] and not row["said"]:
+        anew = f"{row['anew']:.3f} ± {row['anew_error'] * row['anew']:.3f}"
+        if abs(row["anew"] / row["budget"] - 1) > CLOSE and not row["said"]:
             anew = f"**{anew}**"
         yield (
-            f"| {row['network']} | {row['backend']} | {row['budget']} | {row['reached']:.3f} | {anew} | "
-            f"{row['macs']:.3f} | {row['seconds']:.0f} ({row['table']}) |"
+            f"| {row['network']} | {row['backend']} | {row['budget']} | {row['reached']:.3f} ± "
+            f"{row['error'] * row['reached']:.3f}{' *' if row['said'] else ''} | {anew} | "
+            f"{row['macs']:.3f} | {row['seconds']:.0f} ({row['table']}) | {row['load']:.1f} |"
         )
 
 

@@ -21,7 +21,7 @@ from infoprune.backends.backend import BackendSpec
 from infoprune.calibration import as_batches
 from infoprune.cost import Cost
 from infoprune.criteria import Criterion, Scores
-from infoprune.decide import Decision, Target, decide
+from infoprune.decide import Decision, Target, decide, share_of_time
 from infoprune.deprecated import filters_to_keep, renamed
 from infoprune.errors import ConfigurationError
 from infoprune.inputs import Inputs
@@ -60,6 +60,7 @@ class PruneResult:
         latency: with a latency budget, the share of the time before that was measured at the widths chosen.
         curves: what cutting each group costs, if the allocation measured it.
         drop: with ``max_drop``, the drop of quality that was measured and how sure it is.
+        latency_error: how far ``latency`` may be from the truth: half of its 95 % interval, relative to it.
     """
 
     plan: PruningPlan
@@ -70,13 +71,15 @@ class PruneResult:
     latency: float | None = None
     curves: LossCurves | None = None
     drop: Trial | None = None
+    latency_error: float | None = None
 
     def __str__(self) -> str:
         macs, params = self.after.ratio(self.before)
-        return (
+        line = (
             f"{self.before.macs:,} -> {self.after.macs:,} MACs ({macs:.1%}), "
             f"{self.before.params:,} -> {self.after.params:,} parameters ({params:.1%})"
         )
+        return line if self.latency is None else f"{line}, {share_of_time(self.latency, self.latency_error)}"
 
     def __repr__(self) -> str:
         return f"PruneResult({self})"
@@ -215,7 +218,10 @@ def prune(
         shrink(model, decision.plan, optimizers, transaction=transaction)
         for name, layer in fitted.items():
             model.get_submodule(name).load_state_dict(layer.state_dict())
-    return PruneResult(decision.plan, before, after, structure, decision.scores, decision.latency, decision.curves)
+    return PruneResult(
+        decision.plan, before, after, structure, decision.scores, decision.latency, decision.curves,
+        latency_error=decision.latency_error,
+    )  # fmt: skip
 
 
 def _within_drop(

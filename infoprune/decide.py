@@ -96,6 +96,7 @@ class Decision:
         scores: group name -> (units,) scores.
         widths: group name -> units that stay.
         latency: with a latency budget, the share of the original's time that was measured at these widths.
+        latency_error: how far that may be from the truth: half of its 95 % interval, relative to it.
         allocation: the allocation with what it measured.
     """
 
@@ -104,12 +105,22 @@ class Decision:
     widths: Mapping[str, int] = field(default_factory=dict)
     latency: float | None = None
     allocation: Allocation | None = None
+    latency_error: float | None = None
 
     @property
     def curves(self) -> LossCurves | None:
         """Return what cutting each group costs, if the allocation measured it."""
         curves = getattr(self.allocation, "curves", None)
         return curves if isinstance(curves, LossCurves) else None
+
+
+def share_of_time(share: float, error: float | None) -> str:
+    """Say which share of the time is left, and how sure that is.
+
+    >>> share_of_time(0.6, 0.01)
+    '60.0% of the time (give or take 0.6%)'
+    """
+    return f"{share:.1%} of the time" + (f" (give or take {error * share:.1%})" if error else "")
 
 
 def decide(
@@ -161,8 +172,10 @@ def decide(
         sizes=sizes,
         measure=measure,
     )
-    latency = measure.measured(widths) if isinstance(measure, LatencyShare) else None
-    return Decision(select(structure, scores, widths), scores, widths, latency, chosen)
+    latency, error = None, None
+    if isinstance(measure, LatencyShare):
+        latency, error = measure.measured(widths), measure.error(widths)
+    return Decision(select(structure, scores, widths), scores, widths, latency, chosen, error)
 
 
 def goal(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import statistics
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import infoprune
 from infoprune import FilterPruning
 from infoprune.allocation import Budget, LatencyShare, Uniform
-from infoprune.backends.timing import paired_ratios
+from infoprune.allocation.latency import LOOKS
+from infoprune.backends.timing import PairedRuns
 from infoprune.errors import BudgetError, ConfigurationError
 from infoprune.models import CifarResNet
 from tests.tiny import TinyModule, same, trainer
@@ -60,8 +60,8 @@ def test_what_was_measured_corrects_what_is_counted(structure: infoprune.Structu
     assert share({"conv": 20}) == pytest.approx(20 / 40)  # of the MACs
     assert share.measured({"conv": 20}) == pytest.approx(30 / 50)
     assert share({"conv": 20}) == pytest.approx(30 / 50)
-    assert share({"conv": 30}) == pytest.approx(40 / 50)  # between two known points
-    assert share({"conv": 10}) == pytest.approx(30 / 50 / 2)  # beyond them
+    assert share({"conv": 30}) == pytest.approx(40 / 50, rel=0.05)  # by the same power of the MACs
+    assert share({"conv": 10}) == pytest.approx(20 / 50, rel=0.15)
     assert net.training
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
@@ -149,15 +149,47 @@ def runs(*seconds: float) -> Callable[[], float]:
     return lambda: next(answers)
 
 
-def test_where_times_scatter_more_pairs_are_run() -> None:
-    assert len(paired_ratios(runs(1.0), runs(1.0), repeats=5)) == 5
-    assert len(paired_ratios(runs(1.0, 1.1, 0.9), runs(1.0), repeats=5)) == 10
+def test_pairs_of_runs_tell_how_sure_their_share_is() -> None:
+    steady, scattered = PairedRuns(runs(0.6), runs(1.0)), PairedRuns(runs(0.5, 0.6, 0.7), runs(1.0))
+    for pairs in (steady, scattered):
+        pairs.more(15)
+        assert pairs.share == 0.6
+    assert steady.error == 0
+    before = scattered.error
+    scattered.more(45)
+    assert 0 < scattered.error == pytest.approx(before / 2, rel=0.1)
 
 
-def test_far_from_the_target_fewer_pairs_are_run() -> None:
-    assert len(paired_ratios(runs(0.6), runs(1.0), 15, target=0.605)) == 15
-    assert len(paired_ratios(runs(0.6), runs(1.0), 15, target=0.7)) == 7
-    assert statistics.median(paired_ratios(runs(0.6), runs(1.0), 15, target=0.5)) == 0.6
+def count_pairs(structure: infoprune.Structure, target: float, noise: float) -> int:
+    """Return how often the original is run until the share of half of the channels is known."""
+    random.seed(1)
+    asked = []
+
+    def scattering(model: nn.Module, inputs: Any) -> float:
+        asked.append(model.get_submodule("conv").weight.shape[0])
+        return device(model, inputs) * random.gauss(1, noise)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        LatencyShare(Net(), structure, IMAGES, repeats=15, backend=scattering).within(target, lambda _: {"conv": 20})
+    return asked.count(40)
+
+
+def test_near_the_target_more_pairs_are_run_where_times_scatter(structure: infoprune.Structure) -> None:
+    far, near = 0.9, 0.605  # of 0.6, which it takes
+    assert count_pairs(structure, far, 0.0) == count_pairs(structure, far, 0.02) == 7
+    assert count_pairs(structure, near, 0.0) == 15
+    assert 15 < count_pairs(structure, near, 0.1) <= LOOKS * 15
+
+
+def test_a_share_that_scatters_is_said(structure: infoprune.Structure) -> None:
+    random.seed(0)
+    share = LatencyShare(
+        Net(), structure, IMAGES, backend=lambda model, inputs: device(model, inputs) * random.uniform(0.5, 1.5)
+    )
+    with pytest.warns(UserWarning, match=r"give or take \d+%: single runs scatter too much"):
+        widths = share.within(0.9, lambda _: {"conv": 20})
+    assert share.error(widths) > 0.03
 
 
 def test_after_a_first_cut_shares_multiply() -> None:

@@ -7,14 +7,13 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import nn
 
 from infoprune.allocation.budget import Budget, UnitCosts, check_amount, cost_share, unit_costs
 from infoprune.allocation.grid import WidthGrid
-from infoprune.allocation.latency import CLOSE, LatencyShare
+from infoprune.allocation.latency import CLOSE, SLACK, LatencyShare
 from infoprune.allocation.patterns import MinWidth, least_widths
 from infoprune.allocation.rounding import AUTO, RoundTo, halved, steps
 from infoprune.allocation.solve import CLOSE_IN_TIME, TOLERANCE, Measure, Widths, WidthsAt, solve
@@ -273,15 +272,15 @@ def within_budget(
 ) -> Attempt:
     """Return the widths among ``widths_at`` that spend the budget; see :meth:`Allocation.widths`."""
     target = 1 - fraction * (1 - budget.keep)
-    cost = partial(measure.measured, target=target) if isinstance(measure, LatencyShare) else measure
-    floor = cost(widths_at(1.0))
-    if floor > target:
-        raise BudgetError(_too_small(structure, budget, target, floor, widths_at(1.0)))
+    narrowest, cost = widths_at(1.0), measure
     if isinstance(measure, LatencyShare):
         widths = measure.within(target, lambda share: solve(widths_at, grids, measure, share, close=CLOSE_IN_TIME))
+        cost = measure.measured
     else:
-        widths = solve(widths_at, grids, measure, target)
+        widths = narrowest if measure(narrowest) > target else solve(widths_at, grids, measure, target)
     reached, spared = cost(widths), CLOSE if budget.kind == "latency" else TOLERANCE
+    if reached > target + SLACK:
+        raise BudgetError(_too_small(structure, budget, target, reached, narrowest))
     if reached >= (1 - spared) * target or all(widths[name] == grid.size for name, grid in grids.items()):
         return Attempt(widths)
     unmet = f"the {budget.kind} budget of {target:.4g} is met at {reached:.4g}, the nearest from below that was found"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import bisect
-import statistics
+import math
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from infoprune.backends import Run, get_backend
 from infoprune.backends.backend import BackendSpec
 from infoprune.backends.layers import timed_layers
 from infoprune.backends.table import LatencyTable
-from infoprune.backends.timing import paired_ratios
+from infoprune.backends.timing import PairedRuns
 from infoprune.registry import check_count
 from infoprune.snapshot import snapshot
 from infoprune.structure import shrink
@@ -33,8 +34,32 @@ SLACK = 1e-9
 CLOSE = 0.02
 """A budget of time counts as met when at most this share of it is left unspent."""
 
-BACK = 0.01
-"""After widths that took too long, the next choice aims so much lower, as a share of the target."""
+FEWEST = 7
+"""Pairs of runs that show how much the times scatter."""
+
+PRECISION = 0.01
+"""Relative half of the 95 % interval at which a share is known well enough."""
+
+LOOKS, SECONDS = 6, 8.0
+"""A search ends after the pairs of runs of so many first looks, or after so many seconds of runs if that is later."""
+
+UNSURE = 0.03
+"""A share that is known no better than this is warned about."""
+
+NEAR = 0.05
+"""Measured shares that differ by so much, relatively, tell about equally much of a target."""
+
+EXPONENTS = (0.05, 20.0)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A measured choice of widths: what the model of the time said, the truth, and by how many pairs of runs."""
+
+    said: float
+    share: float
+    error: float
+    pairs: int
 
 
 class LatencyShare:
@@ -43,14 +68,14 @@ class LatencyShare:
     A call answers from a model of the time, which adds up what the single layers take: by a table of layers that were
     timed one by one, or by multiply-accumulates in backends that need seconds to load a layer. `measured` shrinks a
     copy of the model to the widths (which units stay makes no difference to the time) and times it in turn with the
-    original, so that whatever else the machine does meets both; the share is the median over pairs of runs. Every
-    measured share corrects the answers of the model from then on.
+    original, so that whatever else the machine does meets both; the share is the median over pairs of runs. The answers
+    of the model are raised to the power that agrees best with what was measured near the target.
 
     Args:
         model: The model that ``structure`` was traced from, on the device that counts. It is not changed.
         structure: Its structure.
         example_inputs: What to time: the batch size matters.
-        repeats: Fewest pairs of runs of whole models; by default as many as the backend wants.
+        repeats: Pairs of runs of whole models for a first look; by default as many as the backend wants.
         now: The share that ``model`` itself takes, if it was pruned before.
         backend: Where to time; see `infoprune.latency`.
 
@@ -83,50 +108,59 @@ class LatencyShare:
         self._scores = {group.name: torch.zeros(group.size) for group in structure.prunable}
         self._whole: Run | None = None
         self._additive: Callable[[Mapping[str, int]], float] | None = None
-        self._points: list[tuple[float, float]] = [(1.0, 1.0)]  # what the model of the time said, and the truth
-        self._shares: dict[tuple[tuple[str, int], ...], float] = {}
+        self._known: dict[tuple[tuple[str, int], ...], _Known] = {}
+        self._exponent = 1.0
+        self._pairs, self._seconds = 0, 0.0
 
     def __call__(self, widths: Mapping[str, int]) -> float:
         """Return the share of the time that widths take, by the model of the time."""
-        if self._additive is None:
-            self._additive = self._cost()
-        return self.now * self._corrected(self._additive(widths))
+        share: float = self.now * self._said(widths) ** self._exponent
+        return share
 
-    def measured(self, widths: Mapping[str, int], target: float | None = None) -> float:
+    def measured(self, widths: Mapping[str, int]) -> float:
         """Return the share of the time that widths take, by the clock; the same widths are measured once.
 
         Args:
             widths: Group name -> units.
-            target: The share that the answer is compared with: far from it, fewer runs are enough.
         """
-        key = tuple(sorted(widths.items()))
-        if key not in self._shares:
-            share = self._clocked(widths, None if target is None else target / self.now)
-            self._shares[key] = self.now * share
-            self._learn(widths, share)
-        return self._shares[key]
+        return self.now * self._measured(widths).share
+
+    def error(self, widths: Mapping[str, int]) -> float:
+        """Return how far the measured share may be from the truth: half of its 95 % interval, relative to it."""
+        return self._measured(widths).error
 
     def within(self, target: float, solve: Callable[[float], Widths]) -> Widths:
         """Return the widths that take the most time within a target, by the clock.
+
+        Where none of those that were tried is within it, the narrowest are returned.
 
         Args:
             target: Share that may be spent.
             solve: Returns the widths that cost the most within a share, by calls of this object.
         """
-        aim, found = (1 - CLOSE / 2) * target, []
+        wanted, found = (1 - CLOSE / 2) * target, []
+        aim = wanted
         for _ in range(ROUNDS):
             widths = solve(aim + SLACK)
-            again = tuple(sorted(widths.items())) in self._shares
-            share = self.measured(widths, target)
-            if share > target + SLACK:
-                aim -= BACK * target
-                continue
-            found.append((share, widths))
-            if share >= (1 - CLOSE) * target or (again and aim >= target):
+            again = _key(widths) in self._known
+            known = self._measured(widths, target)
+            share = self.now * known.share
+            if share <= target + SLACK:
+                found.append((share, widths))
+                if share >= (1 - CLOSE) * target:
+                    break
+            if not self._has_time():
                 break
-            if again:
-                aim = target  # widths are too coarse to stay a little below
-        return max(found, key=lambda entry: entry[0])[1] if found else solve(0.0)
+            if again:  # widths are coarse, or the model of the time is wrong about them
+                aim *= wanted / share
+        chosen = max(found, key=lambda entry: entry[0])[1] if found else solve(0.0)
+        self._say_if_unsure(chosen)
+        return chosen
+
+    def _said(self, widths: Mapping[str, int]) -> float:
+        if self._additive is None:
+            self._additive = self._cost()
+        return self._additive(widths)
 
     def _cost(self) -> Callable[[Mapping[str, int]], float]:
         """Return the share of the time that layers of these widths take together."""
@@ -148,32 +182,71 @@ class LatencyShare:
         whole = seconds({})
         return lambda widths: seconds(widths) / whole
 
-    def _corrected(self, share: float) -> float:
-        """Interpolate the measured share where the model of the time says ``share``."""
-        said, truth = zip(*self._points, strict=True)
-        if len(said) == 1 or share <= said[0]:
-            return share * truth[0] / said[0]
-        place = min(bisect.bisect_left(said, share), len(said) - 1)
-        part = (share - said[place - 1]) / (said[place] - said[place - 1])
-        return truth[place - 1] + part * (truth[place] - truth[place - 1])
+    def _fitted(self, target: float | None) -> float:
+        """Return the power of the model of the time that agrees best with what was measured, most of all near by."""
+        weights, exponents = [], []
+        for known in self._known.values():
+            if 0 < known.said < 1:
+                exponents.append(math.log(min(known.share, 1 - SLACK)) / math.log(known.said))
+                away = abs(math.log(self.now * known.share / target)) if target else 0.0
+                weights.append(known.pairs / (away + NEAR) ** 2)
+        if not exponents:
+            return self._exponent
+        mean = sum(w * e for w, e in zip(weights, exponents, strict=True)) / sum(weights)
+        return min(max(mean, EXPONENTS[0]), EXPONENTS[1])
 
-    def _learn(self, widths: Mapping[str, int], share: float) -> None:
-        """Add a measured point; those that it contradicts (more work in less time) are dropped."""
-        if self._additive is None:
-            self._additive = self._cost()
-        said = self._additive(widths)
-        if not 0 < said < 1:
-            return
-        kept = [(s, t) for s, t in self._points if (s < said and t < share) or (s > said and t > share) or s == 1.0]
-        self._points = sorted([*kept, (said, min(share, 1.0))])
+    def _measured(self, widths: Mapping[str, int], target: float | None = None) -> _Known:
+        """Return what is known of widths, measured now if nothing is: the better, the closer they are to a target."""
+        key = _key(widths)
+        if key not in self._known:
+            self._known[key] = self._clocked(widths, None if target is None else target / self.now)
+            self._exponent = self._fitted(target)
+        return self._known[key]
 
-    def _clocked(self, widths: Mapping[str, int], target: float | None) -> float:
+    def _clocked(self, widths: Mapping[str, int], target: float | None) -> _Known:
         cut = select(self.structure, self._scores, widths)
         if cut.is_empty:
-            return 1.0
+            return _Known(1.0, 1.0, 0.0, 0)
         smaller = snapshot(self.model)
         shrink(smaller, cut)
         if self._whole is None:
             self._whole = self.backend.warmed_up(self.model, self.example_inputs)
-        run = self.backend.warmed_up(smaller, self.example_inputs)
-        return statistics.median(paired_ratios(run, self._whole, self.repeats, target))
+        pairs = PairedRuns(self.backend.warmed_up(smaller, self.example_inputs), self._whole)
+        pairs.more(min(FEWEST, self.repeats))
+        if target is None or not _clearly_away(pairs, target):
+            pairs.more(self.repeats - len(pairs.ratios))
+            while pairs.error > _wanted(pairs, target) and self._has_time(pairs):
+                pairs.more(self.repeats)
+        self._pairs, self._seconds = self._pairs + len(pairs.ratios), self._seconds + pairs.seconds
+        return _Known(self._said(widths), pairs.share, pairs.error, len(pairs.ratios))
+
+    def _has_time(self, running: PairedRuns | None = None) -> bool:
+        pairs, seconds = (len(running.ratios), running.seconds) if running else (0, 0.0)
+        if self._pairs + pairs < LOOKS * self.repeats:
+            return True
+        return self.backend.quick_to_load and self._seconds + seconds < SECONDS
+
+    def _say_if_unsure(self, widths: Mapping[str, int]) -> None:
+        known = self._measured(widths)
+        if known.error > UNSURE:
+            warnings.warn(
+                f"the share of the time is {self.now * known.share:.3g} give or take {known.error:.0%}: single runs "
+                "scatter too much to know it better; measure on an idle machine",
+                stacklevel=2,
+            )
+
+
+def _key(widths: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(widths.items()))
+
+
+def _wanted(pairs: PairedRuns, target: float | None) -> float:
+    """Return how well a share is to be known: well if it may be what the target asks for."""
+    fits = target is None or (1 - CLOSE) * target <= pairs.share <= target + SLACK
+    return PRECISION if fits else UNSURE
+
+
+def _clearly_away(pairs: PairedRuns, target: float) -> bool:
+    """Return whether a share is surely not what a target asks for, so that it need not be known better."""
+    low, high = pairs.share * (1 - pairs.error), pairs.share * (1 + pairs.error)
+    return low > target * (1 + CLOSE) or high < target * (1 - 2 * CLOSE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +29,10 @@ FEWEST = 3
 RUNS = 25
 
 
-def grid_of(backend: Backend, device: torch.device | None = None) -> dict[str, int]:
+KINDS = ("conv", "depthwise", "linear")
+
+
+def grid_of(backend: Backend, device: torch.device | None = None, kinds: Collection[str] = KINDS) -> dict[str, int]:
     """Return the step that pays for each kind of layer: ``"conv"``, ``"depthwise"`` and ``"linear"``.
 
     Small networks of some widths around 96 are timed. Of the steps that are within 5 % of the fastest at equal work,
@@ -38,9 +41,10 @@ def grid_of(backend: Backend, device: torch.device | None = None) -> dict[str, i
     Args:
         backend: One in which layers are timed one by one (``quick_to_load``).
         device: Where to measure.
+        kinds: Those that are wanted.
     """
     table = LatencyTable(backend, device)
-    found = {kind: smallest_that_pays(_seconds(table, kind)) for kind in ("conv", "depthwise", "linear")}
+    found = {kind: smallest_that_pays(_seconds(table, kind)) for kind in kinds}
     table.keep()
     return found
 
@@ -83,8 +87,9 @@ def steps_in(
     auto = steps(structure, AUTO, sizes)
     if not backend.quick_to_load:
         return auto
-    grid = grid_of(backend, device)
     kinds = {layer.weight: _kind(structure, layer.weight, layer.kind) for layer in structure.layers}
+    wide = {slot.tensor for group in structure.prunable for slot in group.slots}
+    grid = grid_of(backend, device, sorted({kind for weight, kind in kinds.items() if weight in wide}))
     found = {}
     for group in structure.prunable:
         wanted = max((grid[kinds[s.tensor]] for s in group.slots if s.tensor in kinds), default=1)

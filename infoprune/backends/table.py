@@ -17,7 +17,7 @@ from infoprune.backends.backend import Backend
 from infoprune.backends.layers import LayerKind
 from infoprune.files import write_text_whole
 
-SHARES = (0.25, 0.5, 1.0)
+SHARES = (0.25, 1.0)
 """Widths that are measured, as shares of the full width; between them times are interpolated."""
 
 RUNS = 5

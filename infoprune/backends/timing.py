@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,17 +19,8 @@ if TYPE_CHECKING:
 
     from infoprune.inputs import Inputs
 
-PRECISION = 0.004
-"""Relative standard error of a measured share that is good enough."""
-
-MOST = 2
-"""At most so many times the asked pairs of runs are spent on it."""
-
-FEWEST = 7
-"""Pairs of runs that show how much the times scatter."""
-
-CLEAR = 4
-"""A share that is so many standard errors away from the target need not be known better."""
+CERTAIN = 2
+"""Standard errors on each side of an estimate that its 95 % interval reaches."""
 
 
 @dataclass(frozen=True)
@@ -76,36 +67,46 @@ def timed(function: Callable[[], object], on_the_wall: bool = False) -> float:
     return clock() - start
 
 
-def paired_ratios(run: Run, reference: Run, repeats: int, target: float | None = None) -> list[float]:
-    """Return the time of one model over that of another, in as many pairs of runs as it takes to know it.
+class PairedRuns:
+    """The time of one model over that of another, in pairs of runs.
 
-    That is at least ``repeats``, unless the ratio is clearly below or above ``target``. The two take turns at being
-    first, so that what else the machine does meets both.
+    The two take turns at being first, so that what else the machine does meets both.
+
+    Args:
+        run: The model in question.
+        reference: The other one.
+
+    Example:
+        >>> pairs = PairedRuns(lambda: 3.0, lambda: 4.0)
+        >>> pairs.more(5)
+        >>> pairs.share, pairs.error, pairs.seconds
+        (0.75, 0.0, 35.0)
     """
-    ratios: list[float] = []
-    while not _known(ratios, repeats, target):
-        if len(ratios) % 2:
-            seconds, of_reference = run(), reference()
-        else:
-            of_reference, seconds = reference(), run()
-        ratios.append(seconds / of_reference)
-    return ratios
 
+    def __init__(self, run: Run, reference: Run) -> None:
+        self._run, self._reference = run, reference
+        self.ratios: list[float] = []
+        self.seconds = 0.0
 
-def _known(ratios: Sequence[float], repeats: int, target: float | None) -> bool:
-    error = _standard_error(ratios)
-    if len(ratios) >= repeats and (error <= PRECISION or len(ratios) >= MOST * repeats):
-        return True
-    return (
-        target is not None
-        and len(ratios) >= FEWEST
-        and abs(statistics.median(ratios) / target - 1) > max(CLEAR * error, CLEAR * PRECISION)
-    )
+    def more(self, pairs: int) -> None:
+        """Add so many pairs of runs."""
+        for _ in range(pairs):
+            if len(self.ratios) % 2:
+                own, other = self._run(), self._reference()
+            else:
+                other, own = self._reference(), self._run()
+            self.ratios.append(own / other)
+            self.seconds += own + other
 
+    @property
+    def share(self) -> float:
+        """The median over the pairs."""
+        return statistics.median(self.ratios)
 
-def _standard_error(ratios: Sequence[float]) -> float:
-    """Return the standard error of the median, relative to it, from the quartiles, which outliers leave alone."""
-    if len(ratios) < 2:
-        return 0.0
-    low, median, high = statistics.quantiles(ratios, n=4)
-    return 1.2533 * (high - low) / 1.349 / math.sqrt(len(ratios)) / median
+    @property
+    def error(self) -> float:
+        """Half of the 95 % interval of the share, relative to it; from the quartiles, which outliers leave alone."""
+        if len(self.ratios) < 2:
+            return 0.0
+        low, median, high = statistics.quantiles(self.ratios, n=4)
+        return CERTAIN * 1.2533 * (high - low) / 1.349 / math.sqrt(len(self.ratios)) / median

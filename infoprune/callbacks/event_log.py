@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from infoprune.callbacks.measure import ValidationMetrics, validate_now
 from infoprune.cost import Cost
-from infoprune.decide import Decision
+from infoprune.decide import Decision, share_of_time
 from infoprune.report.collect import event_record
 from infoprune.report.loggers import RunLog
 from infoprune.report.record import EventRecord, LayerRow
@@ -84,7 +84,8 @@ class EventLog:
         self.events.append(event)
         if validate:
             event.metrics_cut = validate_now(trainer)
-        rank_zero_info(event_line(event, unpruned.cost, unpruned.frozen))
+        time = "" if latency is None else f", {share_of_time(latency, decision.latency_error)}"
+        rank_zero_info(event_line(event, unpruned.cost, unpruned.frozen) + time)
         macs, params = Cost(event.macs, event.params).ratio(unpruned.cost)
         ratios = {"prune/macs_ratio": macs, "prune/params_ratio": params}
         ratios |= {f"prune/after_cut/{k}": value for k, value in event.metrics_cut.items() if value is not None}

@@ -225,8 +225,9 @@ class PruningEngine:
         scores = mean_over_ranks(own_scores)
         allocation = on_all_ranks(lambda: self._prepare_allocation(trainer, module, structure, scores, fraction))
         decision = on_all_ranks(lambda: self._choose(trainer, module, structure, scores, allocation, fraction))
-        plan, latency = broadcast_from_first((decision.plan.to_dict(), decision.latency))
-        return structure, replace(decision, plan=PruningPlan.from_dict(plan), latency=latency)
+        measured = decision.latency, decision.latency_error
+        plan, (latency, error) = broadcast_from_first((decision.plan.to_dict(), measured))
+        return structure, replace(decision, plan=PruningPlan.from_dict(plan), latency=latency, latency_error=error)
 
     def _score(self, trainer: pl.Trainer, module: pl.LightningModule) -> tuple[Structure, Scores]:
         structure = self.structure(module)
