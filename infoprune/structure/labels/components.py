@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,44 @@ Labels: TypeAlias = npt.NDArray[np.int64]
 LONG = 1 << 16
 """Arrays of so many labels hold most of them many times: those of a map of scores that was flattened, say."""
 
-_each_once: dict[int, tuple[weakref.ref[Labels], Labels]] = {}
-"""By the identity of a long array that still exists: its labels, each once."""
+Computed = TypeVar("Computed")
+
+
+class PerArray(Generic[Computed]):
+    """Compute something from an array once, and note it as long as the array exists.
+
+    Args:
+        compute: what is computed from an array.
+    """
+
+    def __init__(self, compute: Callable[[Labels], Computed]) -> None:
+        self._compute = compute
+        self._noted: dict[int, tuple[weakref.ref[Labels], Computed]] = {}
+
+    def __call__(self, labels: Labels) -> Computed:
+        """Return what was computed from an array."""
+        key = id(labels)
+        found = self._noted.get(key)
+        if found is None:
+            reference = weakref.ref(labels, lambda _: self._noted.pop(key, None))
+            found = self._noted[key] = reference, self._compute(labels)
+        return found[1]
+
+
+def _each_once(labels: Labels) -> Labels:
+    there = np.zeros(labels.max() + 2, dtype=bool)
+    there[labels] = True  # what lies outside, -1, is the last
+    each = np.flatnonzero(there)
+    each[each == len(there) - 1] = -1
+    return each
+
+
+def _span(labels: Labels) -> tuple[int, int]:
+    inside = labels[labels >= 0]
+    return (int(inside.min()), int(inside.max())) if len(inside) else (0, -1)
+
+
+_noted_each_once, _noted_span = PerArray(_each_once), PerArray(_span)
 
 
 def distinct(labels: Labels) -> Labels:
@@ -24,17 +61,20 @@ def distinct(labels: Labels) -> Labels:
     >>> distinct(np.array([2, 1, 2])).tolist(), distinct(np.repeat([2, 1], LONG)).tolist()
     ([2, 1, 2], [1, 2])
     """
-    if len(labels) < LONG:
-        return labels
-    key = id(labels)
-    found = _each_once.get(key)
-    if found is None:
-        there = np.zeros(labels.max() + 2, dtype=bool)
-        there[labels] = True  # what lies outside, -1, is the last
-        each = np.flatnonzero(there)
-        each[each == len(there) - 1] = -1
-        found = _each_once[key] = weakref.ref(labels, lambda _: _each_once.pop(key, None)), each
-    return found[1]
+    return labels if len(labels) < LONG else _noted_each_once(labels)
+
+
+def share_labels(a: Labels, b: Labels) -> bool:
+    """Return whether two arrays share a label that is not outside.
+
+    >>> share_labels(np.array([-1, 3, 4]), np.array([-1, 4])), share_labels(np.array([-1, 3]), np.array([-1, 4]))
+    (True, False)
+    """
+    (low, high), (other_low, other_high) = _noted_span(a), _noted_span(b)
+    if low > other_high or other_low > high:  # quick, and enough for most pairs
+        return False
+    inside = distinct(a)
+    return bool(np.isin(inside[inside >= 0], distinct(b)).any())
 
 
 def ranges(starts: Labels, sizes: Labels) -> Labels:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 
-from infoprune.structure.labels.components import Labels, distinct
+from infoprune.structure.labels.components import Labels, share_labels
 
 Axis: TypeAlias = "Labels | None"
 """The labels along one dimension of a tensor, or None where nothing of it can be removed."""
@@ -103,10 +102,7 @@ class TensorLabels:
 
 def overlap(axis: Labels, others: Sequence[Labels]) -> bool:
     """Return whether an axis has labels in common with any of several others."""
-    if any(labels is axis for labels in others):
-        return True
-    inside = distinct(axis)
-    return any(np.isin(inside[inside >= 0], distinct(labels)).any() for labels in others)
+    return any(labels is axis for labels in others) or any(share_labels(axis, labels) for labels in others)
 
 
 _ATTRIBUTE = "_infoprune_flow"

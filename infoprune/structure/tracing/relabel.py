@@ -35,11 +35,15 @@ class Recording:
     """A pass on shapes with all its tensors, which hold no numbers.
 
     Attributes:
+        train: whether the model ran in train mode.
+        seed: of the random numbers that the pass drew.
         labelled_tensors: the model's tensors, with the labels that they start with.
         steps: the operators.
         leaving: the tensors that leave the model, and how.
     """
 
+    train: bool
+    seed: int
     labelled_tensors: Sequence[tuple[Tensor, TensorLabels]] = ()
     steps: list[Step] = field(default_factory=list)
     leaving: list[tuple[Tensor, str]] = field(default_factory=list)
@@ -66,14 +70,16 @@ class Recording:
                 found.update(id(tensor) for tensor in step.outs)
         return found
 
-    def replay(self, tracer: Tracer) -> list[tuple[TensorLabels, str]] | None:
-        """Label all results again and record that in ``tracer``; None if they are not what they were in the pass.
+    def is_unchanged(self) -> bool:
+        """Return whether all results are what they were in the pass, so that they can be labelled again."""
+        return all(_as_it_was(step) for step in self.steps)
+
+    def replay(self, tracer: Tracer) -> list[tuple[TensorLabels, str]]:
+        """Label all results again and record that in ``tracer``.
 
         Returns:
             The labels of the tensors that leave the model, and how these leave.
         """
-        if not all(_as_it_was(step) for step in self.steps):
-            return None
         for step in self.steps:
             for tensor in (*step.tensors, *step.outs):
                 clear_labels(tensor)

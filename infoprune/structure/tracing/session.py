@@ -97,7 +97,7 @@ class TraceSession:
         self._attributes = Attributes(self.modules.values())
         self._module_names = {id(module): name for name, module in self.modules.items()}
         self._running: Tracer | None = None  # the last tracer that was started
-        self._recording: Recording | None = None
+        self._recordings: list[Recording] = []  # of the passes on shapes
         self._notes_constants = False  # written-out numbers, which control flow reads
         self._numbers_made_up = False  # for control flow to read
 
@@ -121,6 +121,7 @@ class TraceSession:
 
     def run(self) -> None:
         """Trace in eval mode, and in train mode too if that reaches parameters which eval does not."""
+        self._recordings = []
         if self.on_shapes:
             try:
                 self._run_on_shapes()
@@ -154,12 +155,14 @@ class TraceSession:
             tracer = self._pass(train=False, seed=seed)
             if tracer.operators in known:
                 self.space.truncate(*mark)
+                self._recordings = self._recordings[:-1]
                 continue
             known.append(tracer.operators)
             self.passes.traced.append((False, tracer))
 
     def _run_on_numbers(self, on_shapes_error: Exception | None = None) -> None:
         """Trace on real tensors, because the model's code could not do without."""
+        self._recordings = []
         self.on_shapes = False
         self._forget_operators()
         self._unite_copies()
@@ -196,18 +199,26 @@ class TraceSession:
 
     def retrace(self) -> None:
         """Forget what the operators said and label all anew, with what the label space has been told since."""
-        recording = self._recording if len(self.passes.traced) == 1 and not self._unused() else None
         self._forget_operators()
         self.space.head_labels.clear()
-        self.passes = Passes(self.on_shapes, [])
-        tracer = Tracer(self.space, self._module_names)
-        leaving = None if recording is None else recording.replay(tracer)
-        if leaving is None:
+        if self._recordings and all(recording.is_unchanged() for recording in self._recordings):
+            self._replay(self._recordings)
+        else:
             self.run()
-            return
+
+    def _replay(self, recordings: Sequence[Recording]) -> None:
+        """Label the recorded passes anew, without running the model."""
         self._unite_copies()
-        freeze_leaving(self.space, leaving)
-        self.passes = Passes(self.on_shapes, [(False, tracer)])
+        self.passes = Passes(self.on_shapes, [])
+        unused: Sequence[str] = ()
+        for recording in recordings:
+            self.space.resolve_balances()
+            if recording.train:
+                unused = self._unused()
+            tracer = Tracer(self.space, self._module_names, len(self.records), recording.seed)
+            freeze_leaving(self.space, recording.replay(tracer))
+            self.passes.traced.append((recording.train, tracer))
+        self._settle_unused(unused if isinstance(self.inputs, ByMode) else ())
         freeze_ends(self)
 
     def _mark(self) -> tuple[int, int]:
@@ -253,9 +264,8 @@ class TraceSession:
 
     def _pass(self, train: bool, stand_ins: dict[str, Tensor] | None = None, seed: int = 0) -> Tracer:
         """Run the model once, recorded, and freeze what leaves it."""
-        first = sum(len(tracer.records) for tracer in self.passes.tracers)
-        self._running = tracer = Tracer(self.space, self._module_names, first, seed)
-        tracer.recording = self._recording = Recording() if self.on_shapes else None
+        self._running = tracer = Tracer(self.space, self._module_names, len(self.records), seed)
+        recording = tracer.recording = Recording(train, seed) if self.on_shapes else None
         returned = self.run_pass(tracer, train, stand_ins or {})
         if not returned.tensors and not train:
             raise TraceError(
@@ -264,6 +274,8 @@ class TraceSession:
             )
         tracer.recording = None  # the structure keeps the tracer, but none of the tensors
         tracer.results.clear()
+        if recording is not None:
+            self._recordings.append(recording)
         return tracer
 
     def run_pass(
