@@ -73,9 +73,11 @@ class WayFinder:
 
     def _alike(self, structure: Structure, labels: Labels) -> Iterator[list[int]]:
         """Yield the operators with several ways that tie some of these labels, each with its like in siblings."""
-        units = np.unique(structure.component[labels])
         several = {number for number, record in enumerate(structure.records) if record.ways > 1}
         ties = [union for union in structure.space.unions if union.op in several and len(union.a)]
+        if not ties:
+            return
+        units = np.unique(structure.component[labels])
         numbers = {union.op for union in ties if np.isin(structure.component[union.a[:1]], units).any()}
         while numbers:
             number = min(numbers)
