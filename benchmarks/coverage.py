@@ -52,6 +52,7 @@ class Row:
     """One model's outcome.
 
     Attributes:
+        seconds: processor time of the trace, the first of this model.
         counter: largest relative difference between our MACs and those of ``FlopCounterMode``, before and after; a
             text where the counter fails.
         criteria: how many criteria decided a cut that the model's code follows; the names of those that failed.
@@ -172,9 +173,9 @@ def is_classifier(model: nn.Module, x: Any) -> bool:
 def measure(name: str, with_data: bool = False) -> Row:
     """Trace, cut half of every group, verify, count, score, save and load."""
     model, x = zoo.build(name), zoo.inputs(name)
-    start = time.perf_counter()
+    start = time.process_time()
     structure = infoprune.trace(model, x)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     generator = np.random.default_rng(0)
     removed = {g.name: generator.choice(g.size, g.size // 2, replace=False).tolist() for g in structure.prunable}
     plan = structure.plan(removed)
@@ -201,7 +202,7 @@ def write(rows: list[Row], path: Path) -> None:
         "",
         f"`python -m benchmarks.coverage{option}`, {describe()}. Half of the units of every",
         "prunable group were removed at random; `error` is the largest difference from the masked original in float64,",
-        f"relative to the output{'; of detectors: what their heads put out' * (path == RESULT)}.",
+        f"relative to the output{'; of detectors: what their heads put out' * (path == RESULT)}. `trace (s)`: processor time.",
         "`MACs by FlopCounterMode`: how far our count is from PyTorch's, before and after the cut. `criteria`: how",
         "many of them decided a cut that the model's code follows: all that need no data, and on one classifier of",
         f"{EVERY} those that do ({', '.join(TOO_SLOW)} apart); `batchnorm_scale` refuses networks without batch norm.",

@@ -471,7 +471,9 @@ def test_a_parametrization_without_rules_is_frozen_by_name() -> None:
     )
     structure = infoprune.trace(net, X)
     assert not structure.prunable
-    assert any("linalg_matrix_exp has no rule (linalg_matrix_exp in 1.param" in (g.reason or "") for g in structure.groups)
+    assert any(
+        "linalg_matrix_exp has no rule (linalg_matrix_exp in 1.param" in (g.reason or "") for g in structure.groups
+    )
 
 
 class _Chooses(nn.Module):

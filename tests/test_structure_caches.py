@@ -57,6 +57,38 @@ def test_what_a_forward_keeps_does_not_freeze_the_rest() -> None:
     assert relative_error(original, net, plan, X) < 1e-12
 
 
+class Anchored(nn.Module):
+    """Computes the places of its boxes anew where the size of its maps changes, as heads of YOLO models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 6, 1)
+        self.size: torch.Size | None = None
+        self.anchors = torch.empty(0)
+        self.sizes_seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(self.stem(x).relu())
+        if self.size != x.shape[2:]:
+            self.size = x.shape[2:]
+            self.sizes_seen.append(self.size[0])
+            self.anchors = 0.5 + 8.0 * torch.arange(self.size[1])
+        return x[:, :2] * 2.0 + self.anchors
+
+
+@pytest.mark.parametrize("size", [8, 12])
+def test_a_model_that_ran_after_its_trace_is_cut_as_it_was_traced(size: int) -> None:
+    net = Anchored().eval()
+    structure = infoprune.trace(net, X)
+    plan = structure.plan({"stem": [0, 1, 5]})
+    net(torch.zeros(1, 3, size, size))
+    anchors, seen = net.anchors, net.sizes_seen
+    check_plan(net, X, structure, plan)
+    assert net.anchors is anchors
+    assert net.sizes_seen is seen
+    assert seen == [size]
+
+
 class Hoarding(nn.Module):
     """Keeps whatever passes by, in every way that Python offers."""
 

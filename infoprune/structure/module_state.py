@@ -24,6 +24,9 @@ Container: TypeAlias = "dict[Any, Any] | list[Any] | set[Any]"
 
 _CONTAINERS = (dict, list, set)
 _BUFFERS = "_buffers"
+ABSENT = object()
+"""What an attribute holds that is not there."""
+
 _OWN = frozenset(vars(nn.Module()))
 """What every module has: the only place there for what a forward has computed are its buffers."""
 
@@ -62,6 +65,19 @@ class Attributes:
             if container or content:  # a layer has a dozen containers, nearly all of them empty
                 _refill(container, content)
 
+    def changed(self) -> Iterator[tuple[nn.Module, str, Any]]:
+        """Return the attributes that hold something else now, each with what it held; `ABSENT` if there was none."""
+        for module, attributes in self._before:
+            for name, value in module.__dict__.items():
+                before = attributes.get(name, ABSENT)
+                content = self._contents[id(value)][1] if before is value and id(value) in self._contents else ()
+                if name in _OWN:
+                    continue
+                if before is not value:
+                    yield module, name, before
+                elif isinstance(value, _CONTAINERS) and not _holds(value, content):
+                    yield module, name, type(value)(content)
+
     def filled(self, own: Iterable[Tensor]) -> Iterator[tuple[nn.Module, str]]:
         """Return attributes that since received tensors of the model or labelled ones: dicts, and what was None."""
         ids = {id(tensor) for tensor in own}
@@ -94,16 +110,38 @@ def _values(container: Container | tuple[()]) -> Iterable[Any]:
     return container.values() if isinstance(container, dict) else container
 
 
+def _holds(container: Container, content: Container | tuple[()]) -> bool:
+    """Return whether a container holds just these objects, in this order."""
+    same_keys = len(container) == len(content) and all(map(operator.is_, container, content))
+    return same_keys and all(map(operator.is_, _values(container), _values(content)))
+
+
 def _refill(container: Container, content: Container | tuple[()]) -> None:
     """Give a container back what it held; one that still holds just that is not touched."""
-    same_keys = len(container) == len(content) and all(map(operator.is_, container, content))
-    if same_keys and all(map(operator.is_, _values(container), _values(content))):
+    if _holds(container, content):
         return
     if isinstance(container, list):
         container[:] = content
     else:
         container.clear()
         container.update(content)
+
+
+def put_back(modules: Mapping[str, nn.Module], found: Mapping[tuple[str, str], Any]) -> None:
+    """Give attributes of modules the values that a pass found there.
+
+    Args:
+        modules: the model's modules by name.
+        found: (name of a module, attribute) -> value, or `ABSENT`. A container is copied.
+    """
+    for (path, name), value in found.items():
+        if path not in modules:
+            continue
+        attributes = modules[path].__dict__
+        if value is ABSENT:
+            attributes.pop(name, None)
+        else:
+            attributes[name] = type(value)(value) if isinstance(value, _CONTAINERS) else value
 
 
 @contextmanager

@@ -37,6 +37,7 @@ class Recording:
     Attributes:
         train: whether the model ran in train mode.
         seed: of the random numbers that the pass drew.
+        found: what it found in the attributes that it changed.
         labelled_tensors: the model's tensors, with the labels that they start with.
         steps: the operators.
         leaving: the tensors that leave the model, and how.
@@ -44,6 +45,7 @@ class Recording:
 
     train: bool
     seed: int
+    found: dict[tuple[str, str], Any] = field(default_factory=dict)
     labelled_tensors: Sequence[tuple[Tensor, TensorLabels]] = ()
     steps: list[Step] = field(default_factory=list)
     leaving: list[tuple[Tensor, str]] = field(default_factory=list)
@@ -80,6 +82,7 @@ class Recording:
         Returns:
             The labels of the tensors that leave the model, and how these leave.
         """
+        tracer.found = self.found
         for step in self.steps:
             for tensor in (*step.tensors, *step.outs):
                 clear_labels(tensor)

@@ -15,7 +15,7 @@ from infoprune.errors import TraceError
 from infoprune.inputs import ByMode, Inputs
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.labels.tensor_labels import TensorLabels
-from infoprune.structure.module_state import Attributes
+from infoprune.structure.module_state import Attributes, put_back
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors, swapped
 from infoprune.structure.tracing.copies import copies_of
@@ -275,6 +275,7 @@ class TraceSession:
         tracer.recording = None  # the structure keeps the tracer, but none of the tensors
         tracer.results.clear()
         if recording is not None:
+            recording.found = tracer.found
             self._recordings.append(recording)
         return tracer
 
@@ -311,6 +312,7 @@ class TraceSession:
         ]
         inputs = inputs_on_meta(self.inputs) if self.on_shapes else self.inputs
         with self._attributes.restored(), swapped(self.owned, tensors):
+            put_back(self.modules, tracer.found)  # a model that ran since may hold what it computed then
             for module in self.modules.values():  # past nn.Module.__setattr__: restored together with all the others
                 module.__dict__["training"] = train and not isinstance(module, _EVAL_ALWAYS)
             returned = self._run(tracer, inputs, labelled_tensors)
@@ -318,6 +320,8 @@ class TraceSession:
                 own = [tensor for tensor, _ in labelled_tensors]
                 self._note_caches(self._attributes.filled(own))
                 note_leaving(self, tracer, returned, own, inputs)
+                names = self._module_names
+                tracer.found = {(names[id(m)], name): value for m, name, value in self._attributes.changed()}
             return returned
 
     def _run(self, tracer: Tracer, inputs: Inputs, labelled_tensors: Sequence[tuple[Tensor, TensorLabels]]) -> Returned:

@@ -71,6 +71,7 @@ class Tracer(TorchDispatchMode):
 
     Attributes:
         drew: whether it drew any.
+        found: what the pass found in the attributes that it changed, by module and name.
     """
 
     def __init__(self, space: LabelSpace, names: Mapping[int, str], first: int = 0, seed: int = 0) -> None:
@@ -86,6 +87,7 @@ class Tracer(TorchDispatchMode):
         self.values: Values | None = None
         self.draws = NumberedDraws(seed)
         self.drew = False
+        self.found: dict[tuple[str, str], Any] = {}
         self._names = names
         self._modules: list[str] = [""]
         self._operators: dict[int, Operator] = {}

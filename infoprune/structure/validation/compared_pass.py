@@ -56,6 +56,7 @@ class ComparedPass(Tracer):
         kept: Mapping[int, Labels],
     ) -> None:
         super().__init__(traced.space, traced._names, traced.first, traced.seed)
+        self.found = traced.found
         self.conflicts: list[Conflict] = []
         self._session = session
         self._plan = plan
