@@ -1,6 +1,7 @@
 """Widths by measured information loss: what is measured, what becomes of it, and what is refused."""
 
 import copy
+import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -14,6 +15,7 @@ import infoprune
 from infoprune.allocation import Budget, InformationLoss, LossCurves, select
 from infoprune.allocation.curves import Round
 from infoprune.allocation.divergence import distances_for, divergence_of_labels, divergence_of_scores, relative_error
+from infoprune.allocation.information_loss import FLOORS
 from infoprune.allocation.measure_loss import LossMeter
 from infoprune.criteria import get_criterion
 from infoprune.errors import CheckpointError, ConfigurationError, DataError
@@ -151,6 +153,23 @@ def test_budgets_below_the_floor_can_still_be_met(net: nn.Module):
     low = prepared.widths(structure, scores, Budget("macs", 0.03))
     assert min(width / structure.group(name).size for name, width in high.items()) > 0.35
     assert min(width / structure.group(name).size for name, width in low.items()) < 0.25
+
+
+def test_the_floor_is_the_one_whose_cuts_cost_least_together():
+    torch.manual_seed(3)
+    net = CifarResNet(8).eval()
+    structure, scores = traced(net)
+    batches, budget = [IMAGES], Budget("macs", 0.3)
+    chosen = InformationLoss().prepared(net, structure, batches, scores=scores, keep=0.3)
+    joint = {}
+    for floor in FLOORS:
+        widths = dataclasses.replace(chosen, floor=floor).widths(structure, scores, budget)
+        with Progress("test", 1, False) as bar:
+            joint[floor] = LossMeter(net, structure, scores, batches, 48, None, "test").round(widths, {}, bar).loss
+    assert len(set(joint.values())) == len(FLOORS)
+    assert chosen.floor == min(joint, key=joint.__getitem__)
+    assert InformationLoss().prepared(net, structure, batches, scores=scores).floor is None
+    assert InformationLoss(floor=0.4).prepared(net, structure, batches, scores=scores, keep=0.3).floor == 0.4
 
 
 def test_a_users_own_quality_decides(net: nn.Module):

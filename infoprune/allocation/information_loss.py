@@ -38,6 +38,10 @@ LATER_LEVELS = (0.75, 0.5)
 """Shares of a group's units at which a round measures."""
 
 
+FLOORS = (0.25, 0.35, 0.5)
+"""Shares of its units that every group may keep; the one is taken whose widths cost the least, all cut at once."""
+
+
 @ALLOCATIONS.register("information_loss")
 @dataclass(kw_only=True)
 class InformationLoss(Allocation):
@@ -55,7 +59,9 @@ class InformationLoss(Allocation):
         images: Number of calibration images; all of the data if it holds fewer.
         rounds: How often the curves are measured: once on the whole model, then at 70, 50, 35, 25, 18 and 12 % of the
             cost, as far as the budget goes.
-        floor: Share of its units that every group keeps, until all have come down to it; in [0, 1).
+        floor: Share of its units that every group keeps, until all have come down to it; in [0, 1). None measures the
+            widths that 0.25, 0.35 and 0.5 lead to at the budget, all cut at once, and takes the share that costs the
+            least; it is 0.25 where the budget is not known when the curves are measured.
         depth: Nats that a group counts for each factor e that it becomes narrower, on top of what is measured.
         evaluate: A function of a model that returns its quality, higher is better, instead of comparing outputs.
         curves: Loss curves that were measured before, or the file that holds them.
@@ -68,7 +74,7 @@ class InformationLoss(Allocation):
 
     images: int = 256
     rounds: int = 1
-    floor: float = 0.25
+    floor: float | None = None
     depth: float = 0.0
     evaluate: Callable[[nn.Module], float] | None = None
     curves: LossCurves | str | None = None
@@ -79,7 +85,8 @@ class InformationLoss(Allocation):
     def __post_init__(self) -> None:
         check_count(OWNER, "images", self.images, 1)
         check_count(OWNER, "rounds", self.rounds, 1)
-        check_number(OWNER, "floor", self.floor, 0, 1)
+        if self.floor is not None:
+            check_number(OWNER, "floor", self.floor, 0, 1)
         check_number(OWNER, "depth", self.depth, 0)
         if isinstance(self.curves, str):
             self.curves = LossCurves.load(self.curves)
@@ -107,7 +114,7 @@ class InformationLoss(Allocation):
             data: Batches of training images.
             scores: Which units of a group go first.
             kind: What the budget is of.
-            keep: How much of it stays; rounds below are left out.
+            keep: How much of it stays, 0 if that is not known yet; rounds below are left out.
         """
         if self.curves is not None:
             return self
@@ -124,7 +131,8 @@ class InformationLoss(Allocation):
         shares = [share for share in ROUNDS[: self.rounds - 1] if share > keep]
         levels = {name: _levels(width, FIRST_LEVELS) for name, width in widths.items()}
         curves = LossCurves((), meter.unit, meter.images)
-        with Progress(OWNER, meter.work(levels) * (1 + len(shares)), self.progress) as bar:
+        floors = FLOORS if self.floor is None and keep else ()
+        with Progress(OWNER, meter.work(levels) * (1 + len(shares)) + len(floors), self.progress) as bar:
             for share in [*shares, 0.0]:
                 # Groups at their floor have nothing left to measure.
                 levels = {name: wanted for name, wanted in levels.items() if wanted}
@@ -132,10 +140,18 @@ class InformationLoss(Allocation):
                 if share:
                     widths = self._widths_at(structure, curves, grids, kind, share)
                     levels = {name: _levels(width, LATER_LEVELS) for name, width in widths.items()}
+            joint = {}
+            for floor in floors:  # losses of single cuts do not tell what narrow groups next to each other cost
+                narrowed = dataclasses.replace(self, floor=floor)
+                joint[floor] = meter.round(narrowed._widths_at(structure, curves, grids, kind, keep), {}, bar).loss
+                bar.advance(1.0)
         few = f", all that the data hold ({self.images} were asked for)" if 0 < curves.images < self.images else ""
         logger.info("%s: measured on %d images%s, as %s", OWNER, curves.images, few, curves.unit)
         _warn_about(curves)
-        return dataclasses.replace(self, curves=curves)
+        if joint:
+            listed = ", ".join(f"{loss:.4g} with at least {floor:.0%} of each group" for floor, loss in joint.items())
+            logger.info("%s: all cuts at once cost %s", OWNER, listed)
+        return dataclasses.replace(self, curves=curves, floor=min(joint, key=joint.__getitem__, default=self.floor))
 
     def _widths_at(
         self, structure: Structure, curves: LossCurves, grids: Mapping[str, WidthGrid], kind: str, share: float
@@ -150,8 +166,9 @@ class InformationLoss(Allocation):
         return state
 
     def _states(self, curves: LossCurves, grids: Mapping[str, WidthGrid], costs: UnitCosts) -> Iterable[Widths]:
+        share = FLOORS[0] if self.floor is None else self.floor
         floors = {
-            name: max(grid.lowest, math.ceil(self.floor * (grid.original or grid.size))) for name, grid in grids.items()
+            name: max(grid.lowest, math.ceil(share * (grid.original or grid.size))) for name, grid in grids.items()
         }
         return descend(curves, costs, grids, floors, self.depth)
 
