@@ -260,7 +260,8 @@ class _Decider:
     def __call__(self, structure: Structure) -> Decision:
         scores = self._scores
         if scores is not None:
-            scores = {g.name: scores[g.name] for g in structure.prunable if g.name in scores}
+            same = all(len(scores.get(group.name, ())) == group.size for group in structure.prunable)
+            scores = {group.name: scores[group.name] for group in structure.prunable} if same else None
         measure = self._measure and self._measure(structure)
         decision = self._decide_on(structure, allocation=self._allocation, scores=scores, measure=measure)
         self._allocation = decision.allocation or self._allocation

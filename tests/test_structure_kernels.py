@@ -244,3 +244,27 @@ def test_a_loss_that_does_not_fit_the_targets_is_named() -> None:
         infoprune.errors.ConfigurationError, match=r"cross_entropy fails on outputs of shape \(2, 8, 8, 8\)"
     ):
         infoprune.prune(net, X, "taylor", filters=0.5, data=[(X, torch.tensor([0, 3]))])
+
+
+class Gaussian(nn.Module):
+    """Blurs each channel as much as a number of its own says."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.sigma = nn.Parameter(torch.linspace(0.5, 2, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(-1, 2, device=x.device, dtype=x.dtype)
+        line = torch.exp(-(places**2) / (2 * self.sigma[:, None] ** 2 + 0.1))
+        kernel = (line[:, :, None] * line[:, None])[:, None]
+        return F.conv2d(x, kernel, padding=1, groups=x.shape[1])
+
+
+@pytest.mark.parametrize("criterion", ["l1", "geometric_median", "capacity_independence"])
+def test_a_kernel_may_be_computed_from_one_number_a_filter(criterion: str) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    net = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Gaussian(8), nn.Conv2d(8, 9, 1)))
+    original = copy.deepcopy(net)
+    plan = infoprune.prune(net, x, criterion, filters=0.5, round_to=1).plan
+    assert len(net[2].sigma) == 4
+    assert infoprune.verify(original, net, plan, x).ok

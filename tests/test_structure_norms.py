@@ -114,6 +114,17 @@ def test_statistics_of_a_normalisation_are_taken_over_what_stays(name: str) -> N
     assert relative_error(original, net, plan, X) < 1e-12
 
 
+def test_a_scale_may_come_before_the_division() -> None:
+    class Scaled(Norm):
+        def forward(self, x: Tensor) -> Tensor:
+            scaled = self.weight[:, None, None] * (x - x.mean(1, keepdim=True))
+            return scaled / (x.std(1, keepdim=True) + 1e-6) + self.bias[:, None, None]
+
+    net = network(Scaled(lambda x: x))
+    original, plan = cut(net)
+    assert relative_error(original, net, plan, X) < 1e-12
+
+
 @pytest.mark.parametrize("name", LENGTHS)
 def test_lengths_do_not_change_with_channels_that_are_zero(name: str) -> None:
     net = network(Function(LENGTHS[name]))

@@ -7,7 +7,7 @@ labels (these indices must go together) or freeze them (this index must stay). C
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,9 +75,13 @@ class LabelSpace:
         self._balances: list[Balance] = []
         self.head_splits: dict[str, set[tuple[int, int]]] = {}
         """Modules that lose whole parts (attention heads) of the dimensions that they split: how many, and how wide."""
+        self.head_inputs: dict[str, Labels] = {}
+        """Modules among these that read as many channels as all parts have together: the labels of these channels."""
         self.ways: dict[int, int] = {}
         """Operators that let channels go in another way than the first of several: the number of that way."""
         self.head_labels: dict[str, Labels] = {}
+        self._met: dict[int, tuple[Labels, Labels]] = {}
+        """By identity: an axis that was united with another one, and that one."""
         self._joined: tuple[Labels, int] | None = None
         """The components that so many of the unions make."""
         self._numbers: dict[int, int] = {}
@@ -132,6 +136,24 @@ class LabelSpace:
             op: number of the operator; -1: none.
         """
         self.freezes.append(Freeze(labels, reason, op))
+
+    def note_met(self, axes: Sequence[Labels]) -> None:
+        """Note that axes were united whole, so that each of them stands for all."""
+        first, *others = axes
+        for other in others:
+            if other is not first:
+                self._met[id(other)] = other, self._first_met(first)
+
+    def same_channels(self, a: Labels, b: Labels) -> bool:
+        """Return whether two axes hold the same channels, as far as whole axes were united, perhaps more often."""
+        if a is b or self._first_met(a) is self._first_met(b):
+            return True
+        return np.array_equal(np.unique(a), np.unique(b))
+
+    def _first_met(self, axis: Labels) -> Labels:
+        while (found := self._met.get(id(axis))) is not None and found[1] is not axis:
+            axis = found[1]
+        return axis
 
     def balance(self, parts: Labels, op: int) -> None:
         """Note that ``parts`` (parts, positions) must lose equally many labels because of operator number ``op``.
@@ -199,6 +221,7 @@ class LabelSpace:
         """
         del self.unions[unions:], self.freezes[freezes:]
         self._balances.clear()
+        self._met.clear()
         self._joined = self._slot_classes = None
 
     def slots_end(self) -> int:

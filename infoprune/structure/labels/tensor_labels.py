@@ -49,10 +49,22 @@ class TensorLabels:
             these labels themselves.
         degree: scaling that tensor by s scales this one by s to this power; None if that is not so.
         statistics: what was taken over channels on the way and has not cancelled out yet.
+        scaled_out: of a normalised tensor, the labels of the one that its scale cancels out of.
         number: of a tensor on shapes that the code makes of one number, that number.
     """
 
-    __slots__ = ("_base", "_zero", "axes", "degree", "nonzero", "number", "origin", "statistics", "storage")
+    __slots__ = (
+        "_base",
+        "_zero",
+        "axes",
+        "degree",
+        "nonzero",
+        "number",
+        "origin",
+        "scaled_out",
+        "statistics",
+        "storage",
+    )
 
     def __init__(self, axes: Sequence[Axis], zero: bool = False, origin: str | None = None) -> None:
         self.axes = tuple(axes)
@@ -64,6 +76,7 @@ class TensorLabels:
         self.nonzero: tuple[Labels, ...] = ()
         self.storage: Storage | None = None
         self.number: float | None = None
+        self.scaled_out: TensorLabels | None = None
 
     @property
     def base(self) -> TensorLabels:

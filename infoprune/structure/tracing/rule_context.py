@@ -20,8 +20,12 @@ GIVEN_SIZES = frozenset({
 """Operators that are told the sizes of what they make, all of them."""
 
 
-MEETS_OTHERS = "meets a tensor that is not a parameter of the model"
-"""Why channels stay that meet those of an input or a constant."""
+MEETS_OTHERS = "meets an input, a constant or channels that stay"
+"""Why channels stay that meet a dimension of which nothing can be removed."""
+
+
+STILL_ADDS = "what is removed would still add to a sum"
+"""Why channels stay that are summed over and not zero once removed."""
 
 
 @dataclass(slots=True)
@@ -49,6 +53,7 @@ class OpRecord:
     outputs: list[Output] = field(default_factory=list)
     choices: dict[str, int] = field(default_factory=dict)  # question -> decision, for dry runs
     splits: list[tuple[int, ...]] = field(default_factory=list)  # how many parts of how many parts of ... of an axis
+    counted: list[Labels] = field(default_factory=list)  # what is as many as a number among the arguments says
     read: Read | None = None
     ways: int = 1  # in how many ways it lets channels go: equal positions of all parts of a dimension, or whole parts
     by_place: bool = False  # takes some channels of a dimension by their places, so that a cut elsewhere tells nothing
@@ -139,7 +144,12 @@ class RuleContext:
             first = self._unite(first, other)
         if len(labelled) > 1:
             self.met.append((labelled, first))
+            self._space.note_met(labelled)
         return first
+
+    def same_channels(self, axis: Axis, other: Labels) -> bool:
+        """Return whether a dimension holds the same channels as another one, perhaps more often."""
+        return axis is not None and self._space.same_channels(axis, other)
 
     def _unite(self, a: Labels, b: Labels) -> Labels:
         if a is b:
@@ -155,8 +165,8 @@ class RuleContext:
             self._space.unite(a, b, self.number)
         else:
             self._space.unite(a[both], b[both], self.number)
-            self.freeze(a[inside_a & ~inside_b], "meets padding or a tensor that is not a parameter of the model")
-            self.freeze(b[inside_b & ~inside_a], "meets padding or a tensor that is not a parameter of the model")
+            self.freeze(a[inside_a & ~inside_b], "meets padding, or channels that stay")
+            self.freeze(b[inside_b & ~inside_a], "meets padding, or channels that stay")
         # Labels with a slot speak for those without, so that a kept or removed index can be told from its label alone.
         worse = (a == OUTSIDE) | ((a >= self._space.slots_end()) & inside_b)
         return np.where(worse, b, a) if worse.any() else a
@@ -193,8 +203,7 @@ class RuleContext:
         if a is None and b is None:
             return
         if a is not None and b is not None and not (fa.zero_along(a) or fb.zero_along(b)):
-            self.freeze(a, "what is removed would still add to a sum")
-            self.freeze(b, "what is removed would still add to a sum")
+            self.freeze_all([a, b], STILL_ADDS)
         self.unite_all([a, b])
 
     def freeze(self, axis: Axis, reason: str | None) -> None:
@@ -240,6 +249,10 @@ class RuleContext:
         """Note into how many parts of how many parts of ... the operator splits a dimension."""
         self.record.splits.append(tuple(counts))
 
+    def note_counted(self, labels: Labels) -> None:
+        """Note that a number among the operator's arguments says how many of these there are (groups, say)."""
+        self.record.counted.append(labels)
+
     @property
     def head_splits(self) -> Collection[tuple[int, int]]:
         """Return the numbers and widths of the parts that this operator's module splits dimensions into."""
@@ -248,6 +261,9 @@ class RuleContext:
     def note_heads(self, labels: Labels) -> None:
         """Note the labels of the parts (attention heads) of the operator's module."""
         self._space.head_labels.setdefault(self.record.module, labels)
+        read = self._space.head_inputs.get(self.record.module)
+        if read is not None:
+            self._space.unite(np.repeat(labels, len(read) // len(labels)), read, self.number)
 
     def takes_by_place(self, axis: Labels) -> None:
         """Note that this operator takes some of these channels by their places: trial cuts must hit each of them."""

@@ -310,11 +310,15 @@ class ComparedPass(Tracer):
 
     def _same_channels(self, axis: Axis, wanted: Labels) -> bool:
         """Return whether these are the wanted channels, one by one: the order within a unit matters too."""
-        if axis is None:  # labels of a dimension of one get lost in reshapes, where there is nothing to mix up
+        if axis is wanted or (axis is not None and np.array_equal(axis, wanted)):
+            return True
+        # Labels of a dimension of one get lost in reshapes, where there is nothing to mix up; what is left are none, or
+        # those of a dimension that the code stretches, as it does a batch.
+        if axis is None or (len(axis) and axis.min() >= self.space.slots_end()):
             units = self._component[wanted]
             inside = units[units >= 0]
             return len(inside) == 0 or bool((inside == inside[0]).all())
-        return axis is wanted or np.array_equal(axis, wanted)
+        return False
 
     def _note_conflict(
         self,

@@ -61,6 +61,9 @@ class DryRunContext(RuleContext):
     def note_split(self, counts: Sequence[int]) -> None:
         """Do nothing: the model's trace noted this."""
 
+    def note_counted(self, labels: Labels) -> None:
+        """Do nothing: the model's trace noted this."""
+
     def note_heads(self, labels: Labels) -> None:
         """Do nothing: the model's trace noted this."""
 
@@ -94,8 +97,11 @@ class UnalignedContext(DryRunContext):
     def _may_meet(self, a: Labels, b: Labels) -> bool:
         if len(a) != len(b):
             return False
+        units_a, units_b = self._component[a], self._component[b]
         padded = ((a == OUTSIDE) | (b == OUTSIDE)) & self._stays[a] & self._stays[b]
-        return bool((padded | (self._component[a] == self._component[b])).all())
+        # A dimension that the code stretches is the same everywhere, so it may meet anything as wide.
+        stretched = np.maximum(units_a, units_b) >= self._space.slots_end()
+        return bool((padded | stretched | (units_a == units_b)).all())
 
     def tie(self, rows: Labels) -> None:
         """Note rows that have to be of one unit at each position."""

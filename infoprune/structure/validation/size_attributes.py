@@ -14,15 +14,20 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from torch import nn
 
 from infoprune.structure.groups import AttributeSlot, Structure
 from infoprune.structure.labels import Labels
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.surgery.attributes import element
+from infoprune.structure.tracing.rule_context import STILL_ADDS
 from infoprune.structure.tracing.rules.contraction import HEAD_WIDTH
+from infoprune.structure.tracing.rules.reduction import SOFTMAX
 from infoprune.structure.tracing.rules.shape import MERGED
 from infoprune.structure.validation.conflict import FACTOR, Conflict
+from infoprune.structure.validation.conflict_labels import meets
 from infoprune.structure.validation.module_paths import ancestors, join, siblings
+from infoprune.structure.validation.ways import free_channels
 
 if TYPE_CHECKING:
     from infoprune.structure.tracing.session import TraceSession
@@ -113,12 +118,37 @@ class SizeAttributeFinder:
 
     def find_frozen_heads(self) -> bool:
         """Let modules lose whole heads where the width of a head has to stay."""
+        if self._take_pytorchs():
+            self.retrace()
         width, merged = (
             dict.fromkeys(self._session.records[f.op].module for f in self._session.space.freezes if f.reason == reason)
             for reason in (HEAD_WIDTH, MERGED)
         )
         # Of heads that share others, some may have been cut by whole heads and some in width: they merge.
         return self._split_into_heads(width) or self._share_heads([*width, *merged])
+
+    def free_heads(self, structure_now: Callable[[], Structure]) -> None:
+        """Let modules lose whole heads where their code keeps the channels of a head together, if that frees more.
+
+        Args:
+            structure_now: returns the structure, as far as the operators tell.
+        """
+        records, freezes = self._session.records, self._session.space.freezes
+        kept = [(records[f.op].module, f.labels) for f in freezes if f.reason in (STILL_ADDS, SOFTMAX)]
+        modules = dict.fromkeys(module for module, labels in kept if self._makes(module, labels))
+        splits = self._splits() if modules else {}
+        if not any(self._head_counts(module, splits) for module in modules):
+            return
+        known, before = dict(self._heads), free_channels(structure_now())
+        head_splits = dict(self._session.space.head_splits)
+        if self._split_into_heads(modules) and free_channels(structure_now()) < before:
+            self._heads, self._session.space.head_splits = known, head_splits
+            self.retrace()
+
+    def _makes(self, module: str, labels: Labels) -> bool:
+        """Return whether labels are of filters inside a module."""
+        slot = next((slot for slot, where in self._session.space.slot_ranges() if meets(labels, where)), None)
+        return slot is not None and slot.dim == 0 and slot.tensor.startswith(f"{module}." if module else "")
 
     # -- heads --------------------------------------------------------------------------------------------------------
 
@@ -136,6 +166,19 @@ class SizeAttributeFinder:
         if found:
             self.retrace()
         return found
+
+    def _take_pytorchs(self) -> bool:
+        """Let PyTorch's own attention lose whole heads; what it reads is as wide as all heads together."""
+        space = self._session.space
+        ran = {record.module for record in self._session.records}
+        for name, module in self._session.modules.items():
+            if type(module) is nn.MultiheadAttention and name in ran:
+                weight = "q_proj_weight" if module.in_proj_weight is None else "in_proj_weight"
+                self._heads[name] = Heads("num_heads", module.num_heads, (), doubtful=False, tied=True)
+                space.head_splits[name] = {(module.num_heads, module.head_dim)}
+                space.head_inputs[name] = self._session.labels[join(name, weight)][1]
+                self._seen.add(name)
+        return bool(space.head_inputs)
 
     def _take_head_count(self, module: str, attributes: Sequence[str], splits: Splits) -> bool:
         """Take the first attribute by whose number a module splits a dimension for its number of heads."""
@@ -174,8 +217,8 @@ class SizeAttributeFinder:
     def retrace(self) -> None:
         """Run the model again; what was united beside its operators is forgotten."""
         self._session.retrace()
-        for heads in self._heads.values():
-            heads.tied = False
+        for name, heads in self._heads.items():
+            heads.tied = name in self._session.space.head_inputs
 
     def _share_heads(self, modules: Iterable[str]) -> bool:
         """Let modules lose whole heads where no attribute alone says how many there are; the model runs again for that.
@@ -314,6 +357,8 @@ class SizeAttributeFinder:
             yield self._equal_numbers(module, len(axis)), axis, place
         for place, axes in enumerate(parts):
             yield self._equal_numbers(module, sum(map(len, axes))), np.concatenate(axes), place
+        for place, labels in enumerate(structure.records[op].counted if op >= 0 else (), len(made)):
+            yield self._equal_numbers(module, len(labels)), labels, place
 
     def _by_elements(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
         """Yield each dimension that an operator makes, with the numbers in lists and tuples that are as large."""
@@ -355,6 +400,8 @@ class SizeAttributeFinder:
     # -- modules ------------------------------------------------------------------------------------------------------
 
     def _integers(self, module: str) -> dict[str, int]:
+        if module in self._session.space.head_inputs:  # all of its numbers are known
+            return {}
         numbers = vars(self._session.model.get_submodule(module))
         return {name: value for name, value in numbers.items() if type(value) is int and value > 1}
 

@@ -65,6 +65,7 @@ class TracedModel:
         self._followed: Sequence[ChannelGroup] = ()  # the groups of which trial cuts were followed
         self._built: tuple[tuple[list[Tracer], int, int], Structure] | None = None
         self._size_attributes.find_frozen_heads()
+        self._size_attributes.free_heads(lambda: self.structure)
         self._ways.free(lambda: self.structure)
 
     @property

@@ -61,7 +61,7 @@ class WayFinder:
             for way in range(1, best.records[numbers[0]].ways):
                 self._take(numbers, way)
                 self._session.retrace()
-                if _free_channels(found := structure_now()) > _free_channels(best):
+                if free_channels(found := structure_now()) > free_channels(best):
                     best, chosen = found, way
             if self._session.space.ways[numbers[0]] != chosen:
                 self._take(numbers, chosen)
@@ -97,7 +97,7 @@ class WayFinder:
         return sorted(found)
 
 
-def _free_channels(structure: Structure) -> tuple[int, int]:
-    """Count the indices of slots that can go, and the units that they go in."""
+def free_channels(structure: Structure) -> tuple[int, int]:
+    """Return how many indices of slots can go, and in how many units."""
     indices = sum(len(slot.index) for group in structure.prunable for slot in group.slots)
     return indices, sum(group.size for group in structure.prunable)

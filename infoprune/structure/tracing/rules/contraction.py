@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, labels_of
-from infoprune.structure.tracing.rule_context import RuleContext
+from infoprune.structure.tracing.rule_context import STILL_ADDS, RuleContext
 from infoprune.structure.tracing.rules.elementwise import broadcast_axes
 from infoprune.structure.tracing.rules.registry import rule, tensors_in
 
@@ -81,6 +81,7 @@ def _grouped(ctx: RuleContext, fw: TensorLabels, weight: Tensor, groups: int, tr
     if rows is None:
         return None, None
     ctx.tie(rows.reshape(groups, width).T)
+    ctx.note_counted(rows[::width])
     other = np.repeat(rows[::width], weight.shape[1])
     return (rows, other) if transposed else (other, rows)
 
@@ -160,7 +161,7 @@ def trilinear(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
         zero = any(axis is not None and factor.zero_along(axis) for factor, axis in meeting)
         # A sum is exact only if one factor is zero at what is removed.
         if dim in summed and not zero:
-            ctx.freeze_all([axis for _, axis in meeting], "what is removed would still add to a sum")
+            ctx.freeze_all([axis for _, axis in meeting], STILL_ADDS)
         axes.append(ctx.unite_all([axis for _, axis in meeting]))
         nonzero += [] if zero else [axes[-1]]
     made = [axis for dim, axis in enumerate(axes) if dim not in summed]

@@ -64,8 +64,8 @@ def layer_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
     nonzero = [axis for axis in axes[:first] if len(own) > 1 or not operand.zero_along(axis)]  # the shift stays behind
     ctx.label(outs[0], axes, zero=scaled, nonzero=nonzero)
     ctx.zeros_settled = scaled
-    for out in outs[1:]:
-        ctx.label(out, [None] * out.dim())
+    for out in outs[1:]:  # statistics, one for each row
+        ctx.label(out, [*axes[:first], *[None] * (out.dim() - first)] if out.dim() >= first else [None] * out.dim())
 
 
 @rule("aten.native_group_norm")
@@ -84,6 +84,9 @@ def group_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
     for out in outs[1:]:  # statistics, one for each group
         ctx.label(out, [axes[0], axes[1] if axes[1] is not None and groups == len(axes[1]) else None])
 
+
+SOFTMAX = "softmax runs over channels"
+"""Why channels stay that share a softmax."""
 
 _NORMS = frozenset({"linalg_vector_norm", "norm"})
 _KEEP_ZERO = frozenset({"sum", "mean", "amax", "amin", *_NORMS})
@@ -170,7 +173,7 @@ def mixing_one_dimension(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str
         return reduction(ctx, args, kwargs, outs)
     dim = (numbers[0] if numbers else kwargs.get("dim", -1)) % rank if rank else 0
     if rank:
-        ctx.freeze(operand.axes[dim], f"{ctx.short_name} runs over channels")
+        ctx.freeze(operand.axes[dim], SOFTMAX if "softmax" in ctx.name else f"{ctx.short_name} runs over channels")
     for number, out in enumerate(outs):  # the second holds places
         axes = [None if d == dim else a for d, a in enumerate(operand.axes) if d != dim or out.dim() == rank]
         ctx.label(out, axes, zero=number == 0 and operand.zero and ctx.short_name in _OF_ENTRIES)

@@ -75,13 +75,13 @@ def _merged(ctx: RuleContext, target: int, parts: Mapping[int, Labels], before: 
     """
     if len(parts) == 1:
         return next(iter(parts.values()))
-    for made in parts.values():
-        if ctx.is_new(made):
-            ctx.freeze(made, "its size is fixed where it merges with another dimension")
-    removable = {dim: labels for dim, labels in parts.items() if not ctx.is_new(labels)}
-    if not removable:
-        return None
-    keep = ctx.choose(f"kept of {target}", max(removable, key=lambda dim: before[dim]))
+    made = {dim: labels for dim, labels in parts.items() if ctx.is_new(labels)}
+    removable = {dim: labels for dim, labels in parts.items() if dim not in made} or made
+    for labels in made.values() if removable is not made else ():
+        ctx.freeze(labels, "its size is fixed where it merges with another dimension")
+    # Of several that the code makes itself, any may be the one that follows another tensor's width.
+    largest = sorted(removable, key=lambda dim: before[dim], reverse=True)
+    keep = ctx.choose(f"kept of {target}", *(largest if removable is made else largest[:1]))
     for dim, labels in removable.items():
         if dim != keep:
             ctx.freeze(labels, MERGED)

@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from infoprune.structure.labels import Labels
-from infoprune.structure.labels.tensor_labels import Statistic, TensorLabels
+from infoprune.structure.labels.tensor_labels import Statistic, TensorLabels, number_in
 from infoprune.structure.tracing.rule_context import RuleContext
 
 MOST_ADDED = 1e-2
@@ -81,12 +80,13 @@ def combine(
         return  # others may hold what is overwritten
     if not statistics and ctx.short_name not in _BEFORE:
         return  # as good as a tensor of its own
-    base, degree = _of_one(ctx, args, operands[0]) if len(operands) == 1 else _of_two(ctx, operands)
+    base, degree = _of_one(ctx, args, operands[0]) if len(operands) == 1 else _of_two(ctx, tensors, operands)
     # Degree zero: the scale cancels out, as in x / norm(x), so the result no longer depends on what is removed.
-    if degree == 0 and all(any(_same(axis, s.axis) for axis in out.axes) for s in statistics):
+    if degree == 0 and all(any(ctx.same_channels(axis, s.axis) for axis in out.axes) for s in statistics):
         if all(operand.origin for operand in operands):  # a kernel, standardised over what stays, is zero elsewhere
             out.be_zero_like(base)
             ctx.zeros_settled = True
+        out.scaled_out = base
         ctx.carried_statistics = True
     elif statistics or degree is not None:
         out.depend_on(base, degree, statistics)
@@ -105,10 +105,18 @@ def _of_one(ctx: RuleContext, args: Sequence[Any], operand: TensorLabels) -> tup
     return operand.base, None if power is None or operand.degree is None else operand.degree * power
 
 
-def _of_two(ctx: RuleContext, operands: Sequence[TensorLabels]) -> tuple[TensorLabels, float | None]:
+def _of_two(
+    ctx: RuleContext, tensors: Sequence[Tensor], operands: Sequence[TensorLabels]
+) -> tuple[TensorLabels, float | None]:
     if len(operands) != 2:
         return operands[0].base, None
     a, b = operands
+    number = number_in(tensors[1])
+    if ctx.short_name in ("maximum", "add") and number is not None and 0 <= number <= MOST_ADDED:
+        return a.base, a.degree
+    # What is normalised, and moved by what cancels out likewise: w / std(w) - mean(w) / std(w).
+    if ctx.short_name in ("add", "sub") and b.statistics and b.degree == 0 and a.scaled_out is b.base:
+        return b.base, 0
     sign = {"mul": 1, "div": -1}.get(ctx.short_name)
     if a.base is not b.base:  # at most one of them is about the channels, the other is as good as a constant
         if sign is None or bool(a.statistics) == bool(b.statistics):
@@ -120,8 +128,3 @@ def _of_two(ctx: RuleContext, operands: Sequence[TensorLabels]) -> tuple[TensorL
         return a.base, a.degree + sign * b.degree
     same = ctx.short_name in ("add", "sub", "maximum", "minimum") and a.degree == b.degree
     return a.base, a.degree if same else None
-
-
-def _same(axis: Labels | None, other: Labels) -> bool:
-    """Return whether a dimension holds the same channels, perhaps more often."""
-    return axis is other or (axis is not None and np.array_equal(np.unique(axis), np.unique(other)))

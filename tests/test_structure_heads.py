@@ -1,0 +1,168 @@
+"""Attention in the forms that people write: whole heads go, with whatever has to be as wide as they are."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import infoprune
+from infoprune.structure import check_plan
+from tests.networks import randomise
+
+X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+WIDTH, HEADS = 24, 3
+
+
+class Around(nn.Module):
+    """A convolution that makes tokens, something in between, a linear layer."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.attention, self.head = nn.Conv2d(3, WIDTH, 1), attention, nn.Linear(WIDTH, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(torch.relu(self.stem(x)).flatten(2).transpose(1, 2)).mean(1))
+
+
+class Projected(nn.Module):
+    """Queries, keys and values from one layer, and how they are attended to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.scale = HEADS, (WIDTH // HEADS) ** -0.5
+        self.to_qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in self.to_qkv(x).chunk(3, -1))
+        return x + self.out(self.attend(q, k, v).transpose(1, 2).flatten(2))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Linear(Projected):
+    """Attention without a softmax over the tokens, which would be zero nowhere."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = F.elu(q) + 1, F.elu(k) + 1
+        weights = 1 / (torch.einsum("bhnd,bhd->bhn", q, k.sum(2)) + 1e-6)
+        return q @ (k.mT @ v) * weights[..., None]
+
+
+class OverChannels(Projected):
+    """A softmax over the channels of a head, another over the tokens."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return q.softmax(-1) * self.scale @ (k.softmax(-2).mT @ v)
+
+
+class Normalised(Projected):
+    """Layer norm of the queries and keys of each head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_norm, self.k_norm = nn.LayerNorm(WIDTH // HEADS), nn.LayerNorm(WIDTH // HEADS)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (self.q_norm(q) * self.scale @ self.k_norm(k).mT).softmax(-1) @ v
+
+
+class TwoForAll(nn.Module):
+    """Six query heads share two of keys and values; a cut leaves one of these, or both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_heads, self.n_shared, self.head_dim = 6, 2, 4
+        self.query, self.key, self.value = nn.Linear(WIDTH, 24), nn.Linear(WIDTH, 8), nn.Linear(WIDTH, 8)
+        self.out = nn.Linear(24, WIDTH)
+
+    def repeated(self, shared: Tensor) -> Tensor:
+        b, n, _ = shared.shape
+        heads = shared.view(b, n, self.n_shared, self.head_dim).transpose(1, 2)[:, :, None]
+        times = self.n_heads // self.n_shared
+        return heads.expand(b, self.n_shared, times, n, self.head_dim).reshape(b, self.n_heads, n, self.head_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q = self.query(x).view(b, n, self.n_heads, self.head_dim).transpose(1, 2)
+        scores = q @ self.repeated(self.key(x)).mT / math.sqrt(self.head_dim)
+        return x + self.out((scores.softmax(-1) @ self.repeated(self.value(x))).transpose(1, 2).reshape(b, n, -1))
+
+
+class Queried(nn.Module):
+    """PyTorch's own attention, asked by learned queries, which are stretched or repeated for each example."""
+
+    def __init__(self, stretched: bool) -> None:
+        super().__init__()
+        self.queries, self.stretched = nn.Parameter(torch.randn(5, 1, WIDTH)), stretched
+        self.attention = nn.MultiheadAttention(WIDTH, HEADS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = len(x)
+        queries = self.queries.expand(-1, n, -1) if self.stretched else self.queries.repeat(1, n, 1)
+        x = x.transpose(0, 1)
+        return (queries + self.attention(queries, x, value=x)[0]).transpose(0, 1)
+
+
+class Padded(nn.Module):
+    """PyTorch's own attention with a mask that is made on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        return x + self.attention(x, x, x, key_padding_mask=padding)[0]
+
+
+class Decoded(nn.Module):
+    """Learned queries and PyTorch's own decoder of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Embedding(4, WIDTH)
+        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(WIDTH, HEADS, 32, batch_first=True), 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.queries.weight.unsqueeze(0).repeat(len(x), 1, 1), x)
+
+
+BLOCKS = {
+    "linear": (Linear, "attention.to_qkv"),
+    "softmax over channels": (OverChannels, "attention.to_qkv"),
+    "normalised heads": (Normalised, "stem"),
+    "two for all": (TwoForAll, "attention.query"),
+    "stretched queries": (lambda: Queried(True), "stem"),
+    "repeated queries": (lambda: Queried(False), "stem"),
+    "padded": (Padded, "stem"),
+    "decoder": (Decoded, "stem"),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_whole_heads_go(name: str) -> None:
+    make, cut = BLOCKS[name]
+    net = randomise(Around(make()))
+    structure, original = infoprune.trace(net, X), copy.deepcopy(net)
+    group = structure.group(cut)
+    assert not group.frozen
+    for left in {max(group.size // 2, 2) if name == "linear" else 1, group.size - 1}:
+        plan = structure.plan({cut: range(group.size - left)})
+        check_plan(net, X, structure, plan)
+        shrunk = copy.deepcopy(original)
+        infoprune.shrink(shrunk, plan)
+        assert infoprune.verify(original, shrunk, plan, X).ok
+
+
+@pytest.mark.parametrize("name", ["softmax over channels", "decoder"])
+def test_scores_are_made_anew_where_heads_are_found_late(name: str) -> None:
+    net = randomise(Around(BLOCKS[name][0]()))
+    before = copy.deepcopy(net)
+    plan = infoprune.prune(net, X, "l1", macs=0.6, round_to=1).plan
+    assert infoprune.verify(before, net, plan, X).ok
