@@ -244,9 +244,9 @@ def test_labelling_anew_says_what_running_again_says(
 
     monkeypatch.setattr(Recording, "replay", watched)
     anew = infoprune.trace(net, X)
-    monkeypatch.setattr(Recording, "replay", lambda *_: None)
+    monkeypatch.setattr(Recording, "is_unchanged", lambda _: False)
     again = infoprune.trace(net, X)
-    assert [answer is not None for answer in answers] == [replayed]
+    assert len(answers) == replayed
     assert np.array_equal(anew.component, again.component)
     assert [(g.name, g.size, g.reason) for g in anew.groups] == [(g.name, g.size, g.reason) for g in again.groups]
     assert [(a.path, a.labels.tolist()) for a in anew.attributes] == [

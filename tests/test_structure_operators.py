@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import DeformConv2d
 
 import infoprune
@@ -214,3 +215,40 @@ def test_a_flattened_kernel_may_keep_a_single_channel_or_filter(size: int, left:
     infoprune.shrink(net, plan)
     assert net.layer.weight.shape[:2] == left[::-1]
     assert relative_error(original, net, plan, X) < 1e-12
+
+
+class OverTokens(nn.Module):
+    """A convolution of width one whose channels are tokens, and whose places are channels (gMLP)."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.stem, self.mix = nn.Conv2d(3, 12, 2, 2), nn.Conv1d(16, 16, 1, bias=bias)
+        self.head = nn.Linear(12, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        return self.head((tokens * self.mix(tokens)).mean(1))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_convolution_of_width_one_keeps_places_apart(bias: bool) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    net = randomise(OverTokens(bias))
+    structure, original = infoprune.trace(net, x), copy.deepcopy(net)
+    plan = structure.plan({"stem": [0, 3, 4, 7]})
+    with FlopCounterMode(display=False) as counter:
+        infoprune.shrink(net, plan)
+        net(x)
+    assert structure.cost_of(plan).macs == counter.get_total_flops() // 2 // len(x)
+    assert relative_error(original, net, plan, x) < 1e-12
+
+
+def test_its_bias_is_left_behind_at_places_that_go() -> None:
+    net = OverTokens(bias=True)
+    net.head, net.forward = (
+        nn.Linear(1, 9),
+        lambda x: net.head(  # type: ignore[method-assign, assignment]
+            net.mix(net.stem(x).flatten(2).transpose(1, 2)).sum(2, keepdim=True)
+        ),
+    )
+    assert "sum over channels would change" in str(infoprune.trace(net, torch.randn(2, 3, 8, 8)).group("stem").reason)

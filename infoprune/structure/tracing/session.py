@@ -122,6 +122,7 @@ class TraceSession:
     def run(self) -> None:
         """Trace in eval mode, and in train mode too if that reaches parameters which eval does not."""
         self._recordings = []
+        self.passes = Passes(self.on_shapes, [])  # operators are numbered anew
         if self.on_shapes:
             try:
                 self._run_on_shapes()

@@ -21,7 +21,9 @@ HEAD_WIDTH = "the head width sets the scale of attention"
 @rule("aten.convolution", "aten.convolution_overrideable", "aten._convolution", "aten.mkldnn_convolution")
 def convolution(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Bind filters to output channels and kernels to input channels; groups keep equal widths or go as a whole."""
-    _convolve(ctx, args[0], args[1], args[2], outs[0], transposed=args[6], groups=args[8])
+    labelled = any(axis is not None for axis in labels_of(args[0]).axes[2:])
+    alone = _places_alone(args, outs[0]) if labelled else ()
+    _convolve(ctx, args[0], args[1], args[2], outs[0], transposed=args[6], groups=args[8], alone=alone)
 
 
 @rule("torchvision::deform_conv2d")
@@ -37,11 +39,33 @@ def deformable(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
     _convolve(ctx, x, weight, bias, outs[0], transposed=False, groups=groups)
 
 
+def _places_alone(args: Sequence[Any], out: Tensor) -> list[bool]:
+    """Return for each dimension in space whether every place of the result is computed from the same place alone."""
+    x, weight = args[:2]
+    rank = x.dim() - 2
+    strides, padding = ([*numbers] * (rank if len(numbers) == 1 else 1) for numbers in args[3:5])
+    sizes = zip(x.shape[2:], out.shape[2:], weight.shape[2:], strides, padding, strict=True)
+    return [before == after and (kernel, stride, pad) == (1, 1, 0) for before, after, kernel, stride, pad in sizes]
+
+
 def _convolve(
-    ctx: RuleContext, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, transposed: bool, groups: int
+    ctx: RuleContext,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    transposed: bool,
+    groups: int,
+    alone: Sequence[bool] = (),
 ) -> None:
     fx, fw = labels_of(x), labels_of(weight)
-    ctx.freeze_all(fx.axes[2:], "it is a spatial dimension of a convolution")
+    apart = alone or [False] * len(fx.axes[2:])
+    places: list[Axis] = [axis if each else None for axis, each in zip(fx.axes[2:], apart, strict=True)]
+    kept = [axis for axis in places if axis is not None]
+    ctx.freeze_all(
+        [axis for axis, stays in zip(fx.axes[2:], places, strict=True) if stays is None],
+        "it is a spatial dimension of a convolution",
+    )
     ctx.freeze_all(fw.axes[2:], None)
     reads, makes = (fw.axes[0], fw.axes[1]) if transposed else (fw.axes[1], fw.axes[0])
     if ctx.choose("no groups", int(groups == 1)):
@@ -53,13 +77,12 @@ def _convolve(
     if bias is not None:
         channels = ctx.unite_all([channels, labels_of(bias).axes[0]])
         zero = zero and labels_of(bias).zero
-    # What is removed along the batch leaves the bias behind.
-    nonzero = [fx.axes[0]] if bias is not None or not fx.zero_along(fx.axes[0]) else []
-    axes = [fx.axes[0], channels, *[None] * (out.dim() - 2)]
-    ctx.label(out, axes, zero=zero, nonzero=nonzero)
-    positions = math.prod((x if transposed else out).shape[2:]) * math.prod(weight.shape[2:])
-    dims = [(fx.axes[0], x.shape[0]), (fw.axes[0], weight.shape[0]), (fw.axes[1], weight.shape[1]), (None, positions)]
-    ctx.cost("conv", fw.origin, makes, dims)
+    # What is removed along the batch, or of places, leaves the bias behind.
+    nonzero = [axis for axis in (fx.axes[0], *kept) if bias is not None or not fx.zero_along(axis)]
+    ctx.label(out, [fx.axes[0], channels, *places], zero=zero, nonzero=nonzero)
+    dims = [(fx.axes[0], x.shape[0]), (fw.axes[0], weight.shape[0]), (fw.axes[1], weight.shape[1])]
+    dims += zip(places, (x if transposed else out).shape[2:], strict=True)
+    ctx.cost("conv", fw.origin, makes, [*dims, (None, math.prod(weight.shape[2:]))])
 
 
 def _grouped(ctx: RuleContext, fw: TensorLabels, weight: Tensor, groups: int, transposed: bool) -> tuple[Axis, Axis]:
