@@ -13,7 +13,18 @@ pytestmark = pytest.mark.smoke
 PACKAGE = Path(__file__).resolve().parents[1] / "infoprune"
 
 LEVELS = [
-    {"errors", "version", "files", "registry", "inputs", "distributed", "progress", "calibration", "network_batches"},
+    {
+        "errors",
+        "version",
+        "files",
+        "registry",
+        "inputs",
+        "distributed",
+        "progress",
+        "calibration",
+        "network_batches",
+        "random_state",
+    },
     {"cost", "structure"},
     {"marker", "shapes", "snapshot", "state_dicts", "weight_files", "saving"},
     {"criteria", "recalibration", "evaluate", "checkpoint", "loading"},

@@ -23,7 +23,7 @@ from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.tracing.rule_context import Contraction, OpRecord
 
 if TYPE_CHECKING:
-    from infoprune.structure.tracing.session import Passes
+    from infoprune.structure.tracing.passes import Passes
 
 
 @dataclass(frozen=True)

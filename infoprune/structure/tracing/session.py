@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from infoprune.structure.tracing.examples import in_words, tensors_of
 from infoprune.structure.tracing.frozen import freeze_ends
 from infoprune.structure.tracing.leaving import freeze_leaving, note_leaving
 from infoprune.structure.tracing.outputs import Returned
+from infoprune.structure.tracing.passes import Passes
 from infoprune.structure.tracing.relabel import Recording
 from infoprune.structure.tracing.rule_context import OpRecord
 from infoprune.structure.tracing.tracer import Tracer, inputs_on_meta, run_labelled
@@ -34,31 +34,6 @@ DRAWS = 4
 
 _EVAL_ALWAYS = (_NormBase, nn.modules.dropout._DropoutNd)
 """Layers that are never traced in train mode: they would change statistics or draw random numbers."""
-
-
-@dataclass(frozen=True)
-class Passes:
-    """The recorded forward passes of a model, which a dry run repeats.
-
-    Attributes:
-        on_shapes: whether they ran on meta tensors rather than on numbers.
-        traced: whether each ran in train mode, and its tracer.
-        zeros: the pass on weights of zero, where passes run on numbers.
-    """
-
-    on_shapes: bool
-    traced: list[tuple[bool, Tracer]]
-    zeros: Tracer | None = None
-
-    @property
-    def to_repeat(self) -> list[tuple[bool, Tracer]]:
-        """Return the passes that a dry run repeats."""
-        return self.traced if self.zeros is None else [(False, self.zeros)]
-
-    @property
-    def tracers(self) -> list[Tracer]:
-        """Return the tracers of all passes, in the order of their operators' numbers."""
-        return [*(tracer for _, tracer in self.traced), *([self.zeros] if self.zeros else [])]
 
 
 class TraceSession:

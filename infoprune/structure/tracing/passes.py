@@ -1,0 +1,32 @@
+"""The forward passes of a model that a trace has recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infoprune.structure.tracing.tracer import Tracer
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The recorded forward passes of a model, which a dry run repeats.
+
+    Attributes:
+        on_shapes: whether they ran on meta tensors rather than on numbers.
+        traced: whether each ran in train mode, and its tracer.
+        zeros: the pass on weights of zero, where passes run on numbers.
+    """
+
+    on_shapes: bool
+    traced: list[tuple[bool, Tracer]]
+    zeros: Tracer | None = None
+
+    @property
+    def to_repeat(self) -> list[tuple[bool, Tracer]]:
+        """Return the passes that a dry run repeats."""
+        return self.traced if self.zeros is None else [(False, self.zeros)]
+
+    @property
+    def tracers(self) -> list[Tracer]:
+        """Return the tracers of all passes, in the order of their operators' numbers."""
+        return [*(tracer for _, tracer in self.traced), *([self.zeros] if self.zeros else [])]
