@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--again", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.again:
-        print(again(*options.again))
+        print(*again(*options.again))
         return
     for network in options.networks:
         for backend in options.backends:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from infoprune.backends import executorch, get_backend, onnx_model, onnxruntime, openvino
 from infoprune.calibration import as_batches, evaluating, run, split_batch
-from infoprune.errors import DataError
-from infoprune.export import Parity, compared, quietly, to_onnx, to_program
+from infoprune.errors import ConfigurationError, DataError
+from infoprune.export import Parity, check_target, compared, feed, quietly, to_onnx, to_program
 from infoprune.files import written_whole
+from infoprune.inputs import call_model
 from infoprune.network_batches import NetworkBatches
 from infoprune.shapes import batch_size, with_batch
 
@@ -41,7 +42,7 @@ class Runtime(nn.Module):
 
     def forward(self, *args: Tensor, **named: Tensor) -> list[Tensor] | Tensor:
         """Run on tensors; one output as a tensor, several as a list."""
-        outputs = [torch.from_numpy(value.copy()) for value in self.run(onnx_model.feed(self.names, named or args))]
+        outputs = [torch.from_numpy(value.copy()) for value in self.run(feed(self.names, named or args))]
         return outputs[0] if len(outputs) == 1 else outputs
 
 
@@ -62,9 +63,11 @@ def to_openvino(model: nn.Module, inputs: Inputs, path: str | Path, dynamic_batc
         ExportError: an operator that it cannot take, or the outputs differ; nothing is written.
     """
     get_backend("openvino")
+    _check_openvino_target(Path(path))
     read = openvino.read_model(_onnx(model, inputs, dynamic_batch))
     examples = with_batch(inputs, max(2, batch_size(inputs))) if dynamic_batch else inputs
-    parity = compared(model, _in_openvino(read), examples, dynamic_batch, "OpenVINO model")
+    runtime = _in_openvino(read)
+    parity = compared(model, lambda given: call_model(runtime, given), examples, dynamic_batch, "OpenVINO model")
     _save_openvino(read, Path(path))
     return parity
 
@@ -85,6 +88,7 @@ def to_executorch(model: nn.Module, inputs: Inputs, path: str | Path) -> Parity:
         ExportError: an operator that it cannot take, or the outputs differ. Nothing is written.
     """
     get_backend("executorch")
+    check_target(path)
     program, _ = to_program(model, inputs, None, dynamic_batch=False)
     data = executorch.lowered(program)
     execute = executorch.loaded(data)
@@ -118,6 +122,10 @@ def to_int8(
         DataError: ``data`` is empty.
     """
     get_backend({"name": runtime, "precision": "int8"})
+    if runtime == "openvino":
+        _check_openvino_target(Path(path))
+    else:
+        check_target(path)
     source = _onnx(model, inputs, dynamic_batch=True)
     found = islice(NetworkBatches(as_batches(data), inputs), CALIBRATION_BATCHES)
     batches = [split_batch(batch, "int8")[0] for batch in found]
@@ -128,11 +136,11 @@ def to_int8(
     if runtime == "openvino":
         read = openvino.read_model(source)
         names = [port.get_any_name() for port in read.inputs]
-        quantized = openvino.quantized(read, [onnx_model.feed(names, batch) for batch in batches])
+        quantized = openvino.quantized(read, [feed(names, batch) for batch in batches])
         _save_openvino(quantized, Path(path))
         return _in_openvino(quantized)
     names = [entry.name for entry in onnxruntime.session(source).get_inputs()]
-    content = onnx_model.quantized(source, [onnx_model.feed(names, batch) for batch in batches])
+    content = onnx_model.quantized(source, [feed(names, batch) for batch in batches])
     with written_whole(path) as scratch:
         scratch.write_bytes(content)
     session = onnxruntime.session(content)
@@ -154,6 +162,13 @@ def _in_openvino(read: Any) -> Runtime:
         return iter([results[port] for port in compiled.outputs])
 
     return Runtime(run, names)
+
+
+def _check_openvino_target(path: Path) -> None:
+    if path.suffix != ".xml":
+        raise ConfigurationError(f"{path}: OpenVINO's files are named .xml and .bin, give a name that ends in .xml")
+    for suffix in (".xml", ".bin"):
+        check_target(path.with_suffix(suffix))
 
 
 def _save_openvino(read: Any, path: Path) -> None:

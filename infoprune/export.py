@@ -6,22 +6,23 @@ import io
 import json
 import linecache
 import logging
+import math
 import re
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.torch_version import TorchVersion
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_leaves
 
 from infoprune.calibration import evaluating
 from infoprune.errors import ConfigurationError, ExportError
@@ -30,6 +31,9 @@ from infoprune.inputs import Inputs, call_model
 from infoprune.shapes import batch_size, shapes_of, with_batch
 from infoprune.structure import plan_of, trace
 from infoprune.version import __version__
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FORMAT = 1
 """Number of the layout of the structure record."""
@@ -80,6 +84,8 @@ def to_program(
         >>> program.module()(torch.randn(7, 3, 8, 8)).shape, parity.max_error
         (torch.Size([7, 4, 6, 6]), 0.0)
     """
+    if path is not None:
+        check_target(path)
     examples = with_batch(inputs, max(2, batch_size(inputs))) if dynamic_batch else inputs
     with evaluating(model), quietly():
         try:
@@ -90,7 +96,12 @@ def to_program(
     parity = compared(model, lambda given: call_model(runner, given), examples, dynamic_batch, "torch.export program")
     if path is not None:
         with written_whole(path) as scratch, quietly(), scratch.open("wb") as file:
-            torch.export.save(program, file)
+            try:
+                torch.export.save(program, file)
+            except (NotImplementedError, TypeError, ValueError) as error:  # of outputs in classes of the user's
+                raise ExportError(
+                    f"torch.export cannot write {type(model).__name__} to a file: {_first_sentence(str(error))}"
+                ) from error
     return program, parity
 
 
@@ -111,6 +122,7 @@ def to_onnx(model: nn.Module, inputs: Inputs, path: str | Path, dynamic_batch: b
         ExportError: ONNX has no such operator (names it and its layer), or the outputs differ. Nothing is written.
     """
     check_onnx()
+    check_target(path)
     program, _ = to_program(model, inputs, None, dynamic_batch)
     with quietly():
         try:
@@ -135,6 +147,8 @@ def to_weights(model: nn.Module, inputs: Inputs, weights: str | Path, structure:
         structure: the JSON file for the structure record: class, input shapes, cost, layers with their shapes, and
             the plan that leads from the unpruned architecture to them.
     """
+    check_target(weights)
+    check_target(structure)
     record = structure_record(model, inputs)
     with written_whole(weights) as scratch:
         torch.save({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, scratch)
@@ -171,6 +185,15 @@ def structure_record(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
         "layers": layers,
         "plan": plan_of(model).to_dict(),
     }
+
+
+def check_target(path: str | Path) -> None:
+    """Raise a ConfigurationError, before a long export, where a file cannot be written."""
+    target = Path(path)
+    if target.is_dir():
+        raise ConfigurationError(f"{target} is a folder: name a file in it")
+    if not target.parent.is_dir():
+        raise ConfigurationError(f"{target} cannot be written: {target.parent} is no folder")
 
 
 def check_onnx() -> None:
@@ -241,9 +264,9 @@ def compared(model: nn.Module, exported: Any, inputs: Inputs, dynamic_batch: boo
         with evaluating(model), torch.no_grad():
             expected = _tensors(call_model(model, given))
             actual = _tensors(exported(given))
-        for mine, theirs in zip(expected, actual, strict=True):
-            away = (mine.double() - theirs.double()).abs().max() / mine.double().abs().max().clamp(min=1e-12)
-            worst = max(worst, away.item())
+        if len(expected) != len(actual):
+            raise ExportError(f"the {what} has {len(actual)} outputs, the model {len(expected)}: it was not kept")
+        worst = max([worst, *map(_difference, expected, actual)])
     if not worst <= TOLERANCE:
         raise ExportError(
             f"the {what}'s outputs differ from the model's by {worst:.2g} of the largest output, more than "
@@ -252,8 +275,22 @@ def compared(model: nn.Module, exported: Any, inputs: Inputs, dynamic_batch: boo
     return Parity(worst, sizes)
 
 
+def _difference(expected: Tensor, actual: Tensor) -> float:
+    """Return the largest difference, relative to the largest value; what is not finite has to be the same."""
+    if expected.shape != actual.shape:
+        return math.inf
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    mine, theirs = expected.to(wide), actual.to(wide)
+    same = (mine == theirs) | (mine.isnan() & theirs.isnan())
+    if same.all():
+        return 0.0
+    largest = mine[mine.isfinite()].abs().max() if mine.isfinite().any() else mine.new_ones((), dtype=torch.float64)
+    away = (mine - theirs)[~same].abs().max() / largest.clamp(min=1e-12)
+    return away.nan_to_num(nan=math.inf).item()
+
+
 def _tensors(outputs: Any) -> list[Tensor]:
-    return [leaf.cpu() for leaf in tree_flatten(outputs)[0] if isinstance(leaf, Tensor)]
+    return [leaf.cpu() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def _runtime(path: Path) -> Any:
@@ -263,15 +300,16 @@ def _runtime(path: Path) -> Any:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
 
-    def run(inputs: Inputs) -> list[Tensor]:
-        if isinstance(inputs, Mapping):
-            feed = {name: inputs[name] for name in names}
-        else:
-            args: Sequence[Any] = inputs if isinstance(inputs, tuple) else (inputs,)
-            feed = dict(zip(names, args, strict=True))
-        return [torch.from_numpy(value) for value in session.run(None, {k: v.cpu().numpy() for k, v in feed.items()})]
+    return lambda inputs: [torch.from_numpy(value) for value in session.run(None, feed(names, inputs))]
 
-    return run
+
+def feed(names: Sequence[str], inputs: Inputs) -> dict[str, np.ndarray]:
+    """Return inputs as a runtime takes them: arrays by the names in the file, which holds numbers as constants."""
+    if isinstance(inputs, Mapping) and set(names) <= set(inputs):
+        values: Iterable[Any] = [inputs[name] for name in names]
+    else:
+        values = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return {name: value.detach().cpu().numpy() for name, value in zip(names, values, strict=False)}
 
 
 # -- saying why not ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import infoprune
-from infoprune.backends import BACKENDS, get_backend
+from infoprune.backends import BACKENDS, Eager, get_backend
 from infoprune.backends.grid import WIDTHS, grid_of, smallest_that_pays, steps_in
 from infoprune.backends.layers import timed_layers
 from infoprune.errors import BudgetError, ConfigurationError, ExportError
@@ -239,3 +239,12 @@ def test_the_layer_whose_forward_cannot_be_followed() -> None:
 def test_a_clock_on_which_nothing_gets_faster() -> None:
     with pytest.raises(BudgetError, match="no cut makes the model cheaper"):
         infoprune.prune(CifarResNet(depth=8), torch.zeros(1, 3, 32, 32), "l1", latency=0.6, backend=lambda *_: 1.0)
+
+
+def test_a_backend_is_an_object_and_a_model_a_module() -> None:
+    with pytest.raises(ConfigurationError, match=r"the backend Eager is a class: give an object, Eager\(\)"):
+        infoprune.latency(network(), IMAGES, backend=Eager)
+    with pytest.raises(ConfigurationError, match=r"must be a torch.nn.Module in Python, got a str"):
+        infoprune.latency("network", IMAGES)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="warmup must be a whole number of at least 0, got -1"):
+        infoprune.latency(network(), IMAGES, warmup=-1)

@@ -252,3 +252,68 @@ def test_int8_takes_the_images_out_of_mappings(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the images are bytes"):
         to_int8(model, batch["image"][:1], tmp_path / "bytes.onnx", [batch["image"].byte()])
     assert not (tmp_path / "bytes.onnx").exists()
+
+
+class Named(nn.Module):
+    """A pooled image beside a vector; a number scales the latter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 8, 3), nn.Linear(5, 8)
+
+    def forward(self, image: Tensor, vector: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
+        pooled = self.conv(image).mean((2, 3))
+        return {"sum": pooled + scale * self.linear(vector), "pooled": pooled}
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_openvino_takes_several_inputs_and_numbers(by_name: bool, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    named = {"vector": torch.randn(2, 5), "image": torch.randn(2, 3, 8, 8), "scale": 2.0}
+    inputs = named if by_name else (named["image"], named["vector"], named["scale"])
+    assert to_openvino(Named().eval(), inputs, tmp_path / "model.xml").max_error < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "difference"),
+    [
+        ([1.0, float("nan")], [1.0, float("nan")], 0.0),
+        ([1.0, float("inf")], [1.0, float("inf")], 0.0),
+        ([1.0, float("nan")], [1.0, 2.0], float("inf")),
+        ([1.0, 2.0], [1.0, float("nan")], float("inf")),
+        ([1.0, -float("inf")], [1.0, float("inf")], float("inf")),
+        ([1.0, 2.0, float("inf")], [1.0, 1.5, float("inf")], 0.25),
+        ([1.0, 2.0], [1.0], float("inf")),
+        ([True, False], [True, True], 1.0),
+    ],
+)
+def test_outputs_that_are_not_finite_have_to_be_the_same(
+    expected: list[float], actual: list[float], difference: float
+) -> None:
+    assert export._difference(torch.tensor(expected), torch.tensor(actual)) == difference
+
+
+def test_another_number_of_outputs_is_refused() -> None:
+    net = nn.Conv2d(3, 4, 3).eval()
+    with pytest.raises(ExportError, match="the file has 2 outputs, the model 1"):
+        export.compared(net, lambda given: (net(given), net(given)), IMAGES, False, "file")
+
+
+def test_where_nothing_can_be_written_is_said_before_the_export(tmp_path: Path) -> None:
+    (tmp_path / "taken.xml").mkdir()
+    (tmp_path / "half.bin").mkdir()
+    net = nn.Conv2d(3, 4, 3).eval()
+    for write, name, message in (
+        (to_program, "taken.xml", "is a folder: name a file in it"),
+        (to_program, "none/model.pt2", "none is no folder"),
+        (to_openvino, "half.xml", "half.bin is a folder"),
+        (to_openvino, "model", "ends in .xml"),
+        (to_onnx, "none/model.onnx", "none is no folder"),
+    ):
+        if write is to_openvino:
+            pytest.importorskip("openvino")
+        with pytest.raises(ConfigurationError, match=message):
+            write(net, IMAGES, tmp_path / name)
+    with pytest.raises(ConfigurationError, match="none is no folder"):
+        to_weights(net, IMAGES, tmp_path / "weights.pt", tmp_path / "none" / "structure.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half.bin", "taken.xml"]

@@ -96,6 +96,8 @@ def get_backend(spec: BackendSpec) -> Backend:
     """
     from infoprune.backends.function import Function
 
+    if isinstance(spec, type) and issubclass(spec, Backend):
+        raise ConfigurationError(f"the backend {spec.__name__} is a class: give an object, {spec.__name__}()")
     backend = Function(spec) if callable(spec) and not isinstance(spec, Backend) else BACKENDS.build(spec)
     backend.check()
     return backend

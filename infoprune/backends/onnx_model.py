@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,8 +18,6 @@ from infoprune.calibration import evaluating
 from infoprune.export import quietly, to_onnx
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from infoprune.inputs import Inputs
 
 PRECISIONS = ("fp32", "int8")
@@ -59,15 +57,6 @@ def _silent_process() -> Iterator[None]:
         for stream, copy in kept.items():
             os.dup2(copy, stream)
             os.close(copy)
-
-
-def feed(names: Sequence[str], inputs: Inputs) -> dict[str, np.ndarray]:
-    """Return inputs as a runtime takes them: arrays by the names in the file."""
-    if isinstance(inputs, Mapping):
-        values: Iterable[Any] = [inputs[name] for name in names]
-    else:
-        values = inputs if isinstance(inputs, tuple) else (inputs,)
-    return {name: value.detach().cpu().numpy() for name, value in zip(names, values, strict=False)}
 
 
 def quantized(model: bytes, feeds: Iterable[Mapping[str, Any]]) -> bytes:

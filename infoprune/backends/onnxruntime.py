@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from infoprune.backends.backend import BACKENDS, Backend, Run
-from infoprune.backends.onnx_model import PRECISIONS, feed, onnx_bytes, quantized
+from infoprune.backends.onnx_model import PRECISIONS, onnx_bytes, quantized
 from infoprune.backends.timing import timed
+from infoprune.export import feed
 from infoprune.registry import check_choice
 
 if TYPE_CHECKING:

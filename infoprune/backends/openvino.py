@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from infoprune.backends.backend import BACKENDS, Backend, Run
-from infoprune.backends.onnx_model import PRECISIONS, feed, onnx_bytes
+from infoprune.backends.onnx_model import PRECISIONS, onnx_bytes
 from infoprune.backends.timing import timed
-from infoprune.export import quietly
+from infoprune.export import feed, quietly
 from infoprune.registry import check_choice
 
 if TYPE_CHECKING:

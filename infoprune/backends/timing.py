@@ -13,6 +13,7 @@ import torch
 
 from infoprune.backends.backend import BackendSpec, Run, get_backend
 from infoprune.registry import check_count
+from infoprune.structure.tensors import check_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,6 +54,8 @@ def latency(
         ExportError: the backend cannot take the model.
     """
     check_count("latency", "repeats", repeats, 1)
+    check_count("latency", "warmup", warmup, 0)
+    check_model(model)
     run = get_backend(backend).load(model, example_inputs)
     seconds = [run() for _ in range(warmup + repeats)][warmup:]
     low, median, high = statistics.quantiles(seconds, n=4) if repeats > 1 else seconds * 3

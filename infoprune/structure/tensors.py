@@ -48,14 +48,19 @@ class OwnedTensor:
             store[key] = tensor  # type: ignore[assignment]
 
 
+def check_model(model: object) -> None:
+    """Raise a ConfigurationError unless it is a module, and none that is scripted."""
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise ConfigurationError(f"the model must be a torch.nn.Module in Python, got a {type(model).__name__}")
+
+
 def owned_tensors(model: nn.Module) -> dict[str, OwnedTensor]:
     """Return all parameters and buffers of ``model`` by their first name, in registration order.
 
     Raises:
         ConfigurationError: it is no module, or a scripted one, whose tensors cannot be replaced.
     """
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise ConfigurationError(f"the model must be a torch.nn.Module in Python, got a {type(model).__name__}")
+    check_model(model)
     by_id: dict[int, OwnedTensor] = {}
     ranks: dict[str, int] = {}  # by convolution, how many dimensions its kernels have
     for prefix, module in model.named_modules():
