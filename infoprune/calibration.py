@@ -78,22 +78,29 @@ class TrainingBatches:
         from lightning.fabric.utilities.exceptions import MisconfigurationException
         from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
+        kind = type(self.datamodule).__name__
         try:
             loader = self.datamodule.train_dataloader()  # a new one, which begins with the first epoch
         except AttributeError as error:
             raise DataError(
-                f"{type(self.datamodule).__name__} has no training data yet ({error}): call its prepare_data() and "
-                'setup("fit") first'
+                f"{kind} has no training data yet ({error}): call its prepare_data() and "
+                'setup("fit") first; where it asks its Trainer, pass batches instead'
             ) from error
         except MisconfigurationException as error:
-            raise DataError(f"{type(self.datamodule).__name__} has no training data: {error}") from error
+            raise DataError(f"{kind} has no training data: {error}") from error
+        except Exception as error:  # of any kind: it is the user's code
+            raise DataError(f"{kind}: its train_dataloader() fails ({type(error).__name__}: {error})") from error
+        if loader is None:
+            raise DataError(f"{kind} has no training data: its train_dataloader() returns None")
         for batch, _, _ in CombinedLoader(loader, "max_size_cycle"):
             yield self._transferred(batch)
 
     def _transferred(self, batch: Any) -> Any:
         """Return a batch as the hooks around the transfer to the device leave it."""
         try:
-            return self.datamodule.on_after_batch_transfer(self.datamodule.on_before_batch_transfer(batch, 0), 0)
+            before = self.datamodule.on_before_batch_transfer(batch, 0)
+            moved = self.datamodule.transfer_batch_to_device(before, torch.device("cpu"), 0)
+            return self.datamodule.on_after_batch_transfer(moved, 0)
         except Exception as error:  # of any kind: it is the user's code, written for a fit
             raise DataError(
                 f"{type(self.datamodule).__name__}: its hooks around a batch's transfer fail outside a fit "
@@ -103,7 +110,11 @@ class TrainingBatches:
 
 def as_batches(data: Any) -> Any:
     """Return the training batches of a LightningDataModule; anything else as it is."""
-    return TrainingBatches(data) if hasattr(data, "on_after_batch_transfer") else data
+    if not hasattr(data, "on_after_batch_transfer"):
+        return data
+    if isinstance(data, type):
+        raise DataError(f"the data module {data.__name__} is a class: make an object of it and set that up")
+    return TrainingBatches(data)
 
 
 def batches(model: nn.Module, data: Iterable[Any], images: int | None, caller: str) -> Iterator[tuple[Any, Any, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,9 +16,9 @@ from infoprune.inputs import Examples, Inputs, ModelCall
 class NetworkBatches:
     """Calibration batches as ``(inputs, targets)``, with the inputs that the network's forward takes.
 
-    Datasets yield tuples, mappings or nests of both. The example inputs tell which part of them is for the network: the
-    first that has their structure, dimensions, channels and kind of numbers. All other tensors are targets. A batch
-    that is one such tensor, or in which nothing is alike, is handed on as it is.
+    Datasets yield tuples, mappings, dataclasses or nests of them. The example inputs tell which part is for the
+    network: the first that has their structure, dimensions, channels and kind of numbers. All other tensors are
+    targets. A batch that is one such tensor, or in which nothing is alike, is handed on as it is.
 
     Args:
         data: Batches as a loader yields them.
@@ -77,6 +78,8 @@ def split_like(batch: Any, example_inputs: Inputs) -> Any:
     >>> [len(part) for part in split_like((image, image, label), (torch.zeros(1, 3, 4, 4),) * 2)]
     [2, 2]
     """
+    if is_dataclass(batch) and not isinstance(batch, type):
+        batch = {field.name: getattr(batch, field.name) for field in fields(batch)}
     example = example_inputs.inputs[0] if isinstance(example_inputs, Examples) else example_inputs
     if isinstance(example, tuple) and len(example) == 1 and isinstance(example[0], Tensor):
         example = example[0]

@@ -17,6 +17,7 @@ import infoprune
 from infoprune.backends import BACKENDS, Eager, get_backend
 from infoprune.backends.grid import WIDTHS, grid_of, smallest_that_pays, steps_in
 from infoprune.backends.layers import timed_layers
+from infoprune.backends.table import LatencyTable
 from infoprune.errors import BudgetError, ConfigurationError, ExportError
 from infoprune.models import CifarResNet
 
@@ -248,3 +249,17 @@ def test_a_backend_is_an_object_and_a_model_a_module() -> None:
         infoprune.latency("network", IMAGES)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="warmup must be a whole number of at least 0, got -1"):
         infoprune.latency(network(), IMAGES, warmup=-1)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\x00", b"[1, 2]", b"[" * 100_000, b'{"a": -1.0, "b": NaN, "c": "x", "d": 1e999}']
+)
+def test_a_damaged_table_of_times_is_measured_anew(content: bytes) -> None:
+    table = LatencyTable(get_backend("eager"))
+    table.path.parent.mkdir(parents=True)
+    table.path.write_bytes(content)
+    again = LatencyTable(get_backend("eager"))
+    assert again.seconds == {}
+    assert again.look_up("layer", lambda: 0.5) == 0.5
+    again.keep()
+    assert LatencyTable(get_backend("eager")).seconds == {"layer": 0.5}

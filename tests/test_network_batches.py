@@ -1,6 +1,7 @@
 """What of a loader's batch the network receives, whatever the dataset yields."""
 
 import logging
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import infoprune
+from infoprune.calibration import TrainingBatches
 from infoprune.criteria import LayerCriterion
 from infoprune.errors import DataError
 from infoprune.network_batches import NetworkBatches, split_like
@@ -166,3 +168,55 @@ def test_a_datamodule_whose_hooks_need_a_fit():
 
     with pytest.raises(DataError, match="Cautious: its hooks around a batch's transfer fail outside a fit"):
         infoprune.recalibrate(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), Cautious(two=False))
+
+
+class Moving(Photos):
+    """Numbers beside the image, dropped where the batch is moved to the device."""
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        return {"photo": batch["photo"].to(device), "kind": batch["kind"].to(device)}
+
+    def train_dataloader(self):
+        return DataLoader(Rows(lambda i: {"thumb": IMAGES[i], "photo": IMAGES[i].byte(), "kind": LABELS[i]}), 16)
+
+
+def test_a_datamodules_own_transfer_is_called():
+    (batch, _) = TrainingBatches(Moving(two=False))
+    assert list(batch) == ["photo", "kind"]
+    assert batch["photo"].is_floating_point()
+
+
+@dataclass
+class Sample:
+    name: str
+    label: Tensor
+    image: Tensor
+
+
+def test_a_dataclass_holds_what_the_network_takes():
+    inputs, targets = split_like(Sample("row", LABELS[:4], IMAGES[:4]), IMAGES[:1])
+    assert inputs is not None
+    assert torch.equal(inputs, IMAGES[:4])
+    assert torch.equal(targets, LABELS[:4])
+
+
+def failing(self):
+    raise ValueError("the disk is full")
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        (lambda self: None, r"Broken has no training data: its train_dataloader\(\) returns None"),
+        (failing, r"Broken: its train_dataloader\(\) fails \(ValueError: the disk is full\)"),
+        (lambda self: self.trainer.world_size, "where it asks its Trainer, pass batches instead"),
+    ],
+)
+def test_a_datamodule_that_cannot_show_anything(loader, message):
+    broken = type("Broken", (LightningDataModule,), {"train_dataloader": loader})
+    net = Net()
+    with pytest.raises(DataError, match=message):
+        infoprune.prune(net, IMAGES[:1], "hrank", macs=0.6, data=broken())
+    with pytest.raises(DataError, match="the data module Broken is a class: make an object of it"):
+        infoprune.prune(net, IMAGES[:1], "hrank", macs=0.6, data=broken)
+    assert net.first.out_channels == 16

@@ -96,8 +96,9 @@ def get_backend(spec: BackendSpec) -> Backend:
     """
     from infoprune.backends.function import Function
 
-    if isinstance(spec, type) and issubclass(spec, Backend):
-        raise ConfigurationError(f"the backend {spec.__name__} is a class: give an object, {spec.__name__}()")
+    given: object = spec
+    if isinstance(given, type) and issubclass(given, Backend):
+        raise ConfigurationError(f"the backend {given.__name__} is a class: give an object, {given.__name__}()")
     backend = Function(spec) if callable(spec) and not isinstance(spec, Backend) else BACKENDS.build(spec)
     backend.check()
     return backend

@@ -102,7 +102,7 @@ def _processor(device: torch.device) -> str:
 def _read(path: Path) -> dict[str, float]:
     try:
         kept: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(kept, dict):
         return {}
