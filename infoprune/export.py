@@ -286,7 +286,7 @@ def _difference(expected: Tensor, actual: Tensor) -> float:
         return 0.0
     largest = mine[mine.isfinite()].abs().max() if mine.isfinite().any() else mine.new_ones((), dtype=torch.float64)
     away = (mine - theirs)[~same].abs().max() / largest.clamp(min=1e-12)
-    return away.nan_to_num(nan=math.inf).item()
+    return away.nan_to_num(nan=math.inf, posinf=math.inf).item()
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

@@ -15,6 +15,7 @@ from infoprune.errors import CheckpointError, ConfigurationError
 from infoprune.files import write_text_whole
 from infoprune.saving import load, save
 from infoprune.structure import plan_of
+from infoprune.structure.tensors import check_model
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -32,6 +33,7 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         CheckpointError: a file cannot be written.
         ConfigurationError: safetensors is not installed.
     """
+    check_model(model)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +99,11 @@ def from_pretrained(source: str | os.PathLike[str], model: Any = None, **options
     """
     folder = Path(source)
     if not folder.is_dir():
-        folder = Path(_hub().snapshot_download(str(source), allow_patterns=[WEIGHTS, CONFIG, PLAN], **options))
+        hub = _hub()
+        try:
+            folder = Path(hub.snapshot_download(str(source), allow_patterns=[WEIGHTS, CONFIG, PLAN], **options))
+        except (OSError, ValueError) as error:  # no such repository, no connection, no name of one
+            raise CheckpointError(f"{source} is no folder, and cannot be read from the Hub: {error!s:.300}") from error
     return load(folder / WEIGHTS, model if isinstance(model, nn.Module) else _built(folder, model))
 
 
@@ -111,15 +117,45 @@ def _built(folder: Path, kind: type[nn.Module] | None) -> nn.Module:
     if not isinstance(config, dict):
         raise CheckpointError(f"{folder / CONFIG} holds a {type(config).__name__}, not the options of a model")
     if kind is not None:
-        return kind(**config)
+        return _made(kind, config, folder)
     if not isinstance(config.get("architecture"), str):
         raise ConfigurationError(f"{folder / CONFIG} names no model of timm: give the unpruned model or its class")
     try:
         import timm
     except ImportError as error:
         raise ConfigurationError(f"{folder / CONFIG} names a model of timm: pip install timm") from error
-    built: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=False)
+    return _made(lambda **_: timm.create_model(f"local-dir:{folder}", pretrained=False), config, folder)
+
+
+def _made(kind: Any, config: dict[str, Any], folder: Path) -> nn.Module:
+    """Return what a class makes of a configuration; models of the Hub's mixin read it themselves."""
+    name = getattr(kind, "__name__", type(kind).__name__)
+    try:
+        built = _read_by_mixin(kind, folder) if hasattr(kind, "_hub_mixin_config") else kind(**config)
+    except Exception as error:  # of any kind: it is the user's code
+        raise ConfigurationError(
+            f"{name} cannot be built from {folder / CONFIG} ({type(error).__name__}: {error!s:.200}): give the unpruned "
+            "model itself"
+        ) from error
+    if not isinstance(built, nn.Module):
+        raise ConfigurationError(
+            f"{name} makes a {type(built).__name__}, not a torch.nn.Module: give the unpruned model"
+        )
     return built
+
+
+def _read_by_mixin(kind: Any, folder: Path) -> Any:
+    """Build a model as ``from_pretrained`` of `PyTorchModelHubMixin` does, without weights: theirs have other sizes."""
+
+    class Unloaded(kind, coders=kind._hub_mixin_coders):  # type: ignore[misc]
+        @classmethod
+        def _from_pretrained(
+            cls, *, model_id: str, revision: Any, cache_dir: Any, force_download: Any, local_files_only: Any,
+            token: Any, **options: Any,
+        ) -> Any:  # fmt: skip
+            return kind(**options)
+
+    return Unloaded.from_pretrained(str(folder))
 
 
 def _hub() -> Any:

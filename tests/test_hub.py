@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,3 +106,68 @@ def test_uploads_hold_weights_plan_and_configuration(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(hub.HfApi, "upload_folder", upload_folder)
     assert push_to_hub(Mixed(), "somebody/net", token="none") == "commit"
     assert sent == {"repo": "somebody/net", "files": ["config.json", "model.safetensors", "plan.json"]}
+
+
+@dataclass
+class Widths:
+    """The options of `Configured`, as an object."""
+
+    inner: int = 8
+    outer: int = 4
+
+
+class Configured(nn.Module, hub.PyTorchModelHubMixin):
+    """A model whose options are one object."""
+
+    def __init__(self, config: Widths) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, config.inner, 3), nn.ReLU(), nn.Conv2d(config.inner, config.outer, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class Chosen(Configured, coders={torch.dtype: (str, lambda text: getattr(torch, text.removeprefix("torch.")))}):
+    """A model with an option that the Hub has to be told how to write."""
+
+    def __init__(self, inner: int = 8, kind: torch.dtype = torch.float32) -> None:
+        super().__init__(Widths(inner))
+        self.kind = kind
+
+
+@pytest.mark.parametrize("make", [lambda: Configured(Widths(inner=12)), lambda: Chosen(12, torch.float64)])
+def test_configurations_are_read_as_the_mixin_reads_them(make: Callable[[], Configured], tmp_path: Path) -> None:
+    net = make().eval()
+    infoprune.prune(net, X, "l1", filters=0.5)
+    save_pretrained(net, tmp_path)
+    again = from_pretrained(tmp_path, type(net)).eval()
+    assert type(again) is type(net)
+    assert again.net[0].out_channels == 6
+    assert torch.equal(again(X), net(X))
+    assert getattr(again, "kind", None) == getattr(net, "kind", None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            nn.Linear,
+            r"Linear cannot be built from .*config\.json \(TypeError: .*width.*: give the unpruned model itself",
+        ),
+        (lambda **_: "net", "makes a str, not a torch.nn.Module"),
+        ("resnet18", "str cannot be built from"),
+    ],
+)
+def test_what_cannot_be_built_is_named(kind: Any, message: str, tmp_path: Path) -> None:
+    save_pretrained(Mixed(), tmp_path)
+    with pytest.raises(ConfigurationError, match=message):
+        from_pretrained(tmp_path, kind)
+
+
+def test_neither_a_folder_nor_a_repository(tmp_path: Path) -> None:
+    for source in (tmp_path / "no" / "such", "nobody/nothing"):
+        with pytest.raises(CheckpointError, match="is no folder, and cannot be read from the Hub"):
+            from_pretrained(source, Mixed, local_files_only=True, cache_dir=tmp_path)
+    with pytest.raises(ConfigurationError, match="must be a torch.nn.Module in Python, got a dict"):
+        save_pretrained({}, tmp_path / "new")  # type: ignore[arg-type]
+    assert not (tmp_path / "new").exists()
