@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from torch import nn
 
@@ -18,6 +19,9 @@ from infoprune.structure import plan_of
 from infoprune.structure.tensors import check_model
 
 Model = TypeVar("Model", bound=nn.Module)
+
+OF_THE_HUB = ("model_id", "revision", "cache_dir", "force_download", "local_files_only", "token")
+"""What `PyTorchModelHubMixin` passes on beside a model's own options."""
 
 WEIGHTS, CONFIG, PLAN = "model.safetensors", "config.json", "plan.json"
 
@@ -134,8 +138,8 @@ def _made(kind: Any, config: dict[str, Any], folder: Path) -> nn.Module:
         built = _read_by_mixin(kind, folder) if hasattr(kind, "_hub_mixin_config") else kind(**config)
     except Exception as error:  # of any kind: it is the user's code
         raise ConfigurationError(
-            f"{name} cannot be built from {folder / CONFIG} ({type(error).__name__}: {error!s:.200}): give the unpruned "
-            "model itself"
+            f"{name} cannot be built from {folder / CONFIG} ({type(error).__name__}: {error!s:.200}): "
+            "give the unpruned model itself"
         ) from error
     if not isinstance(built, nn.Module):
         raise ConfigurationError(
@@ -147,14 +151,18 @@ def _made(kind: Any, config: dict[str, Any], folder: Path) -> nn.Module:
 def _read_by_mixin(kind: Any, folder: Path) -> Any:
     """Build a model as ``from_pretrained`` of `PyTorchModelHubMixin` does, without weights: theirs have other sizes."""
 
-    class Unloaded(kind, coders=kind._hub_mixin_coders):  # type: ignore[misc]
+    class Unloaded(kind, coders=kind._hub_mixin_coders):  # type: ignore[call-arg]
         @classmethod
-        def _from_pretrained(
-            cls, *, model_id: str, revision: Any, cache_dir: Any, force_download: Any, local_files_only: Any,
-            token: Any, **options: Any,
-        ) -> Any:  # fmt: skip
-            return kind(**options)
+        def _from_pretrained(cls, **options: Any) -> Any:
+            return kind(**{name: value for name, value in options.items() if name not in OF_THE_HUB})
 
+    with suppress(NameError):  # annotations as text, which the mixin does not read
+        hints = get_type_hints(kind.__init__)
+        parameters = Unloaded._hub_mixin_init_parameters
+        Unloaded._hub_mixin_init_parameters = {
+            name: parameter.replace(annotation=hints.get(name, parameter.annotation))
+            for name, parameter in parameters.items()
+        }
     return Unloaded.from_pretrained(str(folder))
 
 

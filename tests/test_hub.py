@@ -168,6 +168,6 @@ def test_neither_a_folder_nor_a_repository(tmp_path: Path) -> None:
     for source in (tmp_path / "no" / "such", "nobody/nothing"):
         with pytest.raises(CheckpointError, match="is no folder, and cannot be read from the Hub"):
             from_pretrained(source, Mixed, local_files_only=True, cache_dir=tmp_path)
-    with pytest.raises(ConfigurationError, match="must be a torch.nn.Module in Python, got a dict"):
+    with pytest.raises(ConfigurationError, match=r"must be a torch.nn.Module in Python, got a dict"):
         save_pretrained({}, tmp_path / "new")  # type: ignore[arg-type]
     assert not (tmp_path / "new").exists()
