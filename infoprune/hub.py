@@ -128,7 +128,11 @@ def _built(folder: Path, kind: type[nn.Module] | None) -> nn.Module:
         import timm
     except ImportError as error:
         raise ConfigurationError(f"{folder / CONFIG} names a model of timm: pip install timm") from error
-    return _made(lambda **_: timm.create_model(f"local-dir:{folder}", pretrained=False), config, folder)
+
+    def model_of_timm(**_: Any) -> Any:  # timm reads the file itself
+        return timm.create_model(f"local-dir:{folder}", pretrained=False)
+
+    return _made(model_of_timm, config, folder)
 
 
 def _made(kind: Any, config: dict[str, Any], folder: Path) -> nn.Module:
