@@ -273,3 +273,24 @@ def test_whole_heads_go_where_their_width_is_a_factor(heads: int) -> None:
     assert (wide.attention.head_width, wide.attention.all_heads) == (12 // heads, 12 - 12 // heads)
     assert (net[2].channels, narrow.attention.head_width) == (11, 12)
     assert relative_error(original, net, plan, X) < 1e-12
+
+
+class Flattened(nn.Module):
+    """Maps are flattened by the number of channels times that of places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels, self.maps = 12, nn.Conv2d(3, 12, 3, 2, 1)
+        self.hidden, self.head = nn.Linear(12 * 4 * 4, 20), nn.Linear(20, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.hidden(self.maps(x).relu().view(-1, self.channels * 4 * 4)).relu())
+
+
+def test_a_number_of_channels_that_is_multiplied_follows() -> None:
+    net, x = randomise(Flattened()), torch.randn(2, 3, 8, 8)
+    structure, original = infoprune.trace(net, x), copy.deepcopy(net)
+    plan = structure.plan({"maps": [1, 4, 5, 11], "hidden": [0]})
+    infoprune.shrink(net, plan)
+    assert net.channels == 8
+    assert relative_error(original, net, plan, x) < 1e-12

@@ -354,7 +354,12 @@ class SizeAttributeFinder:
         # Sizes among the operator's arguments say which dimension was meant; without them every dimension may be.
         made = [axis for output in outputs for axis in output.axes if axis is not None]
         for axis, place in [asked[:2] for asked in conflict.asked] or zip(made, range(len(made)), strict=True):
-            yield self._equal_numbers(module, len(axis)), axis, place
+            channels = axis[np.sort(np.unique(axis, return_index=True)[1])]
+            # Of flattened maps, ``channels * 7 * 7``, each channel fills a block.
+            for labels in (axis, channels) if len(channels) < len(axis) else (axis,):
+                if paths := self._equal_numbers(module, len(labels)):
+                    yield paths, labels, place
+                    break
         for place, axes in enumerate(parts):
             yield self._equal_numbers(module, sum(map(len, axes))), np.concatenate(axes), place
         for place, labels in enumerate(structure.records[op].counted if op >= 0 else (), len(made)):
