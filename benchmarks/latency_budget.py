@@ -63,7 +63,7 @@ def measured(network: str, backend: str, budgets: Sequence[float]) -> Iterator[d
             "network": network, "backend": backend, "budget": budget,
             "table": "cold" if budget == budgets[0] else "warm",
             "reached": result.latency, "error": result.latency_error, "anew": anew, "anew_error": error,
-            "macs": result.after.macs / result.before.macs, "seconds": seconds, "load": os.getloadavg()[0],
+            "macs": result.after.macs / result.before.macs, "seconds": seconds, "load": round(os.getloadavg()[0], 1),
             "said": any("budget" in (text := str(warning.message)) or "give or take" in text for warning in said),
         }  # fmt: skip
 
@@ -89,19 +89,24 @@ def table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     yield "model, in bold where it is more than 3 % above or below the budget and no warning said so. A star: a warning"
     yield "said that the budget is not met closely, or that times scatter. `seconds`: processor time of the call, with"
     yield "the layers' times to be measured first (cold) or read from the disk (warm). `load`: processes that"
-    yield "wanted one of the processors."
+    yield "wanted one of the processors. Rows without intervals and load are of the search before it measured those."
     yield ""
     yield "| network | backend | budget | reached | anew | MACs left | seconds | load |"
     yield "|---" * 8 + "|"
     for row in rows:
-        anew = f"{row['anew']:.3f} ± {row['anew_error'] * row['anew']:.3f}"
+        anew = _text(row, "anew", "anew_error")
         if abs(row["anew"] / row["budget"] - 1) > CLOSE and not row["said"]:
             anew = f"**{anew}**"
+        reached = _text(row, "reached", "error") + (" *" if row["said"] else "")
         yield (
-            f"| {row['network']} | {row['backend']} | {row['budget']} | {row['reached']:.3f} ± "
-            f"{row['error'] * row['reached']:.3f}{' *' if row['said'] else ''} | {anew} | "
-            f"{row['macs']:.3f} | {row['seconds']:.0f} ({row['table']}) | {row['load']:.1f} |"
+            f"| {row['network']} | {row['backend']} | {row['budget']} | {reached} | {anew} | {row['macs']:.3f} | "
+            f"{row['seconds']:.0f} ({row['table']}) | {row.get('load', '')} |"
         )
+
+
+def _text(row: dict[str, Any], share: str, error: str) -> str:
+    """Return a share with its interval; older rows have none."""
+    return f"{row[share]:.3f}" + (f" ± {row[error] * row[share]:.3f}" if error in row else "")
 
 
 def main() -> None:
@@ -111,12 +116,13 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--budgets", nargs="+", type=float, default=BUDGETS)
+    parser.add_argument("--table", action="store_true", help="only latency_budget.md, from what was measured before")
     parser.add_argument("--again", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.again:
         print(*again(*options.again))
         return
-    for network in options.networks:
+    for network in () if options.table else options.networks:
         for backend in options.backends:
             with TemporaryDirectory() as cache:
                 os.environ["INFOPRUNE_CACHE"] = cache
