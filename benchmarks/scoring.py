@@ -36,7 +36,7 @@ from benchmarks.machine import describe
 from benchmarks.subject import CALIBRATION_IMAGES, FROZEN, Subject
 from infoprune.criteria import CHIP, HRank, Shapley, get_criterion
 from infoprune.criteria.activations.tap import stream_activations
-from infoprune.criteria.criterion import scored_layers
+from infoprune.criteria.filters import scored_layers
 from infoprune.criteria.measures.concentration import Concentration
 from infoprune.criteria.measures.feature_rank import feature_ranks
 from infoprune.criteria.payoffs import fidelity, probability

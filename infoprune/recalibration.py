@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from infoprune.calibration import as_batches, evaluating, on_device, run, split_batch
-from infoprune.criteria.criterion import check_finite
+from infoprune.criteria.checks import check_finite
 from infoprune.distributed import all_or_none, process, sum_over_processes, world_size
 from infoprune.errors import ConfigurationError, DataError
 from infoprune.network_batches import taken_by

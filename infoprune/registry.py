@@ -13,9 +13,10 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Generic, TypeVar
 
-from infoprune.errors import ConfigurationError, nearest
+from infoprune.errors import ConfigurationError, InfopruneError, nearest
+from infoprune.part import Part
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Part)
 Class = TypeVar("Class", bound=type)
 
 
@@ -23,12 +24,11 @@ class Registry(Generic[T]):
     """Names and the dataclasses behind them.
 
     Args:
-        kind: What the registered parts are, for messages: ``"criterion"``.
         base: The class that all of them derive from.
     """
 
-    def __init__(self, kind: str, base: type[T]) -> None:
-        self.kind = kind
+    def __init__(self, base: type[T]) -> None:
+        self.kind = base.kind
         self.base = base
         self._classes: dict[str, type[T]] = {}
 
@@ -61,15 +61,37 @@ class Registry(Generic[T]):
             return spec
         name, options = self._name_and_options(spec)
         cls = self._find(name)
-        known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+        self._check_options(cls, name, options)
+        try:
+            return cls(**options)
+        except InfopruneError:
+            raise
+        except Exception as error:  # the constructor of a user's class may fail in any way
+            raise ConfigurationError(
+                f"{self.kind} {name!r} cannot be made with {options or 'no options'} ({type(error).__name__}: {error})"
+            ) from error
+
+    def _check_options(self, cls: type[T], name: str, options: Mapping[str, Any]) -> None:
+        """Refuse a class with methods that are still to be written, unknown options, and missing ones."""
+        if inspect.isabstract(cls):
+            missing = ", ".join(sorted(cls.__abstractmethods__))
+            raise ConfigurationError(f"{self.kind} {name!r} is not complete: {cls.__name__} does not define {missing}")
+        known = [field.name for field in dataclasses.fields(cls) if field.init]
         accepted = inspect.signature(cls).parameters  # old names of options too
         for option in options:
             if option not in accepted:
+                undecorated = option in vars(cls).get("__annotations__", {})
+                advice = f"; put @dataclass(kw_only=True) above class {cls.__name__}" if undecorated else ""
                 raise ConfigurationError(
                     f"{self.kind} {name!r} has no option {option!r}{nearest(option, known)} "
-                    f"(its options: {', '.join(sorted(known)) or 'none'})"
+                    f"(its options: {', '.join(sorted(known)) or 'none'}){advice}"
                 )
-        return cls(**options)
+        for option, parameter in accepted.items():
+            has_value = parameter.default is not parameter.empty or parameter.kind in _OPEN_ENDED
+            if option not in options and not has_value:
+                raise ConfigurationError(
+                    f"{self.kind} {name!r} needs its option {option!r}: give {{name: {name}, {option}: ...}}"
+                )
 
     def _name_and_options(self, spec: Any) -> tuple[str, dict[str, Any]]:
         """Split a description into the name (or import path) of a class and its options."""
@@ -78,42 +100,47 @@ class Registry(Generic[T]):
         if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
             return spec["name"], {str(key): value for key, value in spec.items() if key != "name"}
         if isinstance(spec, Mapping) and isinstance(spec.get("class_path"), str):
-            return spec["class_path"], dict(spec.get("init_args") or {})
+            options = spec.get("init_args") or {}
+            if not isinstance(options, Mapping):
+                raise ConfigurationError(f"the init_args of {spec['class_path']} must be a mapping, got {options!r}")
+            return spec["class_path"], dict(options)
+        advice = f"; give {spec.__name__}() instead of the class" if isinstance(spec, type) else ""
         raise ConfigurationError(
             f"a {self.kind} is given as a name, an import path, a mapping with a 'name' or a 'class_path', or a "
-            f"{self.base.__name__}; got {spec!r}"
+            f"{self.base.__name__}; got {spec!r}{advice}"
         )
 
     def _find(self, name: str) -> type[T]:
-        if name not in self._classes:
-            self._load_entry_points()
         if name in self._classes:
             return self._classes[name]
+        offered = {entry.name: entry for entry in importlib.metadata.entry_points(group=f"infoprune.{self.kind}")}
+        if name in offered:
+            found = self._load(offered[name].load, f"{offered[name].value!r} (entry point {name!r})")
+            return found if found.name else self.register(name)(found)
         if "." in name:
-            return self._import(name)
+            module, _, attribute = name.rpartition(".")
+            return self._load(lambda: getattr(importlib.import_module(module), attribute), repr(name))
+        known = sorted({*self.names, *offered})
         raise ConfigurationError(
-            f"unknown {self.kind} {name!r}{nearest(name, self.names)} (known: {', '.join(self.names)}); "
+            f"unknown {self.kind} {name!r}{nearest(name, known)} (known: {', '.join(known)}); "
             f"your own {self.kind} is given by its import path, as in my_project.MyClass"
         )
 
-    def _load_entry_points(self) -> None:
-        """Import the parts that installed packages offer under the entry points ``infoprune.<kind>``."""
-        for entry in importlib.metadata.entry_points(group=f"infoprune.{self.kind}"):
-            if entry.name not in self._classes:
-                self._classes[entry.name] = self._checked(entry.load(), f"entry point {entry.value}")
-
-    def _import(self, path: str) -> type[T]:
-        module, _, name = path.rpartition(".")
+    def _load(self, load: Callable[[], Any], path: str) -> type[T]:
+        """Import a user's class, and check that it is a part of this kind."""
         try:
-            found = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise ConfigurationError(f"{self.kind} {path!r} cannot be imported: {error}") from error
-        return self._checked(found, path)
-
-    def _checked(self, found: Any, path: str) -> type[T]:
+            found = load()
+        except Exception as error:  # the user's module may fail in any way while it is imported
+            raise ConfigurationError(
+                f"{self.kind} {path} cannot be imported ({type(error).__name__}: {error})"
+            ) from error
         if not isinstance(found, type) or not issubclass(found, self.base):
             raise ConfigurationError(f"{path} is no {self.kind}: it does not derive from {self.base.__name__}")
         return found
+
+
+_OPEN_ENDED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+"""Parameters that need no value: ``*args`` and ``**kwargs``."""
 
 
 def check_choice(caller: str, option: str, value: object, known: Collection[str]) -> None:

@@ -13,7 +13,7 @@ import infoprune
 from infoprune.criteria import CHIP, CRITERIA, HRank, Taylor, get_criterion
 from infoprune.criteria.activations.tap import as_maps, stream_activations
 from infoprune.criteria.chip import channel_independence
-from infoprune.criteria.criterion import scored_layers
+from infoprune.criteria.filters import scored_layers
 from infoprune.criteria.measures.feature_rank import feature_ranks
 from infoprune.errors import ConfigurationError, DataError
 

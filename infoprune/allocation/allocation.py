@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -12,12 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from torch import nn
 
 from infoprune.allocation.budget import Budget, UnitCosts, check_amount, cost_share, unit_costs
+from infoprune.allocation.checks import as_widths
 from infoprune.allocation.grid import WidthGrid
 from infoprune.allocation.latency import CLOSE, SLACK, LatencyShare
 from infoprune.allocation.patterns import MinWidth, least_widths
 from infoprune.allocation.rounding import AUTO, RoundTo, halved, steps
 from infoprune.allocation.solve import CLOSE_IN_TIME, TOLERANCE, Measure, Widths, WidthsAt, solve
 from infoprune.errors import BudgetError, ConfigurationError
+from infoprune.part import Part
 from infoprune.registry import Registry
 
 if TYPE_CHECKING:
@@ -31,14 +32,14 @@ COARSE = 0.1
 
 
 @dataclass(kw_only=True)
-class Allocation(ABC):
+class Allocation(Part):
     """Decides how many units every prunable group keeps.
 
     A subclass says which groups are cut first, as widths at every sparsity. The sparsity
     follows from a budget, from an amount, or from the subclass's own ratios.
     """
 
-    name: ClassVar[str] = ""
+    kind: ClassVar[str] = "allocation"
     needs_data: ClassVar[bool] = False
 
     def prepared(
@@ -63,11 +64,6 @@ class Allocation(ABC):
         """
         return self
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options by name, as a run record keeps them."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
-
     @abstractmethod
     def widths_at(
         self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
@@ -83,6 +79,42 @@ class Allocation(ABC):
             costs: From widths to what one unit of each group costs there, in the measure of the budget.
         """
 
+    def checked_widths_at(
+        self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
+    ) -> WidthsAt:
+        """Return :meth:`widths_at`, with every result of it checked.
+
+        Args:
+            structure: See :meth:`widths_at`, as the next three.
+            scores: Group name -> (units,) scores.
+            grids: Group name -> the widths that it may take.
+            costs: From widths to what one unit of each group costs there.
+
+        Raises:
+            ConfigurationError: an exception in the allocation's code, or widths that are none, see :func:`as_widths`.
+        """
+        with self.named_in_errors("in widths_at"):
+            widths_at = self.widths_at(structure, scores, grids, costs)
+        if not callable(widths_at):
+            raise ConfigurationError(
+                f"{self.label}: widths_at returns {type(widths_at).__name__}; return a function from a sparsity in "
+                "[0, 1] to the width of each group"
+            )
+
+        def checked(sparsity: float) -> Widths:
+            with self.named_in_errors(f"at a sparsity of {sparsity:g}"):
+                widths = widths_at(sparsity)
+            return as_widths(self.label, widths, grids)
+
+        whole, fewest = checked(0.0), checked(1.0)
+        for name in grids:
+            if fewest[name] > whole[name]:
+                raise ConfigurationError(
+                    f"{self.label} gives group {name!r} {whole[name]} units at sparsity 0 and {fewest[name]} at "
+                    "sparsity 1; widths must shrink as the sparsity grows"
+                )
+        return checked
+
     def without_budget(
         self,
         structure: Structure,
@@ -93,21 +125,21 @@ class Allocation(ABC):
     ) -> Widths:
         """Return widths where no budget is given: the groups lose ``fraction`` x ``amount`` of their units together."""
         amount = self.need_amount(amount)
-        widths_at = self.widths_at(structure, scores, grids, unit_costs(structure, "amount"))
+        widths_at = self.checked_widths_at(structure, scores, grids, unit_costs(structure, "amount"))
         whole = sum(grid.original or grid.size for grid in grids.values())
         fewest = sum(widths_at(1.0).values()) / whole
         target = 1 - fraction * amount
         if fewest > target:
             raise BudgetError(
-                f"{target:.4g} of the filters are to stay, but the fewest that allocation {self.name!r} and min_width "
-                f"leave are {fewest:.4g}: give filters={fewest:.4g} or more"
+                f"{target:.4g} of the filters are to stay, but the fewest that {self.label} and min_width leave "
+                f"are {fewest:.4g}: give filters={fewest:.4g} or more"
             )
         return solve(widths_at, grids, lambda widths: sum(widths.values()) / whole, target)
 
     def need_amount(self, amount: float | None) -> float:
         """Return the amount; raise a ConfigurationError where neither it nor a budget was given."""
         if amount is None:
-            raise ConfigurationError(f"allocation {self.name!r} needs a budget: macs, params, latency or filters")
+            raise ConfigurationError(f"{self.label} needs a budget: macs, params, latency or filters")
         return amount
 
     def widths(
@@ -175,9 +207,10 @@ class Allocation(ABC):
                 for group in prunable_groups(structure, scores)
             }
             if budget is None:
-                return _by_amount(grids, self.without_budget(structure, scores, grids, amount, fraction), amount)
+                widths = self.without_budget(structure, scores, grids, amount, fraction)
+                return _by_amount(grids, as_widths(self.label, widths, grids), amount)
             assert measure is not None
-            widths_at = self.widths_at(structure, scores, grids, unit_costs(structure, budget.kind, measure))
+            widths_at = self.checked_widths_at(structure, scores, grids, unit_costs(structure, budget.kind, measure))
             return within_budget(structure, budget, fraction, widths_at, grids, measure)
 
         chosen_for_the_user = round_to == AUTO or isinstance(round_to, Mapping)
@@ -189,7 +222,7 @@ class Allocation(ABC):
         return made.widths
 
 
-ALLOCATIONS: Registry[Allocation] = Registry("allocation", Allocation)  # type: ignore[type-abstract]
+ALLOCATIONS: Registry[Allocation] = Registry(Allocation)  # type: ignore[type-abstract]
 
 
 def get_allocation(spec: str | Mapping[str, Any] | Allocation) -> Allocation:
@@ -207,6 +240,11 @@ def get_allocation(spec: str | Mapping[str, Any] | Allocation) -> Allocation:
 def prunable_groups(structure: Structure, scores: Scores | None) -> list[ChannelGroup]:
     """Return the groups that widths are decided for, in forward order."""
     groups = [group for group in structure.prunable if scores is None or group.name in scores]
+    if not groups and structure.prunable:
+        raise ConfigurationError(
+            f"nothing to prune: the criterion gives no scores for any of the {len(structure.prunable)} prunable groups "
+            f"({', '.join(group.name for group in structure.prunable[:3])}, ...)"
+        )
     if not groups:
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in structure.groups[:3])
         raise ConfigurationError(

@@ -45,8 +45,7 @@ class RatioAllocation(Allocation):
         """Return the ratios scaled by ``fraction``."""
         if amount is not None:
             raise ConfigurationError(
-                f"an amount of {amount:g} and the ratios of allocation {self.name!r} both say how many units go: "
-                f"give one"
+                f"an amount of {amount:g} and the ratios of {self.label} both say how many units go: give one"
             )
         return _scaled(self.ratios_of(structure), fraction, grids)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from infoprune.errors import ConfigurationError
+from infoprune.part import Part
 from infoprune.registry import Registry
 
 if TYPE_CHECKING:
@@ -22,14 +23,14 @@ Run: TypeAlias = Callable[[], float]
 
 
 @dataclass(kw_only=True)
-class Backend(ABC):
+class Backend(Part):
     """A runtime that models are deployed in.
 
     A subclass is one file here, with a class that is registered under its name. Packages that it needs are imported
     when a model is loaded, not before.
     """
 
-    name: ClassVar[str] = ""
+    kind: ClassVar[str] = "backend"
     packages: ClassVar[tuple[str, ...]] = ()
     """What has to be installed, in the extra of the backend's name."""
     quick_to_load: ClassVar[bool] = False
@@ -61,8 +62,7 @@ class Backend(ABC):
         missing = [package for package in self.packages if find_spec(package) is None]
         if missing:
             raise ConfigurationError(
-                f"backend {self.name!r} needs {' and '.join(missing)}, not installed here: "
-                f"pip install 'infoprune[{self.name}]'"
+                f"{self.label} needs {' and '.join(missing)}, not installed here: pip install 'infoprune[{self.name}]'"
             )
 
     @property
@@ -78,7 +78,7 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-BACKENDS: Registry[Backend] = Registry("backend", Backend)  # type: ignore[type-abstract]
+BACKENDS: Registry[Backend] = Registry(Backend)  # type: ignore[type-abstract]
 
 BackendSpec: TypeAlias = "str | Mapping[str, Any] | Backend | Callable[[nn.Module, Inputs], float]"
 """A name, ``{"name": ..., options}``, a `Backend`, or a function from a model and its inputs to seconds."""

@@ -6,7 +6,6 @@ unit, higher = keep. ``get_criterion("l1")`` finds one by name; a new one is a d
 :class:`LayerCriterion` (anything else) under ``@CRITERIA.register("its_name")``.
 """
 
-from infoprune.calibration import preserved
 from infoprune.criteria._moved import alias_old_modules
 from infoprune.criteria.activations.feature_map import FeatureMapCriterion
 from infoprune.criteria.batchnorm_scale import BatchNormScale
@@ -26,6 +25,7 @@ from infoprune.criteria.hessian import Hessian
 from infoprune.criteria.hrank import HRank
 from infoprune.criteria.lamp import LAMP
 from infoprune.criteria.norms import L1, L2
+from infoprune.criteria.preserved import preserved
 from infoprune.criteria.random import Random
 from infoprune.criteria.shapley import Shapley
 from infoprune.criteria.taylor import Taylor

@@ -13,7 +13,6 @@ MOVED = {
     "calibration": "infoprune.calibration",
     "distributed": "infoprune.distributed",
     "progress": "infoprune.progress",
-    "preserved": "infoprune.calibration",
     "objective": f"{PACKAGE}.payoffs",
     "feature_map": f"{PACKAGE}.activations.feature_map",
     "replay": f"{PACKAGE}.activations.suffix_replay",

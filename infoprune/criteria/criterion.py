@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
-from infoprune.calibration import preserved
 from infoprune.criteria.aggregation import COMBINE, NORMALIZE, combine_members
+from infoprune.criteria.checks import as_scores, check_mapping, check_weights
+from infoprune.criteria.filters import as_filters, scored_layers, weight_of
+from infoprune.criteria.preserved import preserved
 from infoprune.errors import ConfigurationError, nearest
+from infoprune.part import Part
 from infoprune.registry import Registry, check_choice
 
 if TYPE_CHECKING:
-    from infoprune.structure import ChannelGroup, GroupSlot, Layer, Structure
+    from infoprune.structure import ChannelGroup, GroupSlot, Structure
 
 SLICE = 1 << 18
 """So many weights are scored at once where filters can be scored one by one."""
@@ -32,7 +29,7 @@ Scores = dict[str, Tensor]
 
 
 @dataclass(kw_only=True)
-class Criterion(ABC):
+class Criterion(Part):
     """Scores every unit of every prunable group; higher = keep.
 
     Most criteria score the filters of one layer at a time and derive from :class:`LayerCriterion`.
@@ -42,28 +39,12 @@ class Criterion(ABC):
             message names the layer.
     """
 
-    name: ClassVar[str] = ""
+    kind: ClassVar[str] = "criterion"
     needs_data: ClassVar[bool] = False
     as_trained: ClassVar[bool] = False
     """Whether images should be transformed as in training, where the data offers that, not as in evaluation."""
-
-    def __init_subclass__(cls) -> None:
-        cls.name = vars(cls).get("name", "")  # what derives from a registered criterion is not that criterion
-
-    @property
-    def short_name(self) -> str:
-        """Return the registered name, or the name of the class where it is not registered."""
-        return self.name or type(self).__name__
-
-    @property
-    def label(self) -> str:
-        """Return what messages call this criterion."""
-        return f"criterion {self.name!r}" if self.name else type(self).__name__
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options by name, as a run record keeps them."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+    sees_model: ClassVar[bool] = True
+    """Whether the criterion's own code is given the model, whose weights are then copied before and put back after."""
 
     @abstractmethod
     def group_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> Scores:
@@ -73,44 +54,50 @@ class Criterion(ABC):
         """Score every unit of every prunable group.
 
         Args:
-            model: The model that ``structure`` was traced from. It is not changed.
+            model: The model that ``structure`` was traced from. It is afterwards what it was, see :func:`preserved`.
             structure: Its channel groups.
             data: Batches of training images for criteria that need them, ignored by the others. If it has an attribute
                 ``as_trained``, the same images as in training, criteria that want them so take that.
+
+        Returns:
+            Group name -> (units,) float64 scores on the CPU.
+
+        Raises:
+            ConfigurationError: no data, weights or scores that are not finite, scores of a wrong shape or of an unknown
+                group, or an exception in the criterion's code.
         """
         if self.needs_data and data is None:
             raise ConfigurationError(f"{self.label} scores with data: pass batches of training images as data")
         check_weights(model)
         if self.as_trained:
             data = getattr(data, "as_trained", data)
-        try:
-            with preserved(model):
+        with self.named_in_errors("while scoring"), preserved(model, weights=self.sees_model):
+            try:
                 scores = self.group_scores(model, structure, data)
-        except NotImplementedError as error:  # what PyTorch raises where a value is read that is not there
-            empty = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
-            if empty is None:
-                raise
-            raise ConfigurationError(
-                f"{self.label} reads weights, and {empty} is on the meta device and has none: load the weights first"
-            ) from error
-        self._check_groups(scores, structure)
-        return scores
+            except NotImplementedError as error:  # what PyTorch raises where a value is read that is not there
+                empty = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+                if empty is None:
+                    raise
+                raise ConfigurationError(
+                    f"{self.label} reads weights, and {empty} is on the meta device and has none: load the weights "
+                    "first"
+                ) from error
+        return self._checked(scores, structure)
 
-    def _check_groups(self, scores: Scores, structure: Structure) -> None:
-        """Refuse scores of unknown groups, of too few or too many units, or that are not finite."""
+    def _checked(self, scores: Scores, structure: Structure) -> Scores:
+        """Return the scores as float64 on the CPU; refuse unknown groups and what is not one finite score a unit."""
+        check_mapping(self.label, scores, "group")
         sizes = {group.name: group.size for group in structure.groups}
-        for name, values in scores.items():
+        for name in scores:
             if name not in sizes:
                 raise ConfigurationError(
                     f"{self.label} scores a group {name!r}, which the structure does not have{nearest(name, sizes)}; "
                     "score the groups of structure.prunable by their names"
                 )
-            if tuple(values.shape) != (sizes[name],):
-                raise ConfigurationError(
-                    f"{self.label} gives scores of shape {tuple(values.shape)} for group {name!r}, which has "
-                    f"{sizes[name]} units; return one score for each unit"
-                )
-            check_finite(values, name, f"the scores of {self.label}")
+        return {
+            name: as_scores(self.label, values, (sizes[name],), f"the {sizes[name]} units of group {name!r}")
+            for name, values in scores.items()
+        }
 
 
 @dataclass(kw_only=True)
@@ -148,10 +135,8 @@ class LayerCriterion(Criterion):
 
     def group_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> Scores:
         """Score the layers and combine them group by group."""
-        of_layer = {}
-        for name, values in self.layer_scores(model, structure, data).items():
-            of_layer[name] = values.detach().to("cpu", torch.float64)
-            check_finite(of_layer[name], name, f"the scores of {self.label}")
+        of_layer = self.layer_scores(model, structure, data)
+        check_mapping(self.label, of_layer, "layer")
         scores: Scores = {}
         for group in structure.prunable:
             members = self.members(model, structure, group)
@@ -167,13 +152,8 @@ class LayerCriterion(Criterion):
                 f"{self.label} gives no scores for layer {name!r}{nearest(name, of_layer)}; score every layer that "
                 "feeds a prunable group, by the names in structure.layers"
             )
-        values, filters = of_layer[name], structure.shapes[slot.tensor][slot.dim]
-        if tuple(values.shape) != (filters,):
-            raise ConfigurationError(
-                f"{self.label} gives scores of shape {tuple(values.shape)} for layer {name!r}, which has {filters} "
-                "filters; return one score for each filter"
-            )
-        return values
+        filters = structure.shapes[slot.tensor][slot.dim]
+        return as_scores(self.label, of_layer[name], (filters,), f"the {filters} filters of layer {name!r}")
 
 
 class WeightCriterion(LayerCriterion):
@@ -181,6 +161,8 @@ class WeightCriterion(LayerCriterion):
 
     filterwise: ClassVar[bool] = False
     """Whether the score of a filter depends on that filter alone. Filters then come in slices that fit the cache."""
+
+    sees_model: ClassVar[bool] = False
 
     sums_in_float64: ClassVar[bool] = False
     """Whether the criterion itself sums in float64. Filters then come in the weights' own precision, unconverted."""
@@ -199,15 +181,20 @@ class WeightCriterion(LayerCriterion):
 
     def layer_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> dict[str, Tensor]:
         """Score every layer that feeds a prunable group; ``data`` is not used."""
-        return {layer.name: self._score(weight_of(model, layer)) for layer in scored_layers(structure)}
+        return {layer.name: self._score(layer.name, weight_of(model, layer)) for layer in scored_layers(structure)}
 
-    def _score(self, weight: Tensor) -> Tensor:
+    def _score(self, layer: str, weight: Tensor) -> Tensor:
         size = max(SLICE * len(weight) // max(weight.numel(), 1), 1) if self.filterwise else len(weight)
         dtype = weight.dtype if self.sums_in_float64 else torch.float64
-        return torch.cat([self.filter_scores(as_filters(part, dtype)) for part in weight.split(size)])
+        scores = []
+        for part in weight.split(size):
+            with self.named_in_errors(f"on layer {layer!r}"):
+                found = self.filter_scores(as_filters(part, dtype))
+            scores.append(as_scores(self.label, found, (len(part),), f"{len(part)} filters of layer {layer!r}"))
+        return torch.cat(scores)
 
 
-CRITERIA: Registry[Criterion] = Registry("criterion", Criterion)  # type: ignore[type-abstract]
+CRITERIA: Registry[Criterion] = Registry(Criterion)  # type: ignore[type-abstract]
 
 
 def get_criterion(spec: str | Mapping[str, Any] | Criterion) -> Criterion:
@@ -224,78 +211,3 @@ def get_criterion(spec: str | Mapping[str, Any] | Criterion) -> Criterion:
         {'normalize': 'minmax', 'combine': 'mean'}
     """
     return CRITERIA.build(spec)
-
-
-def scored_layers(structure: Structure) -> list[Layer]:
-    """Return the layers whose filters belong to a prunable group, each once, in forward order."""
-    wanted = {layer.name for group in structure.prunable for layer, _ in structure.producers(group)}
-    return [layer for layer in structure.layers if layer.name in wanted]
-
-
-def weight_of(model: nn.Module, layer: Layer) -> Tensor:
-    """Return the kernel that a layer computes with, its filters along the first dimension.
-
-    Masks (``torch.nn.utils.prune``), weight norm, spectral norm and parametrizations count: a masked weight is zero.
-    """
-    parameter = model.get_parameter(layer.weight).detach()
-    with torch.no_grad():
-        kernel = _computed_kernel(model, layer.weight)
-    # What is computed in another shape (a low-rank product, say) has no dimension that is known to hold the filters.
-    return (parameter if kernel is None or kernel.shape != parameter.shape else kernel).movedim(layer.dim, 0)
-
-
-def _computed_kernel(model: nn.Module, weight: str) -> Tensor | None:
-    """Return what PyTorch's own utilities compute from a weight before each forward; None for a plain parameter."""
-    path, _, attribute = weight.rpartition(".")
-    if ".parametrizations." in f".{weight}":
-        owner, _, attribute = f".{path}".rpartition(".parametrizations.")
-        return cast(Tensor, getattr(model.get_submodule(owner.strip(".")), attribute))
-    module = model.get_submodule(path)
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, BasePruningMethod) and attribute == f"{hook._tensor_name}_orig":
-            return cast(Tensor, hook.apply_mask(module))
-        if isinstance(hook, WeightNorm) and attribute == f"{hook.name}_v":
-            return cast(Tensor, hook.compute_weight(module))
-        if isinstance(hook, SpectralNorm) and attribute == f"{hook.name}_orig":
-            return hook.compute_weight(module, do_power_iteration=False)
-    return None
-
-
-def as_filters(weight: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return a weight, filters first, as (filters, kernels, weights per kernel), float64 on the CPU.
-
-    Always the CPU and always float64, so that a plan does not depend on the device or the precision of a run.
-    """
-    weight = weight.to("cpu", dtype)
-    # A kernel may be computed from one number a filter, such as the width of a Gaussian.
-    return weight.reshape(weight.shape[0], weight.shape[1] if weight.dim() > 1 else 1, -1)
-
-
-def filters_of(model: nn.Module, layer: Layer) -> Tensor:
-    """Return all filters of a layer, see :func:`as_filters`."""
-    return as_filters(weight_of(model, layer))
-
-
-def check_weights(model: nn.Module) -> None:
-    """Raise a ConfigurationError that names the layer if a model holds NaN or infinite parameters or norm statistics.
-
-    A broken value shows in the scores of some criteria only, and in the end in the outputs of every smaller model.
-    """
-    for name, module in model.named_modules():
-        # Other buffers may be infinite on purpose: masks of attention, for one.
-        statistics = module._buffers if isinstance(module, _NormBase) else {}
-        for key, tensor in [*module._parameters.items(), *statistics.items()]:
-            if tensor is not None and tensor.is_floating_point() and not tensor.is_meta:
-                what = "its weights" if key == "weight" else f"the values of its {key}"
-                check_finite(tensor.detach(), name or type(module).__name__, what)
-
-
-def check_finite(values: Tensor, layer: str, what: str) -> None:
-    """Raise a ConfigurationError that names the layer if ``values`` hold a NaN or an infinity."""
-    # One NaN or infinity shows in the sum. So may an overflow, which is no fault.
-    bad = 0 if math.isfinite(values.sum()) else int((~torch.isfinite(values)).sum())
-    if bad:
-        raise ConfigurationError(
-            f"{layer}: {what} hold {bad} NaN or infinite values of {values.numel()}; restore a sound checkpoint "
-            f"before pruning"
-        )

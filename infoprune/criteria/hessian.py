@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from infoprune.calibration import batches, evaluating, rows_of, run
 from infoprune.criteria.activations.tap import check_seen
-from infoprune.criteria.criterion import CRITERIA, LayerCriterion, scored_layers
+from infoprune.criteria.criterion import CRITERIA, LayerCriterion
+from infoprune.criteria.filters import scored_layers
 from infoprune.criteria.payoffs import LOSSES, evaluate, get_objective
 from infoprune.criteria.taylor import differentiable
 from infoprune.distributed import all_or_none, mean_over_processes

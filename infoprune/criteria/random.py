@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from infoprune.criteria.criterion import CRITERIA, LayerCriterion, scored_layers
+from infoprune.criteria.criterion import CRITERIA, LayerCriterion
+from infoprune.criteria.filters import scored_layers
 from infoprune.registry import check_count
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from infoprune.calibration import batches, evaluating, run
 from infoprune.criteria.activations.tap import ActivationTap, as_maps, check_seen, per_filter
-from infoprune.criteria.criterion import CRITERIA, LayerCriterion, scored_layers
+from infoprune.criteria.criterion import CRITERIA, LayerCriterion
+from infoprune.criteria.filters import scored_layers
 from infoprune.criteria.payoffs import LOSSES, evaluate, get_objective
 from infoprune.distributed import all_or_none, mean_over_processes, sum_over_processes
 from infoprune.registry import check_choice, check_count

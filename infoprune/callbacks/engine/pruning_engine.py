@@ -25,7 +25,7 @@ from infoprune.callbacks.engine.surgery import in_names_of, shrink_in_fit
 from infoprune.callbacks.engine.training_data import EXAMPLES, calibration_batches, no_batch_yet, training_batches
 from infoprune.callbacks.engine.training_step import TrainingStep, modules_run
 from infoprune.criteria import Scores
-from infoprune.criteria.criterion import check_weights
+from infoprune.criteria.checks import check_weights
 from infoprune.decide import Decision, decide, goal
 from infoprune.distributed import broadcast_from_first, mean_over_ranks, on_all_ranks
 from infoprune.errors import ConfigurationError, DataError

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from infoprune.criteria.activations.tap import per_filter, stream_activations
-from infoprune.criteria.criterion import LayerCriterion, check_finite, scored_layers
+from infoprune.criteria.checks import as_scores, check_finite
+from infoprune.criteria.criterion import LayerCriterion
+from infoprune.criteria.filters import scored_layers
 from infoprune.distributed import mean_over_processes
 from infoprune.registry import check_count
 
@@ -62,7 +64,9 @@ class FeatureMapCriterion(LayerCriterion):
 
         def add(name: str, maps: Tensor) -> None:
             check_finite(maps, name, "its activations")
-            scores = self.map_scores(maps).to("cpu", torch.float64)
+            with self.named_in_errors(f"on the feature maps of layer {name!r}"):
+                found = self.map_scores(maps)
+            scores = as_scores(self.label, found, tuple(maps.shape[:2]), f"the feature maps of layer {name!r}")
             sums[name] += per_filter(scores.sum(dim=0), sizes[name])
             counts[name] += len(maps)
 

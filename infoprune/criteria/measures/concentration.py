@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from infoprune.criteria.activations.tap import stream_activations
-from infoprune.criteria.criterion import check_finite, scored_layers
+from infoprune.criteria.checks import check_finite
+from infoprune.criteria.filters import scored_layers
 from infoprune.criteria.measures.feature_entropy import (
     channel_entropy,
     entropy_of_counts,

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from infoprune.criteria.activations.tap import FILTERS, per_filter, stream_activations
-from infoprune.criteria.criterion import check_finite, filters_of, scored_layers
+from infoprune.criteria.checks import check_finite
+from infoprune.criteria.filters import filters_of, scored_layers
 from infoprune.criteria.measures.capacity import CAPACITIES, capacity
 from infoprune.criteria.measures.feature_entropy import entropy_of_counts, histograms, pixel_entropy
 from infoprune.criteria.measures.rank_correlation import spearman

@@ -1,0 +1,80 @@
+"""What is refused before and after scoring: weights that are not finite, scores of a wrong kind, shape or value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from infoprune.errors import ConfigurationError
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise a ConfigurationError that names the layer if a model holds NaN or infinite parameters or norm statistics.
+
+    A broken value shows in the scores of some criteria only, and in the end in the outputs of every smaller model.
+    """
+    for name, module in model.named_modules():
+        # Other buffers may be infinite on purpose: masks of attention, for one.
+        statistics = module._buffers if isinstance(module, _NormBase) else {}
+        for key, tensor in [*module._parameters.items(), *statistics.items()]:
+            if tensor is not None and tensor.is_floating_point() and not tensor.is_meta:
+                what = "its weights" if key == "weight" else f"the values of its {key}"
+                check_finite(tensor.detach(), name or type(module).__name__, what)
+
+
+def check_finite(values: Tensor, layer: str, what: str) -> None:
+    """Raise a ConfigurationError that names the layer if ``values`` hold a NaN or an infinity."""
+    # One NaN or infinity shows in the sum. So may an overflow, which is no fault.
+    bad = 0 if math.isfinite(values.sum()) else int((~torch.isfinite(values)).sum())
+    if bad:
+        raise ConfigurationError(
+            f"{layer}: {what} hold {bad} NaN or infinite values of {values.numel()}; restore a sound checkpoint "
+            f"before pruning"
+        )
+
+
+def check_mapping(caller: str, scores: Any, of: str) -> None:
+    """Raise a ConfigurationError unless scores are a mapping.
+
+    Args:
+        caller: How messages refer to the criterion.
+        scores: What it returned.
+        of: What is scored: ``"layer"`` or ``"group"``.
+    """
+    if not isinstance(scores, Mapping):
+        raise ConfigurationError(
+            f"{caller} gives {type(scores).__name__}; return a dict from the name of each {of} to its scores"
+        )
+
+
+def as_scores(caller: str, values: Any, shape: tuple[int, ...], of: str) -> Tensor:
+    """Return scores as float64 on the CPU.
+
+    Args:
+        caller: How messages refer to the criterion.
+        values: What it returned.
+        shape: The shape that the scores must have.
+        of: What is scored, for messages: ``"the 8 filters of layer 'conv1'"``.
+
+    Raises:
+        ConfigurationError: no tensor of real numbers, another shape, NaN or infinite values.
+    """
+    if not isinstance(values, Tensor) or values.is_complex():
+        what = "complex scores" if isinstance(values, Tensor) else f"values of type {type(values).__name__}"
+        raise ConfigurationError(f"{caller} gives {what} for {of}; return a tensor of real numbers, one for each")
+    if tuple(values.shape) != shape:
+        raise ConfigurationError(
+            f"{caller} gives scores of shape {tuple(values.shape)} for {of}; return one score for each, shape {shape}"
+        )
+    scores = values.detach().to("cpu", torch.float64)
+    bad = 0 if math.isfinite(scores.sum()) else int((~torch.isfinite(scores)).sum())
+    if bad:
+        raise ConfigurationError(
+            f"{caller} gives {bad} NaN or infinite scores of {scores.numel()} for {of}; return finite numbers"
+        )
+    return scores
