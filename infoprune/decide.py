@@ -159,7 +159,9 @@ def decide(
         scores = get_criterion(criterion)(model, structure, data)
     target = target.relative_to(reference or structure.cost())
     kind, keep = goal(target, structure, fraction, reference, sizes)
-    chosen = get_allocation(allocation).prepared(model, structure, data, scores=scores, kind=kind, keep=keep)
+    chosen = get_allocation(allocation)
+    with chosen.named_in_errors("while it measured the model"):
+        chosen = chosen.prepared(model, structure, data, scores=scores, kind=kind, keep=keep)
     widths = chosen.widths(
         structure,
         scores,

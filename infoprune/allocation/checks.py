@@ -45,9 +45,9 @@ def _as_width(caller: str, name: str, value: Any, grid: WidthGrid) -> int:
     except TypeError:
         width = -1
     if width != grid.size and (width < grid.lowest or width > grid.size or width % grid.step):
-        multiples = f"a multiple of {grid.step}" if grid.step > 1 else "a whole number"
+        number = "a whole number" if grid.step == 1 else f"{grid.size} or a multiple of {grid.step}"
         raise ConfigurationError(
-            f"{caller} gives group {name!r} a width of {value!r}, which must be {multiples} from {grid.lowest} to "
-            f"{grid.size}, or {grid.size}; grids[{name!r}].at(share) gives such widths"
+            f"{caller} gives group {name!r} a width of {value!r}, which must be {number} from {grid.lowest} to "
+            f"{grid.size}; grids[{name!r}].at(share) gives such widths"
         )
     return width

@@ -1,7 +1,8 @@
-"""Networks of torchvision and timm by their names alone: ``resnet18``, ``timm:resnet50``."""
+"""Networks by their names alone: of torchvision, ``resnet18``; of timm, ``timm:resnet50``; of installed packages."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,6 +10,9 @@ from itertools import pairwise
 from infoprune.errors import ConfigurationError, nearest
 
 TIMM = "timm:"
+
+ENTRY_POINTS = "infoprune.model"
+"""The group of entry points under which an installed package offers its networks by name."""
 
 
 def with_full_names(words: Sequence[str], lightning: bool = False) -> list[str]:
@@ -56,6 +60,9 @@ def _network(name: str) -> list[str] | None:
     """Return the path of the function that builds a network, and its arguments; None for other names."""
     if name.startswith(TIMM):
         return ["infoprune.models.timm_model", f"name={_known_to_timm(name.removeprefix(TIMM))}"]
+    offered = [entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS) if entry.name == name]
+    if offered:
+        return [offered[-1].value.replace(":", ".")]
     if not name.isidentifier() or not name.islower():  # classes have capitals, paths have dots or slashes
         return None
     from torchvision import models

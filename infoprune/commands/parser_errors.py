@@ -27,7 +27,7 @@ def in_one_line(text: str, options: Iterable[str] = ()) -> str:
     """
     key = re.search(r'Parser key "([\w.+]+)"', text)
     option = f"--{key[1]}" if key else ""
-    for say in (_unknown_option, _missing, _no_file, _no_class, _wrong_type):
+    for say in (_unknown_option, _missing, _no_file, _no_class, _wrong_class, _wrong_type):
         said = say(text, option)
         if said:
             return said
@@ -72,6 +72,17 @@ def _no_class(text: str, option: str) -> str | None:
         f"{option}: no class is called {name!r}{nearest(name, set(_class_names()))}; give a known name or an import "
         "path, as in my_project.MyClass"
     )
+
+
+def _wrong_class(text: str, option: str) -> str | None:
+    found = re.search(r"Import path ([\w.]+) does not correspond to a subclass of (\w+)", text)
+    if found:
+        return (
+            f"{option}: {found[1]} is no class that derives from {found[2]}, nor a function annotated to return "
+            f"one (def {_short(found[1])}(...) -> {found[2]})"
+        )
+    absent = re.search(rf"{_CLASS}: (module \S+ has no attribute \S+|No module named \S+)", text)
+    return f"{option}: {absent[1]} cannot be imported: {absent[2]}" if absent else None
 
 
 def _wrong_type(text: str, option: str) -> str | None:

@@ -165,7 +165,7 @@ class WeightCriterion(LayerCriterion):
     sees_model: ClassVar[bool] = False
 
     sums_in_float64: ClassVar[bool] = False
-    """Whether the criterion itself sums in float64. Filters then come in the weights' own precision, unconverted."""
+    """Whether the criterion itself sums in float64. Filters are then the weights themselves: not to be written to."""
 
     @abstractmethod
     def filter_scores(self, filters: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class WeightCriterion(LayerCriterion):
         scores = []
         for part in weight.split(size):
             with self.named_in_errors(f"on layer {layer!r}"):
-                found = self.filter_scores(as_filters(part, dtype))
+                found = self.filter_scores(as_filters(part, dtype, copy=not self.sums_in_float64))
             scores.append(as_scores(self.label, found, (len(part),), f"{len(part)} filters of layer {layer!r}"))
         return torch.cat(scores)
 

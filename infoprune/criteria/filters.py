@@ -49,20 +49,20 @@ def _computed_kernel(model: nn.Module, weight: str) -> Tensor | None:
     return None
 
 
-def as_filters(weight: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return a weight, filters first, as (filters, kernels, weights per kernel), float64 on the CPU.
+def as_filters(weight: Tensor, dtype: torch.dtype = torch.float64, copy: bool = True) -> Tensor:
+    """Return a weight as filters on the CPU.
 
-    Always the CPU and always float64, so that a plan does not depend on the device or the precision of a run. The
-    values are copied: a criterion may compute in place.
+    Always the CPU and always float64, so that a plan does not depend on the device or the precision of a run.
 
     Args:
         weight: (filters, kernels, ...) weights of a layer.
         dtype: Their precision from here on.
+        copy: Whether the result has memory of its own, so that it may be computed with in place.
 
     Returns:
-        (filters, kernels, weights per kernel) copy of the weights.
+        (filters, kernels, weights per kernel).
     """
-    weight = weight.to("cpu", dtype, copy=True)
+    weight = weight.to("cpu", dtype, copy=copy)
     return weight.reshape(weight.shape[0], weight.shape[1], -1)
 
 
