@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infoprune.structure.labels import Labels, distinct
+from infoprune.structure.labels import Labels
 from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, labels_of, set_labels
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tracing.rule_context import OpRecord, Output
@@ -24,6 +24,7 @@ from infoprune.structure.tracing.tracer import Operator, Tracer, apply, execute,
 from infoprune.structure.validation.conflict import FACTOR, FIXED, Asked, Conflict
 from infoprune.structure.validation.conflict_labels import by_module, cut_around, cut_inside, widths_behind
 from infoprune.structure.validation.dry_run_context import Diverged, DryRunContext, UnalignedContext
+from infoprune.structure.validation.kept_axes import KeptAxes
 from infoprune.structure.validation.operators import differing_operators, same_operator, sizes_asked_for
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class ComparedPass(Tracer):
         self._structure = structure
         self._component = np.append(structure.component, -1)
         self._keep = keep
-        self._kept = dict(kept)  # what the plan leaves of the original's axes, by their identity
+        self._kept = KeptAxes(keep, kept)
         self._whole = {id(axis): axis for axis in kept.values()}
         self._on_shapes = session.on_shapes
         self._held: list[Any] = []
@@ -119,7 +120,7 @@ class ComparedPass(Tracer):
         op = DryRunContext(self.space, record, self._whole)
         if rule is not created:
             apply(rule, op, args, kwargs, outs)
-        kept = [self._kept_axes(output) for output in record.outputs]
+        kept = [self._kept.of_output(output) for output in record.outputs]
         reason = self._difference(op, rule, outs, kept, numbers)
         if reason is None:
             self._take_labels(outs, kept)
@@ -182,7 +183,7 @@ class ComparedPass(Tracer):
             return False
         self._next += 1
         output = record.outputs[0]
-        kept = zip(output.shape, self._kept_axes(output), strict=True)
+        kept = zip(output.shape, self._kept.of_output(output), strict=True)
         wanted = tuple(size if axis is None else len(axis) for size, axis in kept)
         if any(tensor.shape == wanted for tensor in tensors):
             return False
@@ -209,7 +210,7 @@ class ComparedPass(Tracer):
         """Give the last result before the comparison starts again the original's labels, if its sizes fit."""
         outs = self._unaligned_outs
         expected = self._expected[self._next - 1].outputs if self._next else []
-        kept = [self._kept_axes(output) for output in expected]
+        kept = [self._kept.of_output(output) for output in expected]
         if len(outs) == len(kept) and all(
             self._sizes_match(out, output, axes) and self._carries(out, axes)
             for out, output, axes in zip(outs, expected, kept, strict=True)
@@ -251,17 +252,6 @@ class ComparedPass(Tracer):
             raise Diverged(f"which operators it runs depends on its width ({other})")
 
     # -- comparing ----------------------------------------------------------------------------------------------------
-
-    def _kept_axes(self, output: Output) -> list[Axis]:
-        return [None if axis is None else self._kept_of(axis) for axis in output.axes]
-
-    def _kept_of(self, axis: Labels) -> Labels:
-        """Return what the plan leaves of an axis of the original; operators and weights share axes."""
-        kept = self._kept.get(id(axis))
-        if kept is None:
-            whole = self._keep[distinct(axis)].all()
-            kept = self._kept[id(axis)] = axis if whole else axis[self._keep[axis]]
-        return kept
 
     def _sizes_match(self, out: Tensor, expected: Output, kept: Sequence[Axis]) -> bool:
         if out.dim() != len(expected.shape):
@@ -348,13 +338,13 @@ class ComparedPass(Tracer):
 
     def asked(self, record: OpRecord, args: Sequence[Any]) -> tuple[Asked, ...]:
         """Return the dimensions that an operator is asked for in other sizes than a plan leaves."""
-        return tuple(asked for asked in sizes_asked_for(record, args) if asked.size != len(self._kept_of(asked.axis)))
+        return tuple(asked for asked in sizes_asked_for(record, args) if asked.size != len(self._kept.of(asked.axis)))
 
     def _as_expected(self, record: OpRecord, inputs: Sequence[Tensor]) -> Any:
         device = next((t.device for t in inputs), torch.device("meta"))
         outs = []
         for output in record.outputs:
-            kept = self._kept_axes(output)
+            kept = self._kept.of_output(output)
             shape = [n if a is None else len(a) for n, a in zip(output.shape, kept, strict=True)]
             out = torch.zeros(shape, dtype=output.dtype, device=device)
             set_labels(out, TensorLabels(kept))

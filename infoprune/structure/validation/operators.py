@@ -9,6 +9,7 @@ from typing import Any
 from infoprune.structure.labels.tensor_labels import Axis
 from infoprune.structure.tracing.rule_context import GIVEN_SIZES, OpRecord
 from infoprune.structure.validation.conflict import Asked
+from infoprune.structure.validation.module_paths import ancestors
 
 _WAYS = frozenset({
     "aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.as_strided", "aten.permute",
@@ -71,3 +72,21 @@ def _computed(names: Sequence[str]) -> list[str]:
     """Return the operators that do not depend on which of several equal ways PyTorch chooses."""
     plain = ("aten.add" if name in _WITH_BIAS else name for name in names)
     return [name for name in plain if name not in _WAYS | _PRODUCTS | _OF_ONE]
+
+
+def operators_inside(records: Sequence[OpRecord], modules: Sequence[str]) -> dict[str, list[int]]:
+    """Return the numbers of the operators that modules and their children run.
+
+    Args:
+        records: the operators of a pass.
+        modules: paths of modules.
+
+    Returns:
+        Path -> places in ``records``.
+    """
+    found: dict[str, list[int]] = {module: [] for module in modules}
+    for number, record in enumerate(records):
+        for module in ancestors(record.module):
+            if module in found:
+                found[module].append(number)
+    return found

@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from torch import nn
 
 from infoprune.structure.groups import AttributeSlot, Structure
 from infoprune.structure.labels import Labels
 from infoprune.structure.plan import PruningPlan
-from infoprune.structure.surgery.attributes import element
 from infoprune.structure.tracing.rule_context import STILL_ADDS
 from infoprune.structure.tracing.rules.contraction import HEAD_WIDTH
 from infoprune.structure.tracing.rules.reduction import SOFTMAX
 from infoprune.structure.tracing.rules.shape import MERGED
 from infoprune.structure.validation.conflict import FACTOR, Conflict
 from infoprune.structure.validation.conflict_labels import meets
-from infoprune.structure.validation.module_paths import ancestors, join, siblings
+from infoprune.structure.validation.held_numbers import elements, integers, sequence
+from infoprune.structure.validation.module_paths import join, siblings
+from infoprune.structure.validation.operators import operators_inside
 from infoprune.structure.validation.ways import free_channels
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ class SizeAttributeFinder:
         if module not in self._heads or self._heads[module].tied:
             return False
         likes = self._with_siblings(module)
-        inside = self._operators_inside(structure, likes)
+        inside = operators_inside(structure.records, likes)
         for like in likes:
             heads, labels = self._heads.get(like), self._session.space.head_labels.get(like)
             if heads is None or heads.tied or labels is None:
@@ -274,15 +274,6 @@ class SizeAttributeFinder:
                 if not np.isin(structure.component[axis], of_heads).any():  # the heads of a batch may be as many
                     self._session.space.unite(np.repeat(labels, len(axis) // heads.count), axis, op)
         return self._heads[module].tied
-
-    def _operators_inside(self, structure: Structure, modules: Sequence[str]) -> dict[str, list[int]]:
-        """Return by module the numbers of the operators that it and its children run."""
-        found: dict[str, list[int]] = {module: [] for module in modules}
-        for number, record in enumerate(structure.records):
-            for module in ancestors(record.module):
-                if module in found:
-                    found[module].append(number)
-        return found
 
     def _axes_made(self, structure: Structure, numbers: Sequence[int], size: int) -> Iterator[tuple[Labels, int]]:
         """Yield the removable dimensions of a size that operators make, except those that the code stretches."""
@@ -347,7 +338,7 @@ class SizeAttributeFinder:
         parts = [[axis for axis in axes if axis is not None] for axes in splits if all(a is not None for a in axes)]
         for axes in [outputs[0].axes] if len(outputs) == 1 else parts:
             sizes = [0 if axis is None else len(axis) for axis in axes] if len(outputs) > 1 else outputs[0].shape
-            paths = self._sequence(module, sizes)
+            paths = [join(module, name) for name in sequence(self._module(module), sizes)]
             for place, (path, axis) in enumerate(zip(paths, axes, strict=False)):
                 if axis is not None:
                     yield [path], axis, place
@@ -371,8 +362,8 @@ class SizeAttributeFinder:
         outputs = structure.records[op].outputs if op >= 0 else []
         axes = [axis for output in outputs for axis in output.axes if axis is not None]
         for place, axis in enumerate(axes):
-            elements = self._elements(conflict.module).items()
-            yield [join(conflict.module, name) for name, n in elements if n == len(axis)], axis, place
+            numbers = elements(self._module(conflict.module)).items()
+            yield [join(conflict.module, name) for name, n in numbers if n == len(axis)], axis, place
 
     def _by_checks(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
         """Yield each width of a module's tensors once, where its code itself fails, as if it checked what comes in."""
@@ -382,22 +373,14 @@ class SizeAttributeFinder:
             for axis in {structure.component[axis].tobytes(): axis for axis in axes if len(axis)}.values():
                 yield self._equal_numbers(conflict.module, len(axis)), axis, int(axis[0])
 
-    def _sequence(self, module: str, sizes: Sequence[int]) -> list[str]:
-        """Return the places of the one list or tuple of a module that holds just these sizes, of a split or a shape."""
-        held = vars(self._session.model.get_submodule(module))
-        lists = {name: value for name, value in held.items() if type(value) in (list, tuple)}
-        found = [
-            name for name, value in lists.items() if all(type(n) is int for n in value) and list(value) == list(sizes)
-        ]
-        return [join(module, element(found[0], place)) for place in range(len(sizes))] if len(found) == 1 else []
-
     def _equal_numbers(self, module: str, value: int) -> list[str]:
         """Return the numbers of a module, else of its children that are not PyTorch's own, that have a value."""
-        children = self._session.model.get_submodule(module).named_children()
+        children = self._module(module).named_children()
         own = [join(module, name) for name, child in children if not type(child).__module__.startswith("torch.nn.")]
         head_counts = {slot.path for slot in self.slots()} - set(self._rewrites)
         for places in ([module], own):
-            found = [join(place, name) for place in places for name, n in self._integers(place).items() if n == value]
+            numbers = {join(place, name): n for place in places for name, n in self._integers(place).items()}
+            found = [path for path, number in numbers.items() if number == value]
             if found:
                 return [path for path in found if path not in head_counts]
         return []
@@ -407,15 +390,10 @@ class SizeAttributeFinder:
     def _integers(self, module: str) -> dict[str, int]:
         if module in self._session.space.head_inputs:  # all of its numbers are known
             return {}
-        numbers = vars(self._session.model.get_submodule(module))
-        return {name: value for name, value in numbers.items() if type(value) is int and value > 1}
+        return integers(self._module(module))
 
-    def _elements(self, module: str) -> dict[str, int]:
-        """Return the numbers in a module's lists and tuples of numbers."""
-        held = vars(self._session.model.get_submodule(module)).items()
-        lists = [(name, numbers) for name, numbers in held if type(numbers) in (list, tuple, torch.Size)]
-        whole = [(name, numbers) for name, numbers in lists if all(type(n) is int for n in numbers)]
-        return {element(name, place): n for name, numbers in whole for place, n in enumerate(numbers) if n > 1}
+    def _module(self, name: str) -> nn.Module:
+        return self._session.model.get_submodule(name)
 
     def _with_siblings(self, name: str) -> list[str]:
         return [name, *siblings(self._session.modules, name)]

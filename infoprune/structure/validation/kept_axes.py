@@ -1,0 +1,36 @@
+"""What a plan leaves of the axes of the original's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from infoprune.structure.labels import Labels, distinct
+from infoprune.structure.labels.tensor_labels import Axis
+from infoprune.structure.tracing.rule_context import Output
+
+
+class KeptAxes:
+    """The axes of the original without the labels that a plan removes.
+
+    Args:
+        keep: (labels,) bool: which labels stay.
+        kept: what is left of axes that are known before, by their identity.
+    """
+
+    def __init__(self, keep: np.ndarray, kept: Mapping[int, Labels]) -> None:
+        self._keep = keep
+        self._kept = dict(kept)
+
+    def of(self, axis: Labels) -> Labels:
+        """Return what is left of an axis; the same array for the same axis, as operators and weights share axes."""
+        kept = self._kept.get(id(axis))
+        if kept is None:
+            whole = self._keep[distinct(axis)].all()
+            kept = self._kept[id(axis)] = axis if whole else axis[self._keep[axis]]
+        return kept
+
+    def of_output(self, output: Output) -> list[Axis]:
+        """Return what is left of every axis of a result; None for those without labels."""
+        return [None if axis is None else self.of(axis) for axis in output.axes]
