@@ -80,13 +80,13 @@ def check_call(net: Net, amount: float) -> None:
 
 
 @given(networks(), st.integers(0, 2**16))
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_random_plans_are_exact(net: Net, seed: int) -> None:
     check_exact(net, seed)
 
 
 @given(networks(), st.floats(0.05, 0.95))
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 def test_whole_calls_are_exact(net: Net, amount: float) -> None:
     check_call(net, amount)
 
