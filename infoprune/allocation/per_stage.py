@@ -56,7 +56,7 @@ class PerStage(RatioAllocation):
         return [check_ratio(f"allocation 'per_stage', entry {i}", ratio) for i, ratio in enumerate(values)]
 
     def ratios_of(self, structure: Structure) -> dict[str, float]:
-        """Group name -> the ratio of its entry in the list."""
+        """Return group name -> the ratio of its entry in the list."""
         values = self.values
         entries, tail = _entries(structure)
         if len(values) not in {len(entries), len(entries) - tail}:

@@ -24,7 +24,7 @@ class RatioAllocation(Allocation):
 
     @abstractmethod
     def ratios_of(self, structure: Structure) -> dict[str, float]:
-        """Group name -> share of units to remove, in [0, 1); groups that are not named keep everything."""
+        """Return group name -> share of units to remove, in [0, 1); groups that are not named keep everything."""
 
     def widths_at(
         self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts

@@ -50,7 +50,13 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def squared_error(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return the mean squared difference, for outputs that are not logits."""
+    """Return the mean squared difference, for outputs that are not logits.
+
+    Args:
+        student: (N, ...) outputs of the network in training.
+        teacher: Those of the unpruned network, of the same shape.
+        temperature: Not used; every distance takes it.
+    """
     return F.mse_loss(_at_least_single(student), _at_least_single(teacher))
 
 
@@ -76,6 +82,11 @@ def check_alike(student: Tensor, teacher: Tensor) -> None:
 
 def hint_distance(name: str, student: Any, teacher: Any) -> Tensor:
     """Return the `attention` distance of what a layer puts out in both networks.
+
+    Args:
+        name: Of the layer, for the message.
+        student: What it puts out in the network in training.
+        teacher: What it puts out in the unpruned network.
 
     Raises:
         ConfigurationError: one of the two is no activation (N, C, ...) with a dimension of space.

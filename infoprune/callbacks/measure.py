@@ -146,7 +146,13 @@ def _overrides(thing: object, method: str) -> bool:
 def metrics_on_test_data(
     trainer: L.Trainer, module: L.LightningModule, datamodule: L.LightningDataModule | None
 ) -> Metrics:
-    """Run a module over the test data and return what it logged."""
+    """Run a module over the test data and return what it logged.
+
+    Args:
+        trainer: What ran the fit.
+        module: The LightningModule, pruned or not.
+        datamodule: The data; None where the module brings its own.
+    """
     results = trainer.test(module, datamodule=datamodule, verbose=False)
     return {name: finite(value) for result in results for name, value in result.items()}
 

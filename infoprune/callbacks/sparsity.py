@@ -42,7 +42,13 @@ class Part:
 
 
 def parts_of(network: nn.Module, structure: Structure, plan: PruningPlan) -> list[list[Part]]:
-    """Group by group, where the units that a plan removes are made; the layers that read them are left out."""
+    """Group by group, where the units that a plan removes are made; the layers that read them are left out.
+
+    Args:
+        network: The module that ``structure`` was traced from.
+        structure: Its channel groups.
+        plan: What is to go.
+    """
     filters = {(layer.weight, layer.dim) for layer in structure.layers}
     parameters = dict(network.named_parameters())
     groups = []

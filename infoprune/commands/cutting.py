@@ -88,6 +88,12 @@ def asks_for_a_cut(options: Namespace) -> bool:
 def cut(named: NamedModel, options: Namespace, data: NamedData | None, backend: str | None = None) -> PruneResult:
     """Cut the named model in place, as the options say.
 
+    Args:
+        named: The model and its example inputs; the model is cut in place.
+        options: The parsed options of the command.
+        data: The images of ``--data``, None if it is not given.
+        backend: Where the model will run, instead of ``--backend``.
+
     Raises:
         ConfigurationError: options that clash or are missing.
         BudgetError: the budget cannot be met.

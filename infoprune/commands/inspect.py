@@ -85,7 +85,13 @@ def run(words: Sequence[str]) -> None:
 
 
 def describe(named: NamedModel, structure: Structure, figures: dict[str, dict[float, float]]) -> dict[str, Any]:
-    """Return what the command says, as primitives."""
+    """Return what the command says, as primitives.
+
+    Args:
+        named: The model and its example inputs.
+        structure: Its channel groups.
+        figures: Group name -> share that is cut -> what was measured, of ``--sensitivity``.
+    """
     from infoprune.report.collect import layer_rows
     from infoprune.structure import PruningPlan
 

@@ -15,7 +15,13 @@ IMAGES = 640
 
 
 def add_data_arguments(parser: ArgumentParser, words: Sequence[str], images: int = IMAGES) -> None:
-    """Add ``--data`` and ``--images``."""
+    """Add ``--data`` and ``--images``.
+
+    Args:
+        parser: The parser of the command.
+        words: The command line, which says whether there are options of a data module to add.
+        images: Default of ``--images``.
+    """
     kind: Any = str | None
     if value_of(words, "--data") is not None:
         from lightning import LightningDataModule as kind

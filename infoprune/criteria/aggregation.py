@@ -46,7 +46,7 @@ def normalized(values: Tensor, how: str) -> Tensor:
 
 
 def unit_scores(filter_scores: Tensor, slot: GroupSlot, size: int) -> Tensor:
-    """Mean score of the filters of each unit.
+    """Return the mean score of the filters of each unit.
 
     Args:
         filter_scores: (filters,) scores of one layer.

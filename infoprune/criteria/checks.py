@@ -28,7 +28,13 @@ def check_weights(model: nn.Module) -> None:
 
 
 def check_finite(values: Tensor, layer: str, what: str) -> None:
-    """Raise a ConfigurationError that names the layer if ``values`` hold a NaN or an infinity."""
+    """Raise a ConfigurationError that names the layer if ``values`` hold a NaN or an infinity.
+
+    Args:
+        values: Any tensor.
+        layer: The layer that it belongs to.
+        what: What it is, for the message: ``"its weights"``.
+    """
     # One NaN or infinity shows in the sum. So may an overflow, which is no fault.
     bad = 0 if math.isfinite(values.sum()) else int((~torch.isfinite(values)).sum())
     if bad:

@@ -48,7 +48,16 @@ class Criterion(Part):
 
     @abstractmethod
     def group_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> Scores:
-        """Score the units of every prunable group that can be scored: group name -> (units,)."""
+        """Score the units of every prunable group that can be scored.
+
+        Args:
+            model: The model that ``structure`` was traced from, in eval mode.
+            structure: Its channel groups.
+            data: Batches of training images; None if there are none.
+
+        Returns:
+            Group name -> (units,) scores, higher = keep, for groups of ``structure.prunable``.
+        """
 
     def __call__(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None = None) -> Scores:
         """Score every unit of every prunable group.
@@ -125,12 +134,26 @@ class LayerCriterion(Criterion):
     def layer_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> dict[str, Tensor]:
         """Score the filters of every layer that feeds a prunable group.
 
+        Args:
+            model: The model that ``structure`` was traced from, in eval mode.
+            structure: Its channel groups and layers.
+            data: Batches of training images; None if there are none.
+
         Returns:
             Layer name -> (filters,) scores, higher = keep.
         """
 
     def members(self, model: nn.Module, structure: Structure, group: ChannelGroup) -> list[tuple[str, GroupSlot]]:
-        """Return the scored layers of a group, each with the slot that maps its filters to units."""
+        """Return the scored layers of a group.
+
+        Args:
+            model: The model that ``structure`` was traced from.
+            structure: Its channel groups.
+            group: One of them.
+
+        Returns:
+            The name of each layer, and the slot that maps its filters to units.
+        """
         return [(layer.name, slot) for layer, slot in structure.producers(group)]
 
     def group_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> Scores:

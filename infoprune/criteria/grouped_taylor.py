@@ -54,7 +54,7 @@ class GroupedTaylor(Criterion):
         get_objective(self.loss, LOSSES, self.label, "loss")
 
     def group_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> Scores:
-        """Group name -> (units,) estimates."""
+        """Return group name -> (units,) estimates."""
         names = {slot.tensor for group in structure.prunable for slot in group.slots}
         parameters = {name: value for name, value in model.named_parameters() if name in names}
         gradients = self._mean_gradients(model, parameters, data or ())

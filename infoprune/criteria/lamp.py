@@ -38,7 +38,7 @@ class LAMP(WeightCriterion):
         return filters.square().sum(dim=(1, 2))
 
     def group_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> Scores:
-        """Group name -> (units,) shares, in [0, 1]."""
+        """Return group name -> (units,) shares, in [0, 1]."""
         energies = super().group_scores(model, structure, data)
         return {name: share_of_remaining(values) for name, values in energies.items()}
 

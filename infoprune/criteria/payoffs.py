@@ -105,7 +105,18 @@ def get_objective(spec: str | Objective, known: dict[str, Objective], caller: st
 
 
 def evaluate(objective: Objective, outputs: Any, targets: Any, caller: str) -> Tensor:
-    """Apply a loss or payoff, and say so where the batch has no targets, or none that fit the model's outputs."""
+    """Apply a loss or payoff to a batch.
+
+    Args:
+        objective: From outputs and targets to a loss, or to one payoff an image.
+        outputs: What the model returns for a batch.
+        targets: Those of the batch, None if it has none.
+        caller: Who asks, for messages.
+
+    Raises:
+        DataError: the batch has no targets.
+        ConfigurationError: targets that do not fit the outputs.
+    """
     if targets is None:
         raise DataError(f"{caller}: the calibration batches have no targets; pass batches of (inputs, targets)")
     try:
@@ -123,7 +134,16 @@ def _in_words(value: Any) -> str:
 
 
 def check_payoffs(payoffs: Any, images: int, caller: str) -> Tensor:
-    """Raise a ConfigurationError unless there is one finite payoff an image; return them as float64 on the CPU."""
+    """Raise a ConfigurationError unless there is one finite payoff an image; return them as float64 on the CPU.
+
+    Args:
+        payoffs: What a payoff returned.
+        images: Number of images in the batch.
+        caller: Who asks, for messages.
+
+    Returns:
+        (images,) payoffs.
+    """
     if not isinstance(payoffs, Tensor) or payoffs.shape != (images,):
         shape = tuple(payoffs.shape) if isinstance(payoffs, Tensor) else type(payoffs).__name__
         raise ConfigurationError(f"{caller}: a payoff must return one value an image, ({images},), not {shape}")

@@ -61,7 +61,13 @@ class RunLog:
         self._each(send)
 
     def finish(self, record: RunRecord, folder: Path, step: int) -> None:
-        """Send the values that runs are compared by, and to W&B and MLflow the run folder's files as artifacts."""
+        """Send the values that runs are compared by, and to W&B and MLflow the run folder's files as artifacts.
+
+        Args:
+            record: What the run did.
+            folder: Where its files are.
+            step: The global step that the values are logged at.
+        """
 
         def send(logger: Any) -> None:
             if _is_wandb(logger):

@@ -79,6 +79,11 @@ def metric_value(name: str, value: float | None) -> str:
 def metric_change(name: str, before: float | None, after: float | None) -> str:
     """Return how far a metric moved: in points where it is a share.
 
+    Args:
+        name: Of the metric, which tells whether it is a share.
+        before: Its value before the cut, None if unknown.
+        after: Its value afterwards, None if unknown.
+
     >>> metric_change("val/acc", 0.98, 0.975), metric_change("val/loss", 0.2, 0.3)
     ('−0.50 points', '+50.0 %')
     """

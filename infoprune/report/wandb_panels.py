@@ -53,7 +53,13 @@ def event_panels(event: EventRecord, events: Sequence[EventRecord]) -> dict[str,
 
 
 def artifact(run_id: str, record: RunRecord, folder: Path) -> wandb.Artifact:
-    """Return the plan, the pruned model, the record and the report of a run as one versioned artifact."""
+    """Return the plan, the pruned model, the record and the report of a run as one versioned artifact.
+
+    Args:
+        run_id: Of the W&B run.
+        record: What the run did.
+        folder: Where its files are.
+    """
     made = wandb.Artifact(f"pruned-{run_id}", type="model", metadata={**summary_values(record), **record.options})
     for path in record.files.values():
         if (folder / path).is_file():

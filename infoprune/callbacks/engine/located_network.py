@@ -112,7 +112,13 @@ class LocatedNetwork:
             return trace(self.within(module), self.inputs, self.frozen, copies)
 
     def received(self, trainer: pl.Trainer, module: pl.LightningModule, batches: Iterable[Any]) -> Iterable[Any]:
-        """Return batches with the inputs that the network receives in training."""
+        """Return batches with the inputs that the network receives in training.
+
+        Args:
+            trainer: The fit.
+            module: The LightningModule, whose training step calls the network.
+            batches: Batches of its training data.
+        """
         assert self.inputs is not None
         path = self.path or ""
 

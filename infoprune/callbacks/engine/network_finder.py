@@ -23,7 +23,13 @@ COMPILED = "_orig_mod"
 
 
 def given_inputs(trainer: pl.Trainer, module: pl.LightningModule, option: Any) -> Inputs | None:
-    """Return the user's example inputs on the training device: the option, else ``example_input_array``, else None."""
+    """Return the user's example inputs on the training device: the option, else ``example_input_array``, else None.
+
+    Args:
+        trainer: The fit.
+        module: The LightningModule.
+        option: The ``example_inputs`` of the callback.
+    """
     inputs: Any = from_shapes(option) if option is not None else module.example_input_array
     if inputs is None:
         return None

@@ -98,7 +98,13 @@ class PruningEngine:
     # -- before the first event ---------------------------------------------------------------------------------------
 
     def see_batch(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> None:
-        """Find the network with a training batch, where nothing before has shown what the training step runs."""
+        """Find the network with a training batch, where nothing before has shown what the training step runs.
+
+        Args:
+            trainer: The fit.
+            module: The LightningModule.
+            batch: A batch of its training data.
+        """
         if self.located.takes_batch(batch):
             self.prepare(trainer, module)
             self.rehearse(trainer, module)
@@ -200,6 +206,11 @@ class PruningEngine:
         self, trainer: pl.Trainer, module: pl.LightningModule, fraction: float
     ) -> tuple[Structure, PruningPlan] | None:
         """Decide now what the next event removes; it will remove exactly that, whatever the scores are by then.
+
+        Args:
+            trainer: The fit.
+            module: The LightningModule.
+            fraction: How much of the way to the final cut the event goes, in (0, 1].
 
         Returns:
             The network's structure and the plan; None if no example input is known.

@@ -77,6 +77,12 @@ def averaged_copies(trainer: pl.Trainer) -> list[nn.Module]:
 def in_names_of(root: nn.Module, network: nn.Module, path: str, plan: PruningPlan) -> PruningPlan:
     """Rewrite a plan for a submodule as a plan for the module that contains it.
 
+    Args:
+        root: The module that contains the network.
+        network: The submodule that the plan is for.
+        path: Where it lies in ``root``.
+        plan: What goes, by the names within the network.
+
     Raises:
         SurgeryError: the plan cuts a tensor that is also used outside of the submodule.
     """

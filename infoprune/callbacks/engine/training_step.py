@@ -145,7 +145,13 @@ def watch_training_step(
 
 
 def modules_run(module: nn.Module, network: nn.Module, inputs: Inputs) -> set[str]:
-    """Return the paths, in a module, of the modules that a network within it runs in eval mode."""
+    """Return the paths, in a module, of the modules that a network within it runs in eval mode.
+
+    Args:
+        module: The LightningModule.
+        network: The part of it that is pruned.
+        inputs: Example inputs of the network.
+    """
     watched = WatchedStep()
     with (
         attributes_restored(module.modules()),

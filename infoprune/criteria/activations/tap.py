@@ -218,7 +218,13 @@ def mean_activations(
 
 
 def check_seen(layer: Layer, seen: bool, caller: str) -> None:
-    """Raise a ConfigurationError that names the layer if the calibration pass did not reach it."""
+    """Raise a ConfigurationError that names the layer if the calibration pass did not reach it.
+
+    Args:
+        layer: One that was to be observed.
+        seen: Whether it was.
+        caller: Who asks, for messages.
+    """
     if not seen:
         raise ConfigurationError(
             f"{caller}: {layer.name} cannot be observed: no convolution or linear call of the forward pass uses its "

@@ -90,10 +90,15 @@ class Concentration:
         check_count(CALLER, "images", self.images, 1)
 
     def measure(self, model: nn.Module, structure: Structure, data: Iterable[Any]) -> dict[str, Indicators]:
-        """Rank and entropy of every layer that feeds a prunable group.
+        """Measure the rank and the entropy of the output of every layer that feeds a prunable group.
 
         Cost: one forward pass for each image (two for ``act``) and, for ``map`` and ``raw``, a singular value
         decomposition of each map. Streamed: memory is bounded by one batch and one number for each image and channel.
+
+        Args:
+            model: The model that ``structure`` was traced from.
+            structure: Its channel groups and layers.
+            data: Batches of training images; read twice for ``act``.
 
         Raises:
             DataError: fewer images than the entropy's histogram has bins, or none.

@@ -55,6 +55,11 @@ class ChannelGame:
     def on(self, inputs: Any, targets: Any, images: int) -> BatchGame:
         """Return the game on a batch.
 
+        Args:
+            inputs: Inputs of the model, with a dimension of images.
+            targets: Their targets, None if there are none.
+            images: Number of images in the batch.
+
         Raises:
             ConfigurationError: the group's activations cannot be observed, or the payoff is not one finite value an
                 image.
@@ -65,7 +70,13 @@ class ChannelGame:
         return game
 
     def mask(self, name: str, activation: Tensor, present: Tensor) -> None:
-        """Set the channels of absent units to their mean, or to zero, in place."""
+        """Set the channels of absent units to their mean, or to zero, in place.
+
+        Args:
+            name: Of the layer.
+            activation: Its output, (images, channels, ...).
+            present: (images, units) bool: the coalition of each image.
+        """
         filters = torch.ones(len(present), self.filters[name], dtype=torch.bool)
         slot: GroupSlot = self.slots[name]
         filters[:, torch.as_tensor(slot.index)] = present[:, torch.as_tensor(slot.unit)]

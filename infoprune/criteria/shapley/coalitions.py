@@ -81,9 +81,16 @@ def permutation_marginals(game: Game, order: Tensor, min_coalition: int = 0) -> 
 
 
 def antithetic(game: Game, order: Tensor, min_coalition: int = 0) -> Tensor:
-    """Mean of the walks along a permutation and its reverse: exact for games with interactions of at most two players.
+    """Return the mean of the walks along a permutation and its reverse.
+
+    Exact for games with interactions of at most two players.
 
     Source: Mitchell et al., "Sampling Permutations for Shapley Value Estimation", JMLR 2022.
+
+    Args:
+        game: The payoffs of coalitions.
+        order: (images, players) permutations.
+        min_coalition: Players that stay; contributions to smaller coalitions are not looked at.
 
     Returns:
         (images, players); NaN for players that stay in both.

@@ -143,7 +143,7 @@ class Shapley(Criterion):
         get_objective(self.payoff, PAYOFFS, self.label, "payoff")
 
     def group_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> Scores:
-        """Group name -> (units,) mean contributions."""
+        """Return group name -> (units,) mean contributions."""
         groups = [group for group in structure.prunable if structure.producers(group)]
         for group in groups:
             if self.estimator == "exact" and group.size > EXACT_LIMIT:
