@@ -245,7 +245,7 @@ CASES = {
     ),
     "NaN scores": Case(
         ConfigurationError,
-        "stem: the scores of NoOtherThanZero hold 12 NaN or infinite values of 12",
+        "gives 12 NaN or infinite scores of 12 for 12 filters of layer .stem.",
         {"criterion": "no_other_than_zero", **HALF},
     ),
     "schedule beyond the last epoch": Case(

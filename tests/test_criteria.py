@@ -109,7 +109,7 @@ def test_scores_that_are_not_finite_name_their_layer(net, structure):
         def filter_scores(self, filters: Tensor) -> Tensor:
             return torch.log(filters.sum(dim=(1, 2)) * 0)
 
-    with pytest.raises(ConfigurationError, match="stem: the scores of Broken hold 8 NaN or infinite values of 8"):
+    with pytest.raises(ConfigurationError, match="'Broken' gives 8 NaN or infinite scores of 8 for 8 filters of layer 'stem'"):
         Broken()(net, structure)
 
 
@@ -176,5 +176,5 @@ def test_criteria_with_data_ask_for_it(net, structure):
         def layer_scores(self, model, structure, data):
             return {}
 
-    with pytest.raises(ConfigurationError, match="NeedsData scores with data: pass batches of training images"):
+    with pytest.raises(ConfigurationError, match="'NeedsData' scores with data: pass batches of training images"):
         NeedsData()(net, structure)
