@@ -125,7 +125,13 @@ def batches(model: nn.Module, data: Iterable[Any], images: int | None, caller: s
 
 
 def rows_of(tree: Any, size: int, rows: slice | Tensor) -> Any:
-    """Return some rows of every tensor that has one row for each of ``size`` images."""
+    """Return some rows of every tensor that has one row for each of ``size`` images.
+
+    Args:
+        tree: inputs and targets of a batch, nested in any way.
+        size: number of images in the batch.
+        rows: which of them.
+    """
     return tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) and leaf.shape[:1] == (size,) else leaf, tree)
 
 
@@ -135,7 +141,18 @@ def on_device(device: torch.device, tree: Any) -> Any:
 
 
 def split_batch(batch: Any, caller: str) -> tuple[Any, Any]:
-    """Split a batch, as a data loader yields it, into inputs and targets."""
+    """Split a batch, as a data loader yields it, into inputs and targets.
+
+    Args:
+        batch: a tensor, ``(inputs, targets, ...)`` or a mapping of inputs.
+        caller: who asks, for messages.
+
+    Returns:
+        Inputs and targets; None where there are no targets.
+
+    Raises:
+        DataError: the batch is none of these.
+    """
     if isinstance(batch, (Tensor, dict)):
         return batch, None
     if isinstance(batch, (list, tuple)) and batch:
@@ -146,7 +163,15 @@ def split_batch(batch: Any, caller: str) -> tuple[Any, Any]:
 
 
 def batch_size(inputs: Any, caller: str) -> int:
-    """Return the number of images in the inputs of a batch."""
+    """Return the number of images in the inputs of a batch.
+
+    Args:
+        inputs: of one batch.
+        caller: who asks, for messages.
+
+    Raises:
+        DataError: the first of the inputs is no tensor.
+    """
     first = inputs.arguments if isinstance(inputs, ModelCall) else inputs
     while isinstance(first, (list, tuple, dict)) and first:
         first = next(iter(first.values())) if isinstance(first, dict) else first[0]

@@ -58,6 +58,10 @@ def is_attached(model: nn.Module) -> bool:
 def take_shape(models: Iterable[nn.Module], checkpoint: Mapping[str, Any]) -> None:
     """Bring models to the shape that a Trainer's checkpoint was written in, before its weights are loaded.
 
+    Args:
+        models: the module of a fit, and the copies of it that are averaged.
+        checkpoint: what the Trainer has read.
+
     Raises:
         CheckpointError: the checkpoint belongs to another architecture; the models are as they were.
     """
@@ -138,6 +142,10 @@ def adapt(model: nn.Module, plan: PruningPlan) -> None:
     """Bring a model, whatever it has lost so far, to the shape that a plan leads to from its architecture.
 
     The values of what is cut or grown are not kept: weights are to be loaded next.
+
+    Args:
+        model: the architecture, pruned or not.
+        plan: for the unpruned architecture.
 
     Raises:
         CheckpointError: the plan belongs to another architecture; the model is as it was.

@@ -113,7 +113,12 @@ def _all_reduced(values: Tensor) -> Tensor:
 
 
 def mean_over_processes(total: Tensor, count: float) -> Tensor:
-    """Return the sum of all processes' totals over the sum of their counts."""
+    """Return the sum of all processes' totals over the sum of their counts.
+
+    Args:
+        total: this process's sum, of the same shape on all processes.
+        count: how many values it is the sum of.
+    """
     return sum_over_processes(total) / sum_over_processes(torch.tensor(float(count), dtype=torch.float64))
 
 

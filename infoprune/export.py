@@ -254,6 +254,13 @@ def quietly() -> Iterator[None]:
 def compared(model: nn.Module, exported: Any, inputs: Inputs, dynamic_batch: bool, what: str) -> Parity:
     """Compare a model's outputs with those of its exported form, at two batch sizes if any is taken.
 
+    Args:
+        model: any module, in eval mode.
+        exported: takes the inputs as one argument.
+        inputs: example inputs.
+        dynamic_batch: whether any batch size is taken.
+        what: how messages refer to the exported form.
+
     Raises:
         ExportError: they differ by more than rounding.
     """
@@ -353,7 +360,12 @@ def _missing_operator(program: ExportedProgram, error: BaseException) -> str:
 
 
 def operator_named_in(text: str, program: ExportedProgram) -> str:
-    """Return the operator that an exporter's message is about, and the layer that calls it; "" if it names none."""
+    """Return the operator that an exporter's message is about, and the layer that calls it; "" if it names none.
+
+    Args:
+        text: what the exporter says.
+        program: what it was to export.
+    """
     found = re.search(r"op='([\w.]+)', overload='(\w+)'|_ops\.(\w+\.\w+)\.(\w+)", text)
     if not found:
         return ""

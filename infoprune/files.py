@@ -45,6 +45,10 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 def write_text_whole(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file as UTF-8, wholly or not at all.
 
+    Args:
+        path: of the file, replaced if it exists.
+        text: all that it holds.
+
     Raises:
         OSError: ``path`` cannot be written.
     """

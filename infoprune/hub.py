@@ -33,6 +33,10 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     ``config.json`` how the unpruned architecture is built, where the model tells: models of timm, by timm's own
     convention, and those of ``huggingface_hub.PyTorchModelHubMixin``.
 
+    Args:
+        model: one that was pruned.
+        folder: is made where it is missing.
+
     Raises:
         CheckpointError: a file cannot be written.
         ConfigurationError: safetensors is not installed.

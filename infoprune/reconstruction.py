@@ -131,7 +131,12 @@ class _Pair:
 
 
 def readers(model: nn.Module, plan: PruningPlan) -> dict[str, Layer]:
-    """Return the layers that can be fitted and read channels that went, by name."""
+    """Return the layers that can be fitted and read channels that went, by name.
+
+    Args:
+        model: the unpruned module.
+        plan: what goes.
+    """
     found: dict[str, Layer] = {}
     for name, module in model.named_modules():
         dims = plan.removed.get(f"{name}.weight", {})

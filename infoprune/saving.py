@@ -69,6 +69,13 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str], model: Model) -> Model:
     """Read what :func:`save` wrote into ``model``, the unpruned architecture, which is shrunk in place.
 
+    Args:
+        path: of the file.
+        model: the unpruned architecture; it is shrunk and gets the weights.
+
+    Returns:
+        The same model.
+
     Raises:
         CheckpointError: the file is missing, damaged or something else, or belongs to another architecture (names
             the first layer that differs). The model is then as it was.

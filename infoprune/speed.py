@@ -129,6 +129,10 @@ def peak_memory(model: nn.Module, inputs: Inputs) -> int:
     On CUDA what its allocator hands out: activations and scratch space. On the CPU activations alone: the outputs of
     operators, for as long as somebody holds them.
 
+    Args:
+        model: any module, in the mode that it is to run in.
+        inputs: what its forward takes.
+
     >>> peak_memory(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1)), torch.zeros(2, 8))
     256
     """

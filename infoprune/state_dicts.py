@@ -37,7 +37,13 @@ def shapes_after(model: nn.Module, plan: PruningPlan) -> dict[str, tuple[int, ..
 
 
 def difference(model: nn.Module, plan: PruningPlan, state: Mapping[str, Any]) -> str:
-    """Return what is wrong with the first entry that a model cut by a plan could not load, or an empty string."""
+    """Return what is wrong with the first entry that a model cut by a plan could not load, or an empty string.
+
+    Args:
+        model: the unpruned architecture.
+        plan: what it has lost.
+        state: the state dict that is to be loaded.
+    """
     own, shapes = model.state_dict(), shapes_after(model, plan)
     for key, tensor in own.items():
         if key not in state:

@@ -82,6 +82,10 @@ def _check_calls(path: str, pickled: BinaryIO) -> None:
 def write_torch(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     """Write a file with ``torch.save``, wholly or not at all.
 
+    Args:
+        path: of the file, replaced if it exists.
+        content: what ``torch.load(weights_only=True)`` can read.
+
     Raises:
         CheckpointError: the file cannot be written.
     """
@@ -99,6 +103,11 @@ def write_safetensors(path: str | os.PathLike[str], state: Mapping[str, Any], re
     """Write a state dict as safetensors, with a record of primitives in its metadata.
 
     A tensor with several names is written once, under its first; ``record`` gains ``aliases``: other name -> first.
+
+    Args:
+        path: of the file, replaced if it exists.
+        state: name -> tensor.
+        record: primitives, written as JSON.
 
     Raises:
         CheckpointError: the file cannot be written, or the state dict holds more than tensors.
@@ -170,7 +179,12 @@ def _safetensors(part: str) -> Any:
 
 
 def digest_of(plan: str, state: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a plan and of all dense tensors of a state dict, names, types and shapes included."""
+    """Return the SHA-256 of a plan and of all dense tensors of a state dict, names, types and shapes included.
+
+    Args:
+        plan: as JSON.
+        state: name -> value; of what is no dense tensor the values do not count.
+    """
     digest = hashlib.sha256(plan.encode())
     for key, tensor in sorted(state.items()):
         digest.update(key.encode())
