@@ -5,7 +5,7 @@ Pure functions of records. Colours are those of the report; nothing of matplotli
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,38 +70,24 @@ def scores(event: EventRecord, most: int = 24) -> Figure:
     """Draw the scores of each group in ascending order, with the cut; of very many groups every n-th."""
     if not event.scores:
         raise ConfigurationError("this event has no scores to draw")
-    names = list(event.scores)
-    names = [names[round(i)] for i in np.linspace(0, len(names) - 1, min(most, len(names)))]
-    columns = min(6, len(names))
-    lines = -(-len(names) // columns)
-    made = figure(1.7 * columns + 0.4, 1.25 * lines + 0.5)
-    made.suptitle(f"Scores by {event.criterion}: pale went, strong stayed", x=0.01, ha="left", fontsize=10)
-    for number, name in enumerate(names):
-        ax = axes(made, lines, columns, number + 1)
+    made, each = _grid(event.scores, most, f"Scores by {event.criterion}: pale went, strong stayed")
+    for name, ax in each.items():
         values = np.sort(event.scores[name])
         gone = len(values) - len(event.kept.get(name, values))
         ax.bar(np.arange(len(values)), values, width=1.0, color=[PALE] * gone + [ACCENT] * (len(values) - gone))
         if gone:
             ax.axvline(gone - 0.5, color=CUT, linewidth=1)
-        ax.set_title(group_name(name), fontsize=7, loc="left", color=SOFT)
         ax.set_xticks([])
-        ax.set_yticks([])
     return made
 
 
 def curves(event: EventRecord, most: int = 24) -> Figure:
-    """Return what cutting each channel group alone costs over the units that stay, and the width that was chosen."""
+    """Draw what cutting each channel group alone costs over the units that stay, and the width that was chosen."""
     if not event.curves:
         raise ConfigurationError("this event measured no loss curves: they come from the allocation information_loss")
-    names = list(event.curves)
-    names = [names[round(i)] for i in np.linspace(0, len(names) - 1, min(most, len(names)))]
-    columns = min(6, len(names))
-    lines = -(-len(names) // columns)
-    highest = max(max(event.curves[name].values()) for name in names)
-    made = figure(1.7 * columns + 0.4, 1.25 * lines + 0.5)
-    made.suptitle("Loss of each group cut alone (root scale), over the units that stay", x=0.01, ha="left", fontsize=10)
-    for number, name in enumerate(names):
-        ax = axes(made, lines, columns, number + 1)
+    made, each = _grid(event.curves, most, "Loss of each group cut alone (root scale), over the units that stay")
+    highest = max(max(event.curves[name].values()) for name in each)
+    for name, ax in each.items():
         points = sorted((int(width), loss) for width, loss in event.curves[name].items())
         ax.plot(
             [width for width, _ in points], [loss**0.5 for _, loss in points], color=ACCENT, marker=".", linewidth=1
@@ -109,13 +95,26 @@ def curves(event: EventRecord, most: int = 24) -> Figure:
         ax.axvline(len(event.kept.get(name, ())), color=CUT, linewidth=1)
         ax.set_ylim(-0.02 * highest**0.5, 1.05 * highest**0.5 or 1.0)
         ax.set_xlim(0, points[-1][0] * 1.02)
-        ax.set_title(group_name(name), fontsize=7, loc="left", color=SOFT)
-        ax.set_yticks([])
     return made
 
 
+def _grid(groups: Iterable[str], most: int, title: str) -> tuple[Figure, dict[str, Axes]]:
+    """Return a figure with small axes for each group, six in a line; of more than ``most`` groups for every n-th."""
+    names = list(groups)
+    names = [names[round(i)] for i in np.linspace(0, len(names) - 1, min(most, len(names)))]
+    columns = min(6, len(names))
+    lines = -(-len(names) // columns)
+    made = figure(1.7 * columns + 0.4, 1.25 * lines + 0.5)
+    made.suptitle(title, x=0.01, ha="left", fontsize=10)
+    each = {name: axes(made, lines, columns, number) for number, name in enumerate(names, 1)}
+    for name, ax in each.items():
+        ax.set_title(group_name(name), fontsize=7, loc="left", color=SOFT)
+        ax.set_yticks([])
+    return made, each
+
+
 def heat_map(record: RunRecord) -> Figure:
-    """Share of each layer's filters that is left after each event: layers down, events across."""
+    """Draw the share of each layer's filters that is left after each event: layers down, events across."""
     if not record.events:
         raise ConfigurationError("this run had no pruning event to draw")
     names = [row.name for row in record.layers]
@@ -167,7 +166,7 @@ def along(record: RunRecord) -> Figure:
 
 
 def pareto(rows: Sequence[Compared], kind: str = "macs") -> Figure:
-    """Return what each criterion keeps at each budget: the figure that counts over what is left of the cost."""
+    """Draw what each criterion keeps at each budget: the figure that counts over what is left of the cost."""
     original, measured = rows[0], rows[1:]
     name = next(iter(original.figures))
     made = figure(7.5, 4.5)
