@@ -40,7 +40,7 @@ class Brittle(nn.Module):
 def pruned() -> dict[str, Any]:
     """Prune a small residual network; count the cuts that this process measures itself."""
     torch.manual_seed(0)
-    net = CifarResNet(depth=8).eval()
+    net = CifarResNet(depth=14).eval()
     data = [torch.randn(n, 3, 16, 16) for n in (50, 40)]
     counted: list[str] = []
     measure = LossMeter._added
