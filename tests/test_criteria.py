@@ -109,7 +109,7 @@ def test_scores_that_are_not_finite_name_their_layer(net, structure):
         def filter_scores(self, filters: Tensor) -> Tensor:
             return torch.log(filters.sum(dim=(1, 2)) * 0)
 
-    with pytest.raises(ConfigurationError, match="'Broken' gives 8 NaN or infinite scores of 8 for 8 filters of layer 'stem'"):
+    with pytest.raises(ConfigurationError, match=r"'Broken' gives 8 NaN or infinite scores .* filters of layer 'stem'"):
         Broken()(net, structure)
 
 
