@@ -13,18 +13,8 @@ pytestmark = pytest.mark.smoke
 PACKAGE = Path(__file__).resolve().parents[1] / "infoprune"
 
 LEVELS = [
-    {
-        "errors",
-        "version",
-        "files",
-        "registry",
-        "inputs",
-        "distributed",
-        "progress",
-        "calibration",
-        "network_batches",
-        "random_state",
-    },
+    {"errors", "part", "random_state", "version"},
+    {"files", "registry", "inputs", "distributed", "progress", "calibration", "network_batches"},
     {"cost", "structure"},
     {"marker", "shapes", "snapshot", "state_dicts", "weight_files", "saving"},
     {"criteria", "recalibration", "evaluate", "checkpoint", "loading"},

@@ -63,7 +63,8 @@ def as_filters(weight: Tensor, dtype: torch.dtype = torch.float64, copy: bool = 
         (filters, kernels, weights per kernel).
     """
     weight = weight.to("cpu", dtype, copy=copy)
-    return weight.reshape(weight.shape[0], weight.shape[1], -1)
+    # A kernel may be computed from one number a filter, such as the width of a Gaussian.
+    return weight.reshape(weight.shape[0], weight.shape[1] if weight.dim() > 1 else 1, -1)
 
 
 def filters_of(model: nn.Module, layer: Layer) -> Tensor:
