@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shlex
 import tempfile
@@ -31,6 +30,7 @@ from infoprune.commands.parser import add_json_argument, make_parser, parse, sho
 from infoprune.errors import ConfigurationError
 from infoprune.report import RunRecord, Totals, print_tables
 from infoprune.report.text import speed_remarks
+from infoprune.structure.tensors import copied
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,7 +95,7 @@ def run(words: Sequence[str]) -> None:
             raise ConfigurationError(f"--{option} looks at images: say which with --data")
     named = open_model(parser, options)
     data = open_data(parser, options)
-    original = copy.deepcopy(named.network)
+    original = copied(named.network)
     result = cut(named, options, data)
     if data is not None:
         _renew(named, original, result, options, data)
