@@ -32,7 +32,8 @@ class CalledModule:
 
     Attributes:
         path: its path in the LightningModule.
-        inputs: what it was called with; None for modules deep inside, whose activations would take much memory.
+        inputs: what it was called with; None for modules deep inside that other modules call, whose activations would
+            take much memory.
         within: paths of the modules whose forward was running.
         learns: whether gradients were on.
     """
@@ -207,7 +208,7 @@ def _watching(module: nn.Module, watched: WatchedStep, wanted: str | None = None
 
     def enter(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name = path.removesuffix("._orig_mod")  # of a compiled module
-        outer = name == wanted or "." not in name
+        outer = name == wanted or "." not in name or not running
         inputs = as_inputs(args, kwargs) if outer else None
         watched.calls.append(CalledModule(path, inputs, tuple(running), torch.is_grad_enabled()))
         running.append(path)
