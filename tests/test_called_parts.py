@@ -69,5 +69,5 @@ def test_a_step_that_looks_for_pairs() -> None:
 
 def test_a_step_that_train_mode_alone_can_run() -> None:
     module = Branched()
-    trainer(pruning((1,), frozen=["net.teacher"]), epochs=2).fit(module, loader())
+    trainer(pruning((1,), filters=0.5, frozen=["net.teacher"]), epochs=2).fit(module, loader())
     assert widths(module.net.student) != widths(TinyNet()) == widths(module.net.teacher)
