@@ -67,7 +67,7 @@ class HeldTensors:
             old = self.container[key]
             if old in replaced:
                 self.container[key] = replaced[old]
-            elif any(plan.removed.get(name, {}).values()):
+            elif any(plan.removed.get(name, {}).values()) and tuple(old.shape) == tuple(plan.shapes[name]):
                 new = cut(old, plan.removed[name])
                 kind = type(old)
                 self.container[key] = kind(new, old.requires_grad) if kind is nn.Parameter else new
@@ -102,10 +102,18 @@ def _candidates(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[tup
         if not type(callback).__module__.startswith("infoprune.")
         for name, value in vars(callback).items()
     ]
-    roots += [(f"{type(part).__name__}.{name}", value) for part, name, value in own_attributes(module)]
+    roots += [
+        (f"{type(part).__name__}.{name}", value)
+        for part, name, value in own_attributes(module)
+        if not isinstance(value, dict | list) or not _tensors_only(value)  # its own notes, such as the first weights
+    ]
     seen = {id(trainer), *(id(part) for part in module.modules())}
     for place, value in roots:
         yield from _walk(place, value, seen)
+
+
+def _tensors_only(value: Any) -> bool:
+    return all(isinstance(item, Tensor) for item in (value.values() if isinstance(value, dict) else value))
 
 
 def _outer_parts(module: nn.Module) -> list[nn.Module]:
