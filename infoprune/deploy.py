@@ -108,7 +108,8 @@ def to_int8(
     Args:
         model: The model, which is not changed.
         inputs: Example inputs.
-        path: The ``.onnx`` file to write, or the ``.xml`` for OpenVINO.
+        path: The ``.onnx`` file to write, which takes any batch size; or the ``.xml`` for OpenVINO, for the batch size of
+            the inputs.
         data: Batches of images as the model is evaluated on, at most 20 of which are looked at; or a
             LightningDataModule after ``setup("fit")``.
         runtime: ``"onnxruntime"`` or ``"openvino"``.
@@ -137,8 +138,8 @@ def to_int8(
         read = openvino.read_model(source)
         names = [port.get_any_name() for port in read.inputs]
         quantized = openvino.quantized(read, [feed(names, batch) for batch in batches])
-        _save_openvino(quantized, Path(path))
-        return _in_openvino(quantized)
+        _save_openvino(openvino.sized(quantized, feed(names, inputs)), Path(path))
+        return _in_openvino_by_size(quantized, names)
     names = [entry.name for entry in onnxruntime.session(source).get_inputs()]
     content = onnx_model.quantized(source, [feed(names, batch) for batch in batches])
     with written_whole(path) as scratch:
@@ -160,6 +161,19 @@ def _in_openvino(read: Any) -> Runtime:
     def run(given: dict[str, Any]) -> Iterator[Any]:
         results = compiled(given)
         return iter([results[port] for port in compiled.outputs])
+
+    return Runtime(run, names)
+
+
+def _in_openvino_by_size(read: Any, names: list[str]) -> Runtime:
+    """Return a model that is compiled for each size of inputs that it gets."""
+    compiled: dict[tuple[tuple[int, ...], ...], Runtime] = {}
+
+    def run(given: dict[str, Any]) -> Iterator[Any]:
+        key = tuple(given[name].shape for name in names)
+        if key not in compiled:
+            compiled[key] = _in_openvino(openvino.sized(read, given))
+        return iter(compiled[key].run(given))
 
     return Runtime(run, names)
 

@@ -266,6 +266,20 @@ class Named(nn.Module):
         return {"sum": pooled + scale * self.linear(vector), "pooled": pooled}
 
 
+def test_int8_in_openvino_computes_nearly_the_same_at_any_batch_size(tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    torch.manual_seed(0)
+    net = CifarResNet(8).eval()  # its shortcuts put zeros beside channels
+    images = torch.randn(24, 3, 16, 16)
+    run = to_int8(net, images[:1], tmp_path / "net.xml", [images], "openvino")
+    for size in (1, 7, 24):
+        with torch.no_grad():
+            expected = net(images[:size])
+            assert (run(images[:size]) - expected).norm() < 0.2 * expected.norm()
+    assert (tmp_path / "net.xml").exists()
+    assert (tmp_path / "net.bin").exists()
+
+
 @pytest.mark.parametrize("by_name", [False, True])
 def test_openvino_takes_several_inputs_and_numbers(by_name: bool, tmp_path: Path) -> None:
     pytest.importorskip("openvino")

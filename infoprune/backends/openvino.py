@@ -65,6 +65,21 @@ def compiled(model: Any) -> Any:
     return openvino.Core().compile_model(model, "CPU", config)
 
 
+def sized(model: Any, given: Mapping[str, Any]) -> Any:
+    """Return a copy of OpenVINO's model for inputs of these sizes alone.
+
+    Where the batch size is left open, int8 models with zeros beside channels (shortcuts of CIFAR's ResNets) compute other
+    outputs on CPUs: OpenVINO 2026.4 classifies 23 % of CIFAR-10 with a ResNet-20 that has 92 % at a given size.
+
+    Args:
+        model: The model, which is not changed.
+        given: Arrays by input name.
+    """
+    copied = model.clone()
+    copied.reshape({name: list(array.shape) for name, array in given.items()})
+    return copied
+
+
 def quantized(model: Any, feeds: Iterable[Mapping[str, Any]]) -> Any:
     """Return OpenVINO's model in int8: weights by channel, activations by the range that they take on these inputs.
 
