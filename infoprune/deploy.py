@@ -108,8 +108,8 @@ def to_int8(
     Args:
         model: The model, which is not changed.
         inputs: Example inputs.
-        path: The ``.onnx`` file to write, which takes any batch size; or the ``.xml`` for OpenVINO, for the batch size of
-            the inputs.
+        path: The ``.onnx`` file to write, which takes any batch size; or the ``.xml`` for OpenVINO, for the batch size
+            of the inputs.
         data: Batches of images as the model is evaluated on, at most 20 of which are looked at; or a
             LightningDataModule after ``setup("fit")``.
         runtime: ``"onnxruntime"`` or ``"openvino"``.

@@ -220,8 +220,8 @@ def test_int8_comes_close(runtime: str, tmp_path: Path) -> None:
     assert 0 < (quantized(images) - expected).norm() / expected.norm() < 0.2
     assert path.exists()
     with pytest.raises(DataError, match="int8: the calibration data holds no image"):
-        to_int8(model, images, tmp_path / "other", [], runtime)
-    assert not (tmp_path / "other").exists()
+        to_int8(model, images, tmp_path / f"other{path.suffix}", [], runtime)
+    assert not (tmp_path / f"other{path.suffix}").exists()
 
 
 def test_int8_needs_images_and_a_runtime(shell: Shell) -> None:

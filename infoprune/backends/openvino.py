@@ -68,8 +68,8 @@ def compiled(model: Any) -> Any:
 def sized(model: Any, given: Mapping[str, Any]) -> Any:
     """Return a copy of OpenVINO's model for inputs of these sizes alone.
 
-    Where the batch size is left open, int8 models with zeros beside channels (shortcuts of CIFAR's ResNets) compute other
-    outputs on CPUs: OpenVINO 2026.4 classifies 23 % of CIFAR-10 with a ResNet-20 that has 92 % at a given size.
+    Where the batch size is left open, int8 models with zeros beside channels (shortcuts of CIFAR's ResNets) compute
+    other outputs on CPUs: OpenVINO 2026.4 classifies 23 % of CIFAR-10 with a ResNet-20 that has 92 % at a given size.
 
     Args:
         model: The model, which is not changed.
