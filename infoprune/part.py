@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import torch
-
 from infoprune.errors import ConfigurationError, InfopruneError
+
+FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError)
+"""What faulty code raises."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -42,18 +43,21 @@ class Part(ABC):
 
     @contextmanager
     def named_in_errors(self, task: str) -> Iterator[None]:
-        """Turn what the code of this part raises into an error that names the part.
+        """Turn a fault in the code of this part into an error that names the part.
+
+        What tells of the machine (``OSError``, ``RuntimeError``, no memory) passes unchanged: nothing is wrong with the
+        code, and callers may know what to do about it.
 
         Args:
             task: What the code does inside: ``"scoring layer 'conv1'"``.
 
         Raises:
-            ConfigurationError: from any exception but infoprune's own and those for lack of memory.
+            ConfigurationError: from one of `FAULTS`.
         """
         try:
             yield
-        except (InfopruneError, MemoryError, torch.OutOfMemoryError):
+        except InfopruneError:
             raise
-        except Exception as error:  # the code of a user may fail in any way
+        except FAULTS as error:
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise ConfigurationError(f"{self.label} failed {task} ({reason})") from error

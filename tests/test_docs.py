@@ -56,7 +56,7 @@ def test_fences_are_of_known_kinds() -> None:
     assert len(list(blocks("python"))) > 20
     for page, text in TEXT.items():
         opened = re.findall(r"^[ \t]*```.*$", text, re.MULTILINE)
-        assert set(opened[::2]) <= {"```python", "```bash", "```console", "```yaml", "```text"}, page
+        assert set(opened[::2]) <= {"```python", "```bash", "```console", "```yaml", "```toml", "```text"}, page
         assert set(opened[1::2]) <= {"```"}, page
 
 

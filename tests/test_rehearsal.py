@@ -37,7 +37,7 @@ class TooFewUnits(Criterion):
     ("options", "message"),
     [
         ({"criterion": NeedsMasks()}, "the batches have no masks"),
-        ({"criterion": TooFewUnits()}, r"shape \(5,\) for group"),
+        ({"criterion": TooFewUnits()}, r"shape \(5,\) for the \d+ units of group"),
         ({"criterion": "l1", "allocation": {"name": "per_layer", "ratios": {"conv9": 0.5}}}, "conv9"),
     ],
 )
