@@ -132,7 +132,9 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
         or content.get("infoprune") != FORMAT
         or not {"plan", "state_dict"} <= set(content)
     ):
-        raise CheckpointError(f"{path} was not written by infoprune.save (format {FORMAT})")
+        raise CheckpointError(
+            f"{path} was not written by infoprune.save (format {FORMAT}); plain weights are loaded by load_state_dict"
+        )
     state, digest = content["state_dict"], content.get("digest", "")
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise CheckpointError(f"{path} is damaged: its 'state_dict' is a {type(state).__name__}, not tensors by name")

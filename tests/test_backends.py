@@ -247,6 +247,8 @@ def test_a_backend_is_an_object_and_a_model_a_module() -> None:
         infoprune.latency(network(), IMAGES, backend=Eager)
     with pytest.raises(ConfigurationError, match=r"must be a torch.nn.Module in Python, got a str"):
         infoprune.latency("network", IMAGES)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"got the class Eager; build the model first"):
+        infoprune.latency(Eager, IMAGES)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="warmup must be a whole number of at least 0, got -1"):
         infoprune.latency(network(), IMAGES, warmup=-1)
 

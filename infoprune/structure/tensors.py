@@ -51,7 +51,11 @@ class OwnedTensor:
 def check_model(model: object) -> None:
     """Raise a ConfigurationError unless it is a module, and none that is scripted."""
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise ConfigurationError(f"the model must be a torch.nn.Module in Python, got a {type(model).__name__}")
+        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        advice = (
+            "; build the model first and load the weights into it" if isinstance(model, type | Mapping | str) else ""
+        )
+        raise ConfigurationError(f"the model must be a torch.nn.Module in Python, got {kind}{advice}")
 
 
 def owned_tensors(model: nn.Module) -> dict[str, OwnedTensor]:
