@@ -107,6 +107,34 @@ def test_a_copy_behind_an_attribute_follows_if_it_is_updated(updated: bool) -> N
     assert widths(module.hidden[0]) == widths(module.net if updated else TinyNet())
 
 
+@pytest.mark.parametrize("updated", [True, False], ids=["average", "first weights"])
+@pytest.mark.parametrize("kind", [dict, list])
+def test_tensors_that_the_model_keeps_follow_if_they_are_updated(kind: Any, updated: bool) -> None:
+    """An average follows, in a dict or a list that is made anew each step; a note of the first weights stays whole."""
+
+    class Keeps(TinyModule):
+        def on_fit_start(self) -> None:
+            self.kept = self.of_parameters()
+
+        def of_parameters(self) -> Any:
+            named = {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
+            return named if kind is dict else list(named.values())
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            new = self.of_parameters()
+            if updated and kind is dict:
+                self.kept = {name: 0.9 * old + 0.1 * new[name] for name, old in self.kept.items()}
+            elif updated:
+                self.kept = [0.9 * old + 0.1 * tensor for old, tensor in zip(self.kept, new, strict=True)]
+
+    module = Keeps()
+    trainer(pruning((1,)), epochs=2).fit(module, loader())
+    kept = module.kept.values() if kind is dict else module.kept
+    expected = (module if updated else TinyModule()).parameters()
+    assert widths(module.net) != widths(TinyNet())
+    assert [tensor.shape for tensor in kept] == [parameter.shape for parameter in expected]
+
+
 def test_tensors_that_are_held_are_put_back_after_an_error() -> None:
     module, average = TinyModule(), AverageByName()
     run = trainer(average)

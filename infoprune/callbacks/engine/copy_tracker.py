@@ -12,7 +12,13 @@ from infoprune.callbacks.engine.copies import (
     followers_within,
     unclear_copies,
 )
-from infoprune.callbacks.engine.held_copies import Held, HeldTensors, held_copies, held_fingerprints
+from infoprune.callbacks.engine.held_copies import (
+    Held,
+    HeldTensors,
+    held_copies,
+    held_fingerprints,
+    tensor_fingerprints,
+)
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -38,6 +44,7 @@ class CopyTracker:
         self._unclear: dict[str, tuple[str, float]] = {}  # copy -> its original, its fingerprint when the fit started
         self._teachers: list[str] = []  # copies that stay as they are
         self._held: MutableMapping[nn.Module, float] = {}  # outside of the model -> fingerprint when the fit started
+        self._noted: dict[str, float] = {}  # dicts and lists of tensors that the model keeps -> the same
         self._first_step = 0
 
     def check(self, module: pl.LightningModule) -> None:
@@ -71,20 +78,25 @@ class CopyTracker:
     def note_held(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Look at the modules that callbacks and plain attributes hold when a fit starts."""
         self._held, self._first_step = held_fingerprints(trainer, module), trainer.global_step
+        self._noted = tensor_fingerprints(module)
 
     def held(self, trainer: pl.Trainer, module: pl.LightningModule, plan: PruningPlan) -> list[Held]:
         """Return the copies outside of the model that follow a plan.
 
-        Tensors follow, since they are compared with parameters. Modules follow if they have changed since the fit
-        started; those that have not are teachers. Before any training, those of callbacks follow, unless `follow` is
-        empty.
+        Tensors of callbacks follow, since they are compared with parameters. Those of the model follow if they have
+        changed since the fit started; those that have not, or that were made later, are notes, such as the first
+        weights. Modules follow if they have changed; those that have not are teachers. Before any training, those of
+        callbacks follow, unless `follow` is empty.
         """
         found = held_copies(trainer, module, plan)
+        noted = tensor_fingerprints(module)
         trained = trainer.global_step > self._first_step
 
         def follows(entry: Held) -> bool:
             if isinstance(entry, HeldTensors):
-                return True
+                return (
+                    entry.place not in noted or self._noted.get(entry.place, noted[entry.place]) != noted[entry.place]
+                )
             changed = self._held.get(entry.module) != fingerprint(entry.module)
             return changed if trained else entry.of_callback and not self._all_stay
 

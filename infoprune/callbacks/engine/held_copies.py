@@ -102,18 +102,28 @@ def _candidates(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[tup
         if not type(callback).__module__.startswith("infoprune.")
         for name, value in vars(callback).items()
     ]
-    roots += [
-        (f"{type(part).__name__}.{name}", value)
-        for part, name, value in own_attributes(module)
-        if not isinstance(value, dict | list) or not _tensors_only(value)  # its own notes, such as the first weights
-    ]
+    roots += [(f"{type(part).__name__}.{name}", value) for part, name, value in own_attributes(module)]
     seen = {id(trainer), *(id(part) for part in module.modules())}
     for place, value in roots:
         yield from _walk(place, value, seen)
 
 
-def _tensors_only(value: Any) -> bool:
-    return all(isinstance(item, Tensor) for item in (value.values() if isinstance(value, dict) else value))
+def tensor_fingerprints(module: nn.Module) -> dict[str, float]:
+    """Return a number for each dict or list of tensors that a model notes, which changes when its tensors do.
+
+    By class and attribute, since averages are often computed into a new dict or list.
+    """
+    return {
+        f"{type(part).__name__}.{name}": sum(float(item.detach().double().sum()) for item in tensors)
+        for part, name, value in own_attributes(module)
+        if isinstance(value, dict | list) and (tensors := _only_tensors(value))
+    }
+
+
+def _only_tensors(value: dict[Any, Any] | list[Any]) -> list[Tensor]:
+    """Return the items of a dict or list if all are tensors; nothing otherwise."""
+    items = list(value.values()) if isinstance(value, dict) else value
+    return items if all(isinstance(item, Tensor) for item in items) else []
 
 
 def _outer_parts(module: nn.Module) -> list[nn.Module]:
