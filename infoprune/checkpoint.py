@@ -152,8 +152,8 @@ def adapt(model: nn.Module, plan: PruningPlan) -> None:
     """
     if plan_of(model) == plan:
         return
+    _check_architecture(model, plan)
     try:
-        check_belongs(plan, first_shapes(model))
         optimizers = held_optimizers(model)
         with Transaction([model], optimizers) as transaction:
             regrow(model)
@@ -235,14 +235,22 @@ def _follow_plan(
         plan = now
     if plan.is_empty and now.is_empty:
         return  # an ordinary model and ordinary weights: PyTorch has its own words for those
-    try:
-        check_belongs(plan, first_shapes(module))
-    except PlanError as error:
-        raise CheckpointError(f"the checkpoint belongs to another architecture: {error}") from error
+    _check_architecture(module, plan)
     clash = _clash(module, plan, incoming)
     if clash:
         raise CheckpointError(f"the checkpoint belongs to another architecture: {clash}")
     adapt(module, plan)
+
+
+def _check_architecture(model: nn.Module, plan: PruningPlan) -> None:
+    """Raise a CheckpointError that names the tensor where a plan is for another model."""
+    own = first_shapes(model)
+    try:
+        check_belongs(plan, own)
+    except PlanError as error:
+        added = "; a part that a callback adds in the fit has to be added to the model before this checkpoint is loaded"
+        advice = "" if plan.shapes.keys() <= own.keys() else added
+        raise CheckpointError(f"the checkpoint belongs to another architecture: {error}{advice}") from error
 
 
 def _clash(module: nn.Module, plan: PruningPlan, incoming: Mapping[str, tuple[int, ...]]) -> str:

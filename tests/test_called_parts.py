@@ -34,6 +34,18 @@ class Mined(TinyModule):
         return torch.stack(near).mean() - hard.mean()
 
 
+class Taught(Mined):
+    """The same, with hints of a frozen teacher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = TinyNet().requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        hint = nn.functional.mse_loss(self.net(batch[0]), self.teacher(batch[0]))
+        return super().training_step(batch, batch_idx) + hint
+
+
 class Branched(TinyModule):
     """As STFPM: the step calls ``forward`` of a wrapper, which returns another thing in eval mode."""
 
@@ -65,6 +77,12 @@ def test_a_step_that_looks_for_pairs() -> None:
     assert module.net(torch.randn(2, 3, 8, 8)).shape == (2, 3)
     assert module.embedder[0].out_features < 24
     assert module(torch.randn(2, 3, 8, 8)).shape == (2, 5)
+
+
+def test_a_frozen_teacher_that_such_a_step_calls_stays_whole() -> None:
+    module = Taught()
+    trainer(pruning((1,)), epochs=2).fit(module, loader())
+    assert widths(module.net) != widths(TinyNet()) == widths(module.teacher)
 
 
 def test_a_step_that_train_mode_alone_can_run() -> None:
