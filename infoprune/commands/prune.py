@@ -30,7 +30,6 @@ from infoprune.commands.parser import add_json_argument, make_parser, parse, sho
 from infoprune.errors import ConfigurationError
 from infoprune.report import RunRecord, Totals, print_tables
 from infoprune.report.text import speed_remarks
-from infoprune.structure.tensors import copied
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,6 +92,8 @@ def run(words: Sequence[str]) -> None:
     for option in ("recalibrate", "reconstruct", "max_drop"):
         if options[option] and options.data is None:
             raise ConfigurationError(f"--{option} looks at images: say which with --data")
+    from infoprune.structure.tensors import copied  # after the parser: its help does not wait for PyTorch
+
     named = open_model(parser, options)
     data = open_data(parser, options)
     original = copied(named.network)
