@@ -290,7 +290,6 @@ class FilterPruning(DualNamespaceCallback):
         self.prepare(trainer, pl_module)
         self._log.start(trainer, self.options)
         self._engine.rehearse(trainer, pl_module)
-        self._engine.copies.note_held(trainer, pl_module)
         if self.is_due(0) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._engine.copies.check_clear()
 

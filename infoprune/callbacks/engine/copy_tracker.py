@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from infoprune.callbacks.engine.copies import (
@@ -12,20 +12,12 @@ from infoprune.callbacks.engine.copies import (
     followers_within,
     unclear_copies,
 )
-from infoprune.callbacks.engine.held_copies import (
-    Held,
-    HeldTensors,
-    held_copies,
-    held_fingerprints,
-    tensor_fingerprints,
-)
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from torch import nn
 
     from infoprune.callbacks.engine.training_step import WatchedStep
-    from infoprune.structure import PruningPlan
 
 
 class CopyTracker:
@@ -43,9 +35,6 @@ class CopyTracker:
         self._all_stay = given is not None and not given
         self._unclear: dict[str, tuple[str, float]] = {}  # copy -> its original, its fingerprint when the fit started
         self._teachers: list[str] = []  # copies that stay as they are
-        self._held: MutableMapping[nn.Module, float] = {}  # outside of the model -> fingerprint when the fit started
-        self._noted: dict[str, float] = {}  # dicts and lists of tensors that the model keeps -> the same
-        self._first_step = 0
 
     def check(self, module: pl.LightningModule) -> None:
         """Refuse copies that were given and whose tensors differ from their originals'."""
@@ -60,47 +49,16 @@ class CopyTracker:
             self._teachers = [*copies.following, *copies.unclear]
             return
         self.follow = copies.following | self.follow
-        self._unclear = {
-            copy: (original, fingerprint(module.get_submodule(copy))) for copy, original in copies.unclear.items()
-        }
+        self._unclear = {copy: (original, fingerprint(module, copy)) for copy, original in copies.unclear.items()}
 
     def settle(self, module: nn.Module) -> None:
         """Let unclear copies follow if they have changed by now; those that have not are teachers and stay."""
         changed = {
-            copy: original
-            for copy, (original, first) in self._unclear.items()
-            if fingerprint(module.get_submodule(copy)) != first
+            copy: original for copy, (original, first) in self._unclear.items() if fingerprint(module, copy) != first
         }
         self.follow = {**self.follow, **changed}
         self._teachers += [copy for copy in self._unclear if copy not in changed]
         self._unclear = {}
-
-    def note_held(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Look at the modules that callbacks and plain attributes hold when a fit starts."""
-        self._held, self._first_step = held_fingerprints(trainer, module), trainer.global_step
-        self._noted = tensor_fingerprints(module)
-
-    def held(self, trainer: pl.Trainer, module: pl.LightningModule, plan: PruningPlan) -> list[Held]:
-        """Return the copies outside of the model that follow a plan.
-
-        Tensors of callbacks follow, since they are compared with parameters. Those of the model follow if they have
-        changed since the fit started; those that have not, or that were made later, are notes, such as the first
-        weights. Modules follow if they have changed; those that have not are teachers. Before any training, those of
-        callbacks follow, unless `follow` is empty.
-        """
-        found = held_copies(trainer, module, plan)
-        noted = tensor_fingerprints(module)
-        trained = trainer.global_step > self._first_step
-
-        def follows(entry: Held) -> bool:
-            if isinstance(entry, HeldTensors):
-                return (
-                    entry.place not in noted or self._noted.get(entry.place, noted[entry.place]) != noted[entry.place]
-                )
-            changed = self._held.get(entry.module) != fingerprint(entry.module)
-            return changed if trained else entry.of_callback and not self._all_stay
-
-        return [entry for entry in found if follows(entry)]
 
     def check_clear(self) -> None:
         """Refuse copies that nothing tells whether they follow, at an event before any training.

@@ -197,8 +197,7 @@ class PruningEngine:
                 on_all_ranks(lambda: self._verify(module, decision.plan))
             plan = in_names_of(module, self.located.within(module), self.located.path, decision.plan)
             renewal = Renewal(trainer, module, self.located, self.options)
-            plan = with_followers(plan, self.copies.follow)
-            shrink_in_fit(trainer, module, plan, self.copies.held(trainer, module, plan))
+            shrink_in_fit(trainer, module, with_followers(plan, self.copies.follow))
             self.latency_ratio = decision.latency or self.latency_ratio
             renewal.run(decision.plan)
         return structure, decision
