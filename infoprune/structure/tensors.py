@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,12 +79,6 @@ def owned_tensors(model: nn.Module) -> dict[str, OwnedTensor]:
                 channel_dims = 2 if dims == rank else dims
                 by_id.setdefault(id(tensor), OwnedTensor(name, tensor, channel_dims)).owners.append((module, key))
     return {owned.name: owned for owned in by_id.values()}
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a model, also of one whose code keeps computed tensors (a masked or normalised weight)."""
-    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf})
 
 
 @contextmanager
