@@ -12,7 +12,7 @@ from infoprune import loading
 from infoprune.errors import CheckpointError, PlanError
 from infoprune.state_dicts import shapes_after
 from infoprune.structure.plan import PruningPlan, check_belongs
-from infoprune.structure.surgery.held import held_optimizers, replace_held
+from infoprune.structure.surgery.held import held_optimizers, replace_held, with_wrapped
 from infoprune.structure.surgery.history import first_shapes, plan_of, regrow
 from infoprune.structure.surgery.shrink import shrink
 from infoprune.structure.surgery.transaction import Transaction
@@ -154,7 +154,7 @@ def adapt(model: nn.Module, plan: PruningPlan) -> None:
         return
     _check_architecture(model, plan)
     try:
-        optimizers = held_optimizers(model)
+        optimizers = with_wrapped(held_optimizers(model))
         with Transaction([model], optimizers) as transaction:
             regrow(model)
             replaced = shrink(model, plan, optimizers, transaction=transaction)

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from infoprune.checkpoint import is_attached
 from infoprune.errors import ConfigurationError
+from infoprune.structure.surgery.held import with_wrapped
 from infoprune.structure.surgery.optimizer_state import check_optimizer_ahead
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def check_started(trainer: pl.Trainer, module: pl.LightningModule) -> None:
         ConfigurationError: the strategy wraps the model in something unknown.
     """
     own = {id(parameter) for parameter in module.parameters()}
-    for optimizer in trainer.optimizers:
+    for optimizer in with_wrapped(trainer.optimizers):
         check_optimizer_ahead(optimizer)
         foreign = sum(id(p) not in own for group in optimizer.param_groups for p in group["params"])
         if foreign:

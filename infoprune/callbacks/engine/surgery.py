@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from infoprune.distributed import check_processes
 from infoprune.errors import SurgeryError
 from infoprune.structure import PruningPlan, shrink
-from infoprune.structure.surgery.held import replace_held
+from infoprune.structure.surgery.held import replace_held, with_wrapped
 from infoprune.structure.surgery.transaction import Transaction
 from infoprune.structure.tensors import owned_tensors
 
@@ -36,9 +36,9 @@ def shrink_in_fit(trainer: pl.Trainer, module: pl.LightningModule, plan: Pruning
     if plan.is_empty:
         return
     module.zero_grad(set_to_none=True)  # without validation, the last batch's gradients are still there
-    copies = averaged_copies(trainer)
-    with _out_of_ddp(trainer.strategy), Transaction([module, *copies], trainer.optimizers) as current:
-        replaced = shrink(module, plan, trainer.optimizers, transaction=current)
+    copies, optimizers = averaged_copies(trainer), with_wrapped(trainer.optimizers)
+    with _out_of_ddp(trainer.strategy), Transaction([module, *copies], optimizers) as current:
+        replaced = shrink(module, plan, optimizers, transaction=current)
         replace_held(module, replaced)
         for copy in copies:
             shrink(copy, plan, transaction=current)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -19,8 +19,29 @@ def held_optimizers(model: nn.Module) -> list[Optimizer]:
         >>> held_optimizers(net) == [net.optimizer]
         True
     """
-    found = {id(item): item for _, _, value in _attributes(model) for item in _items(value)}
+    found = {id(item): item for _, _, value in own_attributes(model) for item in _items(value)}
     return [item for item in found.values() if isinstance(item, Optimizer)]
+
+
+def with_wrapped(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
+    """Return optimizers together with those that they wrap, as SAM and Lookahead do, each once.
+
+    Example:
+        >>> import torch
+        >>> sam = torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1)
+        >>> sam.base_optimizer = torch.optim.Adam(sam.param_groups, 0.1)
+        >>> len(with_wrapped([sam]))
+        2
+    """
+    found: dict[int, Optimizer] = {}
+    waiting = list(optimizers)
+    while waiting:
+        optimizer = waiting.pop(0)
+        if id(optimizer) not in found:
+            found[id(optimizer)] = optimizer
+            inner = (item for value in vars(optimizer).values() for item in _items(value))
+            waiting += [item for item in inner if isinstance(item, Optimizer)]
+    return list(found.values())
 
 
 def replace_held(model: nn.Module, replaced: Mapping[nn.Parameter, nn.Parameter]) -> None:
@@ -40,7 +61,7 @@ def replace_held(model: nn.Module, replaced: Mapping[nn.Parameter, nn.Parameter]
         True
     """
     new = {id(old): parameter for old, parameter in replaced.items()}
-    for module, name, value in list(_attributes(model)):
+    for module, name, value in list(own_attributes(model)):
         if not any(id(item) in new for item in _items(value)):
             continue
         if isinstance(value, list):
@@ -53,7 +74,7 @@ def replace_held(model: nn.Module, replaced: Mapping[nn.Parameter, nn.Parameter]
             vars(module)[name] = new[id(value)]
 
 
-def _attributes(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+def own_attributes(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
     """Yield the attributes of all modules, without the stores of parameters, buffers and modules."""
     own = vars(nn.Module())
     for module in model.modules():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from infoprune.errors import SurgeryError
+from infoprune.structure.surgery.held import with_wrapped
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def cut_state(
                 f"shape {shape}: only state of the parameter's own shape can be cut with it; {WAY_OUT}"
             )
         return cut(state)
-    parts = dict(_parts(state))
+    parts = dict(parts_of(state))
     if next(tensors_in(state), None) is None:
         return state
     return _with(
@@ -77,12 +78,12 @@ def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[tuple[str, 
         yield "", value
     elif id(value) not in seen:
         seen.add(id(value))
-        for key, part in _parts(value):
+        for key, part in parts_of(value):
             for place, tensor in tensors_in(part, seen):
                 yield f"[{key!r:.40}]{place}", tensor
 
 
-def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
+def parts_of(value: Any) -> Iterator[tuple[Any, Any]]:
     """Yield what a container or an object holds, by key, index or attribute."""
     if isinstance(value, Mapping):
         yield from value.items()
@@ -151,7 +152,11 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 def _check_held(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
     """Refuse tensors that lie elsewhere than in the optimizer's state: nobody would cut them."""
     own, shapes = {id(p) for p in parameters}, {tuple(p.shape) for p in parameters if p.numel() > 1}
-    seen = {id(optimizer), id(optimizer.state), *(id(group["params"]) for group in optimizer.param_groups)}
+    seen = {
+        id(part)
+        for one in with_wrapped([optimizer])
+        for part in (one, one.state, *(group["params"] for group in one.param_groups))
+    }
     for name, value in vars(optimizer).items():
         for place, tensor in tensors_in(value, seen):
             if id(tensor) in own or tuple(tensor.shape) in shapes:

@@ -14,6 +14,7 @@ from infoprune.errors import PlanError, SurgeryError
 from infoprune.structure import module_state
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.surgery import attributes
+from infoprune.structure.surgery.held import with_wrapped
 from infoprune.structure.surgery.history import remember
 from infoprune.structure.surgery.in_place_swap import InPlaceSwap, nbytes
 from infoprune.structure.surgery.optimizer_state import check_optimizer, cut_state
@@ -85,12 +86,12 @@ def shrink(
 
 
 def each_once(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
-    """Return each optimizer once, so that no state is cut twice."""
+    """Return each optimizer once, and those that it wraps, so that all state is cut and none twice."""
     given = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
     for optimizer in given:
         if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "state"):  # wrappers of optimizers may do
             raise SurgeryError(f"optimizers are to hold optimizers, got a {type(optimizer).__name__}")
-    return list({id(optimizer): optimizer for optimizer in given}.values())
+    return with_wrapped(given)
 
 
 def _is_cut(plan: PruningPlan, name: str) -> bool:
@@ -155,6 +156,6 @@ def _put_in_place(
         for group in optimizer.param_groups:
             group["params"] = [mapping.get(p, p) for p in group["params"]]
         for name, state in new.items():
-            del optimizer.state[owned[name].tensor]
+            optimizer.state.pop(owned[name].tensor, None)  # a wrapper may share the state of what it wraps
             optimizer.state[replaced[name]] = state
     return mapping  # type: ignore[return-value]
