@@ -67,6 +67,22 @@ class Schedule:
         """Return the fraction of the final cut that the event at ``epoch`` reaches; None where there is no event."""
         return dict(self.events).get(epoch)
 
+    def fraction_due(self, epoch: int, after: int = -1) -> float | None:
+        """Return the fraction that is to be reached at the start of an epoch; None if no event is due.
+
+        Args:
+            epoch: The epoch that starts.
+            after: The epoch of the last event that happened. Events between the two that were missed, because the
+                callback joined a run late, are made up for at once.
+
+        Example:
+            >>> schedule = Schedule.parse([2, 4])
+            >>> schedule.fraction_due(4), schedule.fraction_due(4, after=4)
+            (1.0, None)
+        """
+        due = [fraction for start, fraction in self.events if after < start <= epoch]
+        return due[-1] if due else None
+
     def check(self, max_epochs: int | None) -> None:
         """Raise a ConfigurationError if an event lies beyond ``max_epochs`` (None or negative: unlimited)."""
         last = self.epochs[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ from infoprune.structure import Structure
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from infoprune.report.collect import UnprunedStats
+    from infoprune.callbacks.engine import PruningEngine
+    from infoprune.schedule import Schedule
 
 
 class EventLog:
@@ -52,11 +54,9 @@ class EventLog:
         module: pl.LightningModule,
         structure: Structure,
         decision: Decision,
+        engine: PruningEngine,
         *,
-        criterion: str,
-        unpruned: UnprunedStats,
         validate: bool,
-        latency: float | None,
     ) -> None:
         """Record an event that has just happened, and log it.
 
@@ -65,16 +65,17 @@ class EventLog:
             module: its LightningModule, already pruned.
             structure: the network before the event.
             decision: what went.
-            criterion: name of the criterion.
-            unpruned: the network before the first event, of which shares are told.
+            engine: which decided; it knows the options and the network before the first event.
             validate: run the validation now, to tell what the cut itself cost.
-            latency: with a latency budget, the share of the unpruned model's time that is left.
         """
+        unpruned, options = engine.unpruned, engine.options
+        assert unpruned is not None
+        latency = None if options.target.latency is None else engine.latency_ratio
         event = event_record(
             len(self.events),
             trainer.current_epoch,
             trainer.global_step,
-            criterion,
+            options.described()["criterion"],
             structure,
             decision.plan,
             decision.scores,
@@ -100,6 +101,16 @@ class EventLog:
         }
         # For filenames and monitors; the loggers have it already, with the step at which it happened.
         module.log_dict({**totals, **ratios}, logger=False, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+    def warn_of_missed(self, schedule: Schedule, epoch: int) -> None:
+        """Warn if training ended in ``epoch``, before the last events of its schedule."""
+        missed = [due for due in schedule.epochs if due > self.last_epoch]
+        if missed:
+            warnings.warn(
+                f"training ended in epoch {epoch}, before the pruning events of epochs {missed}: the model was pruned "
+                f"{len(self.events)} of {len(schedule.events)} times",
+                stacklevel=3,
+            )
 
     def validation_starts(self, trainer: pl.Trainer) -> None:
         """Note the metrics before a validation of the fit."""

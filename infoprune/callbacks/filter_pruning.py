@@ -15,26 +15,21 @@ from infoprune.allocation import Allocation, get_allocation
 from infoprune.allocation.patterns import MinWidth
 from infoprune.allocation.rounding import RoundTo
 from infoprune.backends import Backend, get_backend
-from infoprune.callbacks._compat import DualNamespaceCallback
-from infoprune.callbacks.checkpoint_hooks import hook_checkpoints, mark_checkpoint, unhook_checkpoints
 from infoprune.callbacks.engine import PruningEngine
 from infoprune.callbacks.engine.options import EngineOptions
 from infoprune.callbacks.event_log import EventLog
-from infoprune.callbacks.shape_guard import ShapeGuard
+from infoprune.callbacks.shape_guard import ShapeGuard, ShapeKeepingCallback
 from infoprune.callbacks.trainer_checks import (
     check_callbacks,
-    check_disjoint,
     check_started,
     check_strategy,
     reset_best,
     reset_early_stopping,
 )
-from infoprune.checkpoint import RECORD, attach, plan_record
 from infoprune.criteria import Criterion, get_criterion
 from infoprune.decide import Target
 from infoprune.deprecated import filters_to_keep, renamed
 from infoprune.distributed import on_all_ranks
-from infoprune.registry import check_count
 from infoprune.report.record import EventRecord
 from infoprune.schedule import Schedule
 from infoprune.structure import PruningPlan, Structure
@@ -44,7 +39,7 @@ if TYPE_CHECKING:
     from infoprune.report.collect import UnprunedStats
 
 
-class FilterPruning(DualNamespaceCallback):
+class FilterPruning(ShapeKeepingCallback):
     """Removes filters at the start of scheduled training epochs; the fit goes on with the smaller model.
 
     Adding it to a Trainer's callbacks is all that a project needs. At an event it scores the filters, decides how many
@@ -71,8 +66,7 @@ class FilterPruning(DualNamespaceCallback):
         criterion: how much each filter matters: a name, ``{"name": ..., options}`` or a `Criterion`.
         schedule: when: an epoch, a list of epochs (equal steps), ``[epoch, fraction]`` pairs, or a mapping with
             ``start``, ``end``, ``every`` and ``kind``; see `infoprune.schedule.Schedule`.
-        macs: share of the multiply-accumulates to keep in the end, in (0, 1] or as ``"60%"``, or their number, as
-            ``200e6``.
+        macs: multiply-accumulates to keep in the end: a share in (0, 1] or as ``"60%"``, or their number (``200e6``).
         params: share of the parameters to keep in the end, in (0, 1] or as ``"60%"``, or their number.
         filters: share of the filters to keep in every group in the end, in (0, 1] or as ``"60%"``.
         latency: share of the time of a forward pass on the example inputs to keep in the end, in (0, 1], measured where
@@ -86,8 +80,7 @@ class FilterPruning(DualNamespaceCallback):
             are kept in every group alike.
         round_to: widths are multiples of this; "auto": of 4, 8 or 16 in layers of at least 16, 64 or 128 filters, since
             other widths are slow in most runtimes.
-        min_width: the fewest units a group keeps; by layer, ``{"layer1.*": 8, "*": 0.25}``, as a number or a
-            share of the units.
+        min_width: the fewest units a group keeps, a number or a share; by layer: ``{"layer1.*": 8, "*": 0.25}``.
         frozen: layers, or patterns of their names, whose filters all stay.
         example_inputs: what to trace the forward with: a tensor, a tuple of positional or a dict of keyword arguments,
             shapes (``[1, 3, 32, 32]``, a list or dict of such), or several :class:`infoprune.Examples`. Default:
@@ -111,9 +104,8 @@ class FilterPruning(DualNamespaceCallback):
             final shape. Files that it has written before stay. False: "best" may be the unpruned model.
         reset_early_stopping: at every event let EarlyStopping start over, so that a pruned model is not compared with
             the larger one.
-        copies: the old name of ``follow``; deprecated.
+        copies, recalibrate: the old names of ``follow`` and ``recalibration_batches``; deprecated.
         amount: the share of the filters to remove, as ``filters`` was given before; deprecated.
-        recalibrate: the old name of ``recalibration_batches``; deprecated.
 
     Attributes:
         history: an `EventRecord` for every event so far.
@@ -160,24 +152,20 @@ class FilterPruning(DualNamespaceCallback):
         recalibrate: int | None = None,
     ) -> None:
         super().__init__()
-        check_count("FilterPruning", "calibration_images", calibration_images, 1)
         recalibration_batches = renamed(
             "FilterPruning", "recalibration_batches", recalibration_batches, "recalibrate", recalibrate
         )
-        check_count("FilterPruning", "recalibration_batches", recalibration_batches, 0)
-        check_count("FilterPruning", "reconstruction_batches", reconstruction_batches, 0)
         self.schedule = Schedule.parse(schedule)
         self.module = module
         self.validate_cuts = validate_cuts
         self.reset_best = reset_best
         self.reset_early_stopping = reset_early_stopping
+        keep = filters_to_keep("FilterPruning", filters, amount)
         home = None if backend is None else get_backend(backend)
         self._engine = PruningEngine(
             EngineOptions(
                 get_criterion(criterion),
-                Target(
-                    macs, params, filters_to_keep("FilterPruning", filters, amount), round_to, min_width, latency, home
-                ),
+                Target(macs, params, keep, round_to, min_width, latency, home),
                 get_allocation(allocation),
                 (frozen,) if isinstance(frozen, (str, nn.Module)) else tuple(frozen),
                 example_inputs,
@@ -190,7 +178,6 @@ class FilterPruning(DualNamespaceCallback):
             )
         )
         self._log = EventLog()
-        self._guard = ShapeGuard()
         self._run: weakref.ref[pl.Trainer] | None = None
 
     @property
@@ -234,15 +221,7 @@ class FilterPruning(DualNamespaceCallback):
 
     def is_due(self, epoch: int) -> bool:
         """Return whether an event is to happen at the start of an epoch."""
-        return self._fraction(epoch) is not None
-
-    def _fraction(self, epoch: int) -> float | None:
-        """Return how far an event at the start of an epoch is to go, None if nothing is due.
-
-        An event that was missed, because the callback joined a run late, is due at once.
-        """
-        due = [fraction for start, fraction in self.schedule.events if self._log.last_epoch < start <= epoch]
-        return due[-1] if due else None
+        return self.schedule.fraction_due(epoch, after=self._log.last_epoch) is not None
 
     # -- before training ----------------------------------------------------------------------------------------------
 
@@ -255,19 +234,12 @@ class FilterPruning(DualNamespaceCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             check_strategy(trainer, pl_module)
-            check_callbacks(trainer)
-            others = [c for c in trainer.callbacks if isinstance(c, FilterPruning) and c is not self]  # type: ignore[attr-defined]
-            check_disjoint(self.module, [other.module for other in others])
+            check_callbacks(trainer, self)
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self.schedule.check(trainer.max_epochs)
             if self._run is None or self._run() is not trainer:
                 self._start_over(trainer)
-        attach(pl_module)
-        hook_checkpoints(pl_module)
-
-    @override
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        unhook_checkpoints(pl_module)
+        super().setup(trainer, pl_module, stage)
 
     def _start_over(self, trainer: pl.Trainer) -> None:
         """Forget the last run. Where the new Trainer resumes a run, the state comes from the checkpoint."""
@@ -278,8 +250,7 @@ class FilterPruning(DualNamespaceCallback):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_started(trainer, pl_module)
-        self._guard.check(pl_module)
-        self._guard.start(pl_module)
+        super().on_fit_start(trainer, pl_module)
         self._engine.located.inputs = None  # another fit may come with another module
 
     @override
@@ -318,7 +289,7 @@ class FilterPruning(DualNamespaceCallback):
             self._event_if_due(trainer, pl_module)
 
     def _event_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        fraction = self._fraction(trainer.current_epoch)
+        fraction = self.schedule.fraction_due(trainer.current_epoch, after=self._log.last_epoch)
         if trainer.fast_dev_run and not self.history:  # type: ignore[attr-defined]
             fraction = 1.0
         if fraction is not None:
@@ -327,17 +298,7 @@ class FilterPruning(DualNamespaceCallback):
     def _event(self, trainer: pl.Trainer, pl_module: pl.LightningModule, fraction: float) -> None:
         structure, decision = self._engine.run_event(trainer, pl_module, fraction)
         self._guard.update(pl_module)
-        assert self.unpruned is not None
-        self._log.add(
-            trainer,
-            pl_module,
-            structure,
-            decision,
-            criterion=self.options["criterion"],
-            unpruned=self.unpruned,
-            validate=self.validate_cuts,
-            latency=None if self._engine.options.target.latency is None else self._engine.latency_ratio,
-        )
+        self._log.add(trainer, pl_module, structure, decision, self._engine, validate=self.validate_cuts)
         if self.reset_best:
             reset_best(trainer)
         if self.reset_early_stopping:
@@ -358,22 +319,14 @@ class FilterPruning(DualNamespaceCallback):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        missed = [epoch for epoch in self.schedule.epochs if epoch > self._log.last_epoch]
-        if missed and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            warnings.warn(
-                f"training ended in epoch {trainer.current_epoch}, before the pruning events of epochs {missed}: the "
-                f"model was pruned {len(self.history)} of {len(self.schedule.events)} times",
-                stacklevel=2,
-            )
-
-    # -- metrics of the larger and the smaller model ------------------------------------------------------------------
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._log.warn_of_missed(self.schedule, trainer.current_epoch)
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":
             self._log.validation_starts(trainer)
-        else:
-            self._guard.check(pl_module)
+        super().on_validation_start(trainer, pl_module)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -381,17 +334,9 @@ class FilterPruning(DualNamespaceCallback):
             self._log.validation_ends(trainer)
 
     @override
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._guard.check(pl_module)
-
-    @override
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._guard.check(pl_module)
-
-    @override
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the Trainer and the module, which belong to the running process."""
-        return {**vars(self), "_run": None, "_guard": ShapeGuard()}
+        return {**super().__getstate__(), "_run": None}
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -403,16 +348,3 @@ class FilterPruning(DualNamespaceCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._log.load_state_dict(state_dict)
         self._engine.load_state_dict(state_dict)
-
-    @override
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint[RECORD] = plan_record(pl_module)
-        mark_checkpoint(pl_module, checkpoint)
-
-    @override
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self._guard.update(pl_module)

@@ -1,15 +1,18 @@
-"""`ShapeGuard`: notices when a LightningModule builds its network anew in the middle of a fit."""
+"""Keep the shape of a pruned LightningModule, in memory and in its checkpoints."""
 
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import Any
 
+import lightning.pytorch as pl
+from typing_extensions import override
+
+from infoprune.callbacks._compat import DualNamespaceCallback
+from infoprune.callbacks.checkpoint_hooks import hook_checkpoints, mark_checkpoint, unhook_checkpoints
+from infoprune.checkpoint import RECORD, attach, plan_record
 from infoprune.errors import ConfigurationError
 from infoprune.structure import PruningPlan, plan_of
-
-if TYPE_CHECKING:
-    import lightning.pytorch as pl
 
 
 class ShapeGuard:
@@ -47,3 +50,58 @@ class ShapeGuard:
 
     def _watches(self, module: pl.LightningModule) -> bool:
         return self._module is not None and self._module() is module
+
+
+class ShapeKeepingCallback(DualNamespaceCallback):
+    """Base of the callback that prunes: its checkpoints tell the shape, and a module that loses it is refused.
+
+    Validation, test and prediction outside of a fit refuse a module that was built anew.
+    """
+
+    def __init__(self) -> None:
+        self._guard = ShapeGuard()
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        attach(pl_module)
+        hook_checkpoints(pl_module)
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        unhook_checkpoints(pl_module)
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._guard.check(pl_module)
+        self._guard.start(pl_module)
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self._guard.check(pl_module)
+
+    @override
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._guard.check(pl_module)
+
+    @override
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._guard.check(pl_module)
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[RECORD] = plan_record(pl_module)
+        mark_checkpoint(pl_module, checkpoint)
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._guard.update(pl_module)
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the module, which belongs to the running process."""
+        return {**super().__getstate__(), "_guard": ShapeGuard()}

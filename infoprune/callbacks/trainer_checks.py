@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,8 +49,12 @@ def check_strategy(trainer: pl.Trainer, module: pl.LightningModule) -> None:
         )
 
 
-def check_callbacks(trainer: pl.Trainer) -> None:
-    """Refuse callbacks that keep what pruning would break.
+def check_callbacks(trainer: pl.Trainer, pruning: FilterPruning) -> None:
+    """Refuse callbacks that keep what pruning would break, and a second `FilterPruning` for the same part of the model.
+
+    Args:
+        trainer: The Trainer.
+        pruning: The callback that asks; other `FilterPruning` callbacks need a part of their own.
 
     Raises:
         ConfigurationError: names the callback and what to do instead.
@@ -68,19 +71,8 @@ def check_callbacks(trainer: pl.Trainer) -> None:
                 "ModelPruning masks weights by a parametrization, and a parametrized layer cannot be shrunk: leave one "
                 "of ModelPruning and FilterPruning out"
             )
-
-
-def check_disjoint(part: str | None, others: Iterable[str | None]) -> None:
-    """Refuse a second `FilterPruning` for the same part of the model.
-
-    Args:
-        part: ``module`` of one callback: a path, None for the whole model.
-        others: ``module`` of the Trainer's other ones.
-
-    Raises:
-        ConfigurationError: names the two parts.
-    """
-    for other in others:
+    part = pruning.module
+    for other in (found.module for found in _callbacks_of_kind(trainer, "FilterPruning") if found is not pruning):
         if part is None or other is None or f"{part}.".startswith(f"{other}.") or f"{other}.".startswith(f"{part}."):
             raise ConfigurationError(
                 f"two FilterPruning callbacks prune the same part of the model ({part!r} and {other!r}): give each its "

@@ -11,6 +11,7 @@ from torch import nn
 from infoprune.allocation import Allocation
 from infoprune.criteria import Criterion
 from infoprune.decide import Target
+from infoprune.registry import check_count
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class EngineOptions:
     recalibration_batches: int = 0
     reconstruction_batches: int = 0
     verify: bool = True
+
+    def __post_init__(self) -> None:
+        check_count("FilterPruning", "calibration_images", self.calibration_images, 1)
+        check_count("FilterPruning", "recalibration_batches", self.recalibration_batches, 0)
+        check_count("FilterPruning", "reconstruction_batches", self.reconstruction_batches, 0)
 
     def described(self) -> dict[str, Any]:
         """Return what differs from the defaults, and who chooses, as plain data for logs and reports."""
