@@ -121,7 +121,9 @@ class NetworkFinder:
             if received is not None:
                 return only, received
         try:
-            return self.from_batch(batch)
+            path, inputs = self.from_batch(batch)
+            self._run("", inputs if path == "" else of_batch(batch))  # the forward may take something else
+            return path, inputs
         except (ConfigurationError, TraceError):
             return "", TrainingStep(batch)
 

@@ -58,10 +58,16 @@ def peek(trainer: pl.Trainer) -> Any:
         batch = _first_examples(trainer)
         if batch is None:
             return None
-        return trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+        return _received(trainer, batch)
     except Exception as error:  # of the user's data set; the first batch of training serves as well
         log.debug("The training data could not be looked into: %s", error)
         return None
+
+
+def _received(trainer: pl.Trainer, batch: Any) -> Any:
+    """Return a batch as the training step receives it, after the hooks around its way to the device."""
+    batch = trainer.lightning_module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch))
+    return trainer.strategy.batch_to_device(batch)
 
 
 def _first_examples(trainer: pl.Trainer) -> Any:
@@ -99,7 +105,7 @@ class _Sample:
         size = self._loader.batch_size or 1
         for start in range(0, len(self._indices), size):
             batch = self._loader.collate_fn([self._loader.dataset[i] for i in self._indices[start : start + size]])
-            yield self._trainer.strategy.batch_to_device(self._trainer.precision_plugin.convert_input(batch))
+            yield _received(self._trainer, batch)
 
 
 def calibration_batches(trainer: pl.Trainer, count: int) -> Iterable[Any]:

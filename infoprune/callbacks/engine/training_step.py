@@ -32,13 +32,16 @@ class CalledModule:
 
     Attributes:
         path: its path in the LightningModule.
-        inputs: what it was called with; None for modules deep inside, whose activations would take much memory.
+        inputs: what it was called with; None for modules deep inside that other modules call, whose activations would
+            take much memory.
         within: paths of the modules whose forward was running.
+        learns: whether gradients were on.
     """
 
     path: str
     inputs: Inputs | None
     within: tuple[str, ...]
+    learns: bool = True
 
 
 @dataclass
@@ -94,7 +97,8 @@ class TrainingStep(ModelCall):
         on_shapes = any(parameter.is_meta for parameter in module.parameters())
         with _silenced(module), _shapes_as_values(module) if on_shapes else nullcontext():
             wanted = inspect.signature(module.training_step).parameters
-            result = module.training_step(self.batch, *[0] * (len(wanted) > 1))
+            batch = tree_map_only(Tensor, lambda tensor: tensor, self.batch)  # whose containers a step may change
+            result = module.training_step(batch, *[0] * (len(wanted) > 1))
             return torch.zeros(()) if result is None else result  # manual optimization may return nothing
 
 
@@ -133,7 +137,8 @@ def watch_training_step(
         stack.enter_context(trainer.precision_plugin.train_step_context())
         homes = {name: _storage(clone) for name, clone in clones.items()}
         written = stack.enter_context(_WrittenStorages())
-        TrainingStep(batch)(module)
+        # A step may take things out of its batch, or write into its tensors.
+        TrainingStep(tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), batch))(module)
         now = owned_tensors(module)
         watched.updated = {
             name
@@ -203,8 +208,9 @@ def _watching(module: nn.Module, watched: WatchedStep, wanted: str | None = None
 
     def enter(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name = path.removesuffix("._orig_mod")  # of a compiled module
-        outer = name == wanted or "." not in name
-        watched.calls.append(CalledModule(path, as_inputs(args, kwargs) if outer else None, tuple(running)))
+        outer = name == wanted or "." not in name or not running
+        inputs = as_inputs(args, kwargs) if outer else None
+        watched.calls.append(CalledModule(path, inputs, tuple(running), torch.is_grad_enabled()))
         running.append(path)
 
     def leave(*_: Any) -> None:
@@ -243,7 +249,8 @@ def _enter_hook(
 
 def as_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
     """Return the arguments of a call as example inputs, without their gradients."""
-    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), (args, kwargs))
+    # As plain tensors: those of MONAI carry transforms, and code of their own.
+    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().as_subclass(Tensor).clone(), (args, kwargs))
     if kwargs:
         return Arguments(args, kwargs)
     return args[0] if len(args) == 1 and isinstance(args[0], Tensor) else args
