@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from infoprune.inputs import Inputs
 from infoprune.network_batches import NetworkBatches
 from infoprune.recalibration import recalibrate
 from infoprune.structure import check_plan, shrink, trace
+from infoprune.structure.tensors import copied
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
@@ -121,7 +121,7 @@ def compare(
         for keep, target in zip(budgets, targets, strict=True):
             plan = decide(model, structure, target, criterion, chosen, batches, scores=scores).plan
             check_plan(model, example_inputs, structure, plan)
-            pruned = copy.deepcopy(model)
+            pruned = copied(model)
             shrink(pruned, plan)
             if recalibration is not None:
                 recalibrate(pruned, NetworkBatches(as_batches(recalibration), example_inputs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from infoprune.allocation.select import select
 from infoprune.criteria import Scores
 from infoprune.evaluate import Evaluate
 from infoprune.structure import Structure, shrink
+from infoprune.structure.tensors import copied
 
 if TYPE_CHECKING:
     from infoprune.structure import ChannelGroup
@@ -59,6 +59,6 @@ def _figure(
     model: nn.Module, structure: Structure, scores: Scores, evaluate: Evaluate, group: ChannelGroup, amount: float
 ) -> float:
     kept = max(1, round(group.size * (1 - amount)))
-    smaller = copy.deepcopy(model)
+    smaller = copied(model)
     shrink(smaller, select(structure, scores, {group.name: kept}))
     return next(iter(evaluate(smaller).values()))

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from torch import nn
 
 from infoprune.structure.surgery.history import KEY as HISTORY
+from infoprune.structure.tensors import computed_tensors
 
 INSIDE = ("_modules", "_parameters", "_buffers")
 
@@ -31,7 +32,7 @@ def snapshot(network: nn.Module) -> nn.Module:
     vars(twin).update(vars(network))
     copied = {name: vars(network)[name] for name in (*INSIDE, HISTORY) if name in vars(network)}
     # The memo lets children that point back at the network point at the copy.
-    vars(twin).update(copy.deepcopy(copied, {id(network): twin}))
+    vars(twin).update(copy.deepcopy(copied, {id(network): twin, **computed_tensors(network)}))
     for name in [name for name in vars(twin) if name.endswith("_hooks") and isinstance(vars(twin)[name], OrderedDict)]:
         vars(twin)[name] = OrderedDict()
     vars(twin).pop("_compiled_call_impl", None)  # of net.compile(): it would go on calling the network

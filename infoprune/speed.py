@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from infoprune.inputs import Inputs, call_model
 from infoprune.registry import check_count
 from infoprune.shapes import batch_size
 from infoprune.structure import shrink, trace
+from infoprune.structure.tensors import copied
 
 RESAMPLES = 1000
 
@@ -177,7 +177,7 @@ def uniformly_narrowed(model: nn.Module, inputs: Inputs, macs: float) -> nn.Modu
         inputs: example inputs.
         macs: share of the multiply-accumulates to keep, in (0, 1].
     """
-    narrow = copy.deepcopy(model)
+    narrow = copied(model)
     structure = trace(narrow, inputs)
     widths = get_allocation("uniform").widths(structure, None, Budget("macs", macs), round_to=AUTO)
     scores = {group.name: torch.zeros(group.size) for group in structure.prunable}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from infoprune.inputs import Inputs
 from infoprune.network_batches import NetworkBatches
 from infoprune.recalibration import tracked_norms
 from infoprune.registry import check_count, check_number
+from infoprune.structure.tensors import copied
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
@@ -154,7 +154,7 @@ def find_macs(
     low, high, trials = 0.0, 1.0, []
     for _ in range(steps):
         macs = (low + high) / 2
-        smaller = copy.deepcopy(model)
+        smaller = copied(model)
         try:
             result = prune(smaller, example_inputs, macs=macs, data=data, **options)
         except BudgetError:

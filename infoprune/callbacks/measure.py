@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 from infoprune.backends import Latency, latency
 from infoprune.errors import CheckpointError
 from infoprune.report.record import finite
+from infoprune.structure.tensors import computed_tensors
 from infoprune.weight_files import read_torch, write_torch
 
 Metrics = dict[str, "float | None"]
@@ -73,7 +74,8 @@ class UnprunedSnapshot:
         self.network = network
         self._shell = nn.Module()
         # The memo lets children that point back at the network go on pointing at it.
-        inside = copy.deepcopy({name: vars(network)[name] for name in _INSIDE}, {id(network): network})
+        memo: dict[int, Any] = {id(network): network, **computed_tensors(network)}
+        inside = copy.deepcopy({name: vars(network)[name] for name in _INSIDE}, memo)
         vars(self._shell).update(inside)
         self._shell.cpu()
         # Shrinking may rewrite such numbers (a width that forward divides by).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shlex
 import tempfile
@@ -93,9 +92,11 @@ def run(words: Sequence[str]) -> None:
     for option in ("recalibrate", "reconstruct", "max_drop"):
         if options[option] and options.data is None:
             raise ConfigurationError(f"--{option} looks at images: say which with --data")
+    from infoprune.structure.tensors import copied  # after the parser: its help does not wait for PyTorch
+
     named = open_model(parser, options)
     data = open_data(parser, options)
-    original = copy.deepcopy(named.network)
+    original = copied(named.network)
     result = cut(named, options, data)
     if data is not None:
         _renew(named, original, result, options, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -79,6 +80,20 @@ def owned_tensors(model: nn.Module) -> dict[str, OwnedTensor]:
                 channel_dims = 2 if dims == rank else dims
                 by_id.setdefault(id(tensor), OwnedTensor(name, tensor, channel_dims)).owners.append((module, key))
     return {owned.name: owned for owned in by_id.values()}
+
+
+def computed_tensors(model: nn.Module) -> dict[int, Tensor]:
+    """Return copies of the tensors that a model's code has computed and kept (a masked or normalised weight), by id.
+
+    ``copy.deepcopy`` refuses such tensors, and takes these copies as its memo.
+    """
+    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a model, also of one whose code keeps computed tensors."""
+    return copy.deepcopy(model, dict(computed_tensors(model)))
 
 
 @contextmanager

@@ -161,7 +161,12 @@ def _is_float32(model: nn.Module) -> bool:
 
 def _lively(tensor: Tensor) -> Tensor:
     """Replace an image, volume or sequence that is the same everywhere by random numbers."""
-    if tensor.dim() < 3 or not tensor.is_floating_point() or not tensor.numel() or (tensor != tensor.view(-1)[0]).any():
+    if (
+        tensor.dim() < 3
+        or not tensor.is_floating_point()
+        or not tensor.numel()
+        or (tensor != tensor.flatten()[0]).any()
+    ):
         return tensor
     generator = torch.Generator().manual_seed(0)
     return torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
