@@ -98,7 +98,8 @@ def find_copies(
     """Find the copies within a LightningModule.
 
     A copy has the class and the tensors of a trained part, among them weights of two dimensions or more (a frozen norm
-    is no copy), is not trained itself, and is run in one mode only.
+    is no copy), and is not trained itself. Where it might be an ordinary layer, which both modes run and an optimizer
+    holds, it has the values of the other part as well.
 
     Args:
         trainer: the Trainer, with its optimizers.
@@ -108,31 +109,30 @@ def find_copies(
     """
     # What requires gradients but is in no optimizer is not trained: so momentum encoders are often left.
     optimized = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
-    trained = {id(p) for p in module.parameters() if p.requires_grad} & optimized
-    run_in_step = {call.path for call in watched.calls} if watched is not None else set()
+    optimized &= {id(p) for p in module.parameters() if p.requires_grad}
+    calls = watched.calls if watched is not None else []
     updated = watched.updated if watched is not None else set()
-    in_eval, in_step = (_own_parameters(module, paths) for paths in (run_in_eval, run_in_step))
+    in_eval = _own_parameters(module, run_in_eval)
+    in_step = _own_parameters(module, (call.path for call in calls))
+    trained = optimized & _own_parameters(module, (c.path for c in calls if c.learns)) if calls else optimized
     parts = {path: part for path, part in module.named_modules() if path}
     originals = {path: part for path, part in parts.items() if _ids(part) & trained}
     found = Copies({}, {})
     for path, part in parts.items():
         own = _ids(part)
-        # An average is run by validation, a momentum encoder by the training step; both modes run an ordinary layer.
-        both_modes = own & in_eval and (own & in_step or watched is None)
-        if (
-            own & trained
-            or both_modes
-            or any(path.startswith(f"{other}.") for other in found.following | found.unclear)
-        ):
+        if own & trained or any(path.startswith(f"{other}.") for other in found.following | found.unclear):
             continue
         # Scales and shifts of a frozen norm resemble those of every other norm.
         if not any(parameter.dim() > 1 for parameter in part.parameters()):
             continue
-        original = _original_of(path, part, originals)
+        # An average is run by validation, a momentum encoder by the training step; both modes run an ordinary layer.
+        both_modes = bool(own & in_eval) and (bool(own & in_step) or not calls)
+        original = _original_of(path, part, originals, only_equal=both_modes or bool(own & optimized))
         if original is None:
             continue
         # A teacher too is run in training only; an update without gradients tells a momentum encoder from it.
-        follows = own & in_eval or any(name.startswith(f"{path}.") for name in updated)
+        stands_in = own & in_eval and not _ids(originals[original]) & in_eval
+        follows = stands_in or any(name.startswith(f"{path}.") for name in updated)
         (found.following if follows else found.unclear)[path] = original
     return found
 
@@ -148,9 +148,9 @@ def unclear_copies(unclear: Mapping[str, str]) -> ConfigurationError:
     )
 
 
-def fingerprint(module: nn.Module, path: str) -> float:
-    """Return a number that changes when the parameters of a part change."""
-    return float(sum(parameter.detach().double().sum() for parameter in module.get_submodule(path).parameters()))
+def fingerprint(module: nn.Module) -> float:
+    """Return a number that changes when the parameters of a module change."""
+    return float(sum(parameter.detach().double().sum() for parameter in module.parameters()))
 
 
 def _ids(module: nn.Module) -> set[int]:
@@ -161,12 +161,13 @@ def _own_parameters(module: nn.Module, paths: Iterable[str]) -> set[int]:
     return {id(p) for path in paths for p in module.get_submodule(path).parameters(recurse=False)}
 
 
-def _original_of(path: str, part: nn.Module, originals: Mapping[str, nn.Module]) -> str | None:
+def _original_of(path: str, part: nn.Module, originals: Mapping[str, nn.Module], *, only_equal: bool) -> str | None:
     """Return the part of the same class and tensors; among several the one with the same values, else name."""
     kind = type(part), _shapes(part)
     alike = [name for name, other in originals.items() if (type(other), _shapes(other)) == kind]
     equal = [name for name in alike if _same_values(part, originals[name])]
-    return max(equal or alike, key=lambda name: SequenceMatcher(None, path, name).ratio(), default=None)
+    alike = equal if equal or only_equal else alike
+    return max(alike, key=lambda name: SequenceMatcher(None, path, name).ratio(), default=None)
 
 
 def _same_values(first: nn.Module, second: nn.Module) -> bool:

@@ -49,12 +49,16 @@ class CopyTracker:
             self._teachers = [*copies.following, *copies.unclear]
             return
         self.follow = copies.following | self.follow
-        self._unclear = {copy: (original, fingerprint(module, copy)) for copy, original in copies.unclear.items()}
+        self._unclear = {
+            copy: (original, fingerprint(module.get_submodule(copy))) for copy, original in copies.unclear.items()
+        }
 
     def settle(self, module: nn.Module) -> None:
         """Let unclear copies follow if they have changed by now; those that have not are teachers and stay."""
         changed = {
-            copy: original for copy, (original, first) in self._unclear.items() if fingerprint(module, copy) != first
+            copy: original
+            for copy, (original, first) in self._unclear.items()
+            if fingerprint(module.get_submodule(copy)) != first
         }
         self.follow = {**self.follow, **changed}
         self._teachers += [copy for copy in self._unclear if copy not in changed]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from infoprune.callbacks.engine.calibration import NetworkCalibration
+from infoprune.callbacks.engine.called_parts import called_parts
 from infoprune.callbacks.engine.network_finder import COMPILED, NetworkFinder, given_inputs
 from infoprune.callbacks.engine.options import EngineOptions
 from infoprune.callbacks.engine.training_data import peek
@@ -108,8 +109,30 @@ class LocatedNetwork:
             copies: within the network: path of a copy -> path of its original; None: the copy stays.
         """
         assert self.inputs is not None
+        network = self.within(module)
         with torch.compiler.set_stance("force_eager"):
-            return trace(self.within(module), self.inputs, self.frozen, copies)
+            try:
+                return trace(network, self.inputs, self.frozen, copies)
+            except TraceError as error:
+                parts = self._parts_of_step(network)
+                if parts is None:
+                    raise
+                structure = trace(network, parts, self.frozen, copies)
+                log.info(
+                    "The training step cannot be traced, so that what the parts return that it calls stays: %s", error
+                )
+                self.inputs = parts
+                return structure
+
+    def _parts_of_step(self, network: nn.Module) -> Inputs | None:
+        """Return what stands for a training step that cannot be traced: the parts that it calls; None if it is not."""
+        step = self.inputs.training if isinstance(self.inputs, ByMode) else self.inputs
+        if not isinstance(step, TrainingStep) or self.watched is None:
+            return None
+        parts = called_parts(self.watched, network, self.path or "")
+        if parts is None or not isinstance(self.inputs, ByMode):
+            return parts
+        return ByMode(self.inputs.evaluation, parts)
 
     def received(self, trainer: pl.Trainer, module: pl.LightningModule, batches: Iterable[Any]) -> Iterable[Any]:
         """Return batches with the inputs that the network receives in training.
