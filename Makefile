@@ -44,10 +44,10 @@ test-smoke: $(VENV)/.dev  ## the heart of every part, in about a minute
 	$(PYTEST) -q -m smoke
 
 test: $(VENV)/.dev  ## the fast test suite, doctests included
-	$(PYTEST) -n 2 --dist loadfile
+	$(PYTEST) -n 2 --dist loadfile --max-worker-restart 0
 
 coverage: $(VENV)/.dev  ## the fast test suite with the lines and branches that it misses, also as build/coverage.xml
-	$(PYTEST) -n 2 --dist loadfile --cov --cov-report=term --cov-report=xml:build/coverage.xml
+	$(PYTEST) -n 2 --dist loadfile --max-worker-restart 0 --cov --cov-report=term --cov-report=xml:build/coverage.xml
 
 test-all: $(VENV)/.dev  ## every test, the slow ones too
 	$(PYTEST) -m ''
