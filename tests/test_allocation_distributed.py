@@ -40,7 +40,7 @@ class Brittle(nn.Module):
 def pruned() -> dict[str, Any]:
     """Prune a small residual network; count the cuts that this process measures itself."""
     torch.manual_seed(0)
-    net = CifarResNet(depth=14).eval()
+    net = CifarResNet(depth=8).eval()
     data = [torch.randn(n, 3, 16, 16) for n in (50, 40)]
     counted: list[str] = []
     measure = LossMeter._added
@@ -80,9 +80,13 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.slow
-def test_both_processes_plan_what_one_would(two_processes: list[dict[str, Any]]):
-    alone, (first, second) = pruned(), two_processes
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    return pruned()
+
+
+def test_both_processes_plan_what_one_would(two_processes: list[dict[str, Any]], alone: dict[str, Any]):
+    first, second = two_processes
     assert first["plan"] == second["plan"] == alone["plan"]
     assert first["curves"] == second["curves"]
     for mine, theirs in zip(first["curves"]["rounds"], alone["curves"]["rounds"], strict=True):
@@ -91,12 +95,12 @@ def test_both_processes_plan_what_one_would(two_processes: list[dict[str, Any]])
             assert mine["curves"][name] == pytest.approx(curve, rel=1e-3, abs=1e-7), name
 
 
-def test_the_groups_are_shared_out(two_processes: list[dict[str, Any]]):
+def test_the_groups_are_shared_out(two_processes: list[dict[str, Any]], alone: dict[str, Any]):
     first, second = (set(found["measured"]) for found in two_processes)
     assert first
     assert second
     assert not first & second
-    assert len(two_processes[0]["measured"]) + len(two_processes[1]["measured"]) == len(pruned()["measured"])
+    assert len(two_processes[0]["measured"]) + len(two_processes[1]["measured"]) == len(alone["measured"])
 
 
 def test_a_failure_on_one_process_ends_both_and_names_the_group(two_processes: list[dict[str, Any]]):

@@ -24,6 +24,8 @@ QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--
 MODULE = ["--model=tests.user_project.UserModule"]
 DATA = ["--data=tests.user_project.UserData"]
 PRUNING = ["--trainer.callbacks+=FilterPruning", "--trainer.callbacks.criterion=l1", "--trainer.callbacks.filters=0.5"]
+UNTIMED = ["--trainer.callbacks+=RunReport", "--trainer.callbacks.latency_repeats=0", *PRUNING]
+"""A report without the speed of the two models, which takes seconds to measure."""
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +74,7 @@ class TestFit:
 
     def test_printed_accuracies_are_those_of_the_two_models(self, folder: Path) -> None:
         """A net that is cut after it has learnt and then not trained any further: both figures are checked by hand."""
-        options = [*logger(), *PRUNING, "--trainer.callbacks.schedule=1", "--trainer.limit_val_batches=0"]
+        options = [*logger(), *UNTIMED, "--trainer.callbacks.schedule=1", "--trainer.limit_val_batches=0"]
         assert fit(*options, "--model.lr=0.05", epochs=1 + 1) == 0
         record = RunRecord.load(folder / "logs/run/version_0/record.json")
 
@@ -97,7 +99,7 @@ class TestFit:
     def test_needs_no_datamodule(self) -> None:
         module = ["--model=tests.user_project.SelfContained"]
         options = ["--trainer.max_epochs=2", "--trainer.limit_val_batches=0", "--trainer.callbacks.schedule=1"]
-        pruning = [*PRUNING, options.pop()]
+        pruning = [*UNTIMED, options.pop()]
         assert main(["fit", *module, *QUIET, *options, *logger(), *pruning]) == 0
         record = RunRecord.load("logs/run/version_0/record.json")
         assert record.before.metrics == {}
@@ -111,14 +113,13 @@ class TestFit:
         assert (folder / "pruning_run/config.yaml").is_file()
 
     def test_a_report_that_the_config_asks_for_is_the_only_one(self, folder: Path) -> None:
-        report = ["--trainer.callbacks+=RunReport", "--trainer.callbacks.latency_repeats=0"]
-        assert fit(*logger(), *report, *PRUNING, "--trainer.callbacks.schedule=1") == 0
+        assert fit(*logger(), *UNTIMED, "--trainer.callbacks.schedule=1") == 0
         record = RunRecord.load("logs/run/version_0/record.json")
         assert record.before.latency_s is None
         assert len(list(folder.rglob("report.html"))) == 1
 
     def test_printed_config_gives_the_same_run(self, folder: Path, capsys) -> None:
-        options = [*logger("first"), *PRUNING, "--trainer.callbacks.schedule=[1,2]"]
+        options = [*logger("first"), *UNTIMED, "--trainer.callbacks.schedule=[1,2]"]
         with pytest.raises(SystemExit, match="0"):
             fit(*options, "--print_config")
         (folder / "printed.yaml").write_text(capsys.readouterr().out)
@@ -142,7 +143,7 @@ class TestAfterwards:
             patch.chdir(folder)
             patch.syspath_prepend(ROOT)
             patch.setattr(sys, "argv", ["infoprune"])
-            assert fit(*logger(), *PRUNING, "--trainer.callbacks.schedule=[1,2]") == 0
+            assert fit(*logger(), *UNTIMED, "--trainer.callbacks.schedule=[1,2]") == 0
         return folder
 
     def test_checkpoints_test_validate_and_predict_with_the_runs_own_config(self, run: Path) -> None:
@@ -182,7 +183,7 @@ class TestAfterwards:
             patch.chdir(folder)
             patch.syspath_prepend(ROOT)
             patch.setattr(sys, "argv", ["infoprune"])
-            assert fit(*logger("whole"), *PRUNING, "--trainer.callbacks.schedule=[1,2]", *keep, epochs=4) == 0
+            assert fit(*logger("whole"), *UNTIMED, "--trainer.callbacks.schedule=[1,2]", *keep, epochs=4) == 0
         return folder
 
     def test_the_command_line_beats_the_checkpoints_hyperparameters(self, run: Path) -> None:
@@ -242,7 +243,8 @@ def quickstart(*options: str) -> RunRecord:
 
 
 def test_the_quickstart_in_short() -> None:
-    record = quickstart("--trainer.max_epochs=3", "--trainer.callbacks.schedule=[1,2]")
+    short = ["--trainer.max_epochs=2", "--trainer.limit_train_batches=4", "--trainer.limit_val_batches=2"]
+    record = quickstart(*short, "--trainer.callbacks.schedule=[0,1]")
     assert len(record.events) == 2
     assert 0.49 < record.after.macs / record.before.macs <= 0.5
 

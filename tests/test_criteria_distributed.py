@@ -118,11 +118,15 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def test_two_processes_score_as_one_does(two_processes: list[dict[str, Any]]):
-    expected = scored()
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Tensor]:
+    return scored()
+
+
+def test_two_processes_score_as_one_does(two_processes: list[dict[str, Any]], alone: dict[str, Tensor]):
     for result in two_processes:
-        assert set(result["scores"]) == set(expected)
-        for name, values in expected.items():
+        assert set(result["scores"]) == set(alone)
+        for name, values in alone.items():
             assert torch.allclose(result["scores"][name].double(), values.double(), rtol=1e-4, atol=1e-7), name
 
 
@@ -147,8 +151,7 @@ def test_processes_that_would_go_on_from_different_batches_are_refused(two_proce
         assert "are not of one batch; delete them" in result["apart"]
 
 
-def test_important_images_were_told_from_the_others():
-    found = scored()
+def test_important_images_were_told_from_the_others(alone: dict[str, Tensor]):
     net, data = sure_network()
     structure = infoprune.trace(net, torch.zeros(1, 3, 4, 4))
-    assert not torch.allclose(found["important images of 64"], Shapley(pilot=0)(net, structure, data)["0"])
+    assert not torch.allclose(alone["important images of 64"], Shapley(pilot=0)(net, structure, data)["0"])

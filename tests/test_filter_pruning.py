@@ -547,7 +547,7 @@ def test_configure_model_that_builds_anew_is_noticed() -> None:
         run.test(module, loader(), verbose=False)
 
 
-@pytest.mark.parametrize("way", ["net", "module", "in place"])
+@pytest.mark.parametrize("way", ["net", *(pytest.param(way, marks=pytest.mark.slow) for way in ("module", "in place"))])
 def test_compiled_module_through_ten_events(way: str) -> None:
     """Trap 10: after 8 recompilations PyTorch silently goes back to eager; with fullgraph it raises. And
     ``torch.compile(net)`` hides the net behind ``_orig_mod``."""

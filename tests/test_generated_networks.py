@@ -80,13 +80,13 @@ def check_call(net: Net, amount: float) -> None:
 
 
 @given(networks(), st.integers(0, 2**16))
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 def test_random_plans_are_exact(net: Net, seed: int) -> None:
     check_exact(net, seed)
 
 
 @given(networks(), st.floats(0.05, 0.95))
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 def test_whole_calls_are_exact(net: Net, amount: float) -> None:
     check_call(net, amount)
 
@@ -109,7 +109,7 @@ def test_many_random_plans_are_exact(net: Net, seed: int) -> None:
     check_exact(net, seed)
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 3])
+@pytest.mark.parametrize("number", [0, 1, *(pytest.param(more, marks=pytest.mark.slow) for more in (2, 3))])
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_every_block_by_itself_is_exact(kind: str, number: int) -> None:
     check_exact(randomise(Net([(kind, number)], flatten=False)), seed=number)  # type: ignore[arg-type]

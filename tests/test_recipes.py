@@ -31,8 +31,13 @@ def imported(code: str) -> set[str]:
     return found
 
 
+QUICK = ("A timm classifier", "Hydra")  # the others take 10 s and more
+
+
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("title", RECIPES)
+@pytest.mark.parametrize(
+    "title", [title if title in QUICK else pytest.param(title, marks=pytest.mark.slow) for title in RECIPES]
+)
 def test_a_recipe_runs_as_it_stands(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "\n".join(text for kind, text in RECIPES[title] if kind == "python")
     for package in sorted(imported(code) - set(sys.stdlib_module_names)):
@@ -55,3 +60,4 @@ def test_a_recipe_runs_as_it_stands(title: str, tmp_path: Path, monkeypatch: pyt
 
 def test_the_page_has_recipes() -> None:
     assert len(RECIPES) >= 6
+    assert set(QUICK) < set(RECIPES)

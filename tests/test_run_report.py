@@ -58,7 +58,7 @@ def pruning(**options) -> FilterPruning:
 
 class TestFinish:
     def test_both_models_are_measured_as_they_are(self, tmp_path: Path) -> None:
-        module, report, snapshot = UserModule(), RunReport(), Snapshot(1)
+        module, report, snapshot = UserModule(), RunReport(latency_repeats=2), Snapshot(1)
         trainer = trainer_of(tmp_path, snapshot, report, pruning())
         trainer.fit(module, UserData())
         record = report.finish(trainer, module, UserData())
@@ -75,7 +75,7 @@ class TestFinish:
         assert record.before.metrics["test_loss"] != record.after.metrics["test_loss"]
 
     def test_the_module_stays_pruned_and_trainable(self, tmp_path: Path) -> None:
-        module, report = UserModule(), RunReport()
+        module, report = UserModule(), RunReport(latency_repeats=2)
         trainer = trainer_of(tmp_path, report, pruning())
         trainer.fit(module, UserData())
         before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -85,7 +85,7 @@ class TestFinish:
         trainer_of(tmp_path).fit(module, UserData())
 
     def test_only_the_pruned_model_is_logged(self, tmp_path: Path) -> None:
-        module, report = UserModule(), RunReport()
+        module, report = UserModule(), RunReport(latency_repeats=2)
         logger = CSVLogger(tmp_path, name="run")
         trainer = trainer_of(tmp_path, report, pruning(), logger=logger)
         trainer.fit(module, UserData())
@@ -96,7 +96,7 @@ class TestFinish:
         assert [float(value) for value in logged] == [pytest.approx(record.after.metrics["test_loss"])]
 
     def test_pruned_file_loads_into_the_unpruned_architecture(self, tmp_path: Path) -> None:
-        module, report = UserModule(), RunReport()
+        module, report = UserModule(), RunReport(latency_repeats=2)
         trainer = trainer_of(tmp_path, report, pruning())
         trainer.fit(module, UserData())
         assert report.folder == tmp_path / "pruning_run"
@@ -127,7 +127,7 @@ class TestFollowing:
                 super().__init__()
                 self.lazy = (i for i in range(3))  # cannot be copied
 
-        report, module = RunReport(), Generators()
+        report, module = RunReport(latency_repeats=2), Generators()
         trainer = trainer_of(tmp_path, report, pruning())
         trainer.fit(module, UserData())
         record = report.finish(trainer, module, UserData())
@@ -135,7 +135,7 @@ class TestFollowing:
         assert record.warnings == [] or "MACs" in record.warnings[0]
 
     def test_a_network_that_cannot_be_copied_is_pruned_all_the_same(self, tmp_path: Path) -> None:
-        module, report = UserModule(), RunReport()
+        module, report = UserModule(), RunReport(latency_repeats=2)
         module.features.lazy = (i for i in range(3))
         trainer = trainer_of(tmp_path, report, pruning())
         trainer.fit(module, UserData())
@@ -151,7 +151,7 @@ class TestFollowing:
         assert len(RunRecord.load(tmp_path / "fast/record.json").events) == 1
 
     def test_a_fit_that_never_prunes_says_so(self, tmp_path: Path) -> None:
-        module, report = UserModule(), RunReport()
+        module, report = UserModule(), RunReport(latency_repeats=2)
         trainer = trainer_of(tmp_path, report, pruning(schedule=3), max_epochs=4, max_steps=4)
         trainer.fit(module, UserData())
         record = report.finish(trainer, module, UserData())
@@ -163,11 +163,11 @@ class TestFollowing:
 class TestRefusals:
     def test_without_pruning_there_is_nothing_to_report(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="no FilterPruning callback"):
-            trainer_of(tmp_path, RunReport()).fit(UserModule(), UserData())
+            trainer_of(tmp_path, RunReport(latency_repeats=2)).fit(UserModule(), UserData())
 
     def test_behind_the_pruning_it_would_see_too_late(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="put it before"):
-            trainer_of(tmp_path, pruning(), RunReport()).fit(UserModule(), UserData())
+            trainer_of(tmp_path, pruning(), RunReport(latency_repeats=2)).fit(UserModule(), UserData())
 
     def test_a_negative_number_of_repeats(self) -> None:
         with pytest.raises(ConfigurationError, match="latency_repeats=-1"):
@@ -178,7 +178,7 @@ class TestLoggers:
     def test_wandb_has_it_all_after_a_real_fit(self, tmp_path: Path) -> None:
         import wandb
 
-        module, report = UserModule(), RunReport()
+        module, report = UserModule(), RunReport(latency_repeats=2)
         logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
         trainer = trainer_of(tmp_path, report, pruning(schedule=[1, 2]), max_epochs=3, logger=logger)
         trainer.fit(module, UserData())
@@ -199,7 +199,7 @@ class TestLoggers:
                     raise OSError("disk unplugged")
                 super().log_metrics(metrics, step)
 
-        module, report = UserModule(), RunReport()
+        module, report = UserModule(), RunReport(latency_repeats=2)
         trainer = trainer_of(tmp_path, report, pruning(), logger=Unplugged(tmp_path, name="run"))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
