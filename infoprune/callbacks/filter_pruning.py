@@ -43,9 +43,8 @@ class FilterPruning(ShapeKeepingCallback):
     """Removes filters at the start of scheduled training epochs; the fit goes on with the smaller model.
 
     Adding it to a Trainer's callbacks is all that a project needs. At an event it scores the filters, decides how many
-    each layer keeps, and physically shrinks the layers and everything that is coupled to them: batch norm, the layers
-    that read them, the optimizer's state, averaged copies of the model (`WeightAveraging`), the DDP wrapper. Optimizer,
-    parameter groups and schedulers stay the same objects. Between events it does nothing.
+    each layer keeps, and shrinks the layers and all that is coupled to them: batch norm, the layers that read them, the
+    optimizer's state, averaged copies, the DDP wrapper. Optimizer, parameter groups and schedulers stay the same.
 
     Events happen at the *start* of an epoch, so that every checkpoint and every logged metric belongs to one shape of
     the model, and the last event is always followed by training. On several processes the scores are averaged and the
@@ -53,8 +52,7 @@ class FilterPruning(ShapeKeepingCallback):
     architecture (`infoprune.load_from_checkpoint` where no Trainer is at hand).
 
     What is pruned: if the LightningModule's forward is one call of its only submodule with parameters, that; else the
-    whole LightningModule; or what ``module`` says. Layer names (``frozen``, logs) are relative to it. Parts that the
-    training step reaches past the forward are not seen: freeze the layers that they read.
+    whole LightningModule; or what ``module`` says. Layer names (``frozen``, logs) are relative to it.
 
     ``Trainer(fast_dev_run=True)`` prunes all at once in its only epoch, so that the surgery is tried too.
 
@@ -84,11 +82,10 @@ class FilterPruning(ShapeKeepingCallback):
         frozen: layers, or patterns of their names, whose filters all stay.
         example_inputs: what to trace the forward with: a tensor, a tuple of positional or a dict of keyword arguments,
             shapes (``[1, 3, 32, 32]``, a list or dict of such), or several :class:`infoprune.Examples`. Default:
-            ``example_input_array``, else the first element of a training batch.
+            ``example_input_array``, else what the network receives in a training step.
         module: attribute path of the network within the LightningModule; ``example_inputs``, if given, are then its.
         follow: parts of the LightningModule that follow another part by hand and have to keep its shape, such as a
-            momentum encoder: ``{"momentum_net": "net"}``. Copies that nobody trains are refused unless they are named
-            here; ``{}`` says that all of them (a teacher) stay as they are.
+            momentum encoder: ``{"momentum_net": "net"}``. Default: copies that training updates; ``{}``: none.
         calibration_images: training images that a criterion or allocation which looks at data is shown.
         recalibration_batches: training batches, transformed as in training, with which batch norm's statistics are
             measured anew right after each event; see `infoprune.recalibrate`. 0: not, so that the training that
@@ -104,8 +101,7 @@ class FilterPruning(ShapeKeepingCallback):
             final shape. Files that it has written before stay. False: "best" may be the unpruned model.
         reset_early_stopping: at every event let EarlyStopping start over, so that a pruned model is not compared with
             the larger one.
-        copies, recalibrate: the old names of ``follow`` and ``recalibration_batches``; deprecated.
-        amount: the share of the filters to remove, as ``filters`` was given before; deprecated.
+        copies, recalibrate, amount: deprecated; see ``follow``, ``recalibration_batches`` and ``filters``.
 
     Attributes:
         history: an `EventRecord` for every event so far.
@@ -278,7 +274,7 @@ class FilterPruning(ShapeKeepingCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._engine.see_batch(trainer, pl_module, batch)
+        self._engine.see_batch(trainer, pl_module, batch, batch_idx)
         if batch_idx == 0:
             # A fit that resumes behind the last batch of an epoch enters the next one without any epoch start.
             self._event_if_due(trainer, pl_module)
@@ -287,6 +283,10 @@ class FilterPruning(ShapeKeepingCallback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.inputs is not None:  # else the first batch has to show what the model takes
             self._event_if_due(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._engine.held.look(trainer, pl_module)
 
     def _event_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         fraction = self.schedule.fraction_due(trainer.current_epoch, after=self._log.last_epoch)

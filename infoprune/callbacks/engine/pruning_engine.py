@@ -18,6 +18,7 @@ from infoprune.allocation import Allocation, Auto, LatencyShare, get_allocation
 from infoprune.allocation.solve import Measure
 from infoprune.callbacks.engine.copies import with_followers
 from infoprune.callbacks.engine.copy_tracker import CopyTracker
+from infoprune.callbacks.engine.held_copies import HeldCopies
 from infoprune.callbacks.engine.located_network import LocatedNetwork
 from infoprune.callbacks.engine.options import EngineOptions
 from infoprune.callbacks.engine.renewal import Renewal
@@ -84,6 +85,7 @@ class PruningEngine:
         unpruned: the model before the first event; None until `rehearse` has traced it.
         pending: the next event, if it is decided already.
         copies: the copies of the network, which lose what it loses or stay as they are.
+        held: the copies outside of the LightningModule.
         latency_ratio: with a latency budget, the share of the unpruned model's time, as measured at the last event.
     """
 
@@ -94,17 +96,21 @@ class PruningEngine:
         self.pending: PendingEvent | None = None
         self.latency_ratio = 1.0
         self.copies = CopyTracker(options.follow)
+        self.held = HeldCopies()
 
     # -- before the first event ---------------------------------------------------------------------------------------
 
-    def see_batch(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> None:
+    def see_batch(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, index: int) -> None:
         """Find the network with a training batch, where nothing before has shown what the training step runs.
 
         Args:
-            trainer: The fit.
-            module: The LightningModule.
-            batch: A batch of its training data.
+            trainer: the Trainer.
+            module: its LightningModule.
+            batch: what the step is to receive.
+            index: the batch's number in the epoch.
         """
+        if index <= 1:  # before and after the first step
+            self.held.look(trainer, module)
         if self.located.takes_batch(batch):
             self.prepare(trainer, module)
             self.rehearse(trainer, module)
@@ -191,13 +197,12 @@ class PruningEngine:
         with _rng_isolated(trainer):
             structure, decision = self._decide(trainer, module, fraction)
             assert self.located.path is not None
-            if self.options.verify and not isinstance(
-                self.located.inputs, TrainingStep
-            ):  # which may write to parameters
+            if self.options.verify and not isinstance(self.located.inputs, TrainingStep):  # which may write parameters
                 on_all_ranks(lambda: self._verify(module, decision.plan))
             plan = in_names_of(module, self.located.within(module), self.located.path, decision.plan)
             renewal = Renewal(trainer, module, self.located, self.options)
-            shrink_in_fit(trainer, module, with_followers(plan, self.copies.follow))
+            plan = with_followers(plan, self.copies.follow)
+            shrink_in_fit(trainer, module, plan, self.held.following(trainer, module, plan))
             self.latency_ratio = decision.latency or self.latency_ratio
             renewal.run(decision.plan)
         return structure, decision
@@ -304,8 +309,7 @@ class PruningEngine:
     def _measure(self, network: nn.Module, structure: Structure, repeats: int | None = None) -> Measure | None:
         """Return what measures widths for a latency budget: their share of the unpruned model's time.
 
-        The unpruned model is gone after the first event. So the current model is timed against the narrower one, and
-        the shares of all events multiply.
+        The unpruned model is gone after the first event: the shares of all events multiply.
         """
         if self.options.target.latency is None:
             return None
@@ -325,6 +329,7 @@ class PruningEngine:
             "original": None if self.unpruned is None else self.unpruned.to_dict(),
             "seen": None,
             **self.copies.state_dict(),
+            "held": self.held.state_dict(),
             "latency": self.latency_ratio,
             "announced": None if self.pending is None else self.pending.to_dict(),
         }
@@ -334,6 +339,7 @@ class PruningEngine:
         unpruned, pending = state["original"], state.get("announced")
         self.unpruned = None if unpruned is None else UnprunedStats.from_dict(unpruned)
         self.copies.load_state_dict(state)
+        self.held.load_state_dict(state.get("held", []))
         self.latency_ratio = state.get("latency", 1.0)
         self.pending = None if pending is None else PendingEvent.from_dict(pending)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from infoprune.callbacks.engine.held_match import Held, HeldModule, put_back
 from infoprune.distributed import check_processes
 from infoprune.errors import SurgeryError
 from infoprune.structure import PruningPlan, shrink
@@ -21,13 +22,16 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 
-def shrink_in_fit(trainer: pl.Trainer, module: pl.LightningModule, plan: PruningPlan) -> None:
+def shrink_in_fit(
+    trainer: pl.Trainer, module: pl.LightningModule, plan: PruningPlan, held: Sequence[Held] = ()
+) -> None:
     """Apply a plan to the LightningModule of a running fit, between two training epochs.
 
     Args:
         trainer: the Trainer.
         module: its LightningModule.
         plan: what goes, by the LightningModule's names.
+        held: copies outside of the model that follow, besides those of WeightAveraging.
 
     Raises:
         SurgeryError: an optimizer keeps state that cannot be cut, an averaged copy cannot follow, or another process
@@ -37,11 +41,14 @@ def shrink_in_fit(trainer: pl.Trainer, module: pl.LightningModule, plan: Pruning
         return
     module.zero_grad(set_to_none=True)  # without validation, the last batch's gradients are still there
     copies, optimizers = averaged_copies(trainer), with_wrapped(trainer.optimizers)
-    with _out_of_ddp(trainer.strategy), Transaction([module, *copies], optimizers) as current:
+    changed = [module, *copies, *(entry.module for entry in held if isinstance(entry, HeldModule))]
+    with _out_of_ddp(trainer.strategy), Transaction(changed, optimizers) as current, put_back(held):
         replaced = shrink(module, plan, optimizers, transaction=current)
         replace_held(module, replaced)
         for copy in copies:
             shrink(copy, plan, transaction=current)
+        for entry in held:
+            entry.shrink(plan, replaced, current)
         check_processes()  # if another one could not, none does
     if "torch._dynamo" in sys.modules:
         # Compiled code is recompiled for the new shapes, but only so often before it silently runs uncompiled.

@@ -1,0 +1,128 @@
+"""`HeldCopies`: averages of the model that callbacks and plain attributes hold, outside of its registered modules."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from infoprune.callbacks.engine.copies import fingerprint
+from infoprune.callbacks.engine.held_match import Held, Originals
+from infoprune.structure import PruningPlan
+from infoprune.structure.surgery.held import own_attributes
+from infoprune.structure.surgery.optimizer_state import parts_of
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+log = logging.getLogger(__name__)
+
+DEPTH = 4
+"""Copies are looked for so deep within objects that hold objects."""
+
+LARGEST = 10_000
+"""Containers of more items are not looked into."""
+
+LIBRARIES = ("torch", "lightning", "pytorch_lightning", "torchmetrics", "numpy", "logging", "infoprune")
+"""Objects of these packages are not looked into."""
+
+
+class HeldCopies:
+    """Knows which tensors outside of the model follow when it shrinks.
+
+    A module, a dict or a list of tensors that a callback or a plain attribute of the model holds follows a cut
+    if it has the names and shapes of what is cut, and **if training updates it**: its values have changed between two
+    looks. Looks are taken when training starts, before the first two batches of each epoch, at the end of each epoch
+    and at the event. What stays as it was set stays whole: notes of the first weights, teachers, and everything before
+    the first step of a fit. The model's own parameters in such a dict or list give way to the new ones. The callbacks
+    of infoprune are left alone: Distillation keeps its teacher.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, float] = {}  # place -> fingerprint at the first look
+        self._updated: set[str] = set()
+
+    def look(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Notice what has changed since the first look, and what is new."""
+        for place, value in _candidates(trainer, module):
+            now = _fingerprint(value)
+            if now is not None and self._seen.setdefault(place, now) != now:
+                self._updated.add(place)
+
+    def following(self, trainer: pl.Trainer, module: pl.LightningModule, plan: PruningPlan) -> list[Held]:
+        """Return what follows a plan.
+
+        Args:
+            trainer: the Trainer.
+            module: its LightningModule.
+            plan: what goes, by the LightningModule's names.
+        """
+        self.look(trainer, module)
+        originals = Originals(module, plan)
+        found: dict[int, Held] = {}  # by identity, since several places may hold the same
+        for place, value in _candidates(trainer, module):
+            held = originals.match(value)
+            if held is None or id(value) in found:
+                continue
+            if held.holds_originals or place in self._updated:
+                found[id(value)] = held
+            else:
+                level = logging.INFO if trainer.global_step else logging.WARNING  # nothing could have changed it yet
+                log.log(level, "%s has the shapes of the model and stays whole: no training has changed it", place)
+        return list(found.values())
+
+    def state_dict(self) -> list[str]:
+        """Return what a resumed fit needs."""
+        return sorted(self._updated)
+
+    def load_state_dict(self, updated: list[str]) -> None:
+        """Take up what `state_dict` returned."""
+        self._updated = set(updated)
+
+
+def _candidates(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[tuple[str, Any]]:
+    """Yield the modules, dicts and lists outside of the model that callbacks and attributes of it lead to.
+
+    What several places hold is yielded for each, since a resumed run may have fewer of them.
+    """
+    registered = {id(part) for part in module.modules()}
+    seen = {id(trainer)}
+    roots: list[tuple[str, Any]] = []
+    for number, callback in enumerate(trainer.callbacks):  # type: ignore[attr-defined]
+        if _library(callback) != "infoprune":
+            # The copy of Lightning's WeightAveraging always follows, see `averaged_copies`.
+            own = {name: value for name, value in vars(callback).items() if name != "_average_model"}
+            roots += [(f"{type(callback).__name__} {number}.{name}", value) for name, value in own.items()]
+    roots += [(f"{type(part).__name__}.{name}", value) for part, name, value in own_attributes(module)]
+    for place, value in roots:
+        yield from ((where, found) for where, found in _walk(place, value, seen) if id(found) not in registered)
+
+
+def _walk(place: str, value: Any, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield the modules, dicts and lists in a value, from outside to inside."""
+    if isinstance(value, Tensor | str | bytes | int | float | type(None)) or depth > DEPTH:
+        return
+    if isinstance(value, nn.Module | dict | list):
+        yield place, value
+    is_container = isinstance(value, Mapping | list | tuple | set | frozenset)
+    entered = len(value) <= LARGEST if is_container else _library(value) not in LIBRARIES
+    if not entered or isinstance(value, nn.Module) or id(value) in seen:
+        return
+    seen.add(id(value))
+    for key, part in parts_of(value):
+        yield from _walk(f"{place}[{key!r:.40}]", part, seen, depth + 1)
+
+
+def _library(value: Any) -> str:
+    return type(value).__module__.partition(".")[0]
+
+
+def _fingerprint(value: Any) -> float | None:
+    """Return a number that changes when the tensors in a module, dict or list do; None if there are none."""
+    if isinstance(value, nn.Module):
+        return fingerprint(value)
+    items = value.values() if isinstance(value, dict) else value
+    tensors = [item for item in items if isinstance(item, Tensor) and not item.is_complex()]
+    return float(sum(tensor.detach().double().sum() for tensor in tensors)) if tensors else None

@@ -1,0 +1,179 @@
+"""Match what lies outside of a model with the parts of the model that a plan cuts, and cut it alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from infoprune.structure import PruningPlan, shrink
+from infoprune.structure.surgery.slicing import cut
+from infoprune.structure.surgery.transaction import Transaction
+
+Replaced = Mapping[nn.Parameter, nn.Parameter]
+"""Old parameter -> new parameter, as `shrink` returns them."""
+
+
+@dataclass(frozen=True)
+class HeldModule:
+    """A module with the tensors of a part of the model.
+
+    Attributes:
+        module: the copy.
+        path: the part of the LightningModule that it is a copy of; empty for the whole.
+    """
+
+    module: nn.Module
+    path: str
+    holds_originals = False
+
+    def shrink(self, plan: PruningPlan, replaced: Replaced, transaction: Transaction) -> None:
+        """Remove what the plan removes from the original."""
+        shrink(self.module, part_of(plan, self.path), transaction=transaction)
+
+
+@dataclass(frozen=True)
+class HeldTensors:
+    """A dict or list of tensors that stand for tensors of the model, or are its parameters.
+
+    Attributes:
+        container: the dict or list.
+        names: key or index -> name of the tensor in the LightningModule.
+        holds_originals: whether these are the model's own parameters, not copies.
+    """
+
+    container: Any
+    names: Mapping[Any, str]
+    holds_originals: bool
+
+    def shrink(self, plan: PruningPlan, replaced: Replaced, transaction: Transaction) -> None:
+        """Remove what the plan removes from the originals; old parameters of the model give way to the new."""
+        for key, name in self.names.items():
+            old = self.container[key]
+            if self.holds_originals:
+                self.container[key] = replaced.get(old, old)
+            elif any(plan.removed.get(name, {}).values()):
+                new = cut(old, plan.removed[name])
+                is_parameter = isinstance(old, nn.Parameter)
+                self.container[key] = nn.Parameter(new, old.requires_grad) if is_parameter else new
+
+
+Held = HeldModule | HeldTensors
+
+
+@contextmanager
+def put_back(held: Iterable[Held]) -> Iterator[None]:
+    """Give dicts and lists back what they held, should anything fail inside."""
+    before = [(entry.container, entry.container.copy()) for entry in held if isinstance(entry, HeldTensors)]
+    try:
+        yield
+    except BaseException:
+        for container, content in before:
+            if isinstance(container, list):
+                container[:] = content
+            else:
+                container.update(content)
+        raise
+
+
+def part_of(plan: PruningPlan, path: str) -> PruningPlan:
+    """Return a plan for a part of the model, by the part's own names.
+
+    >>> plan = PruningPlan({"net.weight": {0: (1,)}}, {"net.weight": (4, 3)})
+    >>> dict(part_of(plan, "net").removed)
+    {'weight': {0: (1,)}}
+    """
+    if not path:
+        return plan
+    prefix = f"{path}."
+
+    def inside(entries: Mapping[str, Any]) -> dict[str, Any]:
+        return {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
+
+    caches = tuple(inside(dict.fromkeys(plan.caches)))
+    return PruningPlan(inside(plan.removed), inside(plan.shapes), inside(plan.attributes), caches)
+
+
+class Originals:
+    """The parts of a model that copies may be of: those that have at least half of the tensors that a plan cuts."""
+
+    def __init__(self, module: nn.Module, plan: PruningPlan) -> None:
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        self._tensors: dict[str, Tensor] = {**parameters, **dict(module.named_buffers(remove_duplicate=False))}
+        self._names = {id(parameter): name for name, parameter in module.named_parameters()}
+        cut_names = [name for name, dims in plan.removed.items() if any(dims.values())]
+        self._parts = {
+            path: part
+            for path, part in module.named_modules()
+            if cut_names and 2 * sum(name.startswith(_prefix(path)) for name in cut_names) >= len(cut_names)
+        }
+
+    def match(self, value: Any) -> Held | None:
+        """Return what a module, dict or list is a copy of.
+
+        A module, a child of it or one of theirs is a copy if it has the parameters of a part, by name and shape; a dict
+        of tensors, if its keys are names of a part's tensors with their shapes; a list of tensors, if it has the shapes
+        of a part's parameters, or of its state dict, in their order.
+
+        Returns:
+            None if it is no copy.
+        """
+        if isinstance(value, nn.Module):
+            return next(filter(None, map(self._of_module, _outer_parts(value))), None)
+        tensors = dict(value) if isinstance(value, dict) else dict(enumerate(value))
+        tensors = {key: item for key, item in tensors.items() if isinstance(item, Tensor)}
+        own = {key: self._names[id(item)] for key, item in tensors.items() if id(item) in self._names}
+        if own:
+            return HeldTensors(value, own, holds_originals=True)
+        names = self._by_key(tensors) if isinstance(value, dict) else self._by_order(value)
+        return HeldTensors(value, names, holds_originals=False) if names else None
+
+    def _of_module(self, value: nn.Module) -> HeldModule | None:
+        own = dict(value.named_parameters())
+        if any(id(parameter) in self._names for parameter in own.values()):  # a wrapper of the model, no copy
+            return None
+        alike = [path for path, part in self._parts.items() if own and _shapes(part) == _shapes(value)]
+        nearest = min(alike, key=lambda path: self._distance(own, path), default=None)
+        return None if nearest is None else HeldModule(value, nearest)
+
+    def _distance(self, own: Mapping[str, Tensor], path: str) -> float:
+        pairs = ((tensor, self._tensors[_prefix(path) + name]) for name, tensor in own.items())
+        return sum(float((ours.detach().to(theirs) - theirs.detach()).pow(2).sum()) for ours, theirs in pairs)
+
+    def _by_key(self, tensors: Mapping[Any, Tensor]) -> dict[Any, str] | None:
+        for path in self._parts:
+            names = {key: f"{_prefix(path)}{key}" for key in tensors}
+            if all(self._has(name, tensors[key]) for key, name in names.items()):
+                return names
+        return None
+
+    def _by_order(self, value: Sequence[Any]) -> dict[Any, str] | None:
+        if len(value) < 2 or not all(isinstance(item, Tensor) for item in value):
+            return None
+        for path, part in self._parts.items():
+            trained = [name for name, parameter in part.named_parameters() if parameter.requires_grad]
+            for order in ([name for name, _ in part.named_parameters()], trained, list(part.state_dict())):
+                names = [_prefix(path) + name for name in order]
+                if len(names) == len(value) and all(map(self._has, names, value)):
+                    return dict(enumerate(names))
+        return None
+
+    def _has(self, name: str, tensor: Tensor) -> bool:
+        return name in self._tensors and self._tensors[name].shape == tensor.shape
+
+
+def _prefix(path: str) -> str:
+    return f"{path}." if path else ""
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def _outer_parts(module: nn.Module) -> list[nn.Module]:
+    """Return a module, its children and theirs: an average is often kept within a wrapper."""
+    children = list(module.children())
+    return [module, *children, *(inner for child in children for inner in child.children())]
