@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from infoprune.distributed import process, world_size
 from infoprune.errors import DataError, InfopruneError
-from infoprune.inputs import ModelCall, call_model
+from infoprune.inputs import ModelCall, advice_on, call_model
 from infoprune.random_state import undisturbed
 
 
@@ -194,13 +194,12 @@ def run(model: nn.Module, inputs: Any) -> Any:
         leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves) or f"unknown ({type(inputs).__name__})"
         reason = str(error).partition("\n")[0]
-        advice = "give batches as the model is trained on"
+        advice = "give batches as the model is trained on" + advice_on(model, inputs)
         if any(leaf.dtype == torch.uint8 for leaf in leaves):
             advice = (
                 "the images are bytes, which a data module normalises only behind its loader: pass the data module "
                 "itself (data=datamodule), or batches of normalised floats"
             )
         raise DataError(
-            f"the model's forward failed on a calibration batch of shape {shapes} ({type(error).__name__}: {reason}): "
-            f"{advice}"
+            f"the model's forward failed on a batch of shape {shapes} ({type(error).__name__}: {reason}): {advice}"
         ) from error

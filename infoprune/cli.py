@@ -99,9 +99,11 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _mistake(error: BaseException | None) -> InfopruneError | OSError | None:
-    """Return the InfopruneError or OSError that caused an error, or None; parsers wrap what constructors raise."""
+def _mistake(error: BaseException | None) -> BaseException | None:
+    """Return the error in what was asked for that caused an error, or None; parsers wrap what constructors raise."""
     while error is not None and not isinstance(error, InfopruneError | OSError):
+        if type(error).__name__ == "MisconfigurationException":  # of Lightning, which need not be imported yet
+            return error
         error = error.__cause__
     return error
 
@@ -113,7 +115,7 @@ def _run(words: list[str], given: bool) -> None:
         tool = importlib.import_module(f"infoprune.commands.{command}")
         tool.run(with_full_names(words[1:]))
         return
-    if not command.startswith("-") and command not in TRAINING:
+    if command not in TRAINING and not (command.startswith("-") and set(TRAINING) & set(words)):
         raise ConfigurationError(
             f"there is no command {command!r}{nearest(command, TRAINING + TOOLS)}; infoprune --help lists them"
         )

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from infoprune.calibration import batches, evaluating
+from infoprune.calibration import batches, evaluating, run
 from infoprune.errors import DataError
 from infoprune.inputs import Inputs, call_model
 
@@ -30,14 +30,14 @@ def accuracy(model: nn.Module, data: Iterable[Any], images: int | None = None) -
         ``{"accuracy": share in [0, 1], "loss": mean cross-entropy}``.
 
     Raises:
-        DataError: there is no image, or there are no labels.
+        DataError: there is no image, there are no labels, or the model cannot take the images.
     """
     right, loss, seen = 0, 0.0, 0
     with evaluating(model), torch.no_grad():
         for inputs, targets, size in batches(model, data, images, "accuracy"):
             if not isinstance(targets, Tensor) or targets.dim() != 1:
                 raise DataError("accuracy needs a label for every image: give batches (images, labels)")
-            logits = call_model(model, inputs)
+            logits = run(model, inputs)
             right += int((logits.argmax(1) == targets).sum())
             loss += F.cross_entropy(logits.float(), targets, reduction="sum").item()
             seen += size

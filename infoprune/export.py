@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from infoprune.calibration import evaluating
 from infoprune.errors import ConfigurationError, ExportError
 from infoprune.files import write_text_whole, written_whole
-from infoprune.inputs import Inputs, call_model
+from infoprune.inputs import Inputs, advice_on, call_model
 from infoprune.shapes import batch_size, shapes_of, with_batch
 from infoprune.structure import plan_of, trace
 from infoprune.version import __version__
@@ -91,7 +91,7 @@ def to_program(
         try:
             program = _export(model, examples, dynamic_batch)
         except Exception as error:  # whatever torch.export raises is about the model
-            raise ExportError(_why(model, error)) from error
+            raise ExportError(_why(model, error) + advice_on(model, inputs)) from error
     runner = program.module()
     parity = compared(model, lambda given: call_model(runner, given), examples, dynamic_batch, "torch.export program")
     if path is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
-from torch.utils._pytree import register_pytree_node
+from torch.utils._pytree import register_pytree_node, tree_leaves
 
 from infoprune.errors import ConfigurationError
 
@@ -128,6 +128,37 @@ def arguments_of(inputs: Inputs) -> list[Any]:
     if isinstance(inputs, Mapping):
         return list(inputs.values())
     return list(inputs) if isinstance(inputs, tuple) else [inputs]
+
+
+def advice_on(model: nn.Module, inputs: Inputs) -> str:
+    """Return what to do about inputs on which a model has failed, as the end of a message; "" if nothing looks wrong.
+
+    Args:
+        model: The model.
+        inputs: The inputs that it was called with.
+
+    Example:
+        >>> import torch
+        >>> advice_on(nn.Linear(2, 3), torch.zeros(1, 2, dtype=torch.float64))
+        '; the inputs are float64 and the model is float32: cast the inputs with .to(torch.float32)'
+        >>> advice_on(nn.Linear(2, 3), None)
+        '; give tensors as inputs, as torch.zeros(1, 3, 224, 224), not NoneType'
+    """
+    leaves = tree_leaves(arguments_of(inputs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if not tensors:
+        if leaves and all(isinstance(leaf, int) for leaf in leaves):
+            shape = ", ".join(map(str, leaves))
+            return f"; a tuple holds the arguments of one call: for an input of that shape give torch.zeros({shape})"
+        kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
+        how = "torch.from_numpy(array)" if kinds == "ndarray" else "torch.zeros(1, 3, 224, 224)"
+        return f"; give tensors as inputs, as {how}, not {kinds}"
+    own = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), None)
+    given = {tensor.dtype for tensor in tensors}
+    if own is None or own in given or any(isinstance(module, nn.Embedding) for module in model.modules()):
+        return ""
+    wrong, right = str(min(given, key=str)).removeprefix("torch."), str(own).removeprefix("torch.")
+    return f"; the inputs are {wrong} and the model is {right}: cast the inputs with .to(torch.{right})"
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:

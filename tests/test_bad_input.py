@@ -362,6 +362,9 @@ def test_command(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str])
             r"must be a torch\.nn\.Module in Python, got a TopLevelTracedModule",
         ),
         (TinyNet(), None, TraceError, "example inputs of type NoneType in module 'stem'"),
+        (TinyNet(), X.double(), TraceError, r"inputs are float64 and the model is float32: cast the inputs with \.to"),
+        (TinyNet(), X.numpy(), TraceError, r"give tensors as inputs, as torch\.from_numpy\(array\), not ndarray"),
+        (TinyNet(), (1, 3, 8, 8), TraceError, r"for an input of that shape give torch\.zeros\(1, 3, 8, 8\)"),
         (TinyNet(), {"y": X}, TraceError, "unexpected keyword argument 'y'"),
         (TinyNet(), (X, X), TraceError, "takes 2 positional arguments but 3 were given"),
         (TinyNet(), X.long(), TraceError, r"of shape \(1, 3, 8, 8\) in module 'stem'"),
@@ -381,7 +384,7 @@ def test_lazy_layers_that_have_not_seen_an_input() -> None:
 
 def test_calibration_batches_that_do_not_fit() -> None:
     net = TinyNet()
-    with refused(infoprune.errors.DataError, r"calibration batch of shape \(4, 1, 8, 8\) \(RuntimeError: .*", net):
+    with refused(infoprune.errors.DataError, r"failed on a batch of shape \(4, 1, 8, 8\) \(RuntimeError: .*", net):
         infoprune.prune(net, X, "hrank", filters=0.5, data=[torch.zeros(4, 1, 8, 8)])
 
 

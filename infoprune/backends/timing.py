@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from infoprune.backends.backend import BackendSpec, Run, get_backend
+from infoprune.errors import ConfigurationError
+from infoprune.inputs import advice_on
 from infoprune.registry import check_count
 from infoprune.structure.tensors import check_model
 
@@ -57,7 +59,14 @@ def latency(
     check_count("latency", "warmup", warmup, 0)
     check_model(model)
     run = get_backend(backend).load(model, example_inputs)
-    seconds = [run() for _ in range(warmup + repeats)][warmup:]
+    try:
+        seconds = [run() for _ in range(warmup + repeats)][warmup:]
+    except (RuntimeError, TypeError) as error:
+        advice = advice_on(model, example_inputs)
+        if not advice:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(f"latency: the model failed on the example inputs: {reason}{advice}") from error
     low, median, high = statistics.quantiles(seconds, n=4) if repeats > 1 else seconds * 3
     return Latency(median, high - low, repeats)
 

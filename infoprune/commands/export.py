@@ -15,7 +15,7 @@ from rich.text import Text
 
 from infoprune.commands.named_data import NamedData, add_data_arguments, open_data
 from infoprune.commands.named_model import NamedModel, add_model_arguments, open_model
-from infoprune.commands.parser import add_json_argument, make_parser, parse, show
+from infoprune.commands.parser import add_json_argument, check_folder, make_parser, parse, show
 from infoprune.errors import ConfigurationError, ExportError, nearest
 from infoprune.report.text import count, percent
 
@@ -74,6 +74,7 @@ def run(words: Sequence[str]) -> None:
         raise ConfigurationError("--int8 looks at images to set the ranges of activations: say which with --data")
     if options.int8 and not set(forms) & set(QUANTIZED):
         raise ConfigurationError(f"--int8 is for {' and '.join(QUANTIZED)}: add one of them to --to")
+    check_folder("--out", Path(options.out))
     for form in forms:
         _check(form)
     named = open_model(parser, options)

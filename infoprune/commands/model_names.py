@@ -50,6 +50,15 @@ def with_full_names(words: Sequence[str], lightning: bool = False) -> list[str]:
     return found
 
 
+def network_names() -> list[str]:
+    """Return the names of the networks of this package and of torchvision, as ``--model`` takes them."""
+    from torchvision import models
+
+    import infoprune.models
+
+    return [*infoprune.models.__all__, *models.list_models(module=models)]
+
+
 def _split(word: str) -> list[str]:
     """Split ``--model=x`` in two, and leave other words as they are."""
     option, equals, value = word.partition("=")

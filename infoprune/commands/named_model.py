@@ -122,6 +122,8 @@ def open_model(parser: ArgumentParser, options: Namespace) -> NamedModel:
     whole = named.network
     named.network = _submodule(whole, named.module)
     if weights is not None:
+        if not Path(weights).is_file():
+            raise ConfigurationError(f"--weights {weights}: there is no such file")
         from infoprune.models.weights import load_weights
 
         load_weights(named.network, weights)
@@ -178,6 +180,11 @@ def _from_path(path: Path, module: str | None) -> tuple[NamedModel, str | None]:
 
 def _folder_of(checkpoint: Path) -> Path:
     """Return the run folder that a checkpoint lies in."""
+    if checkpoint.suffix not in FILES:
+        raise ConfigurationError(
+            f"--model {checkpoint} is neither the folder of a run nor a checkpoint ({', '.join(FILES[:3])}) nor a "
+            "configuration (.yaml)"
+        )
     for folder in list(checkpoint.resolve().parents)[:3]:
         if (folder / "config.yaml").is_file():
             return folder

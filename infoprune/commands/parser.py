@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -36,6 +37,7 @@ def make_parser(command: str, what: str, examples: str) -> ArgumentParser:
         epilog=f"examples:\n{examples}",
         formatter_class=Formatter,
         exit_on_error=False,
+        allow_abbrev=False,  # --mac 0.5 would be taken for one of --macs and --max_drop
     )
 
 
@@ -46,6 +48,17 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
     except ArgumentError as error:
         known = [option for action in parser._actions for option in action.option_strings]
         raise ConfigurationError(in_one_line(str(error), known)) from error
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Refuse a folder to write into that cannot be made, because it or a folder above it is a file.
+
+    Raises:
+        ConfigurationError: names the option and the file.
+    """
+    there = next((path for path in (folder, *folder.parents) if path.exists()), Path())
+    if not there.is_dir():
+        raise ConfigurationError(f"{option} {folder}: {there} is a file, not a folder: name another folder")
 
 
 def instantiate(parser: ArgumentParser, options: Namespace) -> Namespace:

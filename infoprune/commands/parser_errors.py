@@ -7,9 +7,13 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator
 
+from infoprune.commands.model_names import network_names
 from infoprune.errors import nearest
 
 _CLASS = r"Problem with given class_path '([\w.]+)'"
+
+_NESTED = r"Given value: NestedArg\(key='([\w.]+)', val=(.*)\)"
+"""How jsonargparse shows the value of one option of a class, as in ``--model.width 8``."""
 
 
 def in_one_line(text: str, options: Iterable[str] = ()) -> str:
@@ -25,15 +29,43 @@ def in_one_line(text: str, options: Iterable[str] = ()) -> str:
         >>> in_one_line("unrecognized arguments: --maccs 0.5", ["--macs", "--params"])
         "unrecognized arguments: --maccs 0.5, did you mean '--macs'?"
     """
+    options = list(options)
+    missing = _missing(text, takes_config="--config" in options)
+    if missing:
+        return missing
     key = re.search(r'Parser key "([\w.+]+)"', text)
     option = f"--{key[1]}" if key else ""
-    for say in (_unknown_option, _missing, _no_file, _no_class, _wrong_class, _wrong_type):
+    for say in (_no_class_given, _unknown_option, _no_file, _no_class, _wrong_class, _wrong_type):
         said = say(text, option)
         if said:
             return said
-    unknown = re.search(r"unrecognized arguments: (--[\w.-]+)", text, re.IGNORECASE)
-    hint = nearest(unknown[1], list(options)) if unknown else ""
-    return " ".join(text.split()).removeprefix("error: ") + hint
+    said = " ".join(text.split()).removeprefix("error: ")
+    about_config = re.match(r"(?:Problems parsing|Unexpected) config: (.*)", said)
+    if about_config:
+        return f"--config: {about_config[1]}"
+    return said + _meant(said, options)
+
+
+def _meant(said: str, options: list[str]) -> str:
+    """Return what may have been meant by a word that no option takes."""
+    unknown = re.search(r"unrecognized arguments: (\S+)", said, re.IGNORECASE)
+    if not unknown:
+        return ""
+    if not unknown[1].startswith("-"):
+        return "; every value follows its option, and --help lists the options"
+    bare = [option.lstrip("-") for option in options]  # the dashes alone would make short options alike
+    return nearest(unknown[1].partition("=")[0].lstrip("-"), bare).replace("mean '", "mean '--")
+
+
+def _no_class_given(text: str, option: str) -> str | None:
+    """Say that an option of a class is given and the class is not."""
+    nested = re.search(_NESTED, text)
+    if not nested or nested[1] in ("class_path", "init_args"):
+        return None
+    cls = _class_before(text, len(text))
+    if cls and _short(cls) not in ("LightningModule", "LightningDataModule"):
+        return None
+    return f"{option}.{nested[1]}: name the class first, as in {option} MyClass {option}.{nested[1]} ..."
 
 
 def _unknown_option(text: str, option: str) -> str | None:
@@ -46,16 +78,17 @@ def _unknown_option(text: str, option: str) -> str | None:
     return f"{option}: {_short(cls)} has no option {found[1]!r}{nearest(found[1], known)}{_known(known)}"
 
 
-def _missing(text: str, option: str) -> str | None:
+def _missing(text: str, takes_config: bool) -> str | None:
     found = re.search(r"the following arguments are required: ([\w., ]+)", text)
     if not found:
         return None
     names = [name.strip() for name in found[1].split(",")]
-    cls = _class_before(text, found.start())
-    if cls:
+    cls, key = _class_before(text, found.start()), re.search(r'Parser key "([\w.+]+)"', text)
+    if cls and key:
+        option = f"--{key[1]}"
         return f"{option}: {_short(cls)} needs {' and '.join(f'{option}.{name}' for name in names)}"
     options = [f"--{name.rpartition('.')[2]}" for name in names]
-    return f"missing: {' and '.join(options)}; give it here or in a --config"
+    return f"missing: {' and '.join(options)}" + ("; give it here or in a --config" if takes_config else "")
 
 
 def _no_file(text: str, option: str) -> str | None:
@@ -68,32 +101,46 @@ def _no_class(text: str, option: str) -> str | None:
     if not found:
         return None
     name = found[1] or found[2]
+    known = {*_class_names(), *(network_names() if option in ("--model", "--model.model") else ())}
     return (
-        f"{option}: no class is called {name!r}{nearest(name, set(_class_names()))}; give a known name or an import "
-        "path, as in my_project.MyClass"
+        f"{option}: no class is called {name!r}{nearest(name, known)}; give a known name or an import path, as in "
+        "my_project.MyClass"
     )
 
 
 def _wrong_class(text: str, option: str) -> str | None:
-    found = re.search(r"Import path ([\w.]+) does not correspond to a subclass of (\w+)", text)
+    found = re.search(r"Import path (?:([\w.]+) )?does not correspond to a subclass of (\w+)", text)
     if found:
+        name = found[1] or _given(text)
         return (
-            f"{option}: {found[1]} is no class that derives from {found[2]}, nor a function annotated to return "
-            f"one (def {_short(found[1])}(...) -> {found[2]})"
+            f"{option}: {name} is no class that derives from {found[2]}, nor a function annotated to return one "
+            f"(def {_short(name)}(...) -> {found[2]})"
         )
-    absent = re.search(rf"{_CLASS}: (module \S+ has no attribute \S+|No module named \S+)", text)
-    return f"{option}: {absent[1]} cannot be imported: {absent[2]}" if absent else None
+    absent = re.search(rf"{_CLASS}:\s+(module '(\S+)' has no attribute '(\S+)'|No module named \S+)", text)
+    if not absent:
+        return None
+    hint = nearest(absent[4], dir(importlib.import_module(absent[3]))) if absent[3] else ""
+    return f"{option}: {absent[1]} cannot be imported: {absent[2]}{hint}"
 
 
 def _wrong_type(text: str, option: str) -> str | None:
-    expected = re.search(r"Expected a <class '([\w.]+)'>", text)
-    given = re.search(r"Given value: (.*)", text)
+    expected = re.search(r"Expected a <class '(?!NoneType)([\w.]+)'>", text)
+    given = _given(text)
     if not expected or not given:
         return None
     inner = re.findall(r'Parser key "([\w.]+)"', text[: expected.start()])
     cls = _class_before(text, expected.start())
     where = f"{option}: {_short(cls)} option {inner[-1]!r}" if cls and len(inner) > 1 else option
-    return f"{where}: expected {expected[1].rpartition('.')[2]}, got {given[1]!r}"
+    return f"{where}: expected {expected[1].rpartition('.')[2]}, got {given!r}"
+
+
+def _given(text: str) -> str:
+    """Return the value that a report is about, or nothing."""
+    found = re.search(_NESTED, text)
+    if found:
+        return found[2].strip("'")
+    found = re.search(r"(?:Given|Got) value: (.*)", text)
+    return found[1] if found else ""
 
 
 def _class_before(text: str, end: int) -> str:

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.text import Text
 
-from infoprune.commands.parser import add_json_argument, make_parser, parse, show
+from infoprune.commands.parser import add_json_argument, check_folder, make_parser, parse, show
 from infoprune.commands.report import record_of
 from infoprune.errors import ConfigurationError, nearest
 from infoprune.files import written_whole
@@ -44,6 +44,8 @@ def run(words: Sequence[str]) -> None:
     options = parse(make(words), words)
     if options.format not in FORMATS:
         raise ConfigurationError(f"--format {options.format}: give one of {', '.join(FORMATS)}")
+    if options.out:
+        check_folder("--out", Path(options.out))
     path = record_of(options.run)
     record = RunRecord.load(path)
     from infoprune.report.figures import of_run

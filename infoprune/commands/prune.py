@@ -26,7 +26,7 @@ from infoprune.commands.cutting import (
 )
 from infoprune.commands.named_data import NamedData, add_data_arguments, open_data
 from infoprune.commands.named_model import NamedModel, add_model_arguments, open_model
-from infoprune.commands.parser import add_json_argument, make_parser, parse, show
+from infoprune.commands.parser import add_json_argument, check_folder, make_parser, parse, show
 from infoprune.errors import ConfigurationError
 from infoprune.report import RunRecord, Totals, print_tables
 from infoprune.report.text import speed_remarks
@@ -89,6 +89,7 @@ def run(words: Sequence[str]) -> None:
     out = Path(options.out)
     if out.exists():
         raise ConfigurationError(f"--out {out} exists already: name another folder, or remove it")
+    check_folder("--out", out)
     for option in ("recalibrate", "reconstruct", "max_drop"):
         if options[option] and options.data is None:
             raise ConfigurationError(f"--{option} looks at images: say which with --data")

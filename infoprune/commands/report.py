@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from rich.text import Text
 
-from infoprune.commands.parser import add_json_argument, make_parser, parse, show
+from infoprune.commands.parser import add_json_argument, check_folder, make_parser, parse, show
 from infoprune.errors import ConfigurationError
 from infoprune.files import write_text_whole
 from infoprune.report.record import RunRecord
@@ -57,6 +57,7 @@ def run(words: Sequence[str]) -> None:
         names = [str(path.parent) for path in paths]
         page, out = render_pair(records[0], records[1], names[0], names[1]), Path("comparison.html")
     out = Path(options.out) if options.out else out
+    check_folder("--out", out.parent)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text_whole(out, page)
     facts = {"runs": [str(path.parent) for path in paths], "out": str(out)}

@@ -29,6 +29,7 @@ from infoprune.callbacks.time_slice import SliceOver
 from infoprune.commands.model_names import with_full_names
 from infoprune.commands.offline import offline_runs, reach_wandb
 from infoprune.commands.parser_errors import in_one_line
+from infoprune.commands.refused_run import removed_if_refused
 from infoprune.errors import CheckpointError, ConfigurationError
 from infoprune.report import print_tables
 from infoprune.report.loggers import RunLog
@@ -95,7 +96,7 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, words: list[str], args: list[str] | None = None) -> None:
         self.command = shlex.join(["infoprune", *words])
-        raises = {"exit_on_error": False}
+        raises = {"exit_on_error": False, "allow_abbrev": False}  # --trainer.max_epoch is a misspelling
         try:
             super().__init__(
                 L.LightningModule,
@@ -111,7 +112,9 @@ class TrainingCLI(LightningCLI):
                 args=args,
             )
         except ArgumentError as error:
-            raise ConfigurationError(in_one_line(str(error))) from error
+            parser = self._subcommand_parsers.get(words[0])
+            known = [option for action in parser._actions for option in action.option_strings] if parser else []
+            raise ConfigurationError(in_one_line(str(error), known)) from error
         except RuntimeError as error:
             if "in loading state_dict" in str(error):
                 raise CheckpointError(
@@ -133,6 +136,8 @@ class TrainingCLI(LightningCLI):
         path = self._get(self.config, "ckpt_path")
         if path and Path(path).is_file():
             check_checkpoint(path)
+        elif path and Path(path).suffix and "://" not in path and not Path(path).exists():  # no word such as "best"
+            raise CheckpointError(f"--ckpt_path {path}: there is no such file")
         threads = self._get(self.config, "num_threads")
         if threads is not None:
             torch.set_num_threads(threads)
@@ -155,6 +160,11 @@ class TrainingCLI(LightningCLI):
             self.report.seed = self._get(self.config, "seed_everything")
             self.report.tests_follow = self.subcommand == "fit"
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        with removed_if_refused(self.trainer):
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         """Find out first, and in words of ours, whether the loggers can write."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from infoprune.errors import TraceError
-from infoprune.inputs import ByMode, Inputs
+from infoprune.inputs import ByMode, Inputs, advice_on
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.labels.tensor_labels import TensorLabels
 from infoprune.structure.module_state import Attributes, put_back
@@ -223,7 +223,7 @@ class TraceSession:
 
     def _user_error(self, error: Exception) -> TraceError:
         where = self._running.module if self._running else ""
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0] + advice_on(self.model, self.inputs)
         return TraceError(
             f"the model's forward failed on the example inputs {in_words(self.inputs)}"
             f"{f' in module {where!r}' if where else ''}: {type(error).__name__}: {reason}"
