@@ -1,4 +1,4 @@
-"""`prune`, `save`, `load`: the whole of infoprune for plain PyTorch."""
+"""`prune`, `save`, `load`: pruning for plain PyTorch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, repr=False)
 class PruneResult:
-    """What :func:`prune` did.
+    """The result of :func:`prune`.
 
     Attributes:
         plan: what was removed, in coordinates of the model before.
@@ -244,7 +244,7 @@ def _within_drop(
 
 
 class _Decider:
-    """Decides on a structure; asked again, it keeps the scores and what the allocation measured."""
+    """Decides on a structure; later calls reuse the scores and the allocation's measurements."""
 
     def __init__(
         self,

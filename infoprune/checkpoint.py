@@ -1,4 +1,4 @@
-"""Checkpoints that carry the plan behind their shapes, and models that take the shape of what they load."""
+"""Store the plan in checkpoints, and bring models to the shape of the weights that they load."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def plan_in(content: Any, prefix: str = "") -> PruningPlan:
 
 
 def _within(plan: PruningPlan, prefix: str) -> PruningPlan:
-    """Return what a plan says of a part of the model, by the part's own names."""
+    """Return the part of a plan that concerns a submodule, by the submodule's own names."""
     start = len(prefix)
     # torch.compile(net) inserts this name; it says nothing about the architecture
     names = {name: name.replace("_orig_mod.", "")[start:] for name in [*plan.shapes, *plan.attributes, *plan.caches]}
@@ -139,7 +139,7 @@ def _prefixes(names: Iterable[str]) -> list[str]:
 
 
 def adapt(model: nn.Module, plan: PruningPlan) -> None:
-    """Bring a model, whatever it has lost so far, to the shape that a plan leads to from its architecture.
+    """Bring a model, whatever it has lost so far, to the shape that a plan gives its architecture.
 
     The values of what is cut or grown are not kept: weights are to be loaded next.
 

@@ -1,4 +1,4 @@
-"""Criteria side by side: the same model, the same budgets, the same images; only who chooses the filters differs."""
+"""Compare criteria on the same model, budgets and images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model costs: multiply-accumulates and parameters."""
+"""The cost of a model: multiply-accumulates and parameters."""
 
 from __future__ import annotations
 

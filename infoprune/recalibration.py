@@ -1,4 +1,4 @@
-"""Measuring batch norm's statistics anew, for a model whose filters have just gone.
+"""Measure batch norm's statistics again after a cut.
 
 After a cut every layer behind it sees other activations, and the means and variances that batch norm has stored no
 longer fit them. Measuring them again needs no gradients and a few batches, and often brings back most of the accuracy.
@@ -101,7 +101,7 @@ def check_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def _show(model: nn.Module, data: Iterable[Any], batches: int | None) -> int:
-    """Run this process's share of the batches through the model; returns how many all processes see."""
+    """Run this process's share of the batches through the model; return the number of all processes' images."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     seen = 0
     for batch in islice(data, batches):
@@ -172,7 +172,7 @@ class _Pooled:
         return mean, variance
 
     def over_processes(self) -> None:
-        """Pool what all processes have."""
+        """Pool the statistics of all processes."""
         count = sum_over_processes(torch.tensor(self.count, dtype=torch.float64)).item()
         mean = sum_over_processes(self.mean * self.count) / max(count, 1.0)
         between = self.count * (self.mean - mean).square()

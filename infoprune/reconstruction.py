@@ -1,4 +1,4 @@
-"""Fitting the layers that read a cut to what they put out before, by least squares.
+"""Fit the layers that read a cut to their former outputs by least squares.
 
 A layer whose inputs lost channels puts out something else. What its remaining inputs tell about its former outputs is
 a linear regression, and its solution are the layer's new weights. Layer by layer from the first, each is fitted to the
@@ -104,7 +104,7 @@ def reconstruct(
 
 
 class _Pair:
-    """A batch, and how far both models were run on it."""
+    """A batch, and the recorded progress of both models on it."""
 
     def __init__(self, inputs: Any) -> None:
         self.inputs = inputs

@@ -1,4 +1,4 @@
-"""Named parts: turn ``"l1"`` or ``{"name": "l1", ...}`` from a config file into an object, or say what was meant.
+"""Registries: make an object from ``"l1"`` or ``{"name": "l1", ...}``, or name the nearest known name.
 
 A registered class is a dataclass whose fields are its options, so that a part needs no code of its own to be
 configured, checked and written into a run record.

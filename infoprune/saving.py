@@ -33,7 +33,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class SavedModel:
-    """What a file of :func:`save` holds.
+    """The content of a file of :func:`save`.
 
     Attributes:
         plan: what the model has lost.

@@ -1,4 +1,4 @@
-"""When filters are removed, and how much of the way to the final widths each time."""
+"""Schedules: at which epochs filters are removed, and how much of the cut each time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a model suffers when one channel group alone is cut, and nothing else."""
+"""Measure how much a model suffers when one channel group alone is cut."""
 
 from __future__ import annotations
 

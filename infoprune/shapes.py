@@ -1,4 +1,4 @@
-"""Example inputs written as shapes, as a configuration, a command line or a record holds them."""
+"""Read and write example inputs as shapes, for configurations, command lines and records."""
 
 from __future__ import annotations
 

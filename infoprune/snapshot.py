@@ -1,4 +1,4 @@
-"""A copy of a network that can run beside it."""
+"""Copy a network to run beside the original."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INSIDE = ("_modules", "_parameters", "_buffers")
 
 
 def snapshot(network: nn.Module) -> nn.Module:
-    """Copy a network: eval mode, no gradients, no hooks on it; everything else as it is.
+    """Copy a network in eval mode, without gradients or hooks.
 
     Only what is inside is copied. A LightningModule's own object holds metrics, settings and a Trainer, which often
     cannot be copied; a copy of it goes on pointing at them.

@@ -1,4 +1,4 @@
-"""Latency, throughput and memory of several models, measured in turns, so that load from outside affects all alike."""
+"""Measure latency, throughput and memory of several models in turns, against drifts of load."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a model is on given inputs.
+    """The speed of a model on given inputs.
 
     Attributes:
         seconds: of each measured forward pass, in the order of the rounds.
@@ -151,7 +151,7 @@ def peak_memory(model: nn.Module, inputs: Inputs) -> int:
 
 
 class _Held(TorchDispatchMode):
-    """Follows the memory behind the outputs of operators."""
+    """Tracks the memory of operators' outputs."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a state dict has to look like to be loaded into a model that is cut by a plan."""
+"""Check whether a state dict can be loaded into a model that is cut by a plan."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def difference(model: nn.Module, plan: PruningPlan, state: Mapping[str, Any]) ->
 
 
 def _kind(tensor: Tensor, like: Tensor) -> str:
-    """Describe what decides whether the values of a tensor can be copied into another one."""
+    """Describe the properties of a tensor that decide whether its values can be copied into another."""
     if tensor.is_meta:
         return "a tensor without values"
     if tensor.layout is not torch.strided or tensor.is_quantized:

@@ -1,4 +1,4 @@
-"""Files of weights: read in no more memory than they take on disk, and told whole by a digest."""
+"""Read files of weights in no more memory than their size, and check them by a digest."""
 
 from __future__ import annotations
 

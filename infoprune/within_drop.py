@@ -1,4 +1,4 @@
-"""The smallest model whose quality drops by at most so much."""
+"""Find the smallest model whose quality drops by at most a given amount."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RECALIBRATION_BATCHES = 16
 
 @dataclass(frozen=True)
 class Trial:
-    """A cut that was tried.
+    """One cut that was tried.
 
     Attributes:
         macs: Share of the multiply-accumulates that stays.

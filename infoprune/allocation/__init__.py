@@ -1,4 +1,4 @@
-"""How many filters each layer keeps, within a budget.
+"""Decide how many filters each layer keeps, within a budget.
 
 An :class:`Allocation` says how the channel groups share the sparsity; the budget solver that all of them share finds
 the sparsity that meets the budget. All of it is pure: the same structure, scores and budget give the same widths.

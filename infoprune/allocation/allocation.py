@@ -1,4 +1,4 @@
-"""What every allocation has in common: from the wanted cut to the width of every group."""
+"""`Allocation`: the base of all allocations, from the requested cut to the width of every group."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Allocation(Part):
         kind: str = "macs",
         keep: float = 0.0,
     ) -> Allocation:
-        """Return this allocation with everything measured that it needs of the model; itself where it needs nothing.
+        """Return this allocation with the measurements that it needs of the model, or itself if it needs none.
 
         Args:
             model: The model that ``structure`` was traced from. It is not changed.
@@ -123,7 +123,7 @@ class Allocation(Part):
         amount: float | None,
         fraction: float,
     ) -> Widths:
-        """Return widths where no budget is given: the groups lose ``fraction`` x ``amount`` of their units together."""
+        """Return widths without a budget: the groups together lose ``fraction`` x ``amount`` of their units."""
         amount = self.need_amount(amount)
         widths_at = self.checked_widths_at(structure, scores, grids, unit_costs(structure, "amount"))
         whole = sum(grid.original or grid.size for grid in grids.values())

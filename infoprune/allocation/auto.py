@@ -1,4 +1,4 @@
-"""The allocation that is used where none is named."""
+"""The default allocation."""
 
 from __future__ import annotations
 

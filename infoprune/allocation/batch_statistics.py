@@ -1,4 +1,4 @@
-"""Batch norm in eval mode by the statistics of the batch at hand."""
+"""Normalise by the statistics of the current batch in eval mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class BatchStatistics(TorchFunctionMode):
-    """Let every batch norm inside this context normalise by the batch, as with statistics measured anew.
+    """Let every batch norm normalise by the current batch until the end of the block.
 
     The running statistics are neither read nor written, and nothing else of train mode applies: SyncBatchNorm does not
     communicate, dropout stays off. A channel with a single value has no variance and keeps the running statistics.

@@ -1,4 +1,4 @@
-"""What a pruned model may cost."""
+"""Budgets: the cost that a pruned model may have."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def unit_costs(structure: Structure, kind: str, measure: Callable[[Widths], floa
 
 
 def _measured_units(measure: Callable[[Widths], float], widths: Widths) -> dict[str, float]:
-    """Return what a unit of each group costs by finite differences: over an eighth of it, since time has steps."""
+    """Return the cost of a unit of each group by finite differences over an eighth of it, since time has steps."""
     whole = measure(widths)
     narrower = {name: max(1, width - max(1, width // 8)) for name, width in widths.items()}
     return {

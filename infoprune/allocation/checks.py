@@ -1,4 +1,4 @@
-"""What is refused of the widths that an allocation gives."""
+"""Check the widths that an allocation returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Widths without any data: what many layers share is cut last."""
+"""Allocate widths without data: cut last what many layers share."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CoupledLast(Allocation):
     def widths_at(
         self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
     ) -> WidthsAt:
-        """Return widths in three equal stretches: single groups to the floor, coupled ones to it, all to the fewest."""
+        """Return widths in three equal phases: single groups to the floor, coupled groups to it, all to the minimum."""
         coupled = {name for name in grids if len(structure.producers(structure.group(name))) > 1}
 
         def widths(sparsity: float) -> Widths:

@@ -1,4 +1,4 @@
-"""What cutting each channel group costs, as a value that is measured once and serves every budget."""
+"""Loss curves: the measured loss of cutting each channel group, from which any budget is solved."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Round:
-    """The losses of single cuts, each made in a model that has certain widths already.
+    """The losses of single cuts in a model whose groups have given widths.
 
     Attributes:
         widths: group name -> units that the model has.
@@ -31,7 +31,7 @@ class Round:
     curves: Mapping[str, Mapping[int, float]]
 
     def added(self, name: str, width: float) -> float:
-        """Return what cutting one group to a width adds to the loss, interpolated between the measured widths.
+        """Return the loss that cutting one group to a width adds, interpolated between the measured widths.
 
         The square root of the loss is taken as linear in the width, since small changes cost their square. More cannot
         cost less: a measured loss counts as at least that of every larger width.
@@ -57,7 +57,7 @@ class Round:
 
 @dataclass(frozen=True)
 class LossCurves:
-    """Rounds of measurements, from the whole model down to small ones.
+    """Rounds of measurements, from the whole model down to narrow ones.
 
     Attributes:
         rounds: Each with smaller widths than the one before.

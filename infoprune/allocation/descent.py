@@ -1,4 +1,4 @@
-"""From loss curves to widths: step by step, always where the least information goes for the cost that is saved."""
+"""Turn loss curves into widths by greedy steps of least information loss per saved cost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS = 16
 def descend(
     curves: LossCurves, costs: UnitCosts, grids: Mapping[str, WidthGrid], floors: Mapping[str, int], depth: float
 ) -> Iterator[Widths]:
-    """Return widths from the whole model down to the floors, and from there evenly to the lowest.
+    """Return widths from the whole model down to the floors, and from there evenly to the minimum.
 
     Each step makes one group narrower: the one where a unit of saved cost adds the least to the loss, as the round of
     measurements that was made nearest above tells, plus ``depth`` times the logarithm of how many times narrower the

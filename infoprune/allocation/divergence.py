@@ -1,4 +1,4 @@
-"""How much information a changed model's outputs have lost of the original's."""
+"""Measure how much information a changed model's outputs have lost of the original's."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def scored(outputs: Any) -> list[Tensor]:
 
 
 def distances_for(outputs: Sequence[Tensor], targets: Any, images: int) -> list[Distance]:
-    """Decide for each output how to compare it.
+    """Choose for each output how to compare it.
 
     Whole-number targets that fit an output, (N,) to (N, C) or (N, H, W) to (N, C, H, W), make it class scores. Without
     targets a matrix (N, C) is taken for class scores. Targets of the output's own shape that are 0 or 1 make it labels.

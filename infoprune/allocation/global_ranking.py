@@ -1,4 +1,4 @@
-"""All layers compete in one ranking."""
+"""Rank the units of all layers together."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class GlobalRanking(Allocation):
         return widths
 
     def _order(self, scores: list[torch.Tensor]) -> torch.Tensor:
-        """Return which group loses a unit, one after the other."""
+        """Return the groups in the order in which they lose a unit."""
         values, owners = [], []
         for owner, group_scores in enumerate(scores):
             safe = max(1, round(self.floor * len(group_scores)))

@@ -1,4 +1,4 @@
-"""Which widths a channel group may take."""
+"""The widths that a channel group may take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SLACK = 1e-9
 
 @dataclass(frozen=True)
 class WidthGrid:
-    """The widths open to a group: multiples of a step from a lowest width on, and the whole group.
+    """The permitted widths of a group: multiples of a step from a lowest width on, and the whole group.
 
     Args:
         size: All units of the group.

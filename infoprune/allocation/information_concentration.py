@@ -1,4 +1,4 @@
-"""Widths from the information concentration of layers: the first half of method B.
+"""Allocate widths by the information concentration of layers: the first half of method B.
 
 After Chen & Wang, arXiv 2408.16772; a reconstruction, see :mod:`infoprune.criteria.measures.concentration`. That the
 layers' ratios follow from information concentration "as a reference" is the paper's; how, and the hard budget, are
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @ALLOCATIONS.register("information_concentration")
 @dataclass(kw_only=True)
 class InformationConcentration(Allocation):
-    """Groups keep more units the more information their layers put out.
+    """Gives groups widths in proportion to the information in their layers' outputs.
 
     A group's kept share is ``clip(k * (IC / mean IC) ** sharpness, floor, 1)``, with k found by the budget or the
     amount. A group of coupled layers takes the mean concentration of its layers.
@@ -97,7 +97,7 @@ class InformationConcentration(Allocation):
     def widths_at(
         self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
     ) -> WidthsAt:
-        """Return shares proportional to the concentrations, scaled down from where every group is whole."""
+        """Return shares proportional to the concentrations, scaled down from whole groups."""
         weights = self._weights(structure, [structure.group(name) for name in grids])
         largest = 1 / min((weight for weight in weights.values() if weight > 0), default=1.0)
 

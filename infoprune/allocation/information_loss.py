@@ -1,4 +1,4 @@
-"""Widths from measured information loss: how far the outputs move when a group is cut."""
+"""Allocate widths by measured information loss: how far the outputs move when a group is cut."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FLOORS = (0.25, 0.35, 0.5)
 @ALLOCATIONS.register("information_loss")
 @dataclass(kw_only=True)
 class InformationLoss(Allocation):
-    """The units go whose loss costs the least information about the outputs for the cost that they save.
+    """Removes the units that lose the least information about the outputs for the cost that they save.
 
     Every group is cut alone at a few widths, batch norm's statistics are measured anew, and the outputs are compared
     with the original's: by the KL divergence, in nats, for class scores (for each pixel in segmentation), else by the
@@ -183,7 +183,7 @@ class InformationLoss(Allocation):
 
 
 def _warn_about(curves: LossCurves) -> None:
-    """Name the groups that the outputs do not depend on, as far as these images tell."""
+    """Warn about groups on which the outputs do not depend for these images."""
     free = [name for name, curve in curves.rounds[0].curves.items() if not any(curve.values())]
     if free:
         more = f" and {len(free) - 3} others" if len(free) > 3 else ""

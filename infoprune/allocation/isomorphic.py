@@ -1,4 +1,4 @@
-"""Rankings among groups of equal structure only."""
+"""Rank units among groups of equal structure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @ALLOCATIONS.register("isomorphic")
 @dataclass(kw_only=True)
 class Isomorphic(GlobalRanking):
-    """Units compete with those of groups of the same structure, and every kind of structure loses the same share.
+    """Ranks units among groups of the same structure; every kind of structure loses the same share.
 
     Scores of a residual stream and of a layer inside a block have no common scale. Groups are of one structure if equal
     numbers of layers of the same kinds write and read their channels, whatever their widths.

@@ -1,4 +1,4 @@
-"""Measured latency as a budget: the share of the original's time that a model of some widths takes in a backend."""
+"""Latency budgets: the measured time of a model with given widths, as a share of the original's."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ EXPONENTS = (0.05, 20.0)
 
 @dataclass(frozen=True)
 class _Known:
-    """A measured choice of widths: what the model of the time said, the truth, and by how many pairs of runs."""
+    """A measurement of one choice of widths: the estimate before it, the result, and the number of paired runs."""
 
     said: float
     share: float
@@ -63,7 +63,7 @@ class _Known:
 
 
 class LatencyShare:
-    """A cost function for latency budgets: widths -> the share of the original's time.
+    """Cost function for latency budgets: widths -> share of the original's time.
 
     A call answers from a model of the time, which adds up what the single layers take: by a table of layers that were
     timed one by one, or by multiply-accumulates in backends that need seconds to load a layer. `measured` shrinks a
@@ -126,7 +126,7 @@ class LatencyShare:
         return self.now * self._measured(widths).share
 
     def error(self, widths: Mapping[str, int]) -> float:
-        """Return how far the measured share may be from the truth: half of its 95 % interval, relative to it."""
+        """Return the relative error of the measured share: half of its 95 % interval."""
         return self._measured(widths).error
 
     def within(self, target: float, solve: Callable[[float], Widths]) -> Widths:
@@ -196,7 +196,7 @@ class LatencyShare:
         return min(max(mean, EXPONENTS[0]), EXPONENTS[1])
 
     def _measured(self, widths: Mapping[str, int], target: float | None = None) -> _Known:
-        """Return what is known of widths, measured now if nothing is: the better, the closer they are to a target."""
+        """Return the measurement of these widths, with more runs the closer they are to the target."""
         key = _key(widths)
         if key not in self._known:
             self._known[key] = self._clocked(widths, None if target is None else target / self.now)
@@ -241,7 +241,7 @@ def _key(widths: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
 
 
 def _wanted(pairs: PairedRuns, target: float | None) -> float:
-    """Return how well a share is to be known: well if it may be what the target asks for."""
+    """Return the required precision of a share: high if it may be the one that meets the target."""
     fits = target is None or (1 - CLOSE) * target <= pairs.share <= target + SLACK
     return PRECISION if fits else UNSURE
 

@@ -1,4 +1,4 @@
-"""Measuring what cutting each channel group costs: one group at a time, batch norm renewed, outputs compared."""
+"""Measure the loss of cutting each channel group alone, with batch norm renewed and outputs compared."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Quality = Callable[[nn.Module], float]
 
 
 class LossMeter:
-    """Measures models that are cut, against the model as it is.
+    """Measures cut copies of a model against the model itself.
 
     The cuts are made in a copy, by setting the weights that read removed channels to zero. In the copy every batch norm
     normalises by the statistics of the batch at hand, as it would with statistics measured anew after the cut. The
@@ -102,14 +102,14 @@ class LossMeter:
         self.unit = " + ".join(dict.fromkeys(NAMES[distance] for distance in self._batches[0].distances))
 
     def work(self, levels: Mapping[str, Sequence[int]]) -> float:
-        """Return how much this process is expected to measure in a round, in runs of the whole model on all images."""
+        """Return the expected work of this process in a round, in runs of the whole model on all images."""
         mine = list(self.groups)[process() :: world_size()]
         runs = sum(self._work[name] * len(_near(levels[name], dear=False)) for name in mine if name in levels)
         first = self._batches[0].size / self.images if self._batches else 1.0
         return runs * (first + USUALLY_DEAR * (1 - first))
 
     def round(self, widths: Mapping[str, int], levels: Mapping[str, Sequence[int]], bar: Progress) -> Round:
-        """Cut each group of the model with these widths to each of its levels alone, and measure what that costs.
+        """Cut each group alone to each of its levels, in a model with these widths, and measure the loss.
 
         Args:
             widths: Group name -> units that the model has.
@@ -137,7 +137,7 @@ class LossMeter:
         return Round(dict(widths), losses[0].item(), curves)
 
     def _losses_now(self, widths: Mapping[str, int]) -> list[float]:
-        """Return what the copy's present widths cost on each batch, mean over its images."""
+        """Return the loss of the copy's present widths on each batch, averaged over its images."""
         if self._evaluate is not None:
             return [self._best - self._finite(self._evaluate(self.model), "these widths")]
         if all(widths.get(name, group.size) == group.size for name, group in self.groups.items()):
@@ -147,7 +147,7 @@ class LossMeter:
     def _measured(
         self, levels: Mapping[str, Sequence[int]], now: Sequence[float], bar: Progress
     ) -> dict[tuple[str, int], float]:
-        """Return what single cuts add to the losses of now, by group and width."""
+        """Return the loss that single cuts add to the present losses, by group and width."""
         if self._evaluate is not None:
             return self._evaluated(levels, now[0], bar)
         added: dict[tuple[str, int], float] = {}  # summed over images
@@ -177,7 +177,7 @@ class LossMeter:
         return self._work[name] * len(levels) * batch.size / self.images
 
     def _walk(self, batch: _Batch, names: Iterable[str]) -> Iterator[tuple[str, Prefix | None]]:
-        """Go through some groups in the order of their use, each with the run up to there; None if there is no use."""
+        """Yield groups in the order of their use, each with the run up to that use; None if there is no use."""
         prefix: Prefix | None = Prefix()
         for name in sorted(names, key=lambda name: batch.place(self._weights(name))):
             if batch.resumes and prefix is not None:
@@ -185,7 +185,7 @@ class LossMeter:
             yield name, prefix
 
     def _added(self, name: str, width: int, batch: _Batch, prefix: Prefix | None, now: float) -> float:
-        """Return what cutting a group to a width adds to a batch's loss of now, summed over its images."""
+        """Return the loss that cutting a group to a width adds on a batch, summed over its images."""
         if prefix is None:
             return 0.0  # the run never uses this group
         with self._cut({name: width}):
@@ -269,7 +269,7 @@ class LossMeter:
 
     @contextmanager
     def _cut(self, widths: Mapping[str, int]) -> Iterator[None]:
-        """Let the copy compute in the block as if these groups had so many units."""
+        """Let the copy compute as if these groups had so many units, until the end of the block."""
         saved: dict[str, Tensor] = {}
         for name, width in widths.items():
             gone = torch.zeros(self.groups[name].size, dtype=torch.bool)
@@ -288,7 +288,7 @@ class LossMeter:
 
 
 class _Batch:
-    """A batch, what the whole model makes of it, and how to compare with that."""
+    """A batch, the whole model's outputs on it, and how to compare outputs with these."""
 
     def __init__(
         self, inputs: Any, size: int, outputs: list[Tensor], distances: list[Distance], order: Mapping[int, int]
@@ -298,7 +298,7 @@ class _Batch:
         self._order = order
 
     def place(self, weights: Iterable[Tensor]) -> int:
-        """Return how early the first of some weights is used; behind all others if none is."""
+        """Return the position of the first use of some weights; beyond the last call if there is none."""
         return min((self._order.get(id(p), len(self._order)) for p in weights), default=len(self._order))
 
 

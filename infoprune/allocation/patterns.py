@@ -1,4 +1,4 @@
-"""Channel groups by the names of their layers, and the fewest units that each keeps."""
+"""Match channel groups by the names of their layers, and read minimum widths."""
 
 from __future__ import annotations
 

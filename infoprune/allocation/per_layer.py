@@ -1,4 +1,4 @@
-"""A ratio for every layer, written down by name or pattern."""
+"""Give every layer its ratio by name or pattern."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PerLayer(RatioAllocation):
             check_ratio(f"allocation 'per_layer', pattern {pattern!r}", ratio)
 
     def ratios_of(self, structure: Structure) -> dict[str, float]:
-        """Group name -> the ratio of the last pattern that matches it."""
+        """Return group name -> the ratio of the last pattern that matches it."""
         ratios = {group.name: float(self.default) for group in structure.prunable}
         for pattern, ratio in self.ratios.items():
             matched = matching(structure, pattern)

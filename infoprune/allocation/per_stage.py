@@ -1,4 +1,4 @@
-"""Ratios per stage, in the list syntax of HRankPlus and CHIP.
+"""Give stages their ratios in the list syntax of HRankPlus and CHIP.
 
 Source: github.com/Eclipsess/CHIP_NeurIPS2021 (``--sparsity``). The published results of method A on ResNet-50 fit its
 ``[0.]+[0.5]*3+[0.6]*16`` to the digit.

@@ -1,4 +1,4 @@
-"""Allocations that are given a ratio for every group."""
+"""Base of allocations that are given a ratio for every group."""
 
 from __future__ import annotations
 

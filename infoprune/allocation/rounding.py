@@ -1,4 +1,4 @@
-"""Which multiples widths are rounded to: a number, or a choice by the widths of the layers."""
+"""Round widths to multiples, given as a number or chosen by the widths of the layers."""
 
 from __future__ import annotations
 

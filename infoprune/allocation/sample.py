@@ -1,4 +1,4 @@
-"""The calibration images of a measurement, in batches of one size."""
+"""Gather the calibration images of a measurement in batches of one size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From scores and widths to the plan: the units with the lowest scores go."""
+"""Turn scores and widths into a plan that removes the units with the lowest scores."""
 
 from __future__ import annotations
 

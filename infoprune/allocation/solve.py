@@ -1,4 +1,4 @@
-"""Meeting a budget: bisection over the sparsity, then moves of single units.
+"""Meet a budget by bisection over the sparsity, then by moves of single units.
 
 An allocation maps a sparsity in [0, 1] to widths that only shrink as the sparsity grows. Every step below looks for
 the two neighbouring states around the target and never at the target alone, so a larger budget never gets a cheaper
@@ -71,7 +71,7 @@ def _inside(reach: Mapping[str, range], states: Iterable[Widths]) -> Iterator[Wi
 
 
 def bisect(widths_at: WidthsAt, measure: Measure, target: float, steps: int) -> tuple[float, float]:
-    """Return two sparsities with neighbouring widths, as far as ``steps`` go: the first meets the target."""
+    """Return two neighbouring sparsities after ``steps`` halvings; the first meets the target."""
     enough, little = 1.0, 0.0
     low, high = widths_at(enough), widths_at(little)
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""Running a model again and again from the first use of some weights on.
+"""Run a model repeatedly from the first use of some weights on.
 
 What a model computes before it uses a weight does not depend on it. A run is therefore remembered up to there: the
 model's own code runs each time under a torch function mode, which answers all earlier calls from memory. The memory of
@@ -21,7 +21,7 @@ from infoprune.criteria.activations.suffix_replay import ReplayError, _Call, _re
 
 @dataclass(frozen=True)
 class Prefix:
-    """The calls of a run up to some place, and those of their results that are in use there.
+    """The recorded calls of a run up to some point, with the results that are used after it.
 
     An empty one stands for the model's entrance.
     """
@@ -31,11 +31,11 @@ class Prefix:
 
 
 class _Reached(BaseException):
-    """Ends a run at the wanted place. No Exception, so that no model's code handles it."""
+    """Ends a run at the requested call. A BaseException, so that no model's code handles it."""
 
 
 class _Resumed(TorchFunctionMode):
-    """Answers the calls of a prefix from memory, and computes from there on.
+    """Replays the recorded calls of a prefix, and computes from there on.
 
     Args:
         prefix: What is remembered.
@@ -100,7 +100,7 @@ def _is_stand_in(tensor: Tensor) -> bool:
 
 
 def advance(model: nn.Module, inputs: Any, prefix: Prefix, weights: Iterable[Tensor]) -> Prefix | None:
-    """Remember a run up to its first use of one of some weights; None if it uses none of them.
+    """Record a run up to its first use of any of some weights; None if it uses none of them.
 
     Args:
         model: In eval mode, without gradients.

@@ -1,4 +1,4 @@
-"""The same ratio everywhere."""
+"""Give every group the same ratio."""
 
 from __future__ import annotations
 

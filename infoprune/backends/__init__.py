@@ -1,4 +1,4 @@
-"""Where models are deployed and their speed is measured.
+"""Backends: the runtimes in which models are deployed and timed.
 
 A :class:`Backend` makes a model ready to run and says how long a run takes; one file each. What it needs is imported
 when it is used.

@@ -1,4 +1,4 @@
-"""What a backend is: it makes a model ready to run, and says how long each run takes."""
+"""`Backend`: load a model into a runtime and time its runs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Backend(Part):
 
     @property
     def versions(self) -> str:
-        """The versions of what runs the model, which measured times belong to."""
+        """The versions of the software that runs the model; measured times are valid for these."""
         return " ".join(f"{package}-{_version(package)}" for package in ("torch", *self.packages))
 
 

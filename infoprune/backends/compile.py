@@ -1,4 +1,4 @@
-"""PyTorch's own compiler."""
+"""Backend for ``torch.compile``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ExecuTorch with XNNPACK: phones and boards, and here their CPU kernels."""
+"""Backend for ExecuTorch with XNNPACK, the CPU kernels of phones and boards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A function of the user's as a backend: it reaches devices that only the user can reach."""
+"""A user's function as a backend, for devices that only the user can reach."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=False)
 class Function(Backend):
-    """Asks ``measure(model, example_inputs)`` for the seconds of a forward pass, each time anew.
+    """Calls ``measure(model, example_inputs)`` for the seconds of each forward pass.
 
     Args:
         measure: Returns seconds; a median of some runs where single runs scatter. It gets a copy of the model in eval

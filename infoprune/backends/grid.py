@@ -1,4 +1,4 @@
-"""Which multiples of channels pay in a backend: measured, for each kind of layer."""
+"""Measure for each kind of layer which multiples of channels are fast in a backend."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _kind(structure: Structure, weight: str, kind: str) -> str:
 
 
 def _seconds(table: LatencyTable, kind: str) -> dict[int, float]:
-    """Return width -> seconds; networks that are not in the table take turns, so that a busy spell meets them all."""
+    """Return width -> seconds; networks that are not in the table are timed in turns, against drifts of load."""
     keys = {width: f"grid: {kind} of {width}" for widths in WIDTHS.values() for width in widths}
     if not all(key in table.seconds for key in keys.values()):
         networks = {width: _network(kind, width) for width in keys}

@@ -1,4 +1,4 @@
-"""The convolutions and linear layers of a model as separate networks of any width, to be timed one by one."""
+"""Build the layers of a model as separate networks of any width, to time each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class LayerKind:
-    """What a layer's time depends on beside its widths.
+    """The properties of a layer, besides its widths, on which its time depends.
 
     Attributes:
         name: ``"conv"``, ``"depthwise"`` or ``"linear"``.
@@ -52,7 +52,7 @@ class LayerKind:
 
 @dataclass(frozen=True)
 class TimedLayer:
-    """A layer of a model, and how wide it is for given widths of the channel groups."""
+    """A layer of a model, and its width for given widths of the channel groups."""
 
     name: str
     kind: LayerKind

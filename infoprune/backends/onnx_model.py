@@ -1,4 +1,4 @@
-"""A model as ONNX, quickly, to be timed; files that people keep are written by `infoprune.export`."""
+"""Export models to ONNX quickly, for timing; files to keep are written by `infoprune.export`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""Backend for ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU."""
+"""Backend for OpenVINO on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long single layers take by kind and widths: measured once on a machine, and kept on its disk."""
+"""Measure the time of single layers by kind and widths, and cache it on disk."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class LatencyTable:
         return min(run() for _ in range(RUNS))  # what else the machine does only adds to it
 
     def keep(self) -> None:
-        """Write what was measured to the disk, where that is possible."""
+        """Write the measurements to disk, if possible."""
         if len(self.seconds) == self._known:
             return
         try:

@@ -1,4 +1,4 @@
-"""How long a forward pass takes: one model in a backend, or two against each other."""
+"""Time the forward pass of one model in a backend, or of two models against each other."""
 
 from __future__ import annotations
 

@@ -113,11 +113,11 @@ class EventLog:
             )
 
     def validation_starts(self, trainer: pl.Trainer) -> None:
-        """Note the metrics before a validation of the fit."""
+        """Save the metrics before a validation of the fit."""
         self._validation.start(trainer)
 
     def validation_ends(self, trainer: pl.Trainer) -> None:
-        """Keep what the validation measured, also as what followed the last event."""
+        """Save the results of the validation, also as the metrics after the last event."""
         self._validation.end(trainer)
         if self.events:
             self.events[-1].metrics_after = dict(self._validation.metrics)
@@ -134,7 +134,7 @@ class EventLog:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.events = [
             EventRecord(**{**event, "layers": [LayerRow(**row) for row in event["layers"]]})
             for event in state["history"]

@@ -1,4 +1,4 @@
-"""`FilterPruning`: shrinks a model at scheduled epochs of a fit, which goes on with what is left."""
+"""`FilterPruning`: prune a model at scheduled epochs of a fit."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ class FilterPruning(ShapeKeepingCallback):
         super().setup(trainer, pl_module, stage)
 
     def _start_over(self, trainer: pl.Trainer) -> None:
-        """Forget the last run. Where the new Trainer resumes a run, the state comes from the checkpoint."""
+        """Reset the state for a new run. A resumed run restores it from the checkpoint."""
         self._run = weakref.ref(trainer)
         self._engine = PruningEngine(self._engine.options)
         self._log, self._guard = EventLog(), ShapeGuard()
@@ -307,7 +307,7 @@ class FilterPruning(ShapeKeepingCallback):
     def plan_next_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> tuple[Structure, PruningPlan] | None:
-        """Decide now what the next event removes, for a callback that prepares the model for it.
+        """Decide the next event's plan in advance, for callbacks that prepare the model for it.
 
         The event will remove exactly that, whatever the scores are by then.
 

@@ -38,17 +38,17 @@ class ValidationMetrics:
         self._before: dict[str, Tensor] = {}
 
     def start(self, trainer: L.Trainer) -> None:
-        """Note the metrics before a validation; call it when the validation starts."""
+        """Save the metrics before a validation; call it when the validation starts."""
         self._before = dict(trainer.callback_metrics)
 
     def end(self, trainer: L.Trainer) -> None:
-        """Keep what the validation measured; call it when the validation ends."""
+        """Save the results of the validation; call it when the validation ends."""
         measured = {k: v for k, v in trainer.callback_metrics.items() if self._before.get(k) is not v}
         self.metrics = {name: finite(float(value)) for name, value in measured.items() if value.numel() == 1}
 
 
 class UnprunedSnapshot:
-    """A copy of everything within a network, on the CPU; the network's own object is not copied.
+    """A copy on the CPU of all modules and tensors within a network.
 
     That way it can be put in the place of what the network holds later, with the LightningModule around it (its
     metrics, its steps, its optimizers' settings, which often cannot be copied) as it is.
@@ -115,7 +115,7 @@ class UnprunedSnapshot:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Let the network be the unpruned one for a while, on the device that it is on."""
+        """Give the network its unpruned contents, on its present device, until the end of the block."""
         device = next((tensor.device for tensor in self.network.parameters()), None)
         self._exchange()
         try:
@@ -161,7 +161,7 @@ def metrics_on_test_data(
 
 @contextmanager
 def only_progress(trainer: L.Trainer) -> Iterator[None]:
-    """Let a Trainer work with no loggers and no callbacks but the progress bar, as on a model that is not its own."""
+    """Disable a Trainer's loggers, and its callbacks except the progress bar, until the end of the block."""
     callbacks, loggers = trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
     trainer.callbacks = [callback for callback in callbacks if isinstance(callback, ProgressBar)]  # type: ignore[attr-defined]
     trainer.loggers = []
@@ -172,7 +172,7 @@ def only_progress(trainer: L.Trainer) -> Iterator[None]:
 
 
 def validate_now(trainer: L.Trainer) -> Metrics:
-    """Run the validation in the middle of a fit; loggers, and callbacks other than the progress bar, do not see it.
+    """Run the validation in the middle of a fit, unseen by loggers and by callbacks except the progress bar.
 
     The metrics that schedulers and callbacks watch, the progress counters and the random numbers of the fit are
     afterwards as they were. A collective call: every process has to make it.
@@ -208,7 +208,7 @@ def validate_now(trainer: L.Trainer) -> Metrics:
 def latencies(
     network: Callable[[], nn.Module], unpruned: UnprunedSnapshot, inputs: Any, device: torch.device, repeats: int
 ) -> tuple[Latency, Latency]:
-    """Measure a network as it was and as it is, in alternation, so that both run under the same load.
+    """Measure a network before and after pruning, in alternation, so that both run under the same load.
 
     Args:
         network: finds the network; it returns to the device that it is on.

@@ -1,4 +1,4 @@
-"""`RunReport`: measures what pruning did to a run and leaves a folder that tells it."""
+"""`RunReport`: measure the effect of pruning on a run, and write a folder with the report."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ UNPRUNED = "unpruned.pt"
 
 
 class RunReport(DualNamespaceCallback):
-    """Keeps the unpruned model aside, follows the run, and writes a report when the fit ends.
+    """Keeps a copy of the unpruned model, follows the run, and writes a report when the fit ends.
 
     It acts on a fit that has a `FilterPruning` callback and stands *before* that in the list, so that it sees the model
     as it was. Just before the first event it copies the network; when the fit ends it measures both models,
@@ -103,7 +103,7 @@ class RunReport(DualNamespaceCallback):
             self._remember_unpruned(trainer, pl_module, self.folder / UNPRUNED)
 
     def _remember_unpruned(self, trainer: L.Trainer, pl_module: L.LightningModule, kept: Path) -> None:
-        """Take up the copy that a run has left which this one may resume, if every process sees it.
+        """Load the unpruned copy of the run that this one resumes, if every process sees it.
 
         Only here is the network whole; whether a run is resumed is not known yet. If not, the first event makes a new
         one.
@@ -130,7 +130,7 @@ class RunReport(DualNamespaceCallback):
             on_all_ranks(lambda: self._look_at_unpruned(trainer, pl_module, pruning))
 
     def _look_at_unpruned(self, trainer: L.Trainer, pl_module: L.LightningModule, pruning: FilterPruning) -> None:
-        """Keep a copy of the network, and note what is coupled in it."""
+        """Copy the network, and describe its coupled channels."""
         pruning.prepare(trainer, pl_module)
         if pruning.inputs is not None and trainer.is_global_zero:
             structure = pruning.structure(pl_module)
@@ -279,7 +279,7 @@ class RunReport(DualNamespaceCallback):
         return before, after
 
     def _files(self, trainer: L.Trainer) -> dict[str, str]:
-        """Return what lies in the run folder, label -> path relative to it."""
+        """Return the files of the run folder: label -> path relative to it."""
         assert self.folder is not None
         files = {
             "report": "report.html",
@@ -301,7 +301,7 @@ class RunReport(DualNamespaceCallback):
 
 @contextmanager
 def _side_file(path: Path) -> Iterator[Path]:
-    """Warn where a file of the run folder cannot be written: a full disk is no reason to lose a fit."""
+    """Warn if a file of the run folder cannot be written, since a full disk must not end a fit."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield path
@@ -318,6 +318,6 @@ def pruning_of(trainer: L.Trainer) -> FilterPruning:
 
 
 def _path_of(network: nn.Module, module: L.LightningModule) -> str:
-    """Return where a network lies in its LightningModule as it is built: past the wrapper of a compiled network."""
+    """Return the path of a network in its LightningModule, without wrappers of compiled networks."""
     path = next(name for name, part in module.named_modules() if part is network)
     return path.removesuffix(COMPILED).removesuffix(".")

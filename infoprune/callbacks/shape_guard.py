@@ -16,7 +16,7 @@ from infoprune.structure import PruningPlan, plan_of
 
 
 class ShapeGuard:
-    """Remembers which LightningModule is fitted and what it has lost.
+    """Records which LightningModule is fitted and which plan it was pruned by.
 
     A ``configure_model`` that builds its layers whenever it is called would silently undo the pruning.
     """
@@ -26,12 +26,12 @@ class ShapeGuard:
         self._module: weakref.ref[pl.LightningModule] | None = None
 
     def start(self, module: pl.LightningModule) -> None:
-        """Watch a module from now on."""
+        """Begin to watch a module."""
         self._module = weakref.ref(module)
         self._plan = plan_of(module)
 
     def update(self, module: pl.LightningModule) -> None:
-        """Take the present shape of the watched module for the right one; other modules do not matter."""
+        """Record the present plan of the watched module; other modules are ignored."""
         if self._watches(module):
             self._plan = plan_of(module)
 

@@ -1,4 +1,4 @@
-"""`SparsityWarmup`: the filters that will go are made small before they go."""
+"""`SparsityWarmup`: shrink the filters that the next event removes by a penalty before it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALLEST = 1e-12
 
 @dataclass(frozen=True)
 class Part:
-    """Where units of a group lie in one parameter that makes their channels: filters, biases, norms' weights.
+    """The place of a group's units in one parameter that makes their channels (filter, bias or norm).
 
     Attributes:
         parameter: its name.
@@ -87,7 +87,7 @@ def unit_norms(network: nn.Module, parts: list[Part]) -> Tensor:
 
 
 class SparsityWarmup(DualNamespaceCallback):
-    """Lets a penalty shrink the filters that the next event of `FilterPruning` will remove.
+    """Adds a penalty on the filters that the next event of `FilterPruning` will remove.
 
     Some epochs before an event, `FilterPruning` is asked what it will remove; from then on it is bound to that. Until
     the event, the gradients of these filters, of their biases and of their norms' weights get a penalty's gradient

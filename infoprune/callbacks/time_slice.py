@@ -1,4 +1,4 @@
-"""`TimeSlice`: a run in portions of a few minutes."""
+"""`TimeSlice`: split a run into portions of a few minutes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHECKPOINT = "checkpoints/slice.ckpt"
 
 
 class SliceOver(Exception):
-    """The minutes of a `TimeSlice` have passed; no error.
+    """Raised when the minutes of a `TimeSlice` have passed.
 
     Attributes:
         checkpoint: what the next slice resumes from.

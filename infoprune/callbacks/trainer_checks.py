@@ -133,7 +133,7 @@ def check_started(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 
 
 def reset_best(trainer: pl.Trainer) -> None:
-    """Let every ModelCheckpoint look for the best anew; the files that it has written stay."""
+    """Reset the best score of every ModelCheckpoint; files on disk stay."""
     for checkpoint in _callbacks_of_kind(trainer, "ModelCheckpoint"):
         if checkpoint.monitor is None:
             continue  # it keeps the latest, in place of the one before
@@ -146,7 +146,7 @@ def reset_best(trainer: pl.Trainer) -> None:
 
 
 def reset_early_stopping(trainer: pl.Trainer) -> None:
-    """Let every EarlyStopping start over."""
+    """Reset every EarlyStopping."""
     for stopping in _callbacks_of_kind(trainer, "EarlyStopping"):
         stopping.wait_count = 0
         stopping.best_score = torch.tensor(float("inf") if stopping.mode == "min" else -float("inf"))

@@ -1,1 +1,1 @@
-"""What the subcommands of ``infoprune`` do, one file a kind."""
+"""The subcommands of ``infoprune``, one file each."""

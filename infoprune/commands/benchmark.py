@@ -1,4 +1,4 @@
-"""``infoprune benchmark``: how fast a pruned model is, against the unpruned and a uniformly narrowed one."""
+"""``infoprune benchmark``: time a pruned model against the unpruned and a uniformly narrowed one."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _verdicts(rows: list[dict[str, Any]]) -> list[str]:
-    """Say where a cut does not pay, and where the runs do not tell."""
+    """Name the cuts that bring no speed-up, and those for which the runs are inconclusive."""
     lines = []
     for row in rows:
         if row["model"] != "pruned" or row["ideal_speedup"] <= 1.1:

@@ -1,4 +1,4 @@
-"""The options of a cut, the same for every command that makes one."""
+"""The options of a cut, shared by all commands that make one."""
 
 from __future__ import annotations
 

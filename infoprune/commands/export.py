@@ -1,4 +1,4 @@
-"""``infoprune export``: take a model out of the framework, and check that it still computes the same."""
+"""``infoprune export``: write a model for other runtimes, and check that the outputs are the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``infoprune inspect``: what lives and dies together in a model, what is frozen and why, what each layer costs."""
+"""``infoprune inspect``: show coupled channels, frozen groups with reasons, and the cost of each layer."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _front(
     targets: Sequence[Target],
     kept: str | None,
 ) -> list[dict[str, Any]]:
-    """Return what is left of the model at each budget; one measurement serves all."""
+    """Return the accuracy of the model at each budget, from one measurement."""
     from infoprune.allocation import CoupledLast, InformationLoss, LossCurves
     from infoprune.criteria import get_criterion
     from infoprune.network_batches import NetworkBatches

@@ -1,4 +1,4 @@
-"""Names of parts for the help, which would wait for seconds if it had to import PyTorch to know them."""
+"""Names of parts for the help, so that it need not import PyTorch."""
 
 CRITERIA = (
     "batchnorm_scale",

@@ -1,4 +1,4 @@
-"""Networks by their names alone: of torchvision, ``resnet18``; of timm, ``timm:resnet50``; of installed packages."""
+"""Networks by short names: torchvision's ``resnet18``, ``timm:resnet50``, and those of installed packages."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def network_names() -> list[str]:
 
 
 def _split(word: str) -> list[str]:
-    """Split ``--model=x`` in two, and leave other words as they are."""
+    """Split ``--model=x`` into two words, and leave other words unchanged."""
     option, equals, value = word.partition("=")
     return [option, value] if equals and option.startswith("--model") else [word]
 

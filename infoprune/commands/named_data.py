@@ -1,4 +1,4 @@
-"""How commands are told which images to look at: any LightningDataModule by ``class_path``."""
+"""``--data``: any LightningDataModule by ``class_path``, as the images of a command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""W&B without a network or a login: the run is kept on the disk, and the user is told where."""
+"""Run W&B loggers offline where there is no network or login, and say where the run is kept."""
 
 from __future__ import annotations
 

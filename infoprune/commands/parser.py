@@ -1,4 +1,4 @@
-"""What all commands share on the command line: a parser that teaches, errors in one line, tables or JSON."""
+"""Shared parts of the commands: parsers, errors in one line, output as tables or JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMAT = 1
 
 
 class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Help with defaults and types, and the examples as they were laid out."""
+    """Help with defaults and types, and examples with their line breaks."""
 
 
 def make_parser(command: str, what: str, examples: str) -> ArgumentParser:

@@ -1,4 +1,4 @@
-"""Say in one line what a parser reports over many: the option, what it was given, and what was meant."""
+"""Turn a parser's report of many lines into one: the option, its value, and the nearest known name."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def in_one_line(text: str, options: Iterable[str] = ()) -> str:
 
 
 def _meant(said: str, options: list[str]) -> str:
-    """Return what may have been meant by a word that no option takes."""
+    """Return a hint for a word that no option takes."""
     unknown = re.search(r"unrecognized arguments: (\S+)", said, re.IGNORECASE)
     if not unknown:
         return ""

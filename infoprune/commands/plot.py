@@ -1,4 +1,4 @@
-"""``infoprune plot``: pictures of a run from its folder, for slides and papers."""
+"""``infoprune plot``: draw the figures of a run, for slides and papers."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def run(words: Sequence[str]) -> None:
 
 
 def _renew(named: NamedModel, original: nn.Module, result: PruneResult, options: Namespace, data: NamedData) -> None:
-    """Fit the layers behind the cut and measure batch norm anew, as far as the options say so."""
+    """Fit the layers behind the cut and recalibrate batch norm, as the options say."""
     from infoprune.network_batches import NetworkBatches
     from infoprune.recalibration import tracked_norms
 
@@ -181,7 +181,7 @@ def _config(named: NamedModel) -> str:
 
 
 def _write(out: Path, named: NamedModel, record: RunRecord) -> None:
-    """Write the folder, all of it or nothing."""
+    """Write all files of the folder, or none."""
     from infoprune.report import render_html
 
     out.parent.mkdir(parents=True, exist_ok=True)

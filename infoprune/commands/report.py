@@ -1,4 +1,4 @@
-"""``infoprune report``: the page of a run written anew from its record, or two runs side by side."""
+"""``infoprune report``: write a run's report again from its record, or compare two runs on one page."""
 
 from __future__ import annotations
 

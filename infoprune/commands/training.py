@@ -167,7 +167,7 @@ class TrainingCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
-        """Find out first, and in words of ours, whether the loggers can write."""
+        """Check that the loggers can write before the fit starts."""
         folders = [logger.save_dir for logger in self.trainer.loggers if self.trainer.is_global_zero]
         for folder in filter(None, folders):
             if "://" not in folder:
@@ -221,14 +221,14 @@ def _first_clash(error: RuntimeError) -> str:
 
 
 class _Parsers(TrainingCLI):
-    """Only the parsers: made, and nothing parsed."""
+    """Makes the parsers and parses nothing."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         raise _Made
 
 
 class _Made(Exception):
-    """The parsers are there."""
+    """Raised once the parsers are made."""
 
 
 def parsers() -> dict[str, LightningArgumentParser]:

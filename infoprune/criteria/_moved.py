@@ -32,7 +32,7 @@ MOVED = {
 
 
 class _Moved(ModuleType):
-    """A module under its old name; whatever is read from it comes from the new one, with a DeprecationWarning."""
+    """A module under its old name; its attributes come from the new module, with a DeprecationWarning."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what the import system and inspect ask every module for

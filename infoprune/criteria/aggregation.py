@@ -1,4 +1,4 @@
-"""From the scores of filters to one score per unit of a channel group."""
+"""Combine the scores of filters into one score per unit of a channel group."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUNDING = 1e-9
 
 
 def minmax(values: Tensor) -> Tensor:
-    """Map values to [0, 1]; values that are all the same give 0.
+    """Scale values to [0, 1]; equal values give 0.
 
     >>> minmax(torch.tensor([1.0, 3.0, 2.0])).tolist(), minmax(torch.tensor([5.0, 5.0])).tolist()
     ([0.0, 1.0, 0.5], [0.0, 0.0])
@@ -33,7 +33,7 @@ def minmax(values: Tensor) -> Tensor:
 
 
 def normalized(values: Tensor, how: str) -> Tensor:
-    """Bring scores of one layer to a scale that other layers share.
+    """Scale the scores of one layer so that layers can be compared.
 
     Args:
         values: (n,) scores.

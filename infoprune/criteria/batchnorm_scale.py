@@ -1,4 +1,4 @@
-"""The scale that batch norm gives each channel.
+"""Score channels by the scale that batch norm gives them.
 
 Source: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017. They train with
 an L1 penalty on the scales first; without it the scales say less.

@@ -1,4 +1,4 @@
-"""What is refused before and after scoring: weights that are not finite, scores of a wrong kind, shape or value."""
+"""Check weights before scoring and scores after it: finite values, kind and shape."""
 
 from __future__ import annotations
 

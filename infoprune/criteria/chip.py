@@ -1,4 +1,4 @@
-"""Channel independence of feature maps.
+"""Score channels by the independence of their feature maps.
 
 Source: Sui et al., "CHIP: CHannel Independence-based Pruning for Compact Neural Networks", NeurIPS 2021; 5 batches of
 128 training images as in their code. They decompose the masked matrix once more for every channel; the identity that

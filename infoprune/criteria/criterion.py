@@ -1,4 +1,4 @@
-"""What every criterion has in common: from scores of filters to scores of units."""
+"""`Criterion`: the base of all criteria, from scores of filters to scores of units."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class LayerCriterion(Criterion):
 
 
 class WeightCriterion(LayerCriterion):
-    """A criterion that looks at the filters of one layer at a time, and at nothing else."""
+    """A criterion that reads the filters of one layer at a time, and nothing else."""
 
     filterwise: ClassVar[bool] = False
     """Whether the score of a filter depends on that filter alone. Filters then come in slices that fit the cache."""

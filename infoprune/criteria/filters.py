@@ -1,4 +1,4 @@
-"""The filters of layers: which layers are scored, and the weights that each of their filters computes with."""
+"""Find the layers that are scored, and the weights with which each of their filters computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distance from the layer's geometric median: filters that the others can stand in for go.
+"""Score filters by their distance from the layer's geometric median; replaceable filters go.
 
 Source: He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration" (FPGM),
 CVPR 2019. As in their code, a filter's closeness to the median is measured by its summed distance to all filters of

@@ -1,4 +1,4 @@
-"""First-order estimate of what removing a unit does to the loss, over everything that goes with the unit.
+"""Estimate to first order how removing a unit, with all that is coupled to it, changes the loss.
 
 Sources: the estimate is Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019; taking it over
 all coupled parameters is Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023, arXiv 2301.12900.

@@ -1,4 +1,4 @@
-"""Second-order estimate of what removing a filter does to the loss, with a diagonal Fisher matrix for the Hessian.
+"""Estimate to second order how removing a filter changes the loss, with a diagonal Fisher matrix.
 
 Sources: LeCun et al., "Optimal Brain Damage", NIPS 1989; for whole filters (OBD-C) Wang et al., "EigenDamage:
 Structured Pruning in the Kronecker-Factored Eigenbasis", ICML 2019, arXiv 1905.05934.

@@ -1,4 +1,4 @@
-"""Layer-adaptive magnitudes: the share of a filter in the energy that its group has left when it goes.
+"""Score filters by their share of the energy that remains in their group when they go.
 
 Source: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021, arXiv 2010.07611, there for
 single weights; here for filters, as Torch-Pruning applies it.

@@ -1,4 +1,4 @@
-"""What a person sees after a run: records, tables, the HTML report and what loggers receive.
+"""Reports of runs: records, tables, HTML pages and logger output.
 
 Tables, page and charts are pure functions of a `RunRecord`; `collect` makes its rows, `loggers` alone knows Lightning.
 """
@@ -18,7 +18,7 @@ __all__ = ["EventRecord", "LayerRow", "RunRecord", "Totals", "print_tables", "re
 
 
 def __getattr__(name: str) -> Any:
-    """Import the page when it is asked for: its template engine takes as long to import as all the rest."""
+    """Import the HTML page on first use, since its template engine is slow to import."""
     if name == "render_html":
         from infoprune.report.html import render_html
 

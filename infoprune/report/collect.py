@@ -1,4 +1,4 @@
-"""From a traced model and a plan to the rows of a record: the one place where the report looks at the structure."""
+"""Build a record's rows from a traced model and a plan."""
 
 from __future__ import annotations
 

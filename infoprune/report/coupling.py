@@ -1,4 +1,4 @@
-"""The explanation of a channel group, cut down to what fits on a page."""
+"""Shorten the explanation of a channel group to fit on a page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def places(text: str) -> int:
 
 
 def shortened(text: str, most: int = 60) -> str:
-    r"""Say of each place only the last step that leads there, and tensors of one module in one line.
+    r"""Keep for each place only its last step, and merge the tensors of one module into one line.
 
     Args:
         text: what ``Structure.explain`` says of a group.

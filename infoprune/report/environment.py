@@ -1,4 +1,4 @@
-"""Where a run took place: the device and the versions, as a record keeps them."""
+"""Describe the device and the versions of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well each capacity estimator predicts the entropy of feature maps, layer by layer, as a picture."""
+"""Draw how well each capacity estimator predicts the entropy of feature maps, by layer."""
 
 from __future__ import annotations
 

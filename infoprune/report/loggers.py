@@ -1,4 +1,4 @@
-"""What the run's loggers receive: the same scalars for all, panels, tables and artifacts where a logger holds them.
+"""Send a run's scalars to all loggers, and panels, tables and artifacts to those that hold them.
 
 The W&B client is imported only where a WandbLogger is in use: it takes as long to import as the rest of the package.
 """
@@ -21,7 +21,7 @@ ARTIFACTS = ("report.html", "record.json", "plan.json", "pruned.pt")
 
 
 class RunLog:
-    """Sends the story of a pruning run to any Lightning loggers.
+    """Sends a pruning run to any Lightning loggers.
 
     A logger that fails is warned about once and left alone from then on; training is worth more than its log.
     To be used on the process with global rank zero only.
@@ -43,7 +43,7 @@ class RunLog:
         self._each(lambda logger: logger.log_hyperparams(dict(config)))
 
     def event(self, event: EventRecord, more: Mapping[str, float] | None = None) -> None:
-        """Send the scalars of an event (and ``more``), and its tables and histograms where they can be held."""
+        """Send the scalars of an event (and ``more``), and its tables and histograms to loggers that hold them."""
         self._events.append(event)
         scalars = {**event_scalars(event), **(more or {})}
 

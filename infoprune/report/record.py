@@ -1,4 +1,4 @@
-"""What a pruning run leaves behind, as plain data: the source of every table, chart and report.
+"""The record of a pruning run as plain data: the source of every table, chart and report.
 
 A `RunRecord` holds primitives only, so it can be written to JSON, sent to a logger, compared with another run or
 rendered years later without the model. Reading checks every field and says which one is wrong.
@@ -51,7 +51,7 @@ class LayerRow:
 
 @dataclass
 class Totals:
-    """What the whole model costs and how well it does, at one moment.
+    """Cost and metrics of the whole model at one moment.
 
     Attributes:
         macs: multiply-accumulates per example.
@@ -70,7 +70,7 @@ class Totals:
 
 @dataclass
 class EventRecord:
-    """One pruning event: the scores that it saw, the units that it kept, the costs that were left.
+    """One pruning event: its scores, the units kept, and the remaining cost.
 
     Attributes:
         index: 0 for the first event of the run.
@@ -112,7 +112,7 @@ class EventRecord:
 
 @dataclass(repr=False)
 class RunRecord:
-    """A whole run.
+    """The record of a whole run.
 
     Attributes:
         model: class name of the network.
@@ -240,7 +240,7 @@ def finite(value: float) -> float | None:
 
 
 def _printable(value: Any) -> Any:
-    """Write out control characters, with which a record from a stranger could steer the reader's terminal."""
+    """Escape control characters, by which a record could manipulate the reader's terminal."""
     if isinstance(value, str):
         return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in value)
     if isinstance(value, list):

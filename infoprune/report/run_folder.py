@@ -1,4 +1,4 @@
-"""Where a run writes: one folder that all loggers, checkpoints and reports of the run share."""
+"""Choose the folder of a run, shared by its loggers, checkpoints and reports."""
 
 from __future__ import annotations
 

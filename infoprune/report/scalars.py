@@ -1,4 +1,4 @@
-"""The numbers of a pruning event, by the names under which every logger receives them."""
+"""The scalars of a pruning event, by the names under which every logger receives them."""
 
 from __future__ import annotations
 

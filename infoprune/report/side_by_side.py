@@ -1,4 +1,4 @@
-"""Two runs on one self-contained HTML page: what they cost, what was asked for, and each layer's width."""
+"""Show two runs on one self-contained HTML page: costs, options, and each layer's width."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Weights & Biases shows of a pruning run: step metrics, tables, histograms, widths, one artifact."""
+"""Log a pruning run to Weights & Biases: step metrics, tables, histograms, widths, one artifact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_UNITS = 10_000
 
 
 def define(run: Any, names: Iterable[str] = ()) -> None:
-    """Let everything below ``prune/`` be drawn against the number of the pruning event.
+    """Draw all metrics below ``prune/`` against the number of the pruning event.
 
     Args:
         run: the W&B run.

@@ -1,4 +1,4 @@
-"""One dashboard for a whole team: the definition of a W&B workspace that shows what pruning runs log."""
+"""Define a W&B workspace for a team that shows the metrics of pruning runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Channel groups: units that lie in the same slots and are chosen among themselves."""
+"""Sort coupled channels into groups whose units lie in the same slots."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Grouping:
         return slots
 
     def _frozen_components(self) -> tuple[Labels, list[str]]:
-        """Return for each component 0 if it is prunable, the number of its reason from 1, or -1 if it is no channel."""
+        """Return each component's state: 0 prunable, n > 0 frozen for reason number n, -1 not a channel."""
         frozen = np.zeros(self._space.size, dtype=np.int64)
         silent = [f.labels for f in self._space.freezes if f.reason is None]
         spoken = [f for f in self._space.freezes if f.reason is not None]
@@ -160,7 +160,7 @@ class Grouping:
     def _finish_groups(
         self, slots: Mapping[int, list[GroupSlot]], sizes: Sequence[int], reasons: Sequence[str | None]
     ) -> Labels:
-        """Name the groups after their layers and put them in forward order; the new number of each, -1 if dropped."""
+        """Name the groups after their layers, in forward order; return each group's new number, -1 if it is dropped."""
         rank = {(layer.weight, layer.dim): i for i, layer in reversed(list(enumerate(self._layers)))}
         entries = []
         for number, members in slots.items():

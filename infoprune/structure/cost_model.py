@@ -1,4 +1,4 @@
-"""Costs as arithmetic on widths."""
+"""Compute costs of layers from their widths."""
 
 from __future__ import annotations
 

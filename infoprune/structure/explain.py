@@ -1,4 +1,4 @@
-"""Why channels are coupled or frozen, in words."""
+"""Explain in words why channels are coupled or frozen."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def explain(structure: Structure, name: str) -> str:
 
 
 def explain_group(structure: Structure, group: ChannelGroup) -> str:
-    """Describe one group: its slots and the operators that lead to each; or why it is frozen.
+    """Describe one group: its slots, the operators that couple them, or the reason why it is frozen.
 
     Args:
         structure: the traced model.

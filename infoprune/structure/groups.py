@@ -166,7 +166,7 @@ class Structure:
         return numbers[numbers >= 0]
 
     def labels_of(self, groups: Labels) -> Labels:
-        """Return all labels of groups given by their numbers."""
+        """Return all labels of the groups with the given numbers."""
         return np.flatnonzero(np.isin(self.group_of_root[self.component], groups))
 
     def whole_groups(self, labels: Labels) -> Labels:
@@ -174,7 +174,7 @@ class Structure:
         return np.union1d(labels, self.labels_of(self.groups_cut(labels)))
 
     def part_of(self, plan: PruningPlan, groups: Labels) -> PruningPlan:
-        """Return what a plan cuts from groups given by their numbers.
+        """Return the part of a plan that cuts the given groups.
 
         Args:
             plan: a plan of this structure.
@@ -304,7 +304,7 @@ class Structure:
         return keep
 
     def _keep_mask_without(self, gone: Labels) -> np.ndarray:
-        """Return for every label whether it stays when these go with their units; the last entry is for ``OUTSIDE``."""
+        """Return a keep mask over all labels without the given ones and their units; the last entry is `OUTSIDE`."""
         dead = np.zeros(self.space.size, dtype=bool)
         dead[self.component[gone]] = True
         return np.append(~dead[self.component], True)

@@ -1,4 +1,4 @@
-"""The layers of a model: parameters whose filters make channels in a convolution or matrix product."""
+"""Find the layers of a model: convolutions and linear layers whose filters make channels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WEIGHT = re.compile(r"\.(weight|weight_orig|weight_v|parametrizations\.weight\.
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer, as a maker of channels.
+    """A convolution or linear layer, with the parameter whose filters make its output channels.
 
     Attributes:
         name: module path, or the parameter's name if it is not a module's ``weight``.
@@ -55,7 +55,7 @@ def find_layers(space: LabelSpace, component: Labels, contractions: Sequence[Con
 
 
 class _FilterFinder:
-    """Finds the dimension of the parameter whose entries a contraction turns into channels."""
+    """Finds the dimension of a layer's weight that a contraction turns into channels."""
 
     def __init__(self, space: LabelSpace, component: Labels) -> None:
         self._space = space

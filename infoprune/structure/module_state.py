@@ -1,4 +1,4 @@
-"""What modules hold besides tensors of their own, and what a forward pass keeps there between calls.
+"""Save and restore the attributes of modules that a forward pass may change.
 
 Code that computes something once for each device or size (``self.bias_of[device] = self.bias[:, self.places]``) fills a
 dict of its own, or an attribute that was None; other code builds a layer at its first call, or hangs hooks on its
@@ -32,7 +32,7 @@ _OWN = frozenset(vars(nn.Module()))
 
 
 class Attributes:
-    """The attributes of modules, what dicts, lists and sets among them hold, and random generators, as they are now."""
+    """A snapshot of the attributes of modules, of the containers in them, and of random generators."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._before = [(module, dict(module.__dict__)) for module in modules]
@@ -48,14 +48,14 @@ class Attributes:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Give the modules back the attributes that they had, and containers (the same objects) what they held."""
+        """Restore, at the end of the block, all attributes and the contents of all containers."""
         try:
             yield
         finally:
             self.restore()
 
     def restore(self) -> None:
-        """Give the modules back what they had."""
+        """Restore the attributes of the modules."""
         for module, attributes in self._before:
             module.__dict__.clear()
             module.__dict__.update(attributes)
@@ -79,7 +79,7 @@ class Attributes:
                     yield module, name, type(value)(content)
 
     def filled(self, own: Iterable[Tensor]) -> Iterator[tuple[nn.Module, str]]:
-        """Return attributes that since received tensors of the model or labelled ones: dicts, and what was None."""
+        """Return the attributes that have received model tensors or labelled tensors since: dicts and former None."""
         ids = {id(tensor) for tensor in own}
         for module, name in self._fillable:
             value = module.__dict__.get(name)
@@ -93,7 +93,7 @@ class Attributes:
                 yield module, name
 
     def _note(self, container: Container | None) -> None:
-        """Copy a container, and those inside it, but none of what they hold."""
+        """Copy a container and the containers in it, without copying the other values."""
         if container is None or id(container) in self._contents:
             return
         if not container:
@@ -117,7 +117,7 @@ def _holds(container: Container, content: Container | tuple[()]) -> bool:
 
 
 def _refill(container: Container, content: Container | tuple[()]) -> None:
-    """Give a container back what it held; one that still holds just that is not touched."""
+    """Restore the contents of a container, if they have changed."""
     if _holds(container, content):
         return
     if isinstance(container, list):
@@ -128,7 +128,7 @@ def _refill(container: Container, content: Container | tuple[()]) -> None:
 
 
 def put_back(modules: Mapping[str, nn.Module], found: Mapping[tuple[str, str], Any]) -> None:
-    """Give attributes of modules the values that a pass found there.
+    """Set attributes of modules to the values that a pass found there.
 
     Args:
         modules: the model's modules by name.
@@ -146,13 +146,13 @@ def put_back(modules: Mapping[str, nn.Module], found: Mapping[tuple[str, str], A
 
 @contextmanager
 def attributes_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Give modules back the attributes that they had: train/eval flags, and what a forward pass kept on them."""
+    """Restore train/eval flags and all other attributes of modules at the end of the block."""
     with Attributes(modules).restored():
         yield
 
 
 def check_caches(modules: Mapping[str, nn.Module], plan: PruningPlan) -> None:
-    """Refuse a plan that names as a cache what is none: only None, a tensor, or a dict of tensors is dropped.
+    """Refuse a plan whose caches are anything but None, a tensor or a dict of tensors.
 
     Raises:
         PlanError: names the attribute.

@@ -1,4 +1,4 @@
-"""Running a model on real numbers: as it is, masked, or with the tensors that a plan would leave."""
+"""Run a model on real numbers: unchanged, masked, or with the tensors that a plan would leave."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _RANDOM = {
 
 
 class ModuleOutputs:
-    """What each module call of a run returned, in the order in which they ended, without what a plan removes.
+    """The output of each module call of a run, in order, without the channels that a plan removes.
 
     A summary of a tensor is its sum of absolute values and its product with a ramp, so that little is kept of it.
 
@@ -80,7 +80,7 @@ class ModuleOutputs:
 
 
 class NumericRun:
-    """A model and its inputs, ready to be run in eval mode with other tensors than its own.
+    """Runs a model in eval mode, on its inputs, with tensors that replace its own.
 
     The model is not copied and not changed: its tensors and attributes are swapped for the duration of a run. Buffers
     are copied for each run, since code may write to them.
@@ -190,7 +190,7 @@ def _in_two(axis: Labels, removed: Sequence[int]) -> Labels:
 
 
 class _NumericTracer(Tracer):
-    """Runs operators on real numbers, in float64 if asked to, and draws the same random number everywhere."""
+    """Runs operators on real numbers, in float64 if asked to, with the same random numbers in every run."""
 
     def __init__(self, space: LabelSpace, double: bool) -> None:
         super().__init__(space, {})
@@ -209,7 +209,7 @@ class _NumericTracer(Tracer):
 
 
 class _MaskedTracer(_NumericTracer):
-    """Lets normalisations over channels see only the channels that stay."""
+    """Restricts normalisation over channels to the channels that stay."""
 
     def __init__(self, space: LabelSpace, double: bool, removed: np.ndarray) -> None:
         super().__init__(space, double)
@@ -241,7 +241,7 @@ class _MaskedTracer(_NumericTracer):
         return result
 
     def _silence(self, out: Tensor) -> None:
-        """Keep what is removed of a kernel zero: its statistics are of what stays."""
+        """Set the removed part of a kernel to zero, since its statistics are of the channels that stay."""
         labels = labels_of(out)
         if labels.zero and labels.origin is not None and out.is_floating_point():
             for dim in range(out.dim()):
@@ -313,7 +313,7 @@ def _widened(tensor: Tensor) -> Tensor:
 def _in_double(
     operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Ask for float64 where the code asks for less, and bring tensors that it has made of less to it.
+    """Replace requests for lower precision by float64, and convert the tensors that result.
 
     An operator that writes to a tensor writes to what is there.
     """

@@ -1,4 +1,4 @@
-"""`PruningPlan`: what goes, as a pure value that reads and writes itself as JSON."""
+"""`PruningPlan`: the indices that a cut removes, as a value that can be written to and read from JSON."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class PruningPlan:
         return after
 
     def then(self, later: PruningPlan) -> PruningPlan:
-        """Return this plan and, on the shrunk model, ``later``: one plan in this plan's coordinates.
+        """Combine this plan with ``later``, made for the shrunk model, into one plan for the original.
 
         Raises:
             PlanError: ``later`` was made for other shapes than this plan leaves.

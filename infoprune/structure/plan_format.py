@@ -1,4 +1,4 @@
-"""The plain form of a plan: primitives that are checked before they take memory.
+"""Read and write the plain form of a plan; every field is checked before it takes memory.
 
 A plan may come from a stranger. Runs of indices are short to write (``"0-9999999"``), so their ends are compared with
 the size of the dimension first, and all indices of a plan together are limited.
@@ -76,7 +76,7 @@ def write_ranges(indices: Iterable[int]) -> str:
 
 
 class _Ranges:
-    """Reads what :func:`write_ranges` wrote; texts that are alike become one tuple."""
+    """Reads the runs that :func:`write_ranges` wrote; equal texts give one shared tuple."""
 
     def __init__(self) -> None:
         self._read: dict[tuple[str, int], tuple[int, ...]] = {}

@@ -42,7 +42,7 @@ class OwnedTensor:
         return key in module._parameters
 
     def replace(self, tensor: Tensor | None) -> None:
-        """Put another tensor into every place that holds this one."""
+        """Replace the tensor wherever modules hold it."""
         for module, key in self.owners:
             store = module._parameters if key in module._parameters else module._buffers
             store[key] = tensor  # type: ignore[assignment]
@@ -98,7 +98,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def swapped(owned: Mapping[str, OwnedTensor], stand_ins: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the model hold other tensors for a while."""
+    """Replace the tensors of a model until the end of the block."""
     try:
         for name, tensor in stand_ins.items():
             owned[name].replace(tensor)
@@ -109,5 +109,5 @@ def swapped(owned: Mapping[str, OwnedTensor], stand_ins: Mapping[str, Tensor]) -
 
 
 def on_meta(tensor: Tensor) -> Tensor:
-    """Make a stand-in with the same shape and memory layout and no data."""
+    """Return a tensor with the same shape and memory layout on the meta device."""
     return torch.empty_like(tensor, device="meta").requires_grad_(False)

@@ -1,4 +1,4 @@
-"""`trace`: which channels of a model live and die together, found in one pass on shapes."""
+"""`trace`: find the channel groups of a model in one pass on shapes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def traced_model(
     frozen: Sequence[str | nn.Module] = (),
     follow: Mapping[str, str | None] | None = None,
 ) -> TracedModel:
-    """Trace a model without running any cut dry: what its operators say. Arguments and errors are those of `trace`."""
+    """Trace a model without running any plan dry. Arguments and errors are those of `trace`."""
     owned = owned_tensors(model)
     _check_materialised(owned)
     if not all(len(tensor) for tensor in tensors_of(example_inputs)[:1] if tensor.dim()):

@@ -1,4 +1,4 @@
-"""`verify`: a shrunk model computes what the masked original computes."""
+"""`verify`: compare a shrunk model with the masked original."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def verify(
 
 
 def check_exact(model: nn.Module, plan: PruningPlan, example_inputs: Inputs) -> None:
-    """Refuse a plan after which the model would not compute what the masked model computes.
+    """Refuse a plan if the shrunk model would not compute what the masked model computes.
 
     The model runs twice on the example inputs, with masked and with shrunk tensors, in float32 where that is the dtype
     of its parameters. Errors that float32 does not explain, and all other dtypes, are decided in float64. The model is

@@ -1,4 +1,4 @@
-"""What layers put out: tapped while the model runs, scored as feature maps, and computed anew from one layer on."""
+"""Activations of layers: tap them, score them as feature maps, replay the layers behind them."""
 
 from infoprune.criteria.activations.feature_map import FeatureMapCriterion
 from infoprune.criteria.activations.tap import ActivationTap, stream_activations

@@ -1,4 +1,4 @@
-"""Running only the part of a network behind a layer, again and again.
+"""Run repeatedly only the part of a network behind a layer.
 
 The model's own code runs each time, but under a torch function mode. The first run on a batch records what every call
 before the layer's activation returned, and keeps those results that are still in use at that point. A replay answers
@@ -22,12 +22,12 @@ from infoprune.criteria.activations.tap import ActivationTap, OnActivation, Pend
 
 
 class ReplayError(Exception):
-    """A replay took another way than the recording."""
+    """A replay ran other operators than the recording."""
 
 
 @dataclass(frozen=True)
 class _Result:
-    """A tensor that a call returned: whether it is still in use, and what a stand-in looks like."""
+    """A recorded result: whether a later call uses it, and its shape and dtype for a stand-in."""
 
     reference: weakref.ref[Tensor]
     shape: torch.Size
@@ -49,7 +49,7 @@ class _Call:
 
 
 class Recording(ActivationTap):
-    """One run of a model on a batch, remembered up to the first activation of some layers.
+    """One run of a model on a batch, recorded up to the first activation of some layers.
 
     Use it as a context around the run; afterwards :attr:`complete` tells whether such an activation was met.
 
@@ -78,7 +78,7 @@ class Recording(ActivationTap):
         super()._hand_over(pending)
 
     def _cut(self, waiting: list[Pending]) -> None:
-        """Keep what is still in use. What comes next may write into it, hence copies."""
+        """Copy the results that are still in use, since later calls may write into them."""
         for call in self.calls:
             for position, leaf in enumerate(call.leaves):
                 tensor = leaf.reference() if isinstance(leaf, _Result) else None
@@ -95,7 +95,7 @@ def _remember(leaf: Any) -> Any:
 
 
 class Replay(ActivationTap):
-    """A run of the same model on the same batch with changed activations, computed only from the first of them on.
+    """Runs the model on the recorded batch with changed activations, and computes only what follows them.
 
     Use it as a context around the run.
 
@@ -134,7 +134,7 @@ class Replay(ActivationTap):
         return leaf.stand_in() if leaf.kept is None else self._tensor(leaf.kept)
 
     def _tensor(self, key: int) -> Tensor:
-        """Return one copy for each replay, so that what was one object is one object again."""
+        """Return one copy of a recorded tensor for each replay, so that shared tensors stay shared."""
         if key not in self._used:
             self._used[key] = self._kept[key].clone()
         return self._used[key]

@@ -1,4 +1,4 @@
-"""What layers put out: activations behind convolution, normalisation and activation function, one batch at a time.
+"""Tap activations of layers, after normalisation and activation function, one batch at a time.
 
 A torch function mode sees every call whatever the model's code looks like (modules, functional calls, in-place
 activation functions). A layer's output is followed through the normalisation and the activation function right behind
@@ -51,7 +51,7 @@ OnActivation = Callable[[str, Tensor], None]
 
 @dataclass
 class Pending:
-    """A layer's output on its way to the activation."""
+    """A layer's output until it is a complete activation."""
 
     layer: str
     output: Tensor
@@ -59,7 +59,7 @@ class Pending:
 
 
 class ActivationTap(TorchFunctionMode):
-    """While active, hands the activations of layers to a function, each as soon as it is complete.
+    """Passes each layer's activations to a function as soon as they are complete.
 
     Args:
         weights: Parameters of the layers and the layers' names.
@@ -101,7 +101,7 @@ class ActivationTap(TorchFunctionMode):
         return self._weights.get(id(weight)) or self._kernels.get(id(weight), (None, None))[1]
 
     def _note_kernels(self, args: Any, kwargs: Any, output: Any) -> None:
-        """Note what is computed from a layer's weight: it may become the layer's kernel."""
+        """Record tensors computed from a layer's weight, which may be the layer's kernel."""
         names = [name for leaf in tree_leaves((args, kwargs)) if (name := self._layer_of(leaf))]
         for leaf in tree_leaves(output) if names else ():
             if isinstance(leaf, Tensor):
@@ -118,7 +118,7 @@ class ActivationTap(TorchFunctionMode):
         return self._pending.pop(id(subject))
 
     def _hand_over_inputs(self, args: Any, kwargs: Any, keep: Pending | None) -> None:
-        """Hand over the activations that an operator is about to use, and perhaps overwrite."""
+        """Pass on the activations that an operator is about to use or overwrite."""
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and id(leaf) in self._pending:
                 self._hand_over(self._pending.pop(id(leaf)))
@@ -129,7 +129,7 @@ class ActivationTap(TorchFunctionMode):
             self._on_activation(pending.layer, pending.output)
 
     def finish(self) -> None:
-        """Hand over what nothing has used."""
+        """Pass on the activations that no operator has used."""
         for pending in self._pending.values():
             self._hand_over(pending)
         self._pending.clear()
@@ -137,7 +137,7 @@ class ActivationTap(TorchFunctionMode):
 
 
 def is_query(func: Any) -> bool:
-    """Pass attribute reads such as ``x.shape``, which do not use up a tensor."""
+    """Return whether a call only reads attributes such as ``x.shape``, which does not use a tensor."""
     return getattr(func, "__name__", "") in {"__get__", "size", "dim", "is_floating_point", "numel", "stride"}
 
 
@@ -150,7 +150,7 @@ def stream_activations(
     caller: str,
     until: int = ACTIVATED,
 ) -> int:
-    """Run calibration images through the model once and hand every layer's activations over, batch by batch.
+    """Run calibration images through the model once and pass on every layer's activations, batch by batch.
 
     Memory is bounded by one batch. Cost: one forward pass for each image, plus what ``on_activation`` does.
 

@@ -1,4 +1,4 @@
-"""Information capacity: how much information the weights of one filter can hold, in bits.
+"""Estimate information capacity: how many bits the weights of one filter can hold.
 
 Method A's first metric is an entropy that is larger for filters worth keeping; which entropy, the sources do not say.
 The estimators here are readings of it. ``histogram`` and ``gaussian`` see the scale of a filter, ``kernel_norm`` and

@@ -1,4 +1,4 @@
-"""Method B's information concentration of layers: how much information a layer puts out, from rank and entropy.
+"""Measure method B's information concentration of layers from rank and entropy.
 
 After Chen & Wang, "An Effective Information Theoretic Framework for Channel Pruning", arXiv 2408.16772 and IEEE TNNLS
 2024. This is a *reconstruction*: no formula of the paper is public to us and there is no code.
@@ -57,7 +57,7 @@ class Indicators:
 
 @dataclass(frozen=True, kw_only=True)
 class Concentration:
-    """How rank and entropy are measured and fused.
+    """The options by which rank and entropy are measured and fused.
 
     Args:
         rank: ``"layer"``: rank of the (images, channels) matrix of pooled activations over its smaller side;
@@ -150,7 +150,7 @@ def _over_largest(values: list[float]) -> list[float]:
 
 @dataclass
 class _Tally:
-    """What one layer's activations have shown so far."""
+    """The running statistics of one layer's activations."""
 
     how: Concentration
     images: int = 0
@@ -182,7 +182,7 @@ class _Tally:
             self.low, self.high = min(self.low, maps.min().item()), max(self.high, maps.max().item())
 
     def share_range(self) -> None:
-        """Agree with the other processes on the range of the activations."""
+        """Take the range of the activations over all processes."""
         ranges = rows_of_all_processes(torch.tensor([[self.low, self.high]], dtype=torch.float64))
         self.low, self.high = ranges[:, 0].min().item(), ranges[:, 1].max().item()
 

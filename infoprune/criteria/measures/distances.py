@@ -1,4 +1,4 @@
-"""How far the filters of a layer are from each other, all pairs at once."""
+"""Compute the distances between all filters of a layer."""
 
 from __future__ import annotations
 

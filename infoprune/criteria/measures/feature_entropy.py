@@ -1,4 +1,4 @@
-"""Entropies of what a layer puts out, each scaled so that 1 is the largest value possible."""
+"""Compute entropies of activations, each scaled so that its largest possible value is 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choosing method A's capacity estimator by the feature maps it should predict.
+"""Choose method A's capacity estimator by the feature maps that it should predict.
 
 The paper's abstract speaks of a "feature-guided approximation" of capacity and of an "obvious correlation between the
 entropy of the feature map and the corresponding filter"; how it is done is not public. This reading is ours: measure,
@@ -42,7 +42,7 @@ TIE = 0.01
 
 @dataclass(frozen=True)
 class FeatureGuide:
-    """What the calibration pass found.
+    """The result of a calibration pass: correlations of each estimator with feature entropies.
 
     Attributes:
         correlations: Layer name -> estimator -> Spearman correlation of its capacities with the feature maps'

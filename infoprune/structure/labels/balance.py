@@ -1,4 +1,4 @@
-"""Equal parts of a dimension must lose equally many channels: choosing which of them go together.
+"""Decide which channels of equal parts go together, so that every part loses the same number.
 
 ``chunk(2)`` asks for halves of equal length, not for equal positions. Tying position i of one half to position i of the
 other is right but, where halves are shuffled and halved again, soon binds everything together. So the pairs are chosen
@@ -81,7 +81,7 @@ def _take_pairs(
 
 
 def _merge_rest(surplus: npt.NDArray[np.int64], more: Labels, less: Labels) -> list[tuple[int, int]]:
-    """Chain what is left, in order, and begin a new chain wherever the sums are even."""
+    """Chain the remaining components in order, and begin a new chain wherever the sums are even."""
     pairs = []
     too_many, too_few = [i for i in more.tolist() if surplus[i]], [j for j in less.tolist() if surplus[j]]
     i = j = 0

@@ -19,7 +19,7 @@ Computed = TypeVar("Computed")
 
 
 class PerArray(Generic[Computed]):
-    """Compute something from an array once, and note it as long as the array exists.
+    """Compute a value from an array once and cache it for as long as the array exists.
 
     Args:
         compute: what is computed from an array.
@@ -30,7 +30,7 @@ class PerArray(Generic[Computed]):
         self._noted: dict[int, tuple[weakref.ref[Labels], Computed]] = {}
 
     def __call__(self, labels: Labels) -> Computed:
-        """Return what was computed from an array."""
+        """Return the value for an array, computed on the first call."""
         key = id(labels)
         found = self._noted.get(key)
         if found is None:
@@ -56,7 +56,7 @@ _noted_each_once, _noted_span = PerArray(_each_once), PerArray(_span)
 
 
 def distinct(labels: Labels) -> Labels:
-    """Return labels as they are, or of a long array each of them once; noted as long as the array exists.
+    """Return labels without repetitions (short arrays as they are); cached for as long as the array exists.
 
     >>> distinct(np.array([2, 1, 2])).tolist(), distinct(np.repeat([2, 1], LONG)).tolist()
     ([2, 1, 2], [1, 2])

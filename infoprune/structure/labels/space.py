@@ -1,4 +1,4 @@
-"""Labels: one integer for every index of every dimension of every parameter and buffer, and what binds them.
+"""`LabelSpace`: labels for all channels, and the couplings and freezes that operators record.
 
 A label stands for one index of one slot ("filter 7 of conv1.weight"). While the model runs on shapes, operators unite
 labels (these indices must go together) or freeze them (this index must stay). Connected components of labels are the
@@ -45,7 +45,7 @@ class Union(NamedTuple):
 
 
 class Freeze(NamedTuple):
-    """The labels must stay. ``reason`` None marks what is never a channel (kernel positions) and not worth a word."""
+    """Labels that must stay. ``reason`` is None for dimensions that hold no channels (kernel positions)."""
 
     labels: Labels
     reason: str | None
@@ -61,7 +61,7 @@ class Balance:
 
 
 class LabelSpace:
-    """Hands out labels and collects what the operators say about them."""
+    """Hands out labels and records the constraints between them."""
 
     def __init__(self) -> None:
         self.slots: list[Slot] = []
@@ -138,7 +138,7 @@ class LabelSpace:
         self.freezes.append(Freeze(labels, reason, op))
 
     def note_met(self, axes: Sequence[Labels]) -> None:
-        """Note that axes were united whole, so that each of them stands for all."""
+        """Record that axes were united as wholes, so that a freeze of one is a freeze of all."""
         first, *others = axes
         for other in others:
             if other is not first:
@@ -165,7 +165,7 @@ class LabelSpace:
         self._balances.append(Balance(parts, op))
 
     def resolve_balances(self) -> None:
-        """Turn balances into unions, now that all that is bound anyway is known."""
+        """Turn balances into unions, after all other constraints are known."""
         if not self._balances:
             return
         component, alike = self.components(), self.slot_classes()
@@ -213,7 +213,7 @@ class LabelSpace:
         return signature
 
     def truncate(self, unions: int, freezes: int) -> None:
-        """Forget all that was noted behind these numbers of unions and freezes, and all balances.
+        """Drop the unions and freezes beyond these numbers, and all balances.
 
         Args:
             unions: number of unions to keep.

@@ -1,4 +1,4 @@
-"""What travels beside each tensor while the model is traced: the labels of its dimensions."""
+"""The labels of a tensor's dimensions, kept beside the tensor while the model is traced."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Axis: TypeAlias = "Labels | None"
 
 
 class Statistic(NamedTuple):
-    """Something that depends on which channels there are: a mean over ``axis``, say, taken by operator ``op``."""
+    """A statistic over channels that a tensor depends on: a mean over ``axis``, taken by operator ``op``."""
 
     axis: Labels
     reason: str
@@ -22,7 +22,7 @@ class Statistic(NamedTuple):
 
 
 class Storage:
-    """What all tensors that share memory have in common.
+    """The labels' shared state of all tensors that are views of one memory.
 
     Attributes:
         zero: nothing was written there that is not zero at removed channels.
@@ -80,11 +80,11 @@ class TensorLabels:
 
     @property
     def base(self) -> TensorLabels:
-        """Return what ``degree`` is about."""
+        """Return the statistic whose powers ``degree`` counts."""
         return self._base or self
 
     def depend_on(self, base: TensorLabels, degree: float | None, statistics: tuple[Statistic, ...]) -> None:
-        """Note that the tensor is computed from another one, and how; see the class."""
+        """Record that this tensor was computed from another one; see the class."""
         self._base, self.degree, self.statistics = base, degree, statistics
 
     @property
@@ -93,7 +93,7 @@ class TensorLabels:
         return self.labelled or bool(self.statistics)
 
     def be_zero_like(self, other: TensorLabels) -> None:
-        """Note that there are zeros here wherever there are in another tensor."""
+        """Record that this tensor is zero wherever another one is."""
         self._zero, self.nonzero = other.zero, other.nonzero
 
     @property
@@ -152,7 +152,7 @@ def number_in(tensor: torch.Tensor) -> float | None:
 
 
 def note_written(tensor: torch.Tensor) -> None:
-    """Note that an operator has written to a tensor, whose labels say whether zeros are left there."""
+    """Record that an operator has overwritten a tensor; its labels say whether zeros remain."""
     found = labels_of(tensor)
     storage = found.storage or _storage_of(tensor)
     if storage is not None:
@@ -161,7 +161,7 @@ def note_written(tensor: torch.Tensor) -> None:
 
 
 def clear_labels(tensor: torch.Tensor) -> None:
-    """Take a tensor's labels off."""
+    """Remove the labels from a tensor."""
     if hasattr(tensor, _ATTRIBUTE):
         delattr(tensor, _ATTRIBUTE)
         if tensor.layout is torch.strided:

@@ -1,4 +1,4 @@
-"""The numbers in PyTorch's own layers that describe shapes, recomputed from what is left of their weights."""
+"""Recompute the size attributes of PyTorch's layers (``out_channels``, ``groups``) after a cut."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def _is_deformable(module: nn.Module) -> bool:
 
 @contextmanager
 def rewritten(changed: Sequence[Change]) -> Iterator[None]:
-    """Let attributes have other values for a while."""
+    """Set attributes to new values until the end of the block."""
     before = [(module, key, getattr(module, key)) for module, key, _ in changed]
     try:
         rewrite(changed)
@@ -173,7 +173,7 @@ def rewritten(changed: Sequence[Change]) -> Iterator[None]:
 
 
 def rewrite(changed: Sequence[Change]) -> None:
-    """Give attributes their new values for good."""
+    """Set attributes to their new values."""
     for module, key, value in changed:
         own = vars(module)
         if key in own:  # a plain number, for which nn.Module's own __setattr__ would be a detour

@@ -1,4 +1,4 @@
-"""What each layer has lost since it was built, kept with the layer itself.
+"""Record in each layer what it has lost since it was built.
 
 So a model that was pruned in several events, copied, pickled or taken apart can always tell the plan that leads from
 its architecture to its shape, and can be given its first shape back.
@@ -23,7 +23,7 @@ KEY = "_infoprune_history"
 
 @dataclass
 class History:
-    """What one module has lost.
+    """The indices that one module has lost.
 
     Attributes:
         plan: all cuts of its own tensors, by their short names, and of its own numbers.
@@ -42,7 +42,7 @@ def remember(
     owned: Mapping[str, OwnedTensor],
     old_values: Sequence[tuple[nn.Module, str, Any]],
 ) -> None:
-    """Note a plan that was applied in the modules concerned.
+    """Record a plan that was applied in the modules that it has cut.
 
     Args:
         model: the model that was cut.
@@ -120,7 +120,7 @@ def first_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def regrow(model: nn.Module) -> None:
-    """Give a model the shapes that it had before the first cut, for weights that are to be loaded next.
+    """Restore the shapes that a model had before its first cut, so that unpruned weights can be loaded.
 
     The tensors that had lost something become new ones full of zeros.
     """
@@ -144,7 +144,7 @@ def _history_of(module: nn.Module) -> History:
 
 
 def _inherit(modules: Iterable[nn.Module]) -> None:
-    """Give modules that took the place of others (SyncBatchNorm that of BatchNorm, and back) their history."""
+    """Copy the history of replaced modules to their replacements (BatchNorm and SyncBatchNorm)."""
     for module in modules:
         history = module.__dict__.get(KEY)
         for name, lost in history.children.items() if history else ():
@@ -154,7 +154,7 @@ def _inherit(modules: Iterable[nn.Module]) -> None:
 
 
 def _loss(entry: OwnedTensor) -> PruningPlan | None:
-    """Return what the owner of a tensor knows of its losses; None if it lost nothing or has been replaced since."""
+    """Return the recorded losses of a tensor's owner; None if there are none or the owner was replaced."""
     module, key = entry.owners[0]
     history = module.__dict__.get(KEY)
     if history is None or key not in history.plan.shapes:

@@ -1,4 +1,4 @@
-"""Cut tensors without much more memory than they take themselves, in a way that can be undone."""
+"""Cut tensors with little extra memory, in a way that can be undone."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ an old one is given up for the part of it that goes: both parts take no more mem
 
 
 class InPlaceSwap:
-    """Cuts tensors; an old one is emptied where memory would get short, and filled again by :meth:`undo`."""
+    """Cuts tensors; where memory is short it empties an old tensor, which :meth:`undo` fills again."""
 
     def __init__(self) -> None:
         self._room = 0
         self._given_up: list[tuple[Tensor, Tensor, Tensor, list[Tensor], Removed]] = []
 
     def make_room(self, tensors: Sequence[Tensor]) -> None:
-        """Settle how many bytes of new tensors may be in memory beside these old ones, which are to be cut."""
+        """Set how many bytes of new tensors may exist beside these old ones, which are to be cut."""
         self._room = _room(tensors)
 
     def cut(self, old: Tensor, removed: Removed) -> Tensor:
-        """Return what stays of a tensor. The tensor itself is left as it is or, where memory would get short, empty.
+        """Return the part of a tensor that stays; the tensor itself is unchanged or, where memory is short, emptied.
 
         While its parts are made, an emptied one takes its size once more; the largest had better come first.
         """
@@ -40,7 +40,7 @@ class InPlaceSwap:
         return stays
 
     def undo(self) -> None:
-        """Give every emptied tensor its values back."""
+        """Restore the values of every emptied tensor."""
         with torch.inference_mode(False), torch.no_grad():
             while self._given_up:
                 old, like, stays, rests, removed = self._given_up.pop()

@@ -1,4 +1,4 @@
-"""The state that optimizers keep for each parameter: cut with it, or refused before anything is changed."""
+"""Cut the state that optimizers keep for each parameter, or refuse before anything is changed."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def _put_in_place(
     optimizers: Sequence[Optimizer],
     states: Sequence[Mapping[str, State]],
 ) -> dict[nn.Parameter, nn.Parameter]:
-    """Let the model and its optimizers hold what is left, and return the new parameter of each old one."""
+    """Install the cut tensors in the model and its optimizers; return the new parameter of each old one."""
     mapping = {e.tensor: replaced[n] for n, e in owned.items() if n in replaced and e.is_parameter}
     for name, tensor in replaced.items():
         owned[name].replace(tensor)

@@ -1,4 +1,4 @@
-"""What stays of a tensor and what goes, as tensors of their own; and the two put together again."""
+"""Split a tensor into the part that stays and the parts that go, and join them again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Removed: TypeAlias = Mapping[int, tuple[int, ...]]
 
 
 class Wanted(NamedTuple):
-    """Some indices of a dimension, ascending, and the same as aligned blocks of neighbours, which are copied at once.
+    """Ascending indices of a dimension, also as aligned blocks of neighbours, which are copied at once.
 
     Behind a flattened convolution, say, a block is what one of its channels becomes.
     """
@@ -35,7 +35,7 @@ _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def cut(tensor: Tensor, removed: Removed) -> Tensor:
-    """Return what stays of a tensor, as a new tensor in the same memory format.
+    """Return the part of a tensor that stays, as a new tensor in the same memory format.
 
     Args:
         tensor: any tensor.
@@ -45,7 +45,7 @@ def cut(tensor: Tensor, removed: Removed) -> Tensor:
 
 
 def cut_off(tensor: Tensor, removed: Removed) -> list[Tensor]:
-    """Return what goes of a tensor, as new tensors; with what stays they make up the whole, see :func:`join`.
+    """Return the parts of a tensor that go, as new tensors; :func:`join` puts them back.
 
     Args:
         tensor: any tensor.

@@ -1,4 +1,4 @@
-"""Undo what is done to models and optimizers, should anything fail on the way."""
+"""Undo all changes to models and optimizers if a step fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from infoprune.structure.tensors import owned_tensors
 
 
 class Transaction:
-    """Models and optimizers as they are when it opens; any exception inside, an interrupt too, gives that back.
+    """Restores models and optimizers to their state on entry if the block ends by any exception.
 
     Noted are the attributes of all modules, what dicts, lists and sets in them hold, the optimizers' parameters and
     their state: references, no values. Tensors that are written in place, as ``load_state_dict`` does, are
@@ -51,7 +51,7 @@ class Transaction:
         self.swap = InPlaceSwap()
 
     def keep_values(self, model: nn.Module) -> None:
-        """Copy the values of a model's tensors, which are to be overwritten; the copies live as long as this."""
+        """Copy the values of a model's tensors before they are overwritten; freed with the transaction."""
         with torch.no_grad():
             self._values += [(entry.tensor, entry.tensor.clone()) for entry in owned_tensors(model).values()]
 

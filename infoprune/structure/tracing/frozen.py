@@ -1,4 +1,4 @@
-"""What stays whatever the operators say: layers that a pattern names, layers of some kinds, colours."""
+"""Freeze channels whatever the operators say: layers by name, layers of some kinds, image colours."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def freeze_modules(session: TraceSession) -> None:
 
 
 def freeze_ends(session: TraceSession) -> None:
-    """Freeze the few channels of layers right at an output, as many as that has, or at an input, no more than that has.
+    """Freeze the channels of layers right at an output or input that are no more than it has.
 
     Such layers work on colours (mean shifts of super-resolution, from and to luminance), and without one of these a
     model is of no use, however exact the cut. A layer behind such a layer is right at the input, too.

@@ -1,4 +1,4 @@
-"""What leaves a model: what its forward returns, and what its code or a hook keeps of a pass."""
+"""Freeze the channels of tensors that leave the model: outputs, and tensors that code or hooks keep."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REACHES_OUTPUT = "reaches the model's output"
 def note_leaving(
     session: TraceSession, tracer: Tracer, returned: Returned, own: Sequence[Tensor], inputs: Inputs
 ) -> None:
-    """Freeze the channels of what leaves the model.
+    """Freeze the channels of tensors that leave the model.
 
     Args:
         session: the model.
@@ -46,7 +46,7 @@ def note_leaving(
 
 
 def freeze_leaving(space: LabelSpace, leaving: Iterable[tuple[TensorLabels, str]]) -> None:
-    """Freeze the labels of tensors that leave the model, each for the way that it leaves.
+    """Freeze the labels of tensors that leave the model; the reason says how each leaves.
 
     Args:
         space: where the labels are frozen.
@@ -62,7 +62,7 @@ def freeze_leaving(space: LabelSpace, leaving: Iterable[tuple[TensorLabels, str]
 
 
 def _kept(tracer: Tracer, known: set[int], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Return what is still held of a pass that has ended, besides what is known.
+    """Return the tensors of a finished pass that are still referenced, besides the known ones.
 
     What is computed from the model's own tensors alone is a cache, which a cut drops.
     """

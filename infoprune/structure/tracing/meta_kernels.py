@@ -1,4 +1,4 @@
-"""What some operators return on shapes alone, where PyTorch's own meta kernels take their arithmetic apart in Python.
+"""Compute the results of some operators on shapes faster than PyTorch's own meta kernels.
 
 These few make up most of the time that a model needs on the meta device. Shapes, dtypes and memory layout are those
 of PyTorch; where that would take more than a glance (mixed dtypes, say) it is left to PyTorch.
@@ -58,7 +58,7 @@ _IN_PLACE = (
 
 
 def kernel_of(func: Callable[..., Any]) -> Kernel | None:
-    """Return what runs an operator on shapes alone, if that is not left to PyTorch anyway."""
+    """Return a function that runs an operator on shapes; None to leave it to PyTorch."""
     if func is _aten.cat.default:
         return lambda args, kwargs: NotImplemented if kwargs else _cat(*args)
     if func is _aten.clone.default:
@@ -72,7 +72,7 @@ def kernel_of(func: Callable[..., Any]) -> Kernel | None:
 
 
 def forget() -> None:
-    """Let go of the tensors that a pass has made copies of."""
+    """Release the tensors that a pass has copied."""
     _prototype.cache_clear()
     _layout.cache_clear()
 

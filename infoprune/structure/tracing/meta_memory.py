@@ -1,4 +1,4 @@
-"""What operators returned on shapes alone, remembered by their arguments.
+"""Cache the results of operators on shapes by their arguments.
 
 PyTorch's own meta kernels take an operator's arithmetic apart in Python, which takes up to a millisecond a call. Loops
 over boxes or time steps, and the dry runs of a trace, call operators again and again on the same shapes.
@@ -22,11 +22,11 @@ _results: dict[Hashable, tuple[type | None, list[Tensor]]] = {}
 
 
 class _Unknown(Exception):
-    """An argument about which more matters than can be looked up by."""
+    """Marks an argument that cannot be part of a cache key."""
 
 
 def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run an operator on shapes, or make what it returned for the same arguments.
+    """Run an operator on shapes, or rebuild its cached result for the same arguments.
 
     Operators that write to their arguments, or return views on them, are always run.
     """

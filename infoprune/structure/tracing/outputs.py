@@ -1,4 +1,4 @@
-"""The tensors in whatever a forward returns."""
+"""Find the tensors in any value that a forward returns."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _attributes(value: Any) -> Iterator[Any]:
 
 
 def _rank(value: Any) -> tuple[Any, ...]:
-    """Put the members of a set in an order that does not depend on where they lie in memory."""
+    """Sort the members of a set in an order that does not depend on memory addresses."""
     if not isinstance(value, Tensor):
         return ()
     numbers = not value.is_meta and value.numel() > 0

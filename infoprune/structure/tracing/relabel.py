@@ -1,4 +1,4 @@
-"""A pass labelled anew without running the model again, where only what its operators say has changed."""
+"""Label a recorded pass again, without running the model, after its constraints have changed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """One operator that ran: what its rule is told, and all tensors among its arguments."""
+    """One operator call of a recorded pass: what its rule receives, and all tensors among its arguments."""
 
     record: OpRecord
     rule: Rule

@@ -1,4 +1,4 @@
-"""One operator call as a rule sees it."""
+"""`RuleContext`: what a rule knows of one operator call, and how it labels the results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STILL_ADDS = "what is removed would still add to a sum"
 
 @dataclass(slots=True)
 class Output:
-    """What one result tensor of an operator looked like: enough to tell later whether a shrunk model repeats it."""
+    """The shape and layout of one result, by which a dry run tells whether a shrunk model repeats it."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -38,7 +38,7 @@ class Output:
 
 
 class Read(NamedTuple):
-    """That an operator on shapes had to compute numbers, and what it returned if that is no tensor on shapes."""
+    """Marks an operator on shapes whose numbers were computed, with its result if that is a number."""
 
     result: Any
 
@@ -64,7 +64,7 @@ class OpRecord:
 
 
 class Contraction(NamedTuple):
-    """Multiply-accumulates of one call: ``times`` the product of all its dimensions that may lose something.
+    """Multiply-accumulates of one call: ``times`` the product of its prunable dimensions.
 
     Attributes:
         kernel: the parameter or buffer that a factor is, or is computed from; empty where activations are multiplied.
@@ -84,7 +84,7 @@ class Contraction(NamedTuple):
 
 
 class RuleContext:
-    """The hand that a rule writes with, while a model is traced."""
+    """One operator call, as a rule reads it, and the methods by which the rule labels and records it."""
 
     def __init__(self, space: LabelSpace, record: OpRecord, number: int, contractions: list[Contraction]) -> None:
         self._space = space
@@ -185,7 +185,7 @@ class RuleContext:
         self.freeze(first[~inside], "is tied to padding")
 
     def balance(self, parts: Labels) -> None:
-        """Require that all ``parts`` (parts, positions) lose equally many; which go together is chosen at the end."""
+        """Require all ``parts`` (parts, positions) to lose the same number; which go together is chosen later."""
         if (parts == OUTSIDE).any():
             self.tie(parts)
         elif len(parts) > 1:
@@ -239,18 +239,18 @@ class RuleContext:
         return bool((axis >= self._space.slots_end()).all())
 
     def choose(self, question: str, *ways: int) -> int:
-        """Take the first of several ways, unless another is asked for; note it, for a dry run has to repeat it."""
+        """Take the first of several ways, unless another is requested; record it, so that a dry run repeats it."""
         value = ways[self._space.ways.get(self.number, 0) % len(ways)]
         self.record.ways = max(self.record.ways, len(ways))
         self.record.choices[question] = value
         return value
 
     def note_split(self, counts: Sequence[int]) -> None:
-        """Note into how many parts of how many parts of ... the operator splits a dimension."""
+        """Record into how many nested parts the operator splits a dimension."""
         self.record.splits.append(tuple(counts))
 
     def note_counted(self, labels: Labels) -> None:
-        """Note that a number among the operator's arguments says how many of these there are (groups, say)."""
+        """Record that a number among the operator's arguments counts these labels (groups, say)."""
         self.record.counted.append(labels)
 
     @property
@@ -266,7 +266,7 @@ class RuleContext:
             self._space.unite(np.repeat(labels, len(read) // len(labels)), read, self.number)
 
     def takes_by_place(self, axis: Labels) -> None:
-        """Note that this operator takes some of these channels by their places: trial cuts must hit each of them."""
+        """Record that this operator takes channels by position; probe plans have to cut each of them."""
         self.record.by_place |= bool(((axis >= 0) & (axis < self._space.slots_end())).any())
 
     def are_filters(self, axis: Axis) -> bool:

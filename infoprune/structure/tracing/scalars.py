@@ -1,4 +1,4 @@
-"""The factors among an operator's arguments, which tell whether code computes them from a width."""
+"""Find the factors among an operator's arguments that code may compute from a width."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model on its example inputs: its forward passes, with the labels of its tensors and records of its operators."""
+"""`TraceSession`: run a model on its example inputs and record labels and operators."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _EVAL_ALWAYS = (_NormBase, nn.modules.dropout._DropoutNd)
 
 
 class TraceSession:
-    """Run a model on its example inputs with labels attached, as often as it is asked for.
+    """Runs a model on its example inputs with labels attached, as often as needed.
 
     Args:
         model: the model.
@@ -95,7 +95,7 @@ class TraceSession:
         return session
 
     def run(self) -> None:
-        """Trace in eval mode, and in train mode too if that reaches parameters which eval does not."""
+        """Trace in eval mode, and also in train mode if only that uses some of the parameters."""
         self._recordings = []
         self.passes = Passes(self.on_shapes, [])  # operators are numbered anew
         if self.on_shapes:
@@ -137,7 +137,7 @@ class TraceSession:
             self.passes.traced.append((False, tracer))
 
     def _run_on_numbers(self, on_shapes_error: Exception | None = None) -> None:
-        """Trace on real tensors, because the model's code could not do without."""
+        """Trace on real tensors, because the model's code cannot run on shapes."""
         self._recordings = []
         self.on_shapes = False
         self._forget_operators()
@@ -174,7 +174,7 @@ class TraceSession:
                 self.space.freeze(labels, "is never used in the forward pass")
 
     def retrace(self) -> None:
-        """Forget what the operators said and label all anew, with what the label space has been told since."""
+        """Discard the operators' constraints and label all passes again, with the label space's new constraints."""
         self._forget_operators()
         self.space.head_labels.clear()
         if self._recordings and all(recording.is_unchanged() for recording in self._recordings):
@@ -198,7 +198,7 @@ class TraceSession:
         freeze_ends(self)
 
     def _mark(self) -> tuple[int, int]:
-        """Return how much was noted so far, for the label space to forget what a further pass notes."""
+        """Return the numbers of unions and freezes so far, to which the label space can be truncated."""
         self.space.resolve_balances()
         return len(self.space.unions), len(self.space.freezes)
 

@@ -223,7 +223,7 @@ class Tracer(TorchDispatchMode):
 
 
 def apply(rule: Rule, op: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Apply a rule; a rule that fails is at fault itself, not the model that is traced.
+    """Apply a rule; an exception in a rule is reported as the rule's fault, not the model's.
 
     Args:
         rule: the operator's rule.
@@ -315,7 +315,7 @@ def run_labelled(
 
 @contextmanager
 def collector_paused(paused: bool = True) -> Iterator[None]:
-    """Do not look for cycles of garbage while thousands of small objects are made that stay.
+    """Pause the garbage collector while thousands of small, lasting objects are made.
 
     Not for many passes on real tensors, should what a model leaves behind hold any of them.
     """

@@ -1,4 +1,4 @@
-"""Modules that the example inputs do not reach: experts that no token went to, branches that were not taken.
+"""Couple or freeze modules that the example inputs do not reach, such as unused experts.
 
 Their siblings tell what they read and make. Where these agree, an expert that was not reached is cut along with them;
 where that cannot be told, what the siblings share with the rest of the model stays.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def settle_unreached(session: TraceSession, unused: Sequence[str]) -> tuple[set[str], list[str]]:
-    """Tie modules that were not reached to their siblings, or freeze what these share with the rest of the model.
+    """Couple unreached modules to their siblings, or freeze the channels that they share with the model.
 
     Args:
         session: the model, with its passes.

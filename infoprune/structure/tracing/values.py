@@ -1,4 +1,4 @@
-"""Numbers for a pass on shapes, computed where a model's control flow reads them and nowhere else.
+"""Compute numbers during a pass on shapes, only where control flow reads them.
 
 Which boxes a detector keeps, how many tokens a mask leaves: such code reads numbers, of which a pass on shapes has
 none. All calls of operators are noted. When one needs numbers, the calls that lead to its arguments are run.
@@ -33,7 +33,7 @@ _PRODUCTS = frozenset({"aten.convolution", "aten.mm", "aten.addmm", "aten.bmm", 
 
 
 class UnknownConstant(Exception):
-    """Numbers that the code writes out were put on shapes alone, and nobody noted them: see `Constants`."""
+    """A constant that the code writes out was moved to shapes before it was recorded: see `Constants`."""
 
 
 @dataclass(eq=False)
@@ -79,7 +79,7 @@ class Call:
 
 
 class Values:
-    """The numbers of a pass on shapes.
+    """Records the calls of a pass on shapes, and computes their numbers on demand.
 
     Args:
         weights: the model's tensors on shapes, each with the tensor that it stands for.
@@ -102,17 +102,17 @@ class Values:
         self._readings = 0
 
     def note(self, call: Call) -> None:
-        """Note a call, which may have to be run later."""
+        """Record a call, which may have to be computed later."""
         self._calls.append(call)
 
     def note_constant(self, shape: Tensor, real: Tensor) -> None:
-        """Note the numbers of a tensor that the code has made of written-out ones, by the call noted last."""
+        """Record the numbers of a tensor that the last recorded call made from constants."""
         call = self._calls[-1] if self._calls else None
         if call is not None and call.name == _OF_NUMBERS and call.outs[0] is shape:
             self._computed[id(shape)], call.done = real, True
 
     def read(self, call: Call) -> Any:
-        """Run and note a call that needs numbers.
+        """Compute a call whose numbers are needed, and record it.
 
         Returns:
             What the operator returns. Tensors are on shapes alone again, unless it takes them off meta.
@@ -131,7 +131,7 @@ class Values:
         return result
 
     def _compute(self, wanted: Sequence[Tensor]) -> None:
-        """Run the calls that lead to some tensors."""
+        """Compute the calls on which some tensors depend."""
         missing = frozenset(_memory(tensor) for tensor in wanted if id(tensor) not in self._computed)
         places = self._behind(missing) if missing else []
         if sum(self._calls[place].macs for place in places) > BUDGET:
@@ -201,7 +201,7 @@ class Values:
 
 
 class Constants(TorchFunctionMode):
-    """Notes the numbers that the code writes out (``torch.tensor([2, 4], device=x.device)``) and puts on shapes.
+    """Records constants that code writes out (``torch.tensor([2, 4], device=x.device)``) during a pass on shapes.
 
     It sees every function of PyTorch that is called, which takes time: only for passes that read such numbers.
     """
@@ -233,7 +233,7 @@ def _shape_of(tensor: Tensor) -> Tensor:
 
 
 def _random(out: Tensor, seed: int) -> Tensor:
-    """Return large numbers: boxes as wide as that cover the image, so that few are left to be looked at."""
+    """Return large numbers: boxes of this size cover the whole image, so that few are left to look at."""
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.randn(out.shape, generator=generator) + 8
     return torch.empty_strided(out.shape, out.stride(), dtype=out.dtype).copy_(numbers)

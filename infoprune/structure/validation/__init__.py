@@ -1,1 +1,1 @@
-"""Validation: run a planned cut on shapes, find what contradicts it, and resolve or freeze that."""
+"""Validation: run a plan on shapes, find its conflicts, and resolve them or freeze their groups."""

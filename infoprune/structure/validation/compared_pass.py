@@ -1,4 +1,4 @@
-"""The pass of a dry run: every operator's result against the original's result without the removed labels."""
+"""The comparison in a dry run: each operator's result against the original's without the removed labels."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class ComparedPass(Tracer):
         kwargs: dict[str, Any],
         tensors: Sequence[Tensor],
     ) -> Any:
-        """Run an operator. What the traced pass read of numbers is read again: control flow goes the same way."""
+        """Run an operator; reuse the numbers that the traced pass read, so that control flow is the same."""
         if not self._aligned or record is None or record.read is None or record.name != operator.name:
             return execute(operator, args, kwargs, tensors)
         return record.read.result if record.read.result is not None else self._as_expected(record, ())
@@ -166,12 +166,12 @@ class ComparedPass(Tracer):
 
     @cached_property
     def _stays(self) -> np.ndarray:
-        """Return for every label, and at the end for OUTSIDE, whether no plan can remove it."""
+        """Return a mask over all labels, and `OUTSIDE`, of those that no plan can remove."""
         groups = [group.frozen for group in self._structure.groups] + [True]
         return np.append(np.array(groups)[self._structure.group_of_root[self._structure.component]], True)
 
     def _pass_over_slice(self, name: str, tensors: Sequence[Tensor]) -> bool:
-        """Pass over a slice that takes all there is, which PyTorch before 2.7 does not run.
+        """Skip a slice that takes the whole dimension, which PyTorch before 2.7 does not run.
 
         Returns:
             Whether it should have taken less.
@@ -230,7 +230,7 @@ class ComparedPass(Tracer):
                 set_labels(out, TensorLabels(axes, operand.zero, operand.origin))
 
     def _unless_single(self, axis: Axis) -> Axis:
-        """Return labels where the original has none, but not those of one unit: a reshape may have misplaced them."""
+        """Return labels where the original has none, except those of a single unit, which a reshape may misplace."""
         if axis is None:
             return None
         units = self._component[axis]

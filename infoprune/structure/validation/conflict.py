@@ -1,4 +1,4 @@
-"""Conflicts that a dry run finds: channels without which the model's code does not run as before."""
+"""Conflicts: channels whose removal changes how the model's code runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FACTOR = "a factor is computed from its width"
 
 
 class Asked(NamedTuple):
-    """A dimension that the code asks for in a wrong size, its place among those that the operator makes, that size."""
+    """A dimension for which the code requests a wrong size: its place among the operator's results, and the size."""
 
     axis: Labels
     place: int
@@ -22,7 +22,7 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Conflict:
-    """Labels without which the model's code does not run as before.
+    """Labels whose removal changes how the model's code runs.
 
     Attributes:
         labels: the labels that a plan removed.

@@ -1,4 +1,4 @@
-"""Which labels a conflict is about: what was cut near the operator or the code that shows it."""
+"""Find the labels that a conflict is about: those cut near the operator or code that shows it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def widths_behind(
     record: OpRecord,
     numbers: Sequence[float],
 ) -> list[Labels]:
-    """Return what was cut of the widths from which, or from whose root, a factor was computed.
+    """Return the labels cut from the widths from which, or from whose root, a factor was computed.
 
     Widths in attributes of the module come first, then those that are the factor, then those that change alike.
     """
@@ -77,7 +77,7 @@ def widths_behind(
 
 
 def cut_around(space: LabelSpace, axis: Labels, keep: np.ndarray) -> Labels:
-    """Return what was removed beside the labels of an axis: the dead labels of the same slots.
+    """Return the removed labels of the slots that hold the labels of an axis.
 
     Args:
         space: of all labels.

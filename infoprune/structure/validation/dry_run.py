@@ -1,4 +1,4 @@
-"""Dry run: run a cut on shapes before anything is touched, and see that the model's code follows it.
+"""Dry run: run a plan on shapes, before anything is changed, and compare with the original.
 
 A model's code can contradict its labels: a size written out (``view(b, 197, 3, 64)``), a slice at a fixed place, a
 factor computed from a width. So the shrunk model runs once on shapes with the labels that its tensors would keep, and
@@ -37,7 +37,7 @@ MANY = 8
 
 
 def dry_run(session: TraceSession, structure: Structure, plan: PruningPlan) -> list[Conflict]:
-    """Run ``plan`` on shapes; return what stands in its way, nothing if the model's code follows it.
+    """Run ``plan`` on shapes; return its conflicts, none if the model's code runs as before.
 
     Args:
         session: the traced model.
@@ -103,7 +103,7 @@ def bisect(session: TraceSession, structure: Structure, plan: PruningPlan, confl
 
 
 def _culprits(session: TraceSession, structure: Structure, plan: PruningPlan, groups: Labels) -> Labels:
-    """Find by halving the groups whose cut the model's code fails on: the part of the plan that still fails."""
+    """Find by bisection the groups whose cut makes the plan fail."""
     while len(groups) > 1:
         halves = np.array_split(groups, 2)
         fails = (half for half in halves if dry_run(session, structure, structure.part_of(plan, half)))
@@ -115,7 +115,7 @@ def _culprits(session: TraceSession, structure: Structure, plan: PruningPlan, gr
 
 
 def _shrunk(session: TraceSession, name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return what stands for a tensor of the model that has been cut."""
+    """Return a tensor on meta with the shape that the plan leaves."""
     tensor = session.owned[name].tensor
     on_shapes = session.on_shapes and tensor.is_floating_point()
     cut = torch.zeros(shape, dtype=tensor.dtype, device="meta" if on_shapes else tensor.device)

@@ -1,4 +1,4 @@
-"""The context of a rule in a dry run: it carries labels on and records nothing."""
+"""The rule context of a dry run: it propagates labels and records nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Diverged(Exception):
 
 
 class DryRunContext(RuleContext):
-    """Carries labels as before and records nothing: what the labels mean has been settled."""
+    """Propagates labels and records nothing, since the trace has recorded all constraints."""
 
     def __init__(self, space: LabelSpace, record: OpRecord, whole: dict[int, Labels]) -> None:
         super().__init__(space, record, -1, [])
@@ -39,39 +39,39 @@ class DryRunContext(RuleContext):
         return first
 
     def tie(self, rows: Labels) -> None:
-        """Do nothing: this was settled when the model was traced."""
+        """Do nothing: the trace has recorded this."""
 
     def balance(self, parts: Labels) -> None:
-        """Do nothing: this was settled when the model was traced."""
+        """Do nothing: the trace has recorded this."""
 
     def contract(self, fa: TensorLabels, a: Axis, fb: TensorLabels, b: Axis) -> None:
-        """Do nothing: this was settled when the model was traced."""
+        """Do nothing: the trace has recorded this."""
 
     def freeze(self, axis: Axis, reason: str | None) -> None:
-        """Do nothing: this was settled when the model was traced."""
+        """Do nothing: the trace has recorded this."""
 
     def new_labels(self, size: int) -> Axis:
         """Return None: the dry run gives what the code makes anew the labels that it has in the original."""
         return None
 
     def choose(self, question: str, *ways: int) -> int:
-        """Return what the operator decided when the model was traced."""
+        """Return the way that the operator took in the trace."""
         return self.record.choices.get(question, ways[0])
 
     def note_split(self, counts: Sequence[int]) -> None:
-        """Do nothing: the model's trace noted this."""
+        """Do nothing: the trace has recorded this."""
 
     def note_counted(self, labels: Labels) -> None:
-        """Do nothing: the model's trace noted this."""
+        """Do nothing: the trace has recorded this."""
 
     def note_heads(self, labels: Labels) -> None:
-        """Do nothing: the model's trace noted this."""
+        """Do nothing: the trace has recorded this."""
 
     def takes_by_place(self, axis: Labels) -> None:
-        """Do nothing: the model's trace noted this."""
+        """Do nothing: the trace has recorded this."""
 
     def cost(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the model's trace counted this."""
+        """Do nothing: the trace has counted this."""
 
 
 class UnalignedContext(DryRunContext):

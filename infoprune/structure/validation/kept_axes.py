@@ -1,4 +1,4 @@
-"""What a plan leaves of the axes of the original's tensors."""
+"""Remove a plan's labels from the axes of the original's tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class KeptAxes:
         self._kept = dict(kept)
 
     def of(self, axis: Labels) -> Labels:
-        """Return what is left of an axis; the same array for the same axis, as operators and weights share axes."""
+        """Return an axis without its removed labels, as one shared array for each axis."""
         kept = self._kept.get(id(axis))
         if kept is None:
             whole = self._keep[distinct(axis)].all()
@@ -32,5 +32,5 @@ class KeptAxes:
         return kept
 
     def of_output(self, output: Output) -> list[Axis]:
-        """Return what is left of every axis of a result; None for those without labels."""
+        """Return every axis of a result without its removed labels; None for axes without labels."""
         return [None if axis is None else self.of(axis) for axis in output.axes]

@@ -1,4 +1,4 @@
-"""Which operators of two passes are the same, and what sizes an operator is asked for."""
+"""Match the operators of two passes, and find the sizes that operators are asked for."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def same_operator(record: OpRecord, name: str) -> bool:
 
 
 def differing_operators(before: Sequence[str], after: Sequence[str]) -> str | None:
-    """Name the operators in which two passes differ, apart from those among which PyTorch chooses by its sizes.
+    """Name the operators in which two passes differ, except those that PyTorch chooses by size.
 
     >>> differing_operators(["aten.view", "aten.relu"], ["aten.relu"])
     >>> differing_operators(["aten.relu"], ["aten.exp"])

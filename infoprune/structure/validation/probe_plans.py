@@ -1,4 +1,4 @@
-"""The plans that a trace runs dry, to find what a model's code does not follow."""
+"""Probe plans: cuts that a trace runs dry to find the conflicts of a model."""
 
 from __future__ import annotations
 
@@ -85,14 +85,14 @@ def _by_digit(structure: Structure, digit: int) -> Iterator[tuple[str, range]]:
 
 
 def _choices(size: int) -> Labels:
-    """Return how many of so many units a trial may cut."""
+    """Return the numbers of units, of so many, that a probe plan may cut."""
     return np.arange(size // 4 if size >= _SMALL else 1, size // 2 + 1)
 
 
 def _unlike(
     structure: Structure, group: ChannelGroup, gone: dict[int, dict[int, int]], generator: np.random.Generator
 ) -> int:
-    """Return how many units to cut: a quarter to a half, and so that groups leave different widths of one size.
+    """Return how many units to cut: a quarter to a half, so that groups of one size keep different widths.
 
     Else code that takes one group's width for another's would go unnoticed. ``gone`` tells, by the size of a dimension,
     how many of its indices go with other groups, the last ones with the largest numbers; where all choices are taken,

@@ -1,4 +1,4 @@
-"""Widths that a model's code reads from another tensor: ``reshape(b, x.shape[1], -1)`` of what was made from ``x``.
+"""Couple widths that code reads from another tensor, as ``reshape(b, x.shape[1], -1)`` does.
 
 Such code holds no number, so there is nothing to rewrite; but the two dimensions can only be cut alike. A dry run
 cuts every group by a number of its own. So where an operator asks for a size that its result should not have, but that
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def tie(session: TraceSession, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> bool:
-    """Tie dimensions whose width the code reads elsewhere to what it reads; False if there is nothing new to tie.
+    """Unite dimensions with those from which the code reads their width; False if all are united already.
 
     Args:
         session: the traced model.
@@ -46,7 +46,7 @@ def tie(session: TraceSession, structure: Structure, plan: PruningPlan, conflict
 
 
 class AxesIn:
-    """The dimensions, all of them the model's, of what a module holds and of what it computes itself, by their size."""
+    """The labelled dimensions, by size, of a module's tensors and of the results that it computes."""
 
     def __init__(self, structure: Structure) -> None:
         self._structure = structure

@@ -58,7 +58,7 @@ class Heads:
 
 
 class Candidate(NamedTuple):
-    """A number taken for the width of a dimension, because an operator asked for it at some place of its arguments."""
+    """A number that may be the width of a dimension, because an operator was asked for that size."""
 
     path: str
     op: int
@@ -67,7 +67,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A number that is rewritten: of which dimension, and what it was taken for.
+    """A number that follows a cut: its dimension, and the candidate that explained it.
 
     ``guessed``: because a module failed that runs the same code, not yet its own.
     """
@@ -78,7 +78,7 @@ class Rewrite:
 
 
 class SizeAttributeFinder:
-    """The attributes of a model that follow its widths, as far as they have been found."""
+    """Finds the attributes of a model that follow its widths."""
 
     def __init__(self, session: TraceSession) -> None:
         self._session = session
@@ -96,7 +96,7 @@ class SizeAttributeFinder:
         yield from (written.slot for written in self._rewrites.values())
 
     def find(self, structure: Structure, plan: PruningPlan, conflicts: Sequence[Conflict]) -> bool:
-        """Look for numbers that explain the conflicts of a plan; False if there is none that was not tried before.
+        """Look for attributes that explain the conflicts of a plan; False if all were tried before.
 
         Args:
             structure: the channel groups.
@@ -215,7 +215,7 @@ class SizeAttributeFinder:
         return True
 
     def retrace(self) -> None:
-        """Run the model again; what was united beside its operators is forgotten."""
+        """Run the model again, and drop the unions that were made besides its operators."""
         self._session.retrace()
         for name, heads in self._heads.items():
             heads.tied = name in self._session.space.head_inputs
@@ -310,7 +310,7 @@ class SizeAttributeFinder:
         return bool(found)
 
     def _give_up(self, candidates: Sequence[Candidate]) -> None:
-        """Leave the numbers alone with which the code got no further than to ask again; guesses may come again."""
+        """Drop rewrites after which the code failed at the same request; other candidates may be tried again."""
         for candidate in candidates:
             written = self._rewrites.get(candidate.path)
             if written and (written.guessed or written.candidate.op > candidate.op or written.candidate == candidate):

@@ -1,4 +1,4 @@
-"""A traced model whose cuts are run dry until its code follows them: one loop, and a list of resolvers.
+"""`TracedModel`: run plans dry and apply resolvers to their conflicts, until the code follows.
 
 The labels say what the operators do with channels. What the model's own code does with sizes, no label says: it may
 hold a width as a number, read it from another tensor, or count on it. So a plan is run dry, and each conflict that
@@ -46,7 +46,7 @@ Decided = TypeVar("Decided", bound=HasPlan)
 
 
 class TracedModel:
-    """A model that was traced, and what was found to stand in the way of cuts.
+    """A traced model, and the conflicts that were found and resolved in it.
 
     Args:
         session: the model, already run.
@@ -70,7 +70,7 @@ class TracedModel:
 
     @property
     def structure(self) -> Structure:
-        """The channel groups, as far as the operators and the plans that were run dry tell."""
+        """The channel groups, as known from the operators and from the plans that were run dry."""
         session = self.session
         session.space.resolve_balances()
         attributes = list(self._size_attributes.slots())
@@ -95,7 +95,7 @@ class TracedModel:
         return structure
 
     def validate(self) -> Structure:
-        """Run trial cuts of every group dry, until the model's code follows all of them.
+        """Run probe plans that cut every group, and resolve their conflicts.
 
         Returns:
             The structure; whatever the code does not follow is frozen in it.
@@ -117,7 +117,7 @@ class TracedModel:
         return self.structure
 
     def settle(self, decide: Callable[[Structure], Decided]) -> Decided:
-        """Decide on a plan until the model's code follows it.
+        """Make a decision again and again until its plan has no conflicts.
 
         Args:
             decide: makes a decision for a structure; it is asked again with what conflicts has become of it.
@@ -141,7 +141,7 @@ class TracedModel:
         )
 
     def conflicts(self, structure: Structure, plan: PruningPlan) -> list[Conflict]:
-        """Run a plan dry; return what stands in its way.
+        """Run a plan dry and return its conflicts.
 
         Args:
             structure: the channel groups.
@@ -153,18 +153,18 @@ class TracedModel:
         any(resolve(structure, plan, conflicts) for resolve in self._resolvers)
 
     def _alias_sizes(self, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> bool:
-        """Tie dimensions whose width the code reads from another tensor to that one's."""
+        """Resolver: unite dimensions with those from which the code reads their width."""
         return size_aliases.tie(self.session, structure, plan, conflicts)
 
     def _take_other_ways(self, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> bool:
-        """Let operators that bind the channels in conflict let these go in another way; the model runs again."""
+        """Resolver: let operators that couple the channels in conflict remove them in another way."""
         found = self._ways.take_untried(structure, np.concatenate([conflict.labels for conflict in conflicts]))
         if found:
             self._size_attributes.retrace()
         return found
 
     def _freeze(self, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> bool:
-        """Freeze the groups that conflict, and nothing else."""
+        """Resolver: freeze the groups that conflict, and nothing else."""
         settled: set[int] = set()
         for conflict in bisect(self.session, structure, plan, conflicts):
             groups = set(structure.groups_cut(conflict.labels).tolist())

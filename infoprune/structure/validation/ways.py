@@ -1,4 +1,4 @@
-"""Operators that let channels go in one of several ways: equal positions of all parts of a dimension, or whole parts.
+"""Operators whose channels can go in several ways: equal positions of all parts, or whole parts.
 
 A grouped convolution and a view that splits a dimension take the way that leaves the finer choice. That may be the
 wrong one: eight channels in four groups of two go as four groups, and where another layer wants equal positions of all
@@ -32,7 +32,7 @@ class WayFinder:
         self._tried: dict[int, int] = {}
 
     def take_untried(self, structure: Structure, labels: Labels) -> bool:
-        """Take another way of an operator that ties some of these labels, and of its like in sibling modules.
+        """Take another way of an operator that couples these labels, and of the same operator in siblings.
 
         After the last way the first is taken again, so that it is the one that tells why channels stay.
 

@@ -1,4 +1,4 @@
-"""Convolutions, matrix products, attention: what is summed over meets, what is left carries on."""
+"""Convolutions, matrix products, attention: summed dimensions meet, the others keep their labels."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def linear(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
     "aten._scaled_dot_product_fused_attention_overrideable", "aten._scaled_dot_product_attention_math",
 )  # fmt: skip
 def attention(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Let whole heads go; the head width sets the softmax's scale, so it stays."""
+    """Let whole heads go; the width of a head sets the softmax's scale, so it stays."""
     q, k, v = (labels_of(t) for t in args[:3])
     for operand in (q, k):
         ctx.freeze(operand.axes[-1], HEAD_WIDTH)

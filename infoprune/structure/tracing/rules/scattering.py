@@ -40,7 +40,7 @@ def along_numbers(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any],
 def _settle_zeros(
     ctx: RuleContext, out: Tensor, axes: Sequence[Axis], sources: Sequence[Tensor], zero: bool = True
 ) -> None:
-    """Label a result that is zero where everything that it is made of is zero, whatever the places are."""
+    """Label a result that is zero wherever all its sources are zero, at any place."""
     nonzero = [
         axis
         for dim, axis in enumerate(axes)

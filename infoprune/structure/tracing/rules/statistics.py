@@ -1,4 +1,4 @@
-"""Statistics over channels, and where they cancel out.
+"""Track statistics over channels, and where they cancel out.
 
 The mean over channels changes with the set of channels, so an operator that uses it freezes them. In a normalisation,
 though, ``(x - mean(x)) / std(x)``, statistics over the channels that stay are what is meant: layer norm without the
@@ -29,7 +29,7 @@ _BEFORE = frozenset({"pow", "square", "mul", "abs", "_to_copy", "sqrt"})
 
 
 def carry(ctx: RuleContext, source: TensorLabels, out: TensorLabels) -> None:
-    """Let a rearranged tensor depend on what the tensor itself does.
+    """Copy a tensor's dependences to a rearranged tensor.
 
     Args:
         ctx: the operator's context.
@@ -43,7 +43,7 @@ def carry(ctx: RuleContext, source: TensorLabels, out: TensorLabels) -> None:
 def take(
     ctx: RuleContext, source: TensorLabels, out: TensorLabels, power: float | None, over: Sequence[Labels]
 ) -> None:
-    """Note statistics over channels ``over``; ``power`` None: they never cancel out.
+    """Record statistics over the channels ``over``; with ``power`` None they never cancel out.
 
     Args:
         ctx: the operator's context.
@@ -66,7 +66,7 @@ def combine(
     operands: Sequence[TensorLabels],
     out: TensorLabels,
 ) -> None:
-    """Let the result of an element-wise operator depend on what its operands do.
+    """Combine the operands' dependences in the result of an element-wise operator.
 
     Args:
         ctx: the operator's context.

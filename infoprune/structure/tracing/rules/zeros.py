@@ -1,4 +1,4 @@
-"""Where a removed channel leaves zeros behind an element-wise operator.
+"""Find where a removed channel leaves zeros behind an element-wise operator.
 
 Whether it does depends on the operator, on its arguments (``hardtanh(x, 0.5, 2)``) and on which operands have the
 channel. So the operator itself is run on a few numbers: zeros where an operand has the channel, others elsewhere.
@@ -21,7 +21,7 @@ _PROBES = (0.7, -1.3, 2.5, -0.2, 1.0, -3.0, 0.05, 4.0)
 
 
 class _Operand(NamedTuple):
-    """A tensor among the arguments: its place among them, its dtype, its value if it is a number."""
+    """An operand: its place among the arguments, its dtype, and its value if it is a number."""
 
     place: int
     dtype: torch.dtype
@@ -66,7 +66,7 @@ def _has(tensor: Tensor, operand: TensorLabels, dim: int, axis: Axis) -> bool:
 
 
 def _described(value: Any, places: Any) -> Any:
-    """Return arguments in a form that can be looked up."""
+    """Return arguments in a form that can be a cache key."""
     if isinstance(value, Tensor):
         return _Operand(next(places), value.dtype, number_in(value))
     return tuple(_described(item, places) for item in value) if isinstance(value, (list, tuple)) else value
