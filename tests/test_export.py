@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
 import infoprune
-from infoprune import export
 from infoprune.deploy import to_executorch, to_int8, to_openvino
 from infoprune.errors import ConfigurationError, DataError, ExportError
-from infoprune.export import to_onnx, to_program, to_weights
+from infoprune.export import compared, onnx, parity, to_onnx, to_program, to_weights
 from infoprune.models import CifarResNet
 from infoprune.structure import PruningPlan
 from tests.commands import NET, SHAPE, Shell
@@ -145,14 +144,14 @@ def test_a_fixed_batch_is_a_way_out(tmp_path: Path) -> None:
 
 def test_outputs_that_differ_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime", reason="needs the export extra")
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    monkeypatch.setattr(parity, "TOLERANCE", -1.0)
     with pytest.raises(ExportError, match="outputs differ"):
         to_onnx(pruned(), IMAGES, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_package_is_named_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxruntime" else object())
     message = r"needs onnxruntime, which is not installed: pip install 'infoprune\[export\]'"
     with pytest.raises(ConfigurationError, match=message):
         to_onnx(pruned(), IMAGES, tmp_path / "model.onnx")
@@ -162,7 +161,7 @@ def test_a_missing_package_is_named_with_the_way_to_it(monkeypatch: pytest.Monke
 def test_packages_too_new_for_an_old_torch_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="needs the export extra")
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0+cu124"))
-    monkeypatch.setattr(export, "version", {"onnxscript": "0.5.3", "onnx_ir": "1.1.0"}.__getitem__)
+    monkeypatch.setattr(onnx, "version", {"onnxscript": "0.5.3", "onnx_ir": "1.1.0"}.__getitem__)
     message = r"torch 2\.6\.0.* with onnx_ir 1\.1\.0: pip install 'onnxscript<0\.5\.4' 'onnx_ir<0\.1\.16', or a newer"
     with pytest.raises(ConfigurationError, match=message):
         to_onnx(pruned(), IMAGES, tmp_path / "model.onnx")
@@ -304,13 +303,13 @@ def test_openvino_takes_several_inputs_and_numbers(by_name: bool, tmp_path: Path
 def test_outputs_that_are_not_finite_have_to_be_the_same(
     expected: list[float], actual: list[float], difference: float
 ) -> None:
-    assert export._difference(torch.tensor(expected), torch.tensor(actual)) == difference
+    assert parity._difference(torch.tensor(expected), torch.tensor(actual)) == difference
 
 
 def test_another_number_of_outputs_is_refused() -> None:
     net = nn.Conv2d(3, 4, 3).eval()
     with pytest.raises(ExportError, match="the file has 2 outputs, the model 1"):
-        export.compared(net, lambda given: (net(given), net(given)), IMAGES, False, "file")
+        compared(net, lambda given: (net(given), net(given)), IMAGES, False, "file")
 
 
 def test_where_nothing_can_be_written_is_said_before_the_export(tmp_path: Path) -> None:

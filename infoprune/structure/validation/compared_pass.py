@@ -21,7 +21,7 @@ from infoprune.structure.tracing.rules.movement import repeat
 from infoprune.structure.tracing.rules.shape import expand
 from infoprune.structure.tracing.scalars import scalars_in
 from infoprune.structure.tracing.tracer import Operator, Tracer, apply, execute, holds_anything
-from infoprune.structure.validation.conflict import FACTOR, FIXED, Asked, Conflict
+from infoprune.structure.validation.conflict import FACTOR, FIXED, MISPLACED, Asked, Conflict
 from infoprune.structure.validation.conflict_labels import by_module, cut_around, cut_inside, widths_behind
 from infoprune.structure.validation.dry_run_context import Diverged, DryRunContext, UnalignedContext
 from infoprune.structure.validation.kept_axes import KeptAxes
@@ -257,9 +257,7 @@ class ComparedPass(Tracer):
         if out.dim() != len(expected.shape):
             return False
         for size, before, axis in zip(out.shape, expected.shape, kept, strict=True):
-            if axis is not None and size != len(axis):
-                return False
-            if axis is None and size != before and self._on_shapes:
+            if size != len(axis) if axis is not None else self._on_shapes and size != before:
                 return False
         return True
 
@@ -282,10 +280,9 @@ class ComparedPass(Tracer):
             elif rule in (expand, repeat):
                 self._take_new_labels(op, out, wanted_axes)
             if not self._carries(out, wanted_axes):
-                return "which channels it takes does not follow a cut"
-        if op.met_unequal:  # PyTorch does not check all sizes when it runs on shapes
-            return "which channels it takes does not follow a cut"
-        return None
+                return MISPLACED
+        # PyTorch does not check all sizes when it runs on shapes.
+        return MISPLACED if op.met_unequal else None
 
     def _take_new_labels(self, op: DryRunContext, out: Tensor, kept: Sequence[Axis]) -> None:
         """Give a stretched dimension the labels that it has in the original."""

@@ -9,6 +9,7 @@ from infoprune.structure.labels import Labels
 
 FIXED = "its size is fixed in the model's code"
 FACTOR = "a factor is computed from its width"
+MISPLACED = "which channels it takes does not follow a cut"
 """The reasons where a size does not follow a cut, and where a factor does."""
 
 

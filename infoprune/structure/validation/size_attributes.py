@@ -24,7 +24,7 @@ from infoprune.structure.tracing.rules.reduction import SOFTMAX
 from infoprune.structure.tracing.rules.shape import MERGED
 from infoprune.structure.validation.conflict import FACTOR, Conflict
 from infoprune.structure.validation.conflict_labels import meets
-from infoprune.structure.validation.held_numbers import elements, integers, sequence
+from infoprune.structure.validation.held_number_search import AskedFor, HeldNumberSearch
 from infoprune.structure.validation.module_paths import join, siblings
 from infoprune.structure.validation.operators import operators_inside
 from infoprune.structure.validation.ways import free_channels
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 Splits: TypeAlias = dict[str, dict[int, set[int]]]
 """For modules, by name: numbers of parts that a dimension is split into, and for each the widths of these parts."""
-AskedFor: TypeAlias = "Callable[[Structure, Conflict], Iterable[tuple[list[str], Labels, int]]]"
-"""What a dry run's conflict says was asked for: numbers that it may have been, the dimension, and at which place."""
-
 
 MOST_TRIES = 6
 """So many times at most a number is taken for a width that one operator asks for: each takes a dry run."""
@@ -86,6 +83,7 @@ class SizeAttributeFinder:
         self._rewrites: dict[str, Rewrite] = {}
         self._tried: set[Candidate] = set()
         self._seen: set[str] = set()
+        self._numbers = HeldNumberSearch(session, self._head_count_paths)
 
     def slots(self) -> Iterator[AttributeSlot]:
         """Return every attribute found, with the labels whose number it is."""
@@ -94,6 +92,9 @@ class SizeAttributeFinder:
             if labels is not None and len(labels) == heads.count:  # else it is another dimension that was found
                 yield AttributeSlot(join(module, heads.attribute), heads.count, labels)
         yield from (written.slot for written in self._rewrites.values())
+
+    def _head_count_paths(self) -> set[str]:
+        return {slot.path for slot in self.slots()} - set(self._rewrites)
 
     def find(self, structure: Structure, plan: PruningPlan, conflicts: Sequence[Conflict]) -> bool:
         """Look for attributes that explain the conflicts of a plan; False if all were tried before.
@@ -109,10 +110,13 @@ class SizeAttributeFinder:
             return True
         conflicts = [conflict for conflict in conflicts if conflict.reason != FACTOR]  # which no size explains
         modules = dict.fromkeys(conflict.module for conflict in conflicts)
-        if any(self._rewrite_sizes(structure, conflicts, way) for way in (self._by_operators, self._by_elements)):
+        if any(
+            self._rewrite_sizes(structure, conflicts, way)
+            for way in (self._numbers.by_operators, self._numbers.by_elements)
+        ):
             return True
         tied = [self._tie_inputs(structure, module) for module in modules]
-        if any(tied) or self._rewrite_sizes(structure, conflicts, self._by_checks):
+        if any(tied) or self._rewrite_sizes(structure, conflicts, self._numbers.by_checks):
             return True
         return self._take_other_head_counts(modules)
 
@@ -183,7 +187,7 @@ class SizeAttributeFinder:
     def _take_head_count(self, module: str, attributes: Sequence[str], splits: Splits) -> bool:
         """Take the first attribute by whose number a module splits a dimension for its number of heads."""
         for place, attribute in enumerate(attributes):
-            count = self._integers(module).get(attribute, 0)
+            count = self._numbers.integers(module).get(attribute, 0)
             widths = splits.get(module, {}).get(count)
             if widths:
                 self._heads[module] = Heads(attribute, count, attributes[place + 1 :], len(attributes) > 1)
@@ -244,7 +248,7 @@ class SizeAttributeFinder:
     def _head_counts(self, module: str, splits: Splits) -> list[str]:
         """Return the attributes that say into how many parts the module splits a dimension, if all say the same."""
         counts = splits.get(module, {})
-        found = {name: value for name, value in self._integers(module).items() if value in counts}
+        found = {name: value for name, value in self._numbers.integers(module).items() if value in counts}
         return list(found) if len(set(found.values())) == 1 else []
 
     def _splits(self) -> Splits:
@@ -327,73 +331,6 @@ class SizeAttributeFinder:
         )
         alike = {candidate[:2] for candidate in candidates}
         return next(untried, None) if sum(tried[:2] in alike for tried in self._tried) < MOST_TRIES else None
-
-    def _by_operators(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
-        """Yield each dimension that an operator makes or splits, with numbers that may be its size, and its place."""
-        # Where the code failed, the operator to come is the one that asked for the size.
-        op, module = max(conflict.op, conflict.upcoming), conflict.module
-        outputs = structure.records[op].outputs if op >= 0 else []
-        # The parts of a split belong together: a list of their sizes, or one number that is their sum.
-        splits = zip(*(output.axes for output in outputs), strict=False) if len(outputs) > 1 else ()
-        parts = [[axis for axis in axes if axis is not None] for axes in splits if all(a is not None for a in axes)]
-        for axes in [outputs[0].axes] if len(outputs) == 1 else parts:
-            sizes = [0 if axis is None else len(axis) for axis in axes] if len(outputs) > 1 else outputs[0].shape
-            paths = [join(module, name) for name in sequence(self._module(module), sizes)]
-            for place, (path, axis) in enumerate(zip(paths, axes, strict=False)):
-                if axis is not None:
-                    yield [path], axis, place
-        # Sizes among the operator's arguments say which dimension was meant; without them every dimension may be.
-        made = [axis for output in outputs for axis in output.axes if axis is not None]
-        for axis, place in [asked[:2] for asked in conflict.asked] or zip(made, range(len(made)), strict=True):
-            channels = axis[np.sort(np.unique(axis, return_index=True)[1])]
-            # Of flattened maps, ``channels * 7 * 7``, each channel fills a block.
-            for labels in (axis, channels) if len(channels) < len(axis) else (axis,):
-                if paths := self._equal_numbers(module, len(labels)):
-                    yield paths, labels, place
-                    break
-        for place, axes in enumerate(parts):
-            yield self._equal_numbers(module, sum(map(len, axes))), np.concatenate(axes), place
-        for place, labels in enumerate(structure.records[op].counted if op >= 0 else (), len(made)):
-            yield self._equal_numbers(module, len(labels)), labels, place
-
-    def _by_elements(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
-        """Yield each dimension that an operator makes, with the numbers in lists and tuples that are as large."""
-        op = max(conflict.op, conflict.upcoming)
-        outputs = structure.records[op].outputs if op >= 0 else []
-        axes = [axis for output in outputs for axis in output.axes if axis is not None]
-        for place, axis in enumerate(axes):
-            numbers = elements(self._module(conflict.module)).items()
-            yield [join(conflict.module, name) for name, n in numbers if n == len(axis)], axis, place
-
-    def _by_checks(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
-        """Yield each width of a module's tensors once, where its code itself fails, as if it checked what comes in."""
-        if conflict.op < 0:
-            within = f"{conflict.module}." if conflict.module else ""
-            axes = (axis for name, axes in self._session.labels.items() if name.startswith(within) for axis in axes)
-            for axis in {structure.component[axis].tobytes(): axis for axis in axes if len(axis)}.values():
-                yield self._equal_numbers(conflict.module, len(axis)), axis, int(axis[0])
-
-    def _equal_numbers(self, module: str, value: int) -> list[str]:
-        """Return the numbers of a module, else of its children that are not PyTorch's own, that have a value."""
-        children = self._module(module).named_children()
-        own = [join(module, name) for name, child in children if not type(child).__module__.startswith("torch.nn.")]
-        head_counts = {slot.path for slot in self.slots()} - set(self._rewrites)
-        for places in ([module], own):
-            numbers = {join(place, name): n for place in places for name, n in self._integers(place).items()}
-            found = [path for path, number in numbers.items() if number == value]
-            if found:
-                return [path for path in found if path not in head_counts]
-        return []
-
-    # -- modules ------------------------------------------------------------------------------------------------------
-
-    def _integers(self, module: str) -> dict[str, int]:
-        if module in self._session.space.head_inputs:  # all of its numbers are known
-            return {}
-        return integers(self._module(module))
-
-    def _module(self, name: str) -> nn.Module:
-        return self._session.model.get_submodule(name)
 
     def _with_siblings(self, name: str) -> list[str]:
         return [name, *siblings(self._session.modules, name)]

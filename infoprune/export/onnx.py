@@ -1,0 +1,112 @@
+"""Export a model to ONNX, and run it in ONNX Runtime for comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.torch_version import TorchVersion
+from torch.utils._pytree import tree_leaves
+
+from infoprune.errors import ConfigurationError, ExportError
+from infoprune.export.messages import first_sentence, operator_named_in, quietly
+from infoprune.export.parity import Parity, compared
+from infoprune.export.program import check_target, to_program
+from infoprune.files import written_whole
+from infoprune.inputs import Inputs
+from infoprune.shapes import batch_size, with_batch
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
+
+TOO_NEW_FOR_TORCH_2_6 = {"onnxscript": "0.5.4", "onnx_ir": "0.1.16"}
+"""From which versions on the ONNX exporter inside torch 2.6 fails on every model (batch norm; functions left over)."""
+
+
+def to_onnx(model: nn.Module, inputs: Inputs, path: str | Path, dynamic_batch: bool = True) -> Parity:
+    """Export a model to ONNX and compare outputs in onnxruntime.
+
+    Args:
+        model: the model, which is not changed.
+        inputs: example inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        path: the ``.onnx`` file to write.
+        dynamic_batch: whether the file takes any batch size.
+
+    Returns:
+        How far the outputs are from the model's.
+
+    Raises:
+        ConfigurationError: onnx, onnxscript or onnxruntime is not installed; says how to get it.
+        ExportError: ONNX has no such operator (names it and its layer), or the outputs differ. Nothing is written.
+    """
+    check_onnx()
+    check_target(path)
+    program, _ = to_program(model, inputs, None, dynamic_batch)
+    with quietly():
+        try:
+            exported = torch.onnx.export(program, dynamo=True, verbose=False)
+        except Exception as error:  # whatever the exporter raises is about the model
+            raise ExportError(_missing_operator(program, error)) from error
+    assert exported is not None
+    examples = with_batch(inputs, max(2, batch_size(inputs))) if dynamic_batch else inputs
+    with written_whole(path) as scratch:
+        with quietly():
+            exported.save(str(scratch))
+        return compared(model, _runtime(scratch), examples, dynamic_batch, "ONNX model")
+
+
+def check_onnx() -> None:
+    """Raise a ConfigurationError that says how to get what an export to ONNX needs, where it is missing or too new."""
+    missing = [name for name in ONNX_NEEDS if find_spec(name) is None]
+    if missing:
+        raise ConfigurationError(
+            f"an export to ONNX needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
+            "installed: pip install 'infoprune[export]'"
+        )
+    too_new = [name for name, first in TOO_NEW_FOR_TORCH_2_6.items() if TorchVersion(version(name)) >= first]
+    if torch.__version__ < "2.7" and too_new:  # compares versions, not letters
+        found = " and ".join(f"{name} {version(name)}" for name in too_new)
+        fitting = " ".join(f"'{name}<{first}'" for name, first in TOO_NEW_FOR_TORCH_2_6.items())
+        raise ConfigurationError(
+            f"torch {torch.__version__} cannot export to ONNX with {found}: pip install {fitting}, or a newer torch"
+        )
+
+
+def _runtime(path: Path) -> Any:
+    """Return the model in a file as a function of inputs, run by onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+
+    return lambda inputs: [torch.from_numpy(value) for value in session.run(None, feed(names, inputs))]
+
+
+def feed(names: Sequence[str], inputs: Inputs) -> dict[str, np.ndarray]:
+    """Return inputs as a runtime takes them: arrays by the names in the file, which holds numbers as constants."""
+    if isinstance(inputs, Mapping) and set(names) <= set(inputs):
+        values: Iterable[Any] = [inputs[name] for name in names]
+    else:
+        values = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return {name: value.detach().cpu().numpy() for name, value in zip(names, values, strict=False)}
+
+
+def _missing_operator(program: ExportedProgram, error: BaseException) -> str:
+    """Return which operator ONNX lacks, and in which layer."""
+    causes = []
+    cause: BaseException | None = error
+    while cause is not None:
+        causes.append(str(cause))
+        cause = cause.__cause__
+    found = operator_named_in(" ".join(causes), program)
+    if not found:
+        return f"the ONNX exporter failed: {first_sentence(causes[-1])}"
+    return f"ONNX has no {found}: replace it, or export a torch.export program instead (--to torch)"

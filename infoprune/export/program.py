@@ -1,0 +1,92 @@
+"""Export a model as a `torch.export` program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from infoprune.calibration import evaluating
+from infoprune.errors import ConfigurationError, ExportError
+from infoprune.export.messages import first_sentence, quietly, why_not
+from infoprune.export.parity import Parity, compared
+from infoprune.files import written_whole
+from infoprune.inputs import Inputs, advice_on, call_model
+from infoprune.shapes import batch_size, with_batch
+
+
+def to_program(
+    model: nn.Module, inputs: Inputs, path: str | Path | None = None, dynamic_batch: bool = True
+) -> tuple[ExportedProgram, Parity]:
+    """Export a model with `torch.export`, in eval mode, and compare outputs.
+
+    Args:
+        model: the model, which is not changed.
+        inputs: example inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        path: the ``.pt2`` file to write, for ``torch.export.load``; None writes nothing.
+        dynamic_batch: whether the program takes any batch size.
+
+    Returns:
+        The program, and how far its outputs are from the model's.
+
+    Raises:
+        ExportError: the model cannot be exported (names the line of its code, or the batch size that it fixes), or the
+            outputs differ.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        >>> program, parity = to_program(net, torch.randn(1, 3, 8, 8))
+        >>> program.module()(torch.randn(7, 3, 8, 8)).shape, parity.max_error
+        (torch.Size([7, 4, 6, 6]), 0.0)
+    """
+    if path is not None:
+        check_target(path)
+    examples = with_batch(inputs, max(2, batch_size(inputs))) if dynamic_batch else inputs
+    with evaluating(model), quietly():
+        try:
+            program = _export(model, examples, dynamic_batch)
+        except Exception as error:  # whatever torch.export raises is about the model
+            raise ExportError(why_not(model, error) + advice_on(model, inputs)) from error
+    runner = program.module()
+    parity = compared(model, lambda given: call_model(runner, given), examples, dynamic_batch, "torch.export program")
+    if path is not None:
+        with written_whole(path) as scratch, quietly(), scratch.open("wb") as file:
+            try:
+                torch.export.save(program, file)
+            except (NotImplementedError, TypeError, ValueError) as error:  # of outputs in classes of the user's
+                raise ExportError(
+                    f"torch.export cannot write {type(model).__name__} to a file: {first_sentence(str(error))}"
+                ) from error
+    return program, parity
+
+
+def check_target(path: str | Path) -> None:
+    """Raise a ConfigurationError, before a long export, where a file cannot be written."""
+    target = Path(path)
+    if target.is_dir():
+        raise ConfigurationError(f"{target} is a folder: name a file in it")
+    if not target.parent.is_dir():
+        raise ConfigurationError(f"{target} cannot be written: {target.parent} is no folder")
+
+
+def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> ExportedProgram:
+    size = batch_size(inputs)
+    batch = Dim("batch", max=2**20)  # torch 2.6 does not take one without a bound
+
+    def free(tensor: Any) -> Any:
+        return {0: batch} if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape[0] == size else None
+
+    args: tuple[Any, ...]
+    named: dict[str, Any] | None
+    if isinstance(inputs, Mapping):
+        args, named = (), dict(inputs)
+        shapes: Any = {name: free(tensor) for name, tensor in inputs.items()}
+    else:
+        args, named = inputs if isinstance(inputs, tuple) else (inputs,), None
+        shapes = tuple(free(tensor) for tensor in args)
+    # Not strict is the default from torch 2.8 on.
+    return torch.export.export(model, args, named, dynamic_shapes=shapes if dynamic_batch else None, strict=False)

@@ -1,0 +1,98 @@
+"""Find the numbers in modules that may be the size that a conflict asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from torch import nn
+
+from infoprune.structure.groups import Structure
+from infoprune.structure.labels import Labels
+from infoprune.structure.validation.conflict import Conflict
+from infoprune.structure.validation.held_numbers import elements, integers, sequence
+from infoprune.structure.validation.module_paths import join
+
+if TYPE_CHECKING:
+    from infoprune.structure.tracing.session import TraceSession
+
+AskedFor: TypeAlias = "Callable[[Structure, Conflict], Iterable[tuple[list[str], Labels, int]]]"
+"""From a conflict: paths of numbers that may be a size, the labels of that dimension, and its place in the request."""
+
+
+class HeldNumberSearch:
+    """Searches the modules of a conflict for numbers that are as large as the dimensions concerned.
+
+    Args:
+        session: The traced model.
+        head_counts: Returns the paths of the numbers that are known to be head counts, which are no widths.
+    """
+
+    def __init__(self, session: TraceSession, head_counts: Callable[[], set[str]]) -> None:
+        self._session = session
+        self._head_counts = head_counts
+
+    def integers(self, module: str) -> dict[str, int]:
+        """Return the whole numbers that a module holds, by attribute; none where all of its numbers are known."""
+        return {} if module in self._session.space.head_inputs else integers(self._module(module))
+
+    def by_operators(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
+        """Yield each dimension that an operator makes or splits, with numbers that may be its size, and its place."""
+        # Where the code failed, the operator to come is the one that asked for the size.
+        op, module = max(conflict.op, conflict.upcoming), conflict.module
+        outputs = structure.records[op].outputs if op >= 0 else []
+        # The parts of a split belong together: a list of their sizes, or one number that is their sum.
+        splits = zip(*(output.axes for output in outputs), strict=False) if len(outputs) > 1 else ()
+        parts = [[axis for axis in axes if axis is not None] for axes in splits if all(a is not None for a in axes)]
+        for axes in [outputs[0].axes] if len(outputs) == 1 else parts:
+            sizes = [0 if axis is None else len(axis) for axis in axes] if len(outputs) > 1 else outputs[0].shape
+            paths = [join(module, name) for name in sequence(self._module(module), sizes)]
+            for place, (path, axis) in enumerate(zip(paths, axes, strict=False)):
+                if axis is not None:
+                    yield [path], axis, place
+        # Sizes among the operator's arguments say which dimension was meant; without them every dimension may be.
+        made = [axis for output in outputs for axis in output.axes if axis is not None]
+        for axis, place in [asked[:2] for asked in conflict.asked] or zip(made, range(len(made)), strict=True):
+            channels = axis[np.sort(np.unique(axis, return_index=True)[1])]
+            # Of flattened maps, ``channels * 7 * 7``, each channel fills a block.
+            for labels in (axis, channels) if len(channels) < len(axis) else (axis,):
+                if paths := self._equal(module, len(labels)):
+                    yield paths, labels, place
+                    break
+        for place, axes in enumerate(parts):
+            yield self._equal(module, sum(map(len, axes))), np.concatenate(axes), place
+        for place, labels in enumerate(structure.records[op].counted if op >= 0 else (), len(made)):
+            yield self._equal(module, len(labels)), labels, place
+
+    def by_elements(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
+        """Yield each dimension that an operator makes, with the numbers in lists and tuples that are as large."""
+        op = max(conflict.op, conflict.upcoming)
+        outputs = structure.records[op].outputs if op >= 0 else []
+        axes = [axis for output in outputs for axis in output.axes if axis is not None]
+        for place, axis in enumerate(axes):
+            numbers = elements(self._module(conflict.module)).items()
+            yield [join(conflict.module, name) for name, n in numbers if n == len(axis)], axis, place
+
+    def by_checks(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
+        """Yield each width of a module's tensors once, where its code itself fails, as if it checked what comes in."""
+        if conflict.op < 0:
+            within = f"{conflict.module}." if conflict.module else ""
+            axes = (axis for name, axes in self._session.labels.items() if name.startswith(within) for axis in axes)
+            for axis in {structure.component[axis].tobytes(): axis for axis in axes if len(axis)}.values():
+                yield self._equal(conflict.module, len(axis)), axis, int(axis[0])
+
+    def _equal(self, module: str, value: int) -> list[str]:
+        """Return the numbers of a module, else of its children that are not PyTorch's own, that have a value."""
+        children = self._module(module).named_children()
+        own = [join(module, name) for name, child in children if not type(child).__module__.startswith("torch.nn.")]
+        head_counts = self._head_counts()
+        for places in ([module], own):
+            numbers = {join(place, name): n for place in places for name, n in self.integers(place).items()}
+            found = [path for path, number in numbers.items() if number == value]
+            if found:
+                return [path for path in found if path not in head_counts]
+        return []
+
+    def _module(self, name: str) -> nn.Module:
+        return self._session.model.get_submodule(name)
