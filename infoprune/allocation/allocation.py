@@ -123,7 +123,15 @@ class Allocation(Part):
         amount: float | None,
         fraction: float,
     ) -> Widths:
-        """Return widths without a budget: the groups together lose ``fraction`` x ``amount`` of their units."""
+        """Return widths without a budget: the groups together lose ``fraction`` x ``amount`` of their units.
+
+        Args:
+            structure: The channel groups.
+            scores: Group name -> (units,) scores; None where no criterion has run.
+            grids: Group name -> the widths that the group may take.
+            amount: Share of the units to remove in the end, in [0, 1).
+            fraction: Share of the whole cut to reach, in (0, 1].
+        """
         amount = self.need_amount(amount)
         widths_at = self.checked_widths_at(structure, scores, grids, unit_costs(structure, "amount"))
         whole = sum(grid.original or grid.size for grid in grids.values())
@@ -238,7 +246,12 @@ def get_allocation(spec: str | Mapping[str, Any] | Allocation) -> Allocation:
 
 
 def prunable_groups(structure: Structure, scores: Scores | None) -> list[ChannelGroup]:
-    """Return the groups that widths are decided for, in forward order."""
+    """Return the groups that widths are decided for, in forward order.
+
+    Args:
+        structure: The channel groups.
+        scores: Group name -> scores; groups without any are left out. None takes all prunable groups.
+    """
     groups = [group for group in structure.prunable if scores is None or group.name in scores]
     if not groups and structure.prunable:
         raise ConfigurationError(

@@ -55,12 +55,20 @@ ABSOLUTE = 1000
 
 
 def is_absolute(kind: str, value: object) -> bool:
-    """Return whether a budget is a number of MACs or parameters."""
+    """Return whether a budget is a number of MACs or parameters.
+
+    Args:
+        kind: ``"macs"``, ``"params"`` or ``"latency"``.
+        value: The budget as given.
+    """
     return kind in ("macs", "params") and isinstance(value, (int, float)) and value >= ABSOLUTE
 
 
 def as_share(value: object) -> object:
     """Read ``"60%"`` as 0.6 and ``"5e6"`` as a number; everything else is returned as it is.
+
+    Args:
+        value: A budget or share as a user gives it.
 
     >>> as_share("60%"), as_share(200e6)
     (0.6, 200000000.0)

@@ -36,6 +36,13 @@ class Round:
         The square root of the loss is taken as linear in the width, since small changes cost their square. More cannot
         cost less: a measured loss counts as at least that of every larger width.
 
+        Args:
+            name: The group.
+            width: Units that it keeps.
+
+        Returns:
+            Nats, or the unit of the user's ``evaluate``.
+
         >>> round(Round({"a": 8}, 0.0, {"a": {4: 0.04}}).added("a", 6), 4)
         0.01
         """
@@ -74,6 +81,9 @@ class LossCurves:
 
         Cuts that meet cost more than they do alone, so that without rounds near ``widths`` it is too low.
 
+        Args:
+            widths: Group name -> units that it keeps.
+
         >>> curves = LossCurves((Round({"a": 8, "b": 8}, 0.0, {"a": {4: 0.04}, "b": {4: 0.01}}),))
         >>> round(curves.estimate({"a": 4, "b": 4}), 4)
         0.05
@@ -83,7 +93,11 @@ class LossCurves:
         return one.loss + sum(one.added(name, width) for name, width in widths.items() if name in one.widths)
 
     def check(self, sizes: Mapping[str, int]) -> None:
-        """Raise a ConfigurationError unless these are curves of a model with groups of these sizes."""
+        """Raise a ConfigurationError unless these are curves of a model with groups of these sizes.
+
+        Args:
+            sizes: Group name -> number of units.
+        """
         measured = self.rounds[0].widths
         for name, size in sizes.items():
             if measured.get(name) != size:

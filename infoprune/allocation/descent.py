@@ -27,6 +27,16 @@ def descend(
     Each step makes one group narrower: the one where a unit of saved cost adds the least to the loss, as the round of
     measurements that was made nearest above tells, plus ``depth`` times the logarithm of how many times narrower the
     group becomes.
+
+    Args:
+        curves: The measured losses.
+        costs: Widths -> cost of one unit of each group.
+        grids: Group name -> the widths that the group may take.
+        floors: Group name -> the width that the first phase ends at.
+        depth: Penalty on the deepest cut, in units of the loss; 0: none.
+
+    Returns:
+        The widths after each step, the whole model first.
     """
     state = {name: grid.size for name, grid in grids.items()}
     yield dict(state)
@@ -86,7 +96,15 @@ def _slope(widths: Sequence[int], values: Sequence[float], first: int, last: int
 
 
 def through(states: Sequence[Widths], grids: Mapping[str, WidthGrid]) -> WidthsAt:
-    """Return the widths on the way through some states, as far that the grids allow."""
+    """Return the widths on the way through some states, as far that the grids allow.
+
+    Args:
+        states: Widths in the order in which they fall.
+        grids: Group name -> the widths that the group may take.
+
+    Returns:
+        A function from a sparsity in [0, 1] to widths.
+    """
 
     def widths(sparsity: float) -> Widths:
         state = states[round(sparsity * (len(states) - 1))]

@@ -21,6 +21,13 @@ PROBABILITIES_SUM_TO_ONE = 1e-3
 def divergence_of_scores(original: Tensor, changed: Tensor) -> Tensor:
     """Return the Kullback-Leibler divergence, in nats, of class scores along dimension 1; mean over positions.
 
+    Args:
+        original: Class scores before the softmax, (N, classes, ...).
+        changed: Those of the changed model, of the same shape.
+
+    Returns:
+        (N,) nats.
+
     >>> divergence_of_scores(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]])).item() > 0
     True
     """
@@ -29,13 +36,29 @@ def divergence_of_scores(original: Tensor, changed: Tensor) -> Tensor:
 
 
 def divergence_of_probabilities(original: Tensor, changed: Tensor) -> Tensor:
-    """Return the divergence of outputs that are probabilities already."""
+    """Return the divergence of outputs that are probabilities already.
+
+    Args:
+        original: Probabilities, (N, classes, ...).
+        changed: Those of the changed model, of the same shape.
+
+    Returns:
+        (N,) nats.
+    """
     least = torch.finfo(torch.float32).tiny
     return divergence_of_scores(original.clamp(min=least).log(), changed.clamp(min=least).log())
 
 
 def divergence_of_labels(original: Tensor, changed: Tensor) -> Tensor:
-    """Return the Kullback-Leibler divergence, in nats, of yes-or-no scores (before the sigmoid), summed over labels."""
+    """Return the Kullback-Leibler divergence, in nats, of yes-or-no scores (before the sigmoid), summed over labels.
+
+    Args:
+        original: Scores before the sigmoid, (N, ...).
+        changed: Those of the changed model, of the same shape.
+
+    Returns:
+        (N,) nats.
+    """
     yes, no = F.logsigmoid(original), F.logsigmoid(-original)
     gap = yes.exp() * (yes - F.logsigmoid(changed)) + no.exp() * (no - F.logsigmoid(-changed))
     return gap.flatten(1).sum(dim=1)
@@ -43,6 +66,13 @@ def divergence_of_labels(original: Tensor, changed: Tensor) -> Tensor:
 
 def relative_error(original: Tensor, changed: Tensor) -> Tensor:
     """Return the squared error over the variance of the original's outputs across images, or over their square.
+
+    Args:
+        original: Outputs, (N, ...).
+        changed: Those of the changed model, of the same shape.
+
+    Returns:
+        (N,) errors, without a unit.
 
     >>> relative_error(torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [2.0]])).tolist()
     [0.0, 1.0]
@@ -67,6 +97,9 @@ NAMES: dict[Distance, str] = {
 
 def scored(outputs: Any) -> list[Tensor]:
     """Return the floating-point tensors of a model's outputs, in float32.
+
+    Args:
+        outputs: Any value that a forward returns.
 
     Raises:
         DataError: there is none.

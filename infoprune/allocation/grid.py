@@ -41,7 +41,11 @@ class WidthGrid:
         return min(self.size, -(-self.least // self.step) * self.step)
 
     def at(self, share: float) -> int:
-        """Return the width for a kept share of the original units: int(share x original), then the nearest multiple."""
+        """Return the width for a kept share of the original units: int(share x original), then the nearest multiple.
+
+        Args:
+            share: Kept share of the original units, in [0, 1].
+        """
         wanted = int((self.original or self.size) * share + SLACK)
         if wanted >= self.size:
             return self.size
@@ -49,9 +53,17 @@ class WidthGrid:
         return max(self.lowest, min(self.size, multiple))
 
     def up(self, width: int) -> int:
-        """Return the next width above, or the same if there is none."""
+        """Return the next width above, or the same if there is none.
+
+        Args:
+            width: A width of the grid.
+        """
         return min(self.size, (width // self.step + 1) * self.step)
 
     def down(self, width: int) -> int:
-        """Return the next width below, or the same if there is none."""
+        """Return the next width below, or the same if there is none.
+
+        Args:
+            width: A width of the grid.
+        """
         return max(self.lowest, (width - 1) // self.step * self.step)

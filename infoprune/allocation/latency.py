@@ -126,7 +126,11 @@ class LatencyShare:
         return self.now * self._measured(widths).share
 
     def error(self, widths: Mapping[str, int]) -> float:
-        """Return the relative error of the measured share: half of its 95 % interval."""
+        """Return the relative error of the measured share: half of its 95 % interval.
+
+        Args:
+            widths: Group name -> units that it keeps; they have to be measured already.
+        """
         return self._measured(widths).error
 
     def within(self, target: float, solve: Callable[[float], Widths]) -> Widths:

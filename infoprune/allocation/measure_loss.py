@@ -102,7 +102,11 @@ class LossMeter:
         self.unit = " + ".join(dict.fromkeys(NAMES[distance] for distance in self._batches[0].distances))
 
     def work(self, levels: Mapping[str, Sequence[int]]) -> float:
-        """Return the expected work of this process in a round, in runs of the whole model on all images."""
+        """Return the expected work of this process in a round, in runs of the whole model on all images.
+
+        Args:
+            levels: Group name -> the widths to measure it at.
+        """
         mine = list(self.groups)[process() :: world_size()]
         runs = sum(self._work[name] * len(_near(levels[name], dear=False)) for name in mine if name in levels)
         first = self._batches[0].size / self.images if self._batches else 1.0

@@ -19,6 +19,10 @@ MinWidth: TypeAlias = int | Mapping[str, int | float]
 def matching(structure: Structure, pattern: str) -> list[ChannelGroup]:
     """Return the groups that a shell pattern matches, by their own name or that of a layer whose filters they hold.
 
+    Args:
+        structure: The channel groups.
+        pattern: A shell pattern such as ``"layer1.*"``.
+
     Raises:
         ConfigurationError: it matches no layer; the message gives the nearest name.
     """

@@ -103,6 +103,9 @@ def _entries(structure: Structure) -> tuple[list[list[ChannelGroup]], int]:
 def parse_ratios(text: str) -> list[float]:
     """Read ``"[0.]+[0.5]*3+[0.6]*16"``: lists of numbers, joined by ``+`` and repeated by ``*``.
 
+    Args:
+        text: The expression.
+
     >>> parse_ratios("[0.]+[0.5]*2+[0.6, 0.7]")
     [0.0, 0.5, 0.5, 0.6, 0.7]
     """

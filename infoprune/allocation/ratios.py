@@ -24,7 +24,11 @@ class RatioAllocation(Allocation):
 
     @abstractmethod
     def ratios_of(self, structure: Structure) -> dict[str, float]:
-        """Return group name -> share of units to remove, in [0, 1); groups that are not named keep everything."""
+        """Return group name -> share of units to remove, in [0, 1); groups that are not named keep everything.
+
+        Args:
+            structure: The channel groups.
+        """
 
     def widths_at(
         self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
@@ -55,7 +59,12 @@ def _scaled(ratios: Mapping[str, float], scale: float, grids: Mapping[str, Width
 
 
 def check_ratio(owner: str, ratio: object) -> float:
-    """Return ``ratio`` as a float; raise a ConfigurationError that names its owner unless it is in [0, 1)."""
+    """Return ``ratio`` as a float; raise a ConfigurationError that names its owner unless it is in [0, 1).
+
+    Args:
+        owner: The allocation and the layer, for the message.
+        ratio: Share of the units to remove.
+    """
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
         raise ConfigurationError(f"{owner}: a ratio is the share of units to remove, in [0, 1); got {ratio!r}")
     return float(ratio)

@@ -65,6 +65,9 @@ def steps(
 def halved(step: Mapping[str, int]) -> dict[str, int]:
     """Return steps that are half as wide, at least 1.
 
+    Args:
+        step: Group name -> number of units of a step.
+
     >>> halved({"a": 16, "b": 1})
     {'a': 8, 'b': 1}
     """
@@ -84,12 +87,21 @@ def _auto(structure: Structure, group: ChannelGroup, units: int) -> int:
 
 
 def unit_widths(structure: Structure, group: ChannelGroup) -> set[int]:
-    """Return how many channels a unit is in each layer that makes the group's channels."""
+    """Return how many channels a unit is in each layer that makes the group's channels.
+
+    Args:
+        structure: The channel groups.
+        group: One of them.
+    """
     return {max(1, len(slot.index) // group.size) for _, slot in structure.producers(group)}
 
 
 def in_units(channels: int, width: int) -> int:
     """Return the fewest units of ``width`` channels that are a multiple of ``channels``.
+
+    Args:
+        channels: The multiple that widths are rounded to.
+        width: Channels of one unit.
 
     >>> in_units(16, 1), in_units(16, 2), in_units(16, 64)
     (16, 8, 1)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 def lowest_units(scores: torch.Tensor, count: int) -> list[int]:
     """Return the ``count`` units with the lowest scores, ascending; of equal scores the higher index goes first.
 
+    Args:
+        scores: (units,) scores.
+        count: How many units to return.
+
     >>> lowest_units(torch.tensor([1.0, 0.0, 2.0, 0.0]), 1)
     [3]
     """

@@ -71,7 +71,14 @@ def _inside(reach: Mapping[str, range], states: Iterable[Widths]) -> Iterator[Wi
 
 
 def bisect(widths_at: WidthsAt, measure: Measure, target: float, steps: int) -> tuple[float, float]:
-    """Return two neighbouring sparsities after ``steps`` halvings; the first meets the target."""
+    """Return two neighbouring sparsities after ``steps`` halvings; the first meets the target.
+
+    Args:
+        widths_at: Sparsity in [0, 1] -> widths.
+        measure: Widths -> cost, as a share of the original's.
+        target: Share to keep.
+        steps: Number of halvings.
+    """
     enough, little = 1.0, 0.0
     low, high = widths_at(enough), widths_at(little)
     for _ in range(steps):
@@ -101,7 +108,13 @@ def _walk(
 
 
 def one_by_one(low: Widths, high: Widths, grids: Mapping[str, WidthGrid]) -> Iterator[Widths]:
-    """Return the states behind ``low`` on the way to ``high``, one step of one group at a time."""
+    """Return the states behind ``low`` on the way to ``high``, one step of one group at a time.
+
+    Args:
+        low: Widths of the lower sparsity.
+        high: Widths of the higher sparsity; no group is wider than in ``low``.
+        grids: Group name -> the widths that the group may take.
+    """
     state = low
     for name in low:
         while state[name] < high[name]:

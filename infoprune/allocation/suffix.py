@@ -120,6 +120,11 @@ def advance(model: nn.Module, inputs: Any, prefix: Prefix, weights: Iterable[Ten
 def resume(model: nn.Module, inputs: Any, prefix: Prefix) -> Any:
     """Return the model's outputs, computed from a place on.
 
+    Args:
+        model: The recorded model.
+        inputs: The inputs of the recorded run.
+        prefix: The recorded calls.
+
     Raises:
         ReplayError: the run takes another way than the one that is remembered.
     """
@@ -142,7 +147,13 @@ class _FirstUses(TorchFunctionMode):
 
 
 def first_uses(model: nn.Module, inputs: Any, weights: Iterable[Tensor]) -> tuple[Any, list[int]]:
-    """Return the outputs of a run, and the ids of the weights that it used in the order of their first use."""
+    """Return the outputs of a run, and the ids of the weights that it used in the order of their first use.
+
+    Args:
+        model: Any module.
+        inputs: Its inputs.
+        weights: Parameters to look for.
+    """
     mode = _FirstUses({id(weight) for weight in weights})
     with mode:
         return run(model, inputs), mode.order

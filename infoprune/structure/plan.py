@@ -106,11 +106,23 @@ class PruningPlan:
         return stays
 
     def indices(self, tensor: str, dim: int) -> Labels:
-        """Return the indices that go from one dimension, as an array; slots that lose the same share it."""
+        """Return the indices that go from one dimension, as an array; slots that lose the same share it.
+
+        Args:
+            tensor: Name of the parameter or buffer.
+            dim: The dimension.
+
+        Returns:
+            (removed,) ascending indices; empty if the dimension loses none.
+        """
         return self._arrays[tensor, dim]
 
     def shape_after(self, tensor: str) -> tuple[int, ...]:
-        """Return the shape that the plan leaves of a tensor."""
+        """Return the shape that the plan leaves of a tensor.
+
+        Args:
+            tensor: Name of the parameter or buffer.
+        """
         return self._shapes_after[tensor]
 
     @cached_property
@@ -123,6 +135,9 @@ class PruningPlan:
 
     def then(self, later: PruningPlan) -> PruningPlan:
         """Combine this plan with ``later``, made for the shrunk model, into one plan for the original.
+
+        Args:
+            later: A plan in the coordinates of the model that this plan leaves.
 
         Raises:
             PlanError: ``later`` was made for other shapes than this plan leaves.
@@ -194,6 +209,9 @@ class PruningPlan:
     def save(self, path: str | Path) -> None:
         """Write the plan to a JSON file.
 
+        Args:
+            path: The file; it is written wholly or not at all.
+
         Raises:
             PlanError: the file cannot be written.
         """
@@ -239,6 +257,10 @@ def _check_indices(tensor: str, size: int, dim: int, listed: Labels) -> None:
 
 def check_belongs(plan: PruningPlan, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a plan made for a model whose tensors have other names or shapes.
+
+    Args:
+        plan: The plan.
+        shapes: Tensor name -> shape, of the model.
 
     Raises:
         PlanError: names the first tensor that differs.

@@ -61,6 +61,9 @@ def check_model(model: object) -> None:
 def owned_tensors(model: nn.Module) -> dict[str, OwnedTensor]:
     """Return all parameters and buffers of ``model`` by their first name, in registration order.
 
+    Args:
+        model: Any module.
+
     Raises:
         ConfigurationError: it is no module, or a scripted one, whose tensors cannot be replaced.
     """

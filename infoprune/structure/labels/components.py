@@ -123,6 +123,14 @@ def connected(a: Labels, b: Labels, size: int) -> Labels:
     Minimum labels hop over edges and pointers jump until nothing moves, so the number of rounds is logarithmic in the
     longest chain and each round is a few vectorised passes.
 
+    Args:
+        a: (edges,) one end of each edge.
+        b: (edges,) the other end.
+        size: Number of nodes.
+
+    Returns:
+        (size,) the smallest member of each node's component.
+
     >>> connected(np.array([0, 3]), np.array([2, 2]), 5).tolist()
     [0, 1, 0, 0, 4]
     """

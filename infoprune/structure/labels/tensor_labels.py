@@ -102,7 +102,11 @@ class TensorLabels:
         return self._zero and (self.storage is None or self.storage.zero)
 
     def zero_along(self, axis: Axis) -> bool:
-        """Return whether what removed units of these labels leave here is zero."""
+        """Return whether what removed units of these labels leave here is zero.
+
+        Args:
+            axis: Labels of one of the tensor's dimensions, or None.
+        """
         if axis is None or not self.zero or not self.nonzero:
             return self.zero
         return not overlap(axis, self.nonzero)
@@ -123,7 +127,11 @@ _OF_STORAGE = "_infoprune_storage"
 
 
 def labels_of(tensor: torch.Tensor) -> TensorLabels:
-    """Return the tensor's labels; a tensor that was never labelled has none along any dimension."""
+    """Return the tensor's labels; a tensor that was never labelled has none along any dimension.
+
+    Args:
+        tensor: Any tensor of a traced pass.
+    """
     found: TensorLabels | None = tensor.__dict__.get(
         _ATTRIBUTE
     )  # in half the time of getattr; a trace asks thousands of times

@@ -87,6 +87,9 @@ def remember(
 def plan_of(model: nn.Module) -> PruningPlan:
     """Return the joined plan of all cuts made to a model, in coordinates of its architecture; empty if there were none.
 
+    Args:
+        model: Any module.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
         >>> plan_of(net).is_empty
@@ -123,6 +126,9 @@ def regrow(model: nn.Module) -> None:
     """Restore the shapes that a model had before its first cut, so that unpruned weights can be loaded.
 
     The tensors that had lost something become new ones full of zeros.
+
+    Args:
+        model: A pruned model, changed in place.
     """
     _inherit(model.modules())
     for entry in owned_tensors(model).values():

@@ -118,6 +118,9 @@ def _with(value: Any, parts: Mapping[Any, Any]) -> Any:
 def check_optimizer(optimizer: Optimizer) -> None:
     """Refuse an optimizer that keeps what cannot be cut with its parameters.
 
+    Args:
+        optimizer: An optimizer with its state.
+
     Raises:
         SurgeryError: names the optimizer and what it keeps.
     """
@@ -131,6 +134,9 @@ def check_optimizer(optimizer: Optimizer) -> None:
 
 def check_optimizer_ahead(optimizer: Optimizer) -> None:
     """Refuse an optimizer that will keep what cannot be cut: a copy of it takes a step on stand-ins of its parameters.
+
+    Args:
+        optimizer: An optimizer that has not taken a step yet.
 
     Raises:
         SurgeryError: names the optimizer and what it would keep.

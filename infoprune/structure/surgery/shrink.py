@@ -86,7 +86,11 @@ def shrink(
 
 
 def each_once(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
-    """Return each optimizer once, and those that it wraps, so that all state is cut and none twice."""
+    """Return each optimizer once, and those that it wraps, so that all state is cut and none twice.
+
+    Args:
+        optimizers: One optimizer or several.
+    """
     given = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
     for optimizer in given:
         if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "state"):  # wrappers of optimizers may do

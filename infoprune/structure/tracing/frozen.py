@@ -25,6 +25,10 @@ FEWEST_AT_ENDS = 8
 def frozen_names(model: nn.Module, frozen: Sequence[str | nn.Module]) -> list[str]:
     """Return patterns of names as they are, and modules by the names that they have in a model.
 
+    Args:
+        model: The model.
+        frozen: Patterns of names, or modules of the model.
+
     Raises:
         ConfigurationError: a module is not within the model, or an entry is neither a pattern nor a module.
 

@@ -131,6 +131,9 @@ class RuleContext:
 
         Where a labelled axis meets one without labels (an input, a constant of that size) its labels must stay, and
         nothing of the result can be removed.
+
+        Args:
+            axes: Labels of dimensions of equal length, (length,) each; None where a dimension has no labels.
         """
         labelled = [axis for axis in axes if axis is not None]
         if not labelled:
@@ -148,7 +151,12 @@ class RuleContext:
         return first
 
     def same_channels(self, axis: Axis, other: Labels) -> bool:
-        """Return whether a dimension holds the same channels as another one, perhaps more often."""
+        """Return whether a dimension holds the same channels as another one, perhaps more often.
+
+        Args:
+            axis: Labels of a dimension, or None.
+            other: Labels of the other dimension.
+        """
         return axis is not None and self._space.same_channels(axis, other)
 
     def _unite(self, a: Labels, b: Labels) -> Labels:
@@ -172,7 +180,11 @@ class RuleContext:
         return np.where(worse, b, a) if worse.any() else a
 
     def tie(self, rows: Labels) -> None:
-        """Unite the labels of each column of ``(parts, positions)``."""
+        """Unite the labels of each column of ``(parts, positions)``.
+
+        Args:
+            rows: (parts, positions) labels.
+        """
         if len(rows) < 2:
             return
         flat, first = rows[1:].reshape(-1), np.broadcast_to(rows[0], rows[1:].shape).reshape(-1)
@@ -185,7 +197,11 @@ class RuleContext:
         self.freeze(first[~inside], "is tied to padding")
 
     def balance(self, parts: Labels) -> None:
-        """Require all ``parts`` (parts, positions) to lose the same number; which go together is chosen later."""
+        """Require all ``parts`` (parts, positions) to lose the same number; which go together is chosen later.
+
+        Args:
+            parts: (parts, positions) labels.
+        """
         if (parts == OUTSIDE).any():
             self.tie(parts)
         elif len(parts) > 1:
@@ -231,7 +247,11 @@ class RuleContext:
             self.freeze(axis, reason)
 
     def new_labels(self, size: int) -> Axis:
-        """Return labels for a tensor that the model's code makes itself."""
+        """Return labels for a tensor that the model's code makes itself.
+
+        Args:
+            size: Length of the dimension.
+        """
         return self._space.new_labels(size)
 
     def is_new(self, axis: Labels) -> bool:
@@ -239,18 +259,34 @@ class RuleContext:
         return bool((axis >= self._space.slots_end()).all())
 
     def choose(self, question: str, *ways: int) -> int:
-        """Take the first of several ways, unless another is requested; record it, so that a dry run repeats it."""
+        """Take the first of several ways, unless another is requested; record it, so that a dry run repeats it.
+
+        Args:
+            question: A name for the choice, unique within the operator.
+            ways: The ways to choose from, the preferred one first.
+
+        Returns:
+            One of the ways.
+        """
         value = ways[self._space.ways.get(self.number, 0) % len(ways)]
         self.record.ways = max(self.record.ways, len(ways))
         self.record.choices[question] = value
         return value
 
     def note_split(self, counts: Sequence[int]) -> None:
-        """Record into how many nested parts the operator splits a dimension."""
+        """Record into how many nested parts the operator splits a dimension.
+
+        Args:
+            counts: Numbers of parts, the outermost first, and last the width of a part.
+        """
         self.record.splits.append(tuple(counts))
 
     def note_counted(self, labels: Labels) -> None:
-        """Record that a number among the operator's arguments counts these labels (groups, say)."""
+        """Record that a number among the operator's arguments counts these labels (groups, say).
+
+        Args:
+            labels: One label for each thing that the number counts.
+        """
         self.record.counted.append(labels)
 
     @property
@@ -259,14 +295,22 @@ class RuleContext:
         return self._space.head_splits.get(self.record.module, ())
 
     def note_heads(self, labels: Labels) -> None:
-        """Note the labels of the parts (attention heads) of the operator's module."""
+        """Note the labels of the parts (attention heads) of the operator's module.
+
+        Args:
+            labels: One label for each head.
+        """
         self._space.head_labels.setdefault(self.record.module, labels)
         read = self._space.head_inputs.get(self.record.module)
         if read is not None:
             self._space.unite(np.repeat(labels, len(read) // len(labels)), read, self.number)
 
     def takes_by_place(self, axis: Labels) -> None:
-        """Record that this operator takes channels by position; probe plans have to cut each of them."""
+        """Record that this operator takes channels by position; probe plans have to cut each of them.
+
+        Args:
+            axis: Labels of the dimension that is read by position.
+        """
         self.record.by_place |= bool(((axis >= 0) & (axis < self._space.slots_end())).any())
 
     def are_filters(self, axis: Axis) -> bool:

@@ -24,6 +24,9 @@ def probe_plans(structure: Structure) -> Iterator[PruningPlan]:
 
     One speaks for all, except where channels are taken by their places: there the second cuts what the first kept; and
     where code may read one width for another that the cut has made the same: further ones tell the two apart.
+
+    Args:
+        structure: The channel groups.
     """
     generator = np.random.default_rng(0)
     gone: dict[int, dict[int, int]] = {}

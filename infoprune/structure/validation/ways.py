@@ -98,6 +98,10 @@ class WayFinder:
 
 
 def free_channels(structure: Structure) -> tuple[int, int]:
-    """Return how many indices of slots can go, and in how many units."""
+    """Return how many indices of slots can go, and in how many units.
+
+    Args:
+        structure: The channel groups.
+    """
     indices = sum(len(slot.index) for group in structure.prunable for slot in group.slots)
     return indices, sum(group.size for group in structure.prunable)
