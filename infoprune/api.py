@@ -198,7 +198,7 @@ def prune(
         count = reconstruction_batches
     batches = None if data is None else NetworkBatches(as_batches(data), example_inputs)
     if data is not None or latency is not None or not traced.structure.cuts_alike:
-        traced.validate()  # else deciding is cheap, and the plan itself is the best trial cut
+        traced.validate()  # else deciding is cheap, and the plan itself is the best probe plan
     measure = (
         None
         if latency is None

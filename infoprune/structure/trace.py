@@ -94,7 +94,7 @@ def traced_model(
 def check_plan(model: nn.Module, example_inputs: Inputs, structure: Structure, plan: PruningPlan) -> None:
     """Run a plan dry on shapes, without touching the model.
 
-    `trace` runs trial cuts dry, which nearly always speak for all cuts; this tells for the plan at hand.
+    `trace` runs probe plans dry, which nearly always speak for all plans; this checks the given one.
 
     Args:
         model: the model that ``structure`` was traced from.

@@ -62,7 +62,7 @@ class TracedModel:
             self._take_other_ways,
             self._freeze,
         )
-        self._followed: Sequence[ChannelGroup] = ()  # the groups of which trial cuts were followed
+        self._followed: Sequence[ChannelGroup] = ()  # the groups whose probe plans had no conflict
         self._built: tuple[tuple[list[Tracer], int, int], Structure] | None = None
         self._size_attributes.find_frozen_heads()
         self._size_attributes.free_heads(lambda: self.structure)
@@ -103,7 +103,7 @@ class TracedModel:
         with collector_paused(self.session.on_shapes):
             for _ in range(MAX_DRY_RUNS):
                 structure = self.structure
-                # The first trial cut with a conflict; the second is not run before the first is clean.
+                # The first probe plan with a conflict; the second is not run before the first has none.
                 tried = ((trial, self.conflicts(structure, trial)) for trial in probe_plans(structure))
                 trial, conflicts = next(((trial, found) for trial, found in tried if found), (None, []))
                 if trial is None:
@@ -113,7 +113,7 @@ class TracedModel:
             for group in self.structure.prunable:
                 for slot in group.slots:
                     labels = self.session.labels[slot.tensor][slot.dim][slot.index]
-                    self.session.space.freeze(labels, "no trial cut of it is followed by the model's code")
+                    self.session.space.freeze(labels, "the model's code follows no probe plan that cuts it")
         return self.structure
 
     def settle(self, decide: Callable[[Structure], Decided]) -> Decided:
