@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,32 @@ def test_an_executorch_program_holds_the_bytes_that_it_runs_from() -> None:
         assert torch.allclose(execute([IMAGES])[0], net(IMAGES), atol=1e-4)
     held = [cell.cell_contents for cell in execute.__closure__ or ()]
     assert any(hasattr(value, "load_method") for value in held)
+
+
+SIGNALS = """
+import signal, subprocess
+import torch
+from infoprune.backends.openvino import OpenVino
+
+layer, x = torch.nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8)
+first = OpenVino(precision="int8").load(layer, x)
+second = OpenVino().load(layer, x)
+del first, second
+received = []
+signal.signal(signal.SIGCHLD, lambda *_: received.append(1))
+subprocess.run(["true"], check=True)
+assert received
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO replaces the signal stack on Linux")
+def test_signals_arrive_after_two_networks_were_loaded_in_openvino() -> None:
+    """A DataLoader with workers handles SIGCHLD in the same way; it comes when any child process ends."""
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+    done = subprocess.run([sys.executable, "-c", SIGNALS], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])

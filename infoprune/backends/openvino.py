@@ -11,6 +11,7 @@ from torch import nn
 
 from infoprune.backends.backend import BACKENDS, Backend, Run
 from infoprune.backends.onnx_model import PRECISIONS, onnx_bytes
+from infoprune.backends.signal_stack import kept_signal_stack
 from infoprune.backends.timing import timed
 from infoprune.export import feed, quietly
 from infoprune.registry import check_choice
@@ -62,7 +63,8 @@ def compiled(model: Any) -> Any:
 
     # Processors with bfloat16 would use it by default, at other outputs than the model's.
     config = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-    return openvino.Core().compile_model(model, "CPU", config)
+    with kept_signal_stack():
+        return openvino.Core().compile_model(model, "CPU", config)
 
 
 def sized(model: Any, given: Mapping[str, Any]) -> Any:
@@ -85,7 +87,7 @@ def quantized(model: Any, feeds: Iterable[Mapping[str, Any]]) -> Any:
 
     Source: NNCF's static quantization.
     """
-    with quietly():
+    with quietly(), kept_signal_stack():
         import nncf
 
         given = list(feeds)
