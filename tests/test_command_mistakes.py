@@ -24,6 +24,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.syspath_prepend(ROOT)
     monkeypatch.setattr(sys, "argv", ["infoprune"])
     (tmp_path / "notes.txt").write_text("no model")
+    (tmp_path / "misspelt.yaml").write_text("model: tests.user_project.UserModule\ntrainer:\n  max_epoch: 3\n")
     weights(tmp_path / "deeper.pt", depth=14)
     return Shell(capsys)
 
@@ -59,7 +60,15 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         (["fit", *FIT[:2], "--data", "tests.user_project.Data"], "did you mean 'UserData'"),
         (["fit", *FIT[:2], "--model.width", "wide"], "UserModule option 'width': expected int, got 'wide'"),
         (["fit", "--confg", "my.yaml"], "did you mean '--config'"),
-        (["fit", "--config", "notes.txt"], "--config"),
+        (["fit", "--config", "notes.txt"], "--config: not a file of options"),
+        (
+            ["fit", "--config", "misspelt.yaml"],
+            "--config: fit has no option 'trainer.max_epoch', did you mean 'trainer.max",
+        ),
+        (["fit", *FIT, "--trainer.precision", "13"], "--trainer.precision: '13' is none of 64, 32, 16"),
+        (["fit", *FIT, "--trainer.strategy", "ddpp"], "invalid strategy name"),
+        (["fit", *FIT, *PRUNING, "--trainer.callbacks.schedule=one"], "'schedule': expected int or list or dict, got"),
+        (["fit", "--trainer.callbacks.help=FilterPrunin"], "error: no class is called 'FilterPrunin', did you mean"),
         (["fit", *FIT, "--trainer.max_epoch", "3"], "did you mean '--trainer.max_epochs'"),
         (["fit", *FIT[:2], *FIT[4:], *FILES], "`train_dataloader` must be implemented"),
         (["fit", *FIT, *FILES, *PRUNING, "--trainer.callbacks.schedule=9"], "max_epochs is 2"),

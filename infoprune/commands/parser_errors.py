@@ -12,6 +12,11 @@ from infoprune.errors import nearest
 
 _CLASS = r"Problem with given class_path '([\w.]+)'"
 
+_ANY_CALLBACK = r"- Problem with given class_path 'lightning\.Callback':\s+Option '\w+' is not accepted\s*"
+"""What is said besides about a wrong option of a callback, since one callback is accepted as well as a list."""
+
+_TYPE = r"Expected a <class '(?!NoneType)([\w.]+)'>"
+
 _NESTED = r"Given value: NestedArg\(key='([\w.]+)', val=(.*)\)"
 """How jsonargparse shows the value of one option of a class, as in ``--model.width 8``."""
 
@@ -29,20 +34,23 @@ def in_one_line(text: str, options: Iterable[str] = ()) -> str:
         >>> in_one_line("unrecognized arguments: --maccs 0.5", ["--macs", "--params"])
         "unrecognized arguments: --maccs 0.5, did you mean '--macs'?"
     """
-    options = list(options)
+    options, text = list(options), re.sub(_ANY_CALLBACK, "", text)
     missing = _missing(text, takes_config="--config" in options)
     if missing:
         return missing
     key = re.search(r'Parser key "([\w.+]+)"', text)
     option = f"--{key[1]}" if key else ""
-    for say in (_no_class_given, _unknown_option, _no_file, _no_class, _wrong_class, _wrong_type):
+    for say in (_no_class_given, _unknown_option, _no_file, _no_class, _wrong_class, _wrong_choice, _wrong_type):
         said = say(text, option)
         if said:
-            return said
+            return said.removeprefix(": ")
     said = " ".join(text.split()).removeprefix("error: ")
     about_config = re.match(r"(?:Problems parsing|Unexpected) config: (.*)", said)
     if about_config:
-        return f"--config: {about_config[1]}"
+        return f"--config: not a file of options: {about_config[1]}"
+    in_config = re.match(r"Subcommand '(\w+)' does not accept option '([\w.]+)'", said)
+    if in_config:
+        return f"--config: {in_config[1]} has no option {in_config[2]!r}{nearest(in_config[2], _bare(options))}"
     return said + _meant(said, options)
 
 
@@ -53,8 +61,12 @@ def _meant(said: str, options: list[str]) -> str:
         return ""
     if not unknown[1].startswith("-"):
         return "; every value follows its option, and --help lists the options"
-    bare = [option.lstrip("-") for option in options]  # the dashes alone would make short options alike
-    return nearest(unknown[1].partition("=")[0].lstrip("-"), bare).replace("mean '", "mean '--")
+    return nearest(unknown[1].partition("=")[0].lstrip("-"), _bare(options)).replace("mean '", "mean '--")
+
+
+def _bare(options: list[str]) -> list[str]:
+    """Return options without dashes, which would make all short options alike."""
+    return [option.lstrip("-") for option in options]
 
 
 def _no_class_given(text: str, option: str) -> str | None:
@@ -98,7 +110,7 @@ def _no_file(text: str, option: str) -> str | None:
 
 def _no_class(text: str, option: str) -> str | None:
     found = re.search(r"Expected a dot import path string: (\S+)|Unexpected import path format: (\S+)", text)
-    if not found:
+    if not found or re.search(_TYPE, text[: found.start()]):  # a class is only one of several types
         return None
     name = found[1] or found[2]
     known = {*_class_names(), *(network_names() if option in ("--model", "--model.model") else ())}
@@ -123,15 +135,25 @@ def _wrong_class(text: str, option: str) -> str | None:
     return f"{option}: {absent[1]} cannot be imported: {absent[2]}{hint}"
 
 
+def _wrong_choice(text: str, option: str) -> str | None:
+    found = re.findall(r"Expected a typing\.Literal\[(.*)\]|Expected a member of <enum '\w+'>: {(.*)}", text)
+    if not found or re.search(_TYPE, text):
+        return None
+    choices = dict.fromkeys(re.findall(r"[\w.-]+", " ".join(a or b for a, b in found)))
+    given = _given(text)
+    return f"{option}: {given!r} is none of {', '.join(choices)}{nearest(given, choices)}"
+
+
 def _wrong_type(text: str, option: str) -> str | None:
-    expected = re.search(r"Expected a <class '(?!NoneType)([\w.]+)'>", text)
+    expected = re.search(_TYPE, text)
     given = _given(text)
     if not expected or not given:
         return None
     inner = re.findall(r'Parser key "([\w.]+)"', text[: expected.start()])
     cls = _class_before(text, expected.start())
     where = f"{option}: {_short(cls)} option {inner[-1]!r}" if cls and len(inner) > 1 else option
-    return f"{where}: expected {expected[1].rpartition('.')[2]}, got {given!r}"
+    types = dict.fromkeys(name.rpartition(".")[2] for name in re.findall(_TYPE, text))
+    return f"{where}: expected {' or '.join(types)}, got {given!r}"
 
 
 def _given(text: str) -> str:

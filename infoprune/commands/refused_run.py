@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from infoprune.errors import InfopruneError
+from infoprune.errors import ConfigurationError, InfopruneError
 from infoprune.report.run_folder import FOLDER
 
 
@@ -33,6 +34,20 @@ def removed_if_refused(trainer: L.Trainer) -> Iterator[None]:
                 with contextlib.suppress(OSError):  # it holds something else, or is gone
                     path.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def lightning_refusals() -> Iterator[None]:
+    """Turn a ValueError that Lightning's own code raises about its options into a ConfigurationError of one line."""
+    try:
+        yield
+    except InfopruneError:
+        raise
+    except ValueError as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not str(frame.f_globals.get("__name__")).startswith("lightning."):
+            raise  # of the user's code, whose place in a traceback matters
+        raise ConfigurationError(" ".join(str(error).split())) from error
 
 
 def _folders(trainer: L.Trainer) -> list[Path]:

@@ -29,7 +29,7 @@ from infoprune.callbacks.time_slice import SliceOver
 from infoprune.commands.model_names import with_full_names
 from infoprune.commands.offline import offline_runs, reach_wandb
 from infoprune.commands.parser_errors import in_one_line
-from infoprune.commands.refused_run import removed_if_refused
+from infoprune.commands.refused_run import lightning_refusals, removed_if_refused
 from infoprune.errors import CheckpointError, ConfigurationError
 from infoprune.report import print_tables
 from infoprune.report.loggers import RunLog
@@ -159,11 +159,12 @@ class TrainingCLI(LightningCLI):
             self.report.config = self._parser(self.subcommand).dump(self.config[str(self.subcommand)], skip_none=False)
             self.report.seed = self._get(self.config, "seed_everything")
             self.report.tests_follow = self.subcommand == "fit"
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        with lightning_refusals():
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:
-        with removed_if_refused(self.trainer):
+        with removed_if_refused(self.trainer), lightning_refusals():
             super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:

@@ -223,9 +223,7 @@ class RunRecord:
     def load(cls, path: str | Path) -> RunRecord:
         """Read a record file; raises CheckpointError that names the file where it cannot."""
         if not Path(path).is_file():
-            raise CheckpointError(
-                f"cannot read {path}: there is no such record; name the folder of a run that has ended"
-            )
+            raise CheckpointError(f"cannot read {path}: no such record; name the folder of a run that has ended")
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, CheckpointError) as error:
