@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
+from collections import deque, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,13 @@ Pair = namedtuple("Pair", "first second")
 class Moments:
     mean: Tensor
     steps: int
+
+
+class InSlots:
+    __slots__ = ("first", "unset")
+
+    def __init__(self, first: Tensor) -> None:
+        self.first = first
 
 
 class Keeping(Optimizer):
@@ -50,6 +57,8 @@ class Keeping(Optimizer):
 def tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, InSlots):
+        return [value.first]
     parts = vars(value).values() if hasattr(value, "__dict__") else value.values() if isinstance(value, dict) else value
     return [t for part in parts if not isinstance(part, int | str) for t in tensors(part)]
 
@@ -59,6 +68,8 @@ FORMS: dict[str, Callable[[Tensor], Any]] = {
     "dict of tuples": lambda p: {"a": (torch.zeros_like(p), "text"), "b": 3},
     "named tuple": lambda p: Pair(torch.zeros_like(p), torch.zeros(1)),
     "frozen dataclass": lambda p: Moments(torch.zeros_like(p), 7),
+    "deque": lambda p: deque([torch.zeros_like(p)], maxlen=2),
+    "object with slots": lambda p: InSlots(torch.zeros_like(p)),
     "list of objects": lambda p: [Moments(torch.zeros_like(p), n) for n in range(2)],
 }
 
@@ -102,6 +113,14 @@ SHAPES: dict[str, tuple[dict[str, Any], str]] = {
     "copies of parameters": (
         {"make": torch.zeros_like, "held": lambda params: {"slow": [p.detach().clone() for p in params]}},
         r"keeps a tensor of a parameter's shape \(8, 3, 3, 3\) in held\['slow'\]\[0\]",
+    ),
+    "sums by parameter": (
+        {"make": torch.zeros_like, "held": lambda params: {p: torch.zeros_like(p) for p in params}},
+        r"shape \(8, 3, 3, 3\) in held\[parameter of shape \(8, 3, 3, 3\)\]",
+    ),
+    "all parameters in one": (
+        {"make": torch.zeros_like, "held": lambda params: torch.zeros(sum(p.numel() for p in params))},
+        r"keeps a tensor of as many entries as its parameters have, \(\d+,\) in held",
     ),
 }
 

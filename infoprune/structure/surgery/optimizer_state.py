@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import inspect
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -80,21 +80,27 @@ def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[tuple[str, 
         seen.add(id(value))
         for key, part in parts_of(value):
             for place, tensor in tensors_in(part, seen):
-                yield f"[{key!r:.40}]{place}", tensor
+                name = f"parameter of shape {tuple(key.shape)}" if isinstance(key, Tensor) else f"{key!r:.40}"
+                yield f"[{name}]{place}", tensor
 
 
 def parts_of(value: Any) -> Iterator[tuple[Any, Any]]:
     """Yield what a container or an object holds, by key, index or attribute."""
     if isinstance(value, Mapping):
         yield from value.items()
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list | tuple | deque):
         yield from enumerate(value)
     elif isinstance(value, set | frozenset):
         yield from ((element, element) for element in value)
-    elif hasattr(value, "__dict__") and not isinstance(value, type | nn.Module) and not inspect.isroutine(value):
-        yield from vars(value).items()
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):  # with slots
-        yield from ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+    elif not isinstance(value, type | nn.Module) and not inspect.isroutine(value):
+        yield from getattr(value, "__dict__", {}).items()
+        yield from ((name, getattr(value, name)) for name in _slots(type(value)) if hasattr(value, name))
+
+
+def _slots(cls: type) -> Iterator[str]:
+    """Yield the names of the attributes that a class and its bases keep in slots."""
+    for base in (base for base in cls.__mro__ if "__slots__" in vars(base)):
+        yield from (name for name, member in vars(base).items() if inspect.ismemberdescriptor(member))
 
 
 def _with(value: Any, parts: Mapping[Any, Any]) -> Any:
@@ -105,7 +111,7 @@ def _with(value: Any, parts: Mapping[Any, Any]) -> Any:
         return type(value)(parts.values())
     new = copy.copy(value)
     for key, part in parts.items():
-        if isinstance(value, Mapping | list):
+        if isinstance(value, Mapping | list | deque):
             new[key] = part
         else:
             object.__setattr__(new, key, part)  # dataclasses may be frozen
@@ -158,6 +164,8 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 def _check_held(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
     """Refuse tensors that lie elsewhere than in the optimizer's state: nobody would cut them."""
     own, shapes = {id(p) for p in parameters}, {tuple(p.shape) for p in parameters if p.numel() > 1}
+    groups = [sum(p.numel() for p in group["params"]) for group in optimizer.param_groups]
+    flat = {(entries,) for entries in (*groups, sum(groups)) if entries > 1}
     seen = {
         id(part)
         for one in with_wrapped([optimizer])
@@ -165,8 +173,10 @@ def _check_held(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
     }
     for name, value in vars(optimizer).items():
         for place, tensor in tensors_in(value, seen):
-            if id(tensor) in own or tuple(tensor.shape) in shapes:
-                what = "a parameter" if id(tensor) in own else f"a tensor of a parameter's shape {tuple(tensor.shape)}"
+            shape = tuple(tensor.shape)
+            if id(tensor) in own or shape in shapes | flat:
+                of_shape = "a parameter's shape" if shape in shapes else "as many entries as its parameters have,"
+                what = "a parameter" if id(tensor) in own else f"a tensor of {of_shape} {shape}"
                 raise SurgeryError(
                     f"{type(optimizer).__name__} keeps {what} in {name}{place}, where it would not be cut; {WAY_OUT}"
                 )
