@@ -259,7 +259,7 @@ def plain_fidelity(outputs: Tensor, whole: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("payoff", ["probability", "fidelity"])
 @pytest.mark.parametrize("absent", ["zero", "mean"])
-@pytest.mark.parametrize("name", ["stem", "conv1", "hidden"])
+@pytest.mark.parametrize("name", [pytest.param("stem", marks=pytest.mark.slow), "conv1", "hidden"])
 def test_exact_scores_against_the_definition_on_the_gated_network(
     name: str, absent: str, payoff: str, net, structure, data
 ):

@@ -84,7 +84,9 @@ def through_data(average: nn.Module, online: nn.Module) -> None:
         ours.data.mul_(0.9).add_(theirs.detach().data, alpha=0.1)
 
 
-@pytest.mark.parametrize("update", [by_name, on_lists, interpolated, through_data])
+@pytest.mark.parametrize(
+    "update", [by_name, on_lists, *(pytest.param(way, marks=pytest.mark.slow) for way in (interpolated, through_data))]
+)
 def test_copies_follow_however_they_are_updated(update: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def update_momentum(_: Any, online: nn.Module, average: nn.Module) -> None:
         with torch.no_grad():

@@ -79,7 +79,7 @@ def forget() -> None:
 
 
 def _parts(shape: Sequence[int], removed: Removed) -> list[Selection]:
-    """Return what stays, and then for each dimension what it loses of that which the earlier ones leave."""
+    """Return the part that stays; then, for each dimension, the part that it loses of what earlier dimensions leave."""
     stays: dict[int, Wanted] = {}
     rests: list[Selection] = []
     for dim, gone in sorted((dim, gone) for dim, gone in removed.items() if gone):
