@@ -87,5 +87,5 @@ def test_a_frozen_teacher_that_such_a_step_calls_stays_whole() -> None:
 
 def test_a_step_that_train_mode_alone_can_run() -> None:
     module = Branched()
-    trainer(pruning((1,), filters=0.5, frozen=["net.teacher"]), epochs=2).fit(module, loader())
+    trainer(pruning((1,), filters=0.5), epochs=2).fit(module, loader())
     assert widths(module.net.student) != widths(TinyNet()) == widths(module.net.teacher)

@@ -289,3 +289,17 @@ def test_what_an_exception_checkpoint_saves_at_an_event_resumes(tmp_path: Path) 
     trainer(callback, epochs=4).fit(module, loader(), ckpt_path=tmp_path / "failed.ckpt")
     assert [event.epoch for event in callback.history] == [1, 2]
     assert module(torch.zeros(1, 3, 8, 8)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "damage", [{"held": 5}, {"follow": [1, 2]}, {"original": {"macs": 1}}, {"events": ["x"], "history": ["x"]}]
+)
+def test_a_damaged_state_of_the_callback_is_refused(damage: dict[str, Any], tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, filename="run")
+    trainer(pruning((1,)), keep, epochs=2, enable_checkpointing=True).fit(TinyModule(), loader())
+    checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=False)
+    (state,) = (state for key, state in checkpoint["callbacks"].items() if "FilterPruning" in key)
+    state.update(damage)
+    torch.save(checkpoint, tmp_path / "damaged.ckpt")
+    with pytest.raises(CheckpointError, match="FilterPruning cannot be read"):
+        trainer(pruning((1,)), epochs=3).fit(TinyModule(), loader(), ckpt_path=tmp_path / "damaged.ckpt")

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import nn
+from torch import Tensor, nn
 
 from infoprune.callbacks.engine.held_match import Originals, put_back
 from infoprune.structure import PruningPlan
@@ -219,3 +219,20 @@ def test_an_average_follows_when_a_run_resumes_right_before_an_event(tmp_path: A
     trainer(average, pruning((1,)), epochs=2).fit(module, loader(), ckpt_path=tmp_path / "epoch=0.ckpt")
     assert widths(module.net) != widths(TinyNet())
     assert average.shapes() == [parameter.shape for parameter in module.net.parameters()]
+
+
+def test_what_callbacks_hold_beside_copies_ends_no_fit() -> None:
+    class Closed(dict[str, Tensor]):
+        def values(self) -> Any:
+            raise RuntimeError("the store is closed")
+
+    class Holds(pl.Callback):
+        def __init__(self) -> None:
+            self.store = Closed(a=torch.ones(2))
+            self.lazy = nn.LazyLinear(3)
+            self.tensors = {"meta": torch.ones(2, device="meta"), "sparse": torch.ones(2).to_sparse()}
+            self.itself = [self]
+
+    callback = pruning((1,))
+    trainer(Holds(), callback, epochs=2).fit(TinyModule(), loader())
+    assert len(callback.history) == 1

@@ -345,6 +345,6 @@ class FilterPruning(ShapeKeepingCallback):
         return {**self._log.state_dict(), **self._engine.state_dict()}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def take_up(self, state_dict: dict[str, Any]) -> None:
         self._log.load_state_dict(state_dict)
         self._engine.load_state_dict(state_dict)

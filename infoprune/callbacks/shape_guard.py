@@ -11,7 +11,7 @@ from typing_extensions import override
 from infoprune.callbacks._compat import DualNamespaceCallback
 from infoprune.callbacks.checkpoint_hooks import hook_checkpoints, mark_checkpoint, unhook_checkpoints
 from infoprune.checkpoint import RECORD, attach, plan_record
-from infoprune.errors import ConfigurationError
+from infoprune.errors import CheckpointError, ConfigurationError, InfopruneError
 from infoprune.structure import PruningPlan, plan_of
 
 
@@ -100,6 +100,21 @@ class ShapeKeepingCallback(DualNamespaceCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._guard.update(pl_module)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        try:
+            self.take_up(state_dict)
+        except InfopruneError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"what the checkpoint says of {type(self).__name__} cannot be read ({type(error).__name__}: {error}): "
+                "the file is damaged, or was changed. Its weights load with infoprune.load_from_checkpoint"
+            ) from error
+
+    def take_up(self, state_dict: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned, as it was read from a checkpoint."""
 
     @override
     def __getstate__(self) -> dict[str, Any]:

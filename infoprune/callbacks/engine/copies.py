@@ -8,7 +8,8 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from infoprune.errors import ConfigurationError, nearest
 from infoprune.structure import PruningPlan
@@ -148,9 +149,14 @@ def unclear_copies(unclear: Mapping[str, str]) -> ConfigurationError:
     )
 
 
-def fingerprint(module: nn.Module) -> float:
-    """Return a number that changes when the parameters of a module change."""
-    return float(sum(parameter.detach().double().sum() for parameter in module.parameters()))
+def fingerprint(tensors: Iterable[Tensor]) -> float:
+    """Return a number that changes when the values of tensors change; those without plain numbers are left out."""
+    plain = [tensor.detach() for tensor in tensors if not is_lazy(tensor) and _has_numbers(tensor)]
+    return float(sum(tensor.double().sum() for tensor in plain))
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_meta
 
 
 def _ids(module: nn.Module) -> set[int]:

@@ -49,16 +49,15 @@ class CopyTracker:
             self._teachers = [*copies.following, *copies.unclear]
             return
         self.follow = copies.following | self.follow
-        self._unclear = {
-            copy: (original, fingerprint(module.get_submodule(copy))) for copy, original in copies.unclear.items()
-        }
+        self._unclear = {copy: (original, _fingerprint(module, copy)) for copy, original in copies.unclear.items()}
+        if watched is not None:
+            spoken_of = {*self.follow, *self.follow.values(), *self._unclear}
+            self._teachers = [path for path in watched.teachers if path not in spoken_of]
 
     def settle(self, module: nn.Module) -> None:
         """Let unclear copies follow if they have changed by now; those that have not are teachers and stay."""
         changed = {
-            copy: original
-            for copy, (original, first) in self._unclear.items()
-            if fingerprint(module.get_submodule(copy)) != first
+            copy: original for copy, (original, first) in self._unclear.items() if _fingerprint(module, copy) != first
         }
         self.follow = {**self.follow, **changed}
         self._teachers += [copy for copy in self._unclear if copy not in changed]
@@ -92,3 +91,7 @@ class CopyTracker:
         self.follow = dict(state.get("follow", self.follow))
         self._teachers = list(state.get("teachers", []))
         self._unclear = {copy: (known[0], known[1]) for copy, known in state.get("unclear", {}).items()}
+
+
+def _fingerprint(module: nn.Module, path: str) -> float:
+    return fingerprint(module.get_submodule(path).parameters())

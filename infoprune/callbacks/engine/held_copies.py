@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -104,11 +104,17 @@ def _walk(place: str, value: Any, seen: set[int], depth: int = 0) -> Iterator[tu
     """Yield the modules, dicts and lists in a value, from outside to inside."""
     if isinstance(value, Tensor | str | bytes | int | float | type(None)) or depth > DEPTH:
         return
-    if isinstance(value, nn.Module | dict | list):
+    if isinstance(value, nn.Module):
         yield place, value
-    is_container = isinstance(value, Mapping | list | tuple | set | frozenset)
-    entered = len(value) <= LARGEST if is_container else _library(value) not in LIBRARIES
-    if not entered or isinstance(value, nn.Module) or id(value) in seen:
+        return
+    if isinstance(value, Collection):
+        if _library(value) not in ("builtins", "collections") or len(value) > LARGEST:  # what a stranger's does is open
+            return
+        if isinstance(value, dict | list):
+            yield place, value
+    elif _library(value) in LIBRARIES:
+        return
+    if id(value) in seen:
         return
     seen.add(id(value))
     for key, part in parts_of(value):
@@ -122,7 +128,6 @@ def _library(value: Any) -> str:
 def _fingerprint(value: Any) -> float | None:
     """Return a number that changes when the tensors in a module, dict or list do; None if there are none."""
     if isinstance(value, nn.Module):
-        return fingerprint(value)
-    items = value.values() if isinstance(value, dict) else value
-    tensors = [item for item in items if isinstance(item, Tensor) and not item.is_complex()]
-    return float(sum(tensor.detach().double().sum() for tensor in tensors)) if tensors else None
+        return fingerprint(value.parameters())
+    tensors = [item for item in (value.values() if isinstance(value, dict) else value) if isinstance(item, Tensor)]
+    return fingerprint(tensors) if tensors else None

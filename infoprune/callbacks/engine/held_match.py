@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from infoprune.structure import PruningPlan, shrink
 from infoprune.structure.surgery.slicing import cut
@@ -135,7 +136,8 @@ class Originals:
         own = dict(value.named_parameters())
         if any(id(parameter) in self._names for parameter in own.values()):  # a wrapper of the model, no copy
             return None
-        alike = [path for path, part in self._parts.items() if own and _shapes(part) == _shapes(value)]
+        shapes = _shapes(value)
+        alike = [path for path, part in self._parts.items() if shapes and _shapes(part) == shapes]
         nearest = min(alike, key=lambda path: self._distance(own, path), default=None)
         return None if nearest is None else HeldModule(value, nearest)
 
@@ -170,7 +172,8 @@ def _prefix(path: str) -> str:
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    parameters = dict(module.named_parameters())
+    return {} if any(map(is_lazy, parameters.values())) else {name: tuple(p.shape) for name, p in parameters.items()}
 
 
 def _outer_parts(module: nn.Module) -> list[nn.Module]:

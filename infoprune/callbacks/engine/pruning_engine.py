@@ -152,7 +152,7 @@ class PruningEngine:
                 run_in_eval = modules_run(module, self.located.within(module), self.located.inputs)
         except Exception as error:  # of the user's code; the trace will say it in our words
             log.debug("The forward could not be watched: %s: %s", type(error).__name__, error)
-            return
+            run_in_eval = set()
         self.copies.find(trainer, module, run_in_eval, self.located.watched)
 
     def _rehearse_decision(self, trainer: pl.Trainer, module: pl.LightningModule, structure: Structure) -> None:

@@ -13,8 +13,10 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map_only
+from torch.utils._pytree import register_pytree_node, tree_map_only
 
+from infoprune.callbacks.engine.teachers import watching_teachers
+from infoprune.callbacks.engine.written_storages import WrittenStorages, storage_of
 from infoprune.inputs import Arguments, Inputs, ModelCall, call_model
 from infoprune.structure.module_state import attributes_restored
 from infoprune.structure.tensors import owned_tensors, swapped
@@ -51,10 +53,12 @@ class WatchedStep:
     Attributes:
         calls: the modules that it ran, in order.
         updated: names of the parameters and buffers that it wrote by itself, without an optimizer.
+        teachers: paths of the networks that nothing trains and whose outputs the loss reads.
     """
 
     calls: list[CalledModule] = field(default_factory=list)
     updated: set[str] = field(default_factory=set)
+    teachers: list[str] = field(default_factory=list)
 
     def inputs_of(self, path: str) -> Inputs | None:
         """Return what a module was called with first, None if it was not called."""
@@ -135,16 +139,21 @@ def watch_training_step(
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(trainer.precision_plugin.train_step_context())
-        homes = {name: _storage(clone) for name, clone in clones.items()}
-        written = stack.enter_context(_WrittenStorages())
+        homes = {name: storage_of(clone) for name, clone in clones.items()}
+        written = stack.enter_context(WrittenStorages())
+        groups = (group["params"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
+        optimized = {id(parameter) for group in groups for parameter in group if parameter.requires_grad}
+        trained = [clones[name] for name, entry in owned.items() if id(entry.tensor) in optimized]
+        found_in = stack.enter_context(watching_teachers(module, trained))
         # A step may take things out of its batch, or write into its tensors.
-        TrainingStep(tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), batch))(module)
+        result = TrainingStep(tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), batch))(module)
+        watched.teachers = found_in(result)
         now = owned_tensors(module)
         watched.updated = {
             name
             for name, entry in owned.items()
             if entry.is_parameter
-            and (name not in now or _storage(now[name].tensor) != homes[name] or homes[name] in written.found)
+            and (name not in now or storage_of(now[name].tensor) != homes[name] or homes[name] in written.found)
         }
     return watched
 
@@ -172,28 +181,6 @@ def modules_run(module: nn.Module, network: nn.Module, inputs: Inputs) -> set[st
 def _clone(tensor: Tensor) -> Tensor:
     copied = tensor.detach().clone()
     return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
-
-
-class _WrittenStorages(TorchDispatchMode):
-    """Notes which memory is written to, whatever the values: an average that starts equal stays so at first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        given = {**dict(zip((one.name for one in func._schema.arguments), args, strict=False)), **(kwargs or {})}
-        for argument in func._schema.arguments:
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                tensors = tree_leaves(given.get(argument.name))
-                self.found.update(_storage(tensor) for tensor in tensors if isinstance(tensor, Tensor))
-        return func(*args, **(kwargs or {}))
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def _has_parameters(module: nn.Module) -> bool:
