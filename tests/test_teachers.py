@@ -59,12 +59,12 @@ class Distilled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 10, 3, padding=1))
+        self.encoder = nn.ModuleList([nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 10, 3, padding=1)])
         self.encoder.requires_grad_(False)
         self.decoder = nn.Sequential(nn.Conv2d(10, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 10, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.encoder(x)
+        features = self.encoder[1](self.encoder[0](x).relu())
         return 1 - nn.functional.cosine_similarity(self.decoder(features), features)
 
 

@@ -42,7 +42,9 @@ def watching_teachers(module: nn.Module, trained: Sequence[Tensor]) -> Iterator[
         yield lambda _: []
         return
     outputs = _Outputs(trained)
-    handles = [part.register_forward_hook(outputs.hook(path)) for path, part in networks]
+    # Of a list of layers only the layers are called.
+    parts = ((path, part) for path, network in networks for part in network.modules())
+    handles = [part.register_forward_hook(outputs.hook(path)) for path, part in parts]
     try:
         with outputs:
             yield outputs.reaching
