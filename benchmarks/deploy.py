@@ -33,7 +33,15 @@ TABLE = RESULTS.with_suffix(".md")
 CELLS = Cells(RESULTS, ("model", "backend", "precision", "grid"))
 REPEATS = 21
 KEEP = 0.5
-MODELS = ("resnet50", "convnext_tiny", "mobilenet_v2", "resnet18")
+MODELS = (
+    "resnet50",
+    "convnext_tiny",
+    "mobilenet_v2",
+    "resnet18",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "shufflenet_v2_x1_0",
+)
 BACKENDS = ("onnxruntime", "openvino", "executorch", "compile", "eager")
 IN_INT8 = ("onnxruntime", "openvino")
 PRECISIONS = ("fp32", "int8")
