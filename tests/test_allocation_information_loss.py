@@ -235,6 +235,24 @@ def test_a_model_with_scripted_parts_is_run_whole(net: nn.Module):
     )
 
 
+def test_parts_that_run_without_gradients_are_resumed_too(net: nn.Module):
+    class Guarded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = copy.deepcopy(net)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self.net(x)
+
+    guarded = meter(Guarded().eval())
+    assert all(batch.resumes for batch in guarded._batches)
+    found = measured(guarded, {"net.vital": [8]})
+    assert found.curves["net.vital"][8] == pytest.approx(
+        measured(meter(net), {"vital": [8]}).curves["vital"][8], rel=1e-6
+    )
+
+
 def test_a_group_that_the_outputs_do_not_depend_on_costs_nothing(net: nn.Module):
     net.head.weight.data[:, 16:] = 0
     found = measured(meter(net), {"spare": [8, 1]})

@@ -91,7 +91,7 @@ class _Resumed(TorchFunctionMode):
                 if tensor is not None and not _is_stand_in(tensor):
                     kept.setdefault(id(tensor), tensor.clone())
                     call.leaves[place] = _Result(leaf.reference, leaf.shape, leaf.dtype, leaf.device, id(tensor))
-        return Prefix(self._calls, kept)
+        return Prefix(list(self._calls), kept)  # contexts that the end of this run leaves call more functions
 
 
 def _is_stand_in(tensor: Tensor) -> bool:
