@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.utils.data import BatchSampler, DataLoader
 
 from infoprune.commands.parser_errors import in_one_line
 from tests.commands import NET, Shell, weights
@@ -23,6 +24,10 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT)
     monkeypatch.setattr(sys, "argv", ["infoprune"])
+    # Lightning wraps these methods while it asks for the data, and leaves them wrapped where that fails.
+    for cls in (DataLoader, BatchSampler):
+        for method in ("__init__", "__setattr__", "__delattr__"):
+            monkeypatch.setattr(cls, method, getattr(cls, method))
     (tmp_path / "notes.txt").write_text("no model")
     (tmp_path / "misspelt.yaml").write_text("model: tests.user_project.UserModule\ntrainer:\n  max_epoch: 3\n")
     weights(tmp_path / "deeper.pt", depth=14)

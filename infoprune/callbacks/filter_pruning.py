@@ -101,7 +101,9 @@ class FilterPruning(ShapeKeepingCallback):
             final shape. Files that it has written before stay. False: "best" may be the unpruned model.
         reset_early_stopping: at every event let EarlyStopping start over, so that a pruned model is not compared with
             the larger one.
-        copies, recalibrate, amount: deprecated; see ``follow``, ``recalibration_batches`` and ``filters``.
+        copies: deprecated, see ``follow``.
+        amount: deprecated, see ``filters``.
+        recalibrate: deprecated, see ``recalibration_batches``.
 
     Attributes:
         history: an `EventRecord` for every event so far.
