@@ -324,7 +324,7 @@ def test_scores_do_not_depend_on_batches_or_on_the_global_generator(net, structu
 
 
 def test_size_restricted_scores_are_means_over_large_coalitions(net, structure, data):
-    scores = Shapley(payoff="probability", estimator="permutation", absent="zero", min_coalition=0.75, rounds=200)(
+    scores = Shapley(payoff="probability", estimator="permutation", absent="zero", min_coalition=0.75, rounds=60)(
         net, structure, data
     )
     net.eval()
