@@ -208,6 +208,8 @@ def write(rows: list[Row], path: Path) -> None:
         "many of them decided a cut that the model's code follows: all that need no data, and on one classifier of",
         f"{EVERY} those that do ({', '.join(TOO_SLOW)} apart); `batchnorm_scale` refuses networks without batch norm.",
         "`saved and loaded`: the pruned model's file, loaded into a new model, computes the same bits.",
+        "Where the counts differ: PyTorch's counter does not look into `lstm`; what a two-stage detector runs for each box",
+        "that `nms` leaves is counted by us for about ten boxes, since a trace on shapes makes their numbers up.",
         "",
         HEADER,
         *map(str, rows),
