@@ -27,7 +27,7 @@ def kept_signal_stack() -> Iterator[None]:
     if sys.platform != "linux":  # elsewhere OpenVINO replaces no stack
         yield
         return
-    sigaltstack = ctypes.CDLL(None, use_errno=True).sigaltstack
+    sigaltstack = ctypes.CDLL(None).sigaltstack
     before = _SignalStack()
     sigaltstack(None, ctypes.byref(before))
     try:
