@@ -166,3 +166,40 @@ def test_scores_are_made_anew_where_heads_are_found_late(name: str) -> None:
     before = copy.deepcopy(net)
     plan = infoprune.prune(net, X, "l1", macs=0.6, round_to=1).plan
     assert infoprune.verify(before, net, plan, X).ok
+
+
+class RelativeRows(nn.Module):
+    """Attention over a grid that adds, through ``einsum``, what each query says of the distance between rows."""
+
+    def __init__(self, width: int, heads: int, rows: int, columns: int) -> None:
+        super().__init__()
+        self.embed, self.qkv = nn.Linear(6, width), nn.Linear(width, 3 * width)
+        self.out, self.head = nn.Linear(width, width), nn.Linear(width, 5)
+        self.distances = nn.Parameter(torch.randn(2 * rows - 1, width // heads))
+        self.rows, self.columns, self.width = rows, columns, width
+        self.heads, self.head_dim = heads, width // heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, (rows, columns) = len(x), (self.rows, self.columns)
+        x = self.embed(x)
+        q, k, v = self.qkv(x).view(b, -1, 3, self.heads, self.head_dim).transpose(1, 3).unbind(2)
+        apart = torch.arange(rows)[:, None] - torch.arange(rows) + rows - 1
+        grid = q.reshape(b, self.heads, rows, columns, self.head_dim)
+        told = torch.einsum("bhrcd,rkd->bhrck", grid, self.distances[apart])
+        told = (told[..., None] + torch.zeros(columns)).reshape(b, self.heads, rows * columns, rows * columns)
+        y = ((q @ k.transpose(2, 3) + told) / math.sqrt(q.shape[-1])).softmax(-1) @ v
+        return self.head(x + self.out(y.transpose(1, 2).reshape(b, -1, self.width))).mean(1)
+
+
+@pytest.mark.parametrize("heads", [2, 3])
+def test_heads_go_down_to_one_although_einsum_orders_a_single_head_in_another_way(heads: int) -> None:
+    net, x = RelativeRows(12, heads, 4, 3).eval(), torch.randn(1, 12, 6)
+    structure = infoprune.trace(net, x)
+    assert structure.group("qkv").size == heads
+    assert structure.group("embed").size == 12
+    plan = structure.plan({"qkv": range(1, heads), "embed": [2, 7]})
+    check_plan(net, x, structure, plan)
+    original = copy.deepcopy(net)
+    infoprune.shrink(net, plan)
+    assert net.qkv.out_features == 3 * 12 // heads
+    assert infoprune.verify(original, net, plan, x).ok

@@ -21,6 +21,7 @@ from infoprune.structure.tracing.rules.movement import repeat
 from infoprune.structure.tracing.rules.shape import expand
 from infoprune.structure.tracing.scalars import scalars_in
 from infoprune.structure.tracing.tracer import Operator, Tracer, apply, execute, holds_anything
+from infoprune.structure.validation.alignment import Alignment
 from infoprune.structure.validation.conflict import FACTOR, FIXED, MISPLACED, Asked, Conflict
 from infoprune.structure.validation.conflict_labels import by_module, cut_around, cut_inside, widths_behind
 from infoprune.structure.validation.dry_run_context import Diverged, DryRunContext, UnalignedContext
@@ -62,9 +63,6 @@ class ComparedPass(Tracer):
         self._session = session
         self._plan = plan
         self._expected = traced.records
-        self._next = 0
-        self._aligned = True
-        self._lost_in: str | None = None  # the module in which the alignment was last lost
         self._unaligned_outs: Sequence[Tensor] = ()
         self._numbers: Counter[float] = Counter()
         self._ran: list[str] = []
@@ -72,6 +70,7 @@ class ComparedPass(Tracer):
         self._component = np.append(structure.component, -1)
         self._keep = keep
         self._kept = KeptAxes(keep, kept)
+        self._alignment = Alignment(traced.records, self._kept)
         self._whole = {id(axis): axis for axis in kept.values()}
         self._on_shapes = session.on_shapes
         self._held: list[Any] = []
@@ -82,19 +81,20 @@ class ComparedPass(Tracer):
         Where they differ, the conflict is noted and the pass goes on with what should have come out, so that one dry
         run finds all conflicts.
         """
-        rule, name = operator.rule, operator.name
+        rule, name, alignment = operator.rule, operator.name, self._alignment
         tensors = tensors_in(args, kwargs)
         conflicting_slice = self._pass_over_slice(name, tensors)
-        record = self._expected[self._next] if self._next < len(self._expected) else None
+        alignment.pass_over_copy(name)
+        record = alignment.record
         try:
             result = self._result(record, operator, args, kwargs, tensors)
         except Exception:
             # Code that asks for a size of the original fails here; the pass goes on with the result that it expects.
-            if not self._aligned:
-                record = self._made_what_is_asked(name, args)
-            if record is None or record.name != name or not record.outputs:
+            if not alignment.holds:
+                record = alignment.find_asked(name, args, self.module)
+            if record is None or not same_operator(record, name) or not record.outputs:
                 raise
-            self._next += 1
+            alignment.next += 1
             if not conflicting_slice:
                 self._note_conflict(record, tensors, FIXED, args)
             return self._as_expected(record, tensors)
@@ -106,17 +106,20 @@ class ComparedPass(Tracer):
         numbers = scalars_in(name, args, kwargs, tensors)
         self._numbers.update(numbers)
         self._ran.append(name)
-        if self._aligned and record is not None and record.name == name and len(record.outputs) != len(outs):
-            self._next += 1  # a split into parts of a fixed size
+        if alignment.holds and record is not None and same_operator(record, name) and len(record.outputs) != len(outs):
+            alignment.next += 1  # a split into parts of a fixed size
             self._note_conflict(record, tensors, FIXED, args)
             return self._as_expected(record, tensors)
-        record = self._align(name, outs)
-        if record is None:
+        if not alignment.holds and alignment.find_again(name, self.module):
+            self._find_labels()
+        alignment.check(name, outs, self.module)
+        record = alignment.record
+        if record is None or not alignment.holds:
             unaligned = UnalignedContext(self.space, OpRecord(name, self.module), self._component, self._stays)
             rule(unaligned, args, kwargs, outs)  # may say Diverged
             self._unaligned_outs = outs
             return result
-        self._next += 1
+        alignment.next += 1
         op = DryRunContext(self.space, record, self._whole)
         if rule is not created:
             apply(rule, op, args, kwargs, outs)
@@ -140,29 +143,23 @@ class ComparedPass(Tracer):
         tensors: Sequence[Tensor],
     ) -> Any:
         """Run an operator; reuse the numbers that the traced pass read, so that control flow is the same."""
-        if not self._aligned or record is None or record.read is None or record.name != operator.name:
+        if not self._alignment.holds or record is None or record.read is None or record.name != operator.name:
             return execute(operator, args, kwargs, tensors)
         return record.read.result if record.read.result is not None else self._as_expected(record, ())
-
-    def _made_what_is_asked(self, name: str, args: Sequence[Any]) -> OpRecord | None:
-        """Find the original's next operator of this kind and module that made the sizes asked for here.
-
-        Where the shrunk model runs other operators than the original, one that fails may still be asked for the
-        original's sizes. If there is such an operator, the comparison goes on from it.
-        """
-        asked = [tuple(arg) for arg in args if isinstance(arg, (list, tuple))]
-        for place, record in enumerate(self._expected[self._next :], self._next):
-            alike = record.module == self.module and record.name == name and len(record.outputs) == 1
-            if alike and record.outputs[0].shape in asked:
-                self._aligned, self._next = True, place
-                return record
-        return None
 
     @property
     def upcoming(self) -> int:
         """Return the number of the original's next operator, past a reshape's copy; -1 if unknown."""
-        ahead = range(self._next, len(self._expected)) if self._aligned else ()
-        return next((self.first + i for i in ahead if self._expected[i].name != "aten.clone"), -1)
+        place = self._alignment.upcoming
+        return self.first + place if place >= 0 else -1
+
+    def _pass_over_slice(self, name: str, tensors: Sequence[Tensor]) -> bool:
+        """Skip a slice that PyTorch does not run; return whether it should have taken less than all, a conflict."""
+        record = self._alignment.pass_over_slice(name)
+        if record is None or any(tensor.shape == self._alignment.sizes(record) for tensor in tensors):
+            return False
+        self._note_conflict(record, tensors, FIXED)
+        return True
 
     @cached_property
     def _stays(self) -> np.ndarray:
@@ -170,46 +167,11 @@ class ComparedPass(Tracer):
         groups = [group.frozen for group in self._structure.groups] + [True]
         return np.append(np.array(groups)[self._structure.group_of_root[self._structure.component]], True)
 
-    def _pass_over_slice(self, name: str, tensors: Sequence[Tensor]) -> bool:
-        """Skip a slice that takes the whole dimension, which PyTorch before 2.7 does not run.
-
-        Returns:
-            Whether it should have taken less.
-        """
-        if not self._aligned or self._next + 1 >= len(self._expected):
-            return False
-        record, following = self._expected[self._next], self._expected[self._next + 1]
-        if record.name != "aten.slice" or same_operator(record, name) or not same_operator(following, name):
-            return False
-        self._next += 1
-        output = record.outputs[0]
-        kept = zip(output.shape, self._kept.of_output(output), strict=True)
-        wanted = tuple(size if axis is None else len(axis) for size, axis in kept)
-        if any(tensor.shape == wanted for tensor in tensors):
-            return False
-        self._note_conflict(record, tensors, FIXED)
-        return True
-
-    def _align(self, name: str, outs: Sequence[Tensor]) -> OpRecord | None:
-        """Return the original's operator that this one repeats; None while the two passes run different operators.
-
-        A dimension of size one lets PyTorch choose other operators. The comparison starts again with the next module.
-        """
-        if not self._aligned and self.module != self._lost_in:
-            ahead = range(self._next, len(self._expected))
-            again = next((i for i in ahead if self._expected[i].module == self.module), None)
-            if again is not None:
-                self._aligned, self._next = True, again
-                self._find_labels()
-        record = self._expected[self._next] if self._next < len(self._expected) else None
-        if self._aligned and (record is None or not same_operator(record, name) or len(record.outputs) != len(outs)):
-            self._aligned, self._lost_in = False, self.module
-        return record if self._aligned else None
-
     def _find_labels(self) -> None:
         """Give the last result before the comparison starts again the original's labels, if its sizes fit."""
         outs = self._unaligned_outs
-        expected = self._expected[self._next - 1].outputs if self._next else []
+        place = self._alignment.next
+        expected = self._expected[place - 1].outputs if place else []
         kept = [self._kept.of_output(output) for output in expected]
         if len(outs) == len(kept) and all(
             self._sizes_match(out, output, axes) and self._carries(out, axes)
@@ -242,9 +204,9 @@ class ComparedPass(Tracer):
         Raises:
             Diverged: it did not.
         """
-        if self._lost_in is None:
+        if self._alignment.lost_in is None:
             return
-        self._modules[:] = [self._lost_in]  # where to look for what stands in the way
+        self._modules[:] = [self._alignment.lost_in]  # where to look for what stands in the way
         expected = Counter(number for record in self._expected for number in record.scalars)
         if self._numbers != expected:
             raise Diverged("it runs other operators with other factors")
@@ -316,7 +278,7 @@ class ComparedPass(Tracer):
         numbers: Sequence[float] = (),
     ) -> None:
         """Note a conflict of the width behind a factor, else of what was cut from the operator's results or inputs."""
-        number = self.first + self._next - 1
+        number = self.first + self._alignment.next - 1
         cut: list[Labels] = []
         if reason == FACTOR:
             cut = widths_behind(self._structure, self._session, self._plan, self._keep, record, numbers)

@@ -25,6 +25,11 @@ _OF_ONE = frozenset({"aten.mul", "aten.sum"})
 _WITH_BIAS = frozenset({"aten.addmm", "aten.baddbmm"})
 """A product and a sum in one."""
 
+_OTHER_NAMES = {
+    ("aten.alias", "aten.slice"),  # a slice that takes all there is
+    ("aten.view", "aten._unsafe_view"),  # a reshape that has nothing to copy
+}
+
 
 def sizes_asked_for(record: OpRecord, args: Sequence[Any]) -> Iterator[Asked]:
     """Yield the labelled dimensions that an operator makes whose sizes are among its arguments.
@@ -49,8 +54,17 @@ def sizes_asked_for(record: OpRecord, args: Sequence[Any]) -> Iterator[Asked]:
 
 
 def same_operator(record: OpRecord, name: str) -> bool:
-    """Return whether an operator repeats one of the original's; a slice that takes all there is runs as an alias."""
-    return name == record.name or (name, record.name) == ("aten.alias", "aten.slice")
+    """Return whether an operator repeats one of the original's, if under another name."""
+    return name == record.name or (name, record.name) in _OTHER_NAMES
+
+
+def computes(name: str) -> bool:
+    """Return whether an operator computes the same at every width, neither moving numbers nor multiplying matrices.
+
+    >>> computes("aten.relu"), computes("aten.permute"), computes("aten.bmm")
+    (True, False, False)
+    """
+    return name in _WITH_BIAS or name not in _WAYS | _PRODUCTS | _OF_ONE
 
 
 def differing_operators(before: Sequence[str], after: Sequence[str]) -> str | None:
@@ -71,7 +85,7 @@ def differing_operators(before: Sequence[str], after: Sequence[str]) -> str | No
 def _computed(names: Sequence[str]) -> list[str]:
     """Return the operators that do not depend on which of several equal ways PyTorch chooses."""
     plain = ("aten.add" if name in _WITH_BIAS else name for name in names)
-    return [name for name in plain if name not in _WAYS | _PRODUCTS | _OF_ONE]
+    return [name for name in plain if computes(name)]
 
 
 def operators_inside(records: Sequence[OpRecord], modules: Sequence[str]) -> dict[str, list[int]]:
