@@ -87,7 +87,7 @@ class Alignment:
             record is None
             or not same_operator(record, name)
             or len(record.outputs) != len(outs)
-            or self._reordered(record, outs[0])
+            or self._reordered(record, outs)
         ):
             self.holds, self.lost_in = False, module
 
@@ -126,7 +126,7 @@ class Alignment:
                 return record
         return None
 
-    def _reordered(self, record: OpRecord, out: Tensor) -> bool:
+    def _reordered(self, record: OpRecord, outs: Sequence[Tensor]) -> bool:
         """Return whether dimensions came out in another order, of which the plan leaves one with a single channel.
 
         ``einsum`` orders a dimension of one as if the operand lacked it.
@@ -135,4 +135,4 @@ class Alignment:
             return False
         sizes = self.sizes(record)
         narrowed = any(size == 1 < before for size, before in zip(sizes, record.outputs[0].shape, strict=True))
-        return narrowed and tuple(out.shape) != sizes and sorted(out.shape) == sorted(sizes)
+        return narrowed and tuple(outs[0].shape) != sizes and sorted(outs[0].shape) == sorted(sizes)
