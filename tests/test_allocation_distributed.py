@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import infoprune
 from infoprune.allocation.measure_loss import LossMeter
 from infoprune.models import CifarResNet
+from tests import warm
 
 OPTIONS = {"name": "information_loss", "images": 90, "rounds": 2}
 
@@ -76,7 +76,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder: Path = tmp_path_factory.mktemp("processes")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
+    warm.spawn(work, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

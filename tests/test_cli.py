@@ -16,6 +16,7 @@ import yaml
 import infoprune
 from infoprune.cli import main
 from infoprune.report import RunRecord
+from tests import warm
 from tests.tiny import same
 from tests.user_project import UserModule
 
@@ -234,9 +235,8 @@ class TestTheCommandItself:
 
 def quickstart(*options: str) -> RunRecord:
     """Run the quickstart in a process of its own, as a user does."""
-    command = [sys.executable, "-m", "infoprune", "fit", "--config", str(ROOT / "configs/quickstart.yaml"), *options]
-    path = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **path})
+    command = ["-m", "infoprune", "fit", "--config", str(ROOT / "configs/quickstart.yaml"), *options]
+    done = warm.python(*command, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert "In total" in done.stdout
     return RunRecord.load("runs/quickstart/version_0/record.json")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from infoprune.allocation import ALLOCATIONS
 from infoprune.criteria import CRITERIA
 from infoprune.models import CifarResNet, ImageClassifier, load_weights
 from infoprune.report import RunRecord
+from tests import warm
 from tests.commands import NET, SHAPE, Shell, weights
 from tests.tiny import same
 
@@ -138,8 +138,8 @@ class TestWhichModel:
             "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self, width: int = 4):\n"
             "        super().__init__(nn.Conv2d(3, width, 3), nn.Conv2d(width, 2, 3))\n"
         )
-        words = [sys.executable, "-m", "infoprune", "inspect", "--model", "mine.Net", "--model.width", "6", *SHAPE]
-        done = subprocess.run([*words, "--json"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True)
+        words = ["-m", "infoprune", "inspect", "--model", "mine.Net", "--model.width", "6", *SHAPE]
+        done = warm.python(*words, "--json", cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["layers"][0]["filters"] == 6
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -13,6 +10,7 @@ import infoprune
 from infoprune.criteria import L1, L2, GeometricMedian, Random, get_criterion
 from infoprune.criteria.measures.distances import absolute_correlation, mean_of_nearest, pairwise_l2, sum_of_l2
 from infoprune.errors import ConfigurationError
+from tests import warm
 
 pytestmark = pytest.mark.smoke
 
@@ -89,7 +87,7 @@ def test_random_depends_on_seed_and_layer_only():
 
 def test_random_is_the_same_in_another_process():
     code = "from infoprune.criteria import Random; print(Random(seed=1)._draw('layer1.0.conv1', 3).tolist())"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    other = warm.python("-c", code).stdout
     assert other.strip() == str(Random(seed=1)._draw("layer1.0.conv1", 3).tolist())
 
 

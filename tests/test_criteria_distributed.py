@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import infoprune
@@ -19,6 +18,7 @@ from infoprune.criteria.measures.concentration import Concentration
 from infoprune.criteria.measures.feature_guided import guide_capacity
 from infoprune.criteria.shapley.score_checkpoint import ScoreCheckpoint
 from infoprune.errors import DataError
+from tests import warm
 from tests.test_criteria_importance_sampling import CLASSICAL, sure_network
 
 CRITERIA: list[dict[str, Any]] = [
@@ -114,7 +114,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder: Path = tmp_path_factory.mktemp("processes")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
+    warm.spawn(work, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -29,6 +29,7 @@ from infoprune.data import (
 )
 from infoprune.errors import ConfigurationError, DataError
 from infoprune.models import CifarResNet, ImageClassifier
+from tests import warm
 
 SHARED = Path(__file__).resolve().parents[1] / "../shared/data"
 
@@ -128,7 +129,7 @@ class TestDigits:
 
     def test_importing_the_package_does_not_import_it(self) -> None:
         code = "import sys, infoprune.data; sys.exit('sklearn' in sys.modules)"
-        assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+        assert warm.python("-c", code).returncode == 0
 
     @pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.2, 0.0), (-0.1, 0.2)])
     def test_impossible_fractions(self, fractions: tuple[float, float]) -> None:

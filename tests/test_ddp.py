@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 import torch
 
-from tests import ddp_run
+from tests import ddp_run, warm
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 
@@ -20,29 +20,36 @@ SCENARIOS = [name for name in ddp_run.SCENARIOS if name != "fails"]
 RESUMED = [name for name in ("sgd@epoch=0.ckpt", "ema@epoch=1.ckpt") if name.partition("@")[0] in SCENARIOS]
 
 
-def launch(folder: Path, *scenarios: str) -> subprocess.CompletedProcess[str]:
-    """Run a script as a person would: Lightning starts its second process."""
+def launch(folder: Path, *scenarios: str) -> list[CompletedProcess[str]]:
+    """Run a script in two processes, with the variables that ``torchrun`` sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")},
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "NODE_RANK": "0",
     }
-    command = [sys.executable, str(HERE / "ddp_run.py"), str(folder), *scenarios]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    command = [str(HERE / "ddp_run.py"), str(folder), *scenarios]
+    return warm.together([command, command], [environment | {"LOCAL_RANK": str(rank)} for rank in range(2)])
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[CompletedProcess[str]]]:
     """All scenarios in one launch, since a launch takes longer than they do; the one that fails comes last."""
     folder = tmp_path_factory.mktemp("ddp")
     return folder, launch(folder, *SCENARIOS, *RESUMED, "fails")
 
 
 @pytest.fixture
-def folder(launched: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+def folder(launched: tuple[Path, list[CompletedProcess[str]]]) -> Path:
     folder, done = launched
-    assert (folder / f"{RESUMED[-1]}-1.pt").is_file(), done.stderr[-3000:]
+    assert (folder / f"{RESUMED[-1]}-1.pt").is_file(), done[0].stderr[-3000:]
     return folder
 
 
@@ -93,12 +100,12 @@ def test_two_processes_equal_one_on_the_joined_batch(name: str, folder: Path, tm
 
 
 def test_nothing_of_ours_is_logged_without_being_synchronised(
-    launched: tuple[Path, subprocess.CompletedProcess[str]],
+    launched: tuple[Path, list[CompletedProcess[str]]],
 ) -> None:
     """Lightning warns of metrics that are averaged over an epoch and not over the processes."""
     _, done = launched
-    assert "sync_dist=True" in done.stderr  # of the project's own val/loss, so the warning would be seen
-    assert "self.log('prune/" not in done.stderr
+    assert "sync_dist=True" in done[0].stderr  # of the project's own val/loss, so the warning would be seen
+    assert "self.log('prune/" not in done[0].stderr
 
 
 @pytest.mark.parametrize("name", RESUMED)
@@ -109,11 +116,11 @@ def test_resumed_processes_end_with_the_same_bits(name: str, folder: Path) -> No
         assert difference(whole["state"], resumed["state"]) == 0.0
 
 
-def test_one_process_that_fails_stops_all(launched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_one_process_that_fails_stops_all(launched: tuple[Path, list[CompletedProcess[str]]]) -> None:
     """A process that raises while it scores would leave the others waiting for its scores: all stop with its error."""
     folder, done = launched
-    assert done.returncode != 0
-    told = " ".join(done.stderr.split())  # tracebacks may come in lines of the terminal's width
-    assert "ProcessError: process 1 failed, so all processes stop" in told
-    assert "OSError: the disk of this machine is full" in told
+    assert all(process.returncode != 0 for process in done)
+    told = [" ".join(process.stderr.split()) for process in done]  # tracebacks may be cut to the terminal's width
+    assert "ProcessError: process 1 failed, so all processes stop" in told[0]
+    assert "OSError: the disk of this machine is full" in told[1]
     assert not list(folder.glob("fails-*.pt"))

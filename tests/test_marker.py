@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 import infoprune
 from infoprune.marker import MARKER, is_marker, mark, unmarked
+from tests import warm
 from tests.tiny import TinyModule, TinyNet, averaging, loader, pruning, same, trainer, widths
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,9 +98,7 @@ def run(extra: str, ways: Sequence[str], path: Path) -> dict[str, Any]:
     chosen = {way: WAYS[way] for way in ways}
     script = PROJECT.format(extra=extra, ways=chosen, known="" if extra else "not ")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, env=environment, cwd=path.parent
-    )
+    ran = warm.python("-c", script, path, env=environment, cwd=path.parent)
     assert ran.returncode == 0, ran.stderr[-2000:]
     return json.loads(ran.stdout.splitlines()[-1])
 

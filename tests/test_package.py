@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 import infoprune
 from infoprune.cli import main
+from tests import warm
 
 pytestmark = pytest.mark.smoke
 
@@ -63,7 +64,7 @@ def test_where_lightning_is_loaded_the_callbacks_bring_nothing_more() -> None:
         "import sys, torch, lightning; there = set(sys.modules); import infoprune; infoprune.FilterPruning;"
         "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - there}))"
     )
-    done = python("-c", script)
+    done = warm.python("-c", script)
     brought = set(done.stdout.split())
     assert "infoprune" in brought, done.stderr
     assert brought <= {"infoprune", "numpy"}

@@ -16,6 +16,7 @@ import pytest
 from infoprune.cli import TOOLS, TRAINING, main
 from infoprune.commands.model_names import with_full_names
 from infoprune.commands.parser import parse
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,7 +55,7 @@ def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, 
     if program == "make":
         subprocess.run(["make", "-n", *words], cwd=ROOT, check=True, capture_output=True)
     elif program == "python":  # python -m benchmarks.NAME
-        subprocess.run([sys.executable, *words[:2], "--help"], cwd=ROOT, check=True, capture_output=True)
+        warm.python(*words[:2], "--help", cwd=ROOT).check_returncode()
     elif program == "infoprune":
         monkeypatch.chdir(ROOT)
         monkeypatch.setattr(sys, "argv", ["infoprune"])

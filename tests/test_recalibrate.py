@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import infoprune
 from infoprune.data import DigitsDataModule
 from infoprune.errors import ConfigurationError, DataError
 from infoprune.models import CifarResNet
+from tests import warm
 from tests.tiny import TinyModule, averaging, images, loader, pruning, same, trainer
 
 SIZES = (9, 1, 4, 16)
@@ -225,9 +225,8 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    warm.spawn(work, str(tmp_path))
     alone = network()
     infoprune.recalibrate(alone, batches()[:3])
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))

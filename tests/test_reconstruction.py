@@ -10,13 +10,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import infoprune
 from infoprune.errors import ConfigurationError, DataError
 from infoprune.models import CifarResNet
 from infoprune.reconstruction import reconstruct
+from tests import warm
 from tests.tiny import TinyModule, averaging, images, loader, same, trainer
 
 IMAGES = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -233,9 +233,8 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_processes_end_with_the_same_weights(tmp_path: Path):
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    warm.spawn(work, str(tmp_path))
     smaller = reconstructed()
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, value in smaller.state_dict().items():

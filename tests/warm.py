@@ -1,0 +1,88 @@
+"""Processes of their own that need not import PyTorch and Lightning again: a server imports both once and forks.
+
+Importing Lightning takes some ten seconds of processor time, more than most of what the tests do in other processes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+import torch.multiprocessing
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["lightning"])
+
+
+def python(
+    *words: object, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run what ``python WORDS...`` would: a file, ``-m MODULE`` or ``-c CODE``, each with its arguments.
+
+    Args:
+        env: all environment variables; default: this process's.
+        cwd: the folder to run in; default: this process's.
+        timeout: seconds after which the process is ended and `subprocess.TimeoutExpired` raised.
+    """
+    (done,) = together([[str(word) for word in words]], [dict(os.environ if env is None else env)], cwd, timeout)
+    return done
+
+
+def together(
+    commands: Sequence[Sequence[str]], envs: Sequence[Mapping[str, str]], cwd: Path | None = None, timeout: float = 300
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run several at the same time, and wait for all; see `python`."""
+    with tempfile.TemporaryDirectory() as folder:
+        outs = [[Path(folder) / f"{number}.{kind}" for kind in ("out", "err")] for number in range(len(commands))]
+        processes: list[BaseProcess] = [
+            _CONTEXT.Process(target=_run, args=(list(words), dict(env), str(cwd or Path.cwd()), *map(str, out)))
+            for words, env, out in zip(commands, envs, outs, strict=True)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout)
+        if late := [process for process in processes if process.is_alive()]:
+            for process in late:
+                process.kill()
+            raise subprocess.TimeoutExpired(list(commands[0]), timeout)
+        return [
+            subprocess.CompletedProcess(list(words), process.exitcode or 0, *(path.read_text() for path in out))
+            for words, process, out in zip(commands, processes, outs, strict=True)
+        ]
+
+
+def spawn(work: object, *arguments: object, processes: int = 2) -> None:
+    """Call ``work(rank, *arguments)`` in several processes, as `torch.multiprocessing.spawn` does."""
+    torch.multiprocessing.start_processes(work, arguments, nprocs=processes, start_method="forkserver")  # type: ignore[no-untyped-call]
+
+
+def _run(words: list[str], env: dict[str, str], cwd: str, out: str, err: str) -> None:
+    """Become the process that was asked for."""
+    for path, number in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    torch.set_num_threads(int(env.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    kind, *rest = words
+    first = "" if kind in ("-m", "-c") else str(Path(kind).resolve().parent)
+    paths = [*filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.path[:] = [first, *paths, *(path for path in sys.path if path not in (first, "", *paths))]
+    if kind == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = words
+        runpy.run_path(kind, run_name="__main__")
