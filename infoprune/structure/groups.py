@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ from infoprune.structure.channel_groups import ChannelGroup, Grouping, GroupSlot
 from infoprune.structure.cost_model import CostModel
 from infoprune.structure.explain import explain
 from infoprune.structure.labels import Labels, LabelSpace
-from infoprune.structure.layers import Layer, find_layers, layer_name
+from infoprune.structure.layers import Layer, find_layers, layer_of
 from infoprune.structure.notebook import html_table
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.tracing.rule_context import Contraction, OpRecord
@@ -36,9 +36,9 @@ class AttributeSlot:
 
 
 class Structure:
-    """What can be pruned from one model, and at what gain. A pure value: it holds no reference to the model.
+    """What can be pruned from one model, and at what gain. Made by :func:`infoprune.trace`.
 
-    Made by :func:`infoprune.trace`.
+    A pure value: it holds no reference to the model, except until its cost is known where that takes a run: see `cost`.
     """
 
     passes: Passes
@@ -55,6 +55,7 @@ class Structure:
         batch: int,
         attributes: Sequence[AttributeSlot] = (),
         caches: Sequence[str] = (),
+        measure: Callable[[], Sequence[Contraction]] | None = None,
     ) -> None:
         self.shapes = dict(shapes)
         self.records = list(records)
@@ -64,7 +65,8 @@ class Structure:
         self.component = space.components()
         self._slots = {(slot.tensor, slot.dim): slot for slot in space.slots}
         self._parameters = list(parameters)
-        self._contractions = list(contractions)
+        self._traced_contractions = contractions
+        self._measure = measure
         self._batch = batch
         self.layers = tuple(find_layers(space, self.component, [*contractions, *other_contractions]))
         self._grouping = Grouping(space, self.component, self.records, self.layers)
@@ -199,6 +201,10 @@ class Structure:
     def cost(self, widths: Mapping[str, int] | None = None) -> Cost:
         """Return what the model costs with these widths: arithmetic, no new trace.
 
+        Values may decide how often a layer runs: the head of a two-stage detector runs for each box of the first
+        stage. If they took too long for the trace, the first call runs the model on the example inputs, in eval mode;
+        all costs, also after cuts, are for as many boxes as it finds there.
+
         Args:
             widths: group name -> units that stay; groups not named keep all. None: the model as it is.
 
@@ -215,6 +221,14 @@ class Structure:
         """Return what one unit of each prunable group costs at these widths: group name -> (MACs, parameters)."""
         macs, params = (products.gradient(self._kept(widths)) for products in self._arithmetic)
         return {name: (float(macs[i]), float(params[i])) for name, i in self._prunable_position.items()}
+
+    @cached_property
+    def _contractions(self) -> Sequence[Contraction]:
+        """The products that are counted."""
+        if self._measure is None:
+            return self._traced_contractions
+        measure, self._measure = self._measure, None  # which holds the model
+        return measure()
 
     def _kept(self, widths: Mapping[str, int]) -> np.ndarray:
         kept: np.ndarray = self._prunable_sizes.copy()
@@ -264,7 +278,7 @@ class Structure:
         plan = plan or PruningPlan()
         tensors: dict[str, dict[str, None]] = {}
         for c in self._contractions:
-            tensors.setdefault(_layer_of(c), {})[c.kernel] = None
+            tensors.setdefault(layer_of(c), {})[c.kernel] = None
         result = {}
         for layer, macs in self._layer_macs(plan).items():
             own = {kernel for kernel in tensors[layer] if kernel} | ({f"{layer}.bias"} & self.shapes.keys())
@@ -280,7 +294,7 @@ class Structure:
             count = c.times / self._batch
             for side in c.sides:
                 count *= int(keep[side].sum())
-            macs[_layer_of(c)] = macs.get(_layer_of(c), 0.0) + count
+            macs[layer_of(c)] = macs.get(layer_of(c), 0.0) + count
         return macs
 
     def keep_mask(self, plan: PruningPlan) -> np.ndarray:
@@ -289,10 +303,9 @@ class Structure:
         Raises:
             PlanError: the plan was made for another model.
         """
-        if (
-            self._last_keep_mask is not None and self._last_keep_mask[0] is plan
-        ):  # a call asks for its plan again and again
-            return self._last_keep_mask[1]
+        last = self._last_keep_mask
+        if last is not None and last[0] is plan:  # a call asks for its plan again and again
+            return last[1]
         check_belongs(plan, self.shapes)
         gone = [
             self._slots[tensor, dim].start + plan.indices(tensor, dim)
@@ -322,11 +335,6 @@ class Structure:
     def _repr_html_(self) -> str:
         rows = [[group.name, str(group.size), group.reason or "prunable"] for group in self.groups]
         return html_table(repr(self), ["channel group", "units", "state"], rows)
-
-
-def _layer_of(contraction: Contraction) -> str:
-    """Return the name that a contraction's cost goes by."""
-    return layer_name(contraction.kernel) if contraction.kernel else contraction.module or "forward"
 
 
 def _check_units(group: ChannelGroup, units: np.ndarray) -> None:

@@ -43,6 +43,11 @@ def layer_name(tensor: str) -> str:
     return _WEIGHT.sub("", tensor)
 
 
+def layer_of(contraction: Contraction) -> str:
+    """Return the name that a contraction's cost goes by."""
+    return layer_name(contraction.kernel) if contraction.kernel else contraction.module or "forward"
+
+
 def find_layers(space: LabelSpace, component: Labels, contractions: Sequence[Contraction]) -> Iterator[Layer]:
     """Yield the layers of a model in forward order, each once."""
     finder = _FilterFinder(space, component)

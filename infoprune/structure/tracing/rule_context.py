@@ -78,7 +78,7 @@ class Contraction(NamedTuple):
     kernel: str
     module: str
     kind: str
-    times: int
+    times: float
     filters: Axis
     sides: tuple[Labels, ...]
 

@@ -74,7 +74,7 @@ class TraceSession:
         self._running: Tracer | None = None  # the last tracer that was started
         self._recordings: list[Recording] = []  # of the passes on shapes
         self._notes_constants = False  # written-out numbers, which control flow reads
-        self._numbers_made_up = False  # for control flow to read
+        self.numbers_made_up = False  # for control flow to read
 
     @classmethod
     def resume(cls, model: nn.Module, inputs: Inputs, space: LabelSpace, passes: Passes) -> TraceSession:
@@ -120,7 +120,7 @@ class TraceSession:
         self._unite_copies()
         self.passes = Passes(True, [(False, self._pass_on_shapes())])
         self._run_with_other_draws(self.passes.traced[0][1])
-        if self._numbers_made_up and self._unused():
+        if self.numbers_made_up and self._unused():
             raise RuntimeError("with numbers that were made up, the control flow leaves out parts of the model")
 
     def _run_with_other_draws(self, first: Tracer) -> None:
@@ -312,7 +312,7 @@ class TraceSession:
                 return run_labelled(tracer, self.model, inputs, labelled_tensors)
         finally:
             tracer.values = None  # holds all tensors of the pass
-            self._numbers_made_up |= values.made_up
+            self.numbers_made_up |= values.made_up
 
     def _note_caches(self, filled: Iterable[tuple[nn.Module, str]]) -> None:
         for module, name in filled:

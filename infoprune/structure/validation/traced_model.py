@@ -9,6 +9,7 @@ and the plan is run again. The last resolver always knows one: the channels stay
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -18,6 +19,8 @@ from infoprune.structure.channel_groups import ChannelGroup
 from infoprune.structure.groups import Structure
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tracing.examples import count_examples
+from infoprune.structure.tracing.measured_products import run_products, with_labels
+from infoprune.structure.tracing.rule_context import Contraction
 from infoprune.structure.tracing.session import TraceSession
 from infoprune.structure.tracing.tracer import Tracer, collector_paused
 from infoprune.structure.validation import size_aliases
@@ -89,10 +92,18 @@ class TracedModel:
             max(count_examples(session.inputs), 1),
             attributes,
             session.caches,
+            partial(self._measured, counted) if session.numbers_made_up else None,
         )
         structure.passes = session.passes
         self._built = said, structure
         return structure
+
+    def _measured(self, traced: Sequence[Contraction]) -> list[Contraction]:
+        return with_labels(self._run_products, traced)
+
+    @cached_property
+    def _run_products(self) -> list[Contraction]:
+        return run_products(self.session)
 
     def validate(self) -> Structure:
         """Run probe plans that cut every group, and resolve their conflicts.
