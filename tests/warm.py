@@ -11,7 +11,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -60,9 +60,9 @@ def together(
         ]
 
 
-def spawn(work: object, *arguments: object, processes: int = 2) -> None:
-    """Call ``work(rank, *arguments)`` in several processes, as `torch.multiprocessing.spawn` does."""
-    torch.multiprocessing.start_processes(work, arguments, nprocs=processes, start_method="forkserver")  # type: ignore[no-untyped-call]
+def spawn(work: Callable[..., None], *arguments: object) -> None:
+    """Call ``work(rank, *arguments)`` in two processes, as `torch.multiprocessing.spawn` does."""
+    torch.multiprocessing.start_processes(work, arguments, nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
 
 
 def _run(words: list[str], env: dict[str, str], cwd: str, out: str, err: str) -> None:
