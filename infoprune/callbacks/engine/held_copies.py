@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from infoprune.callbacks.engine.copies import fingerprint
 from infoprune.callbacks.engine.held_match import Held, Originals
+from infoprune.distributed import all_or_none
 from infoprune.structure import PruningPlan
 from infoprune.structure.surgery.held import own_attributes
 from infoprune.structure.surgery.optimizer_state import parts_of
@@ -45,11 +46,20 @@ class HeldCopies:
         self._updated: set[str] = set()
 
     def look(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Notice what has changed since the first look, and what is new."""
-        for place, value in _candidates(trainer, module):
-            now = _fingerprint(value)
-            if now is not None and self._seen.setdefault(place, now) != now:
-                self._updated.add(place)
+        """Notice what has changed since the first look, and what is new; a collective call.
+
+        Args:
+            trainer: the Trainer.
+            module: its LightningModule.
+
+        Raises:
+            ProcessError: another process failed; the message is its error.
+        """
+        with all_or_none():
+            for place, value in _candidates(trainer, module):
+                now = _fingerprint(value)
+                if now is not None and self._seen.setdefault(place, now) != now:
+                    self._updated.add(place)
 
     def following(self, trainer: pl.Trainer, module: pl.LightningModule, plan: PruningPlan) -> list[Held]:
         """Return what follows a plan.

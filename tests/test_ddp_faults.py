@@ -1,0 +1,98 @@
+"""A process that fails, wherever in an event: all end within seconds, with its error."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader, DistributedSampler
+
+from infoprune.callbacks import RunReport, filter_pruning
+from infoprune.callbacks.engine import held_copies, pruning_engine, renewal
+from tests import warm
+from tests.tiny import TinyModule, images, pruning, trainer
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
+
+ENGINE = pruning_engine.PruningEngine
+FAULTS: dict[str, tuple[Any, str]] = {
+    "finding the network": (ENGINE, "prepare"),
+    "the rehearsal": (ENGINE, "_rehearse"),
+    "finding copies in the module": (ENGINE, "_find_copies"),
+    "finding copies outside of it": (held_copies, "_candidates"),
+    "scoring": (ENGINE, "_score"),
+    "measuring for the allocation": (ENGINE, "_prepare_allocation"),
+    "deciding": (ENGINE, "_choose"),
+    "proving the cut": (ENGINE, "_verify"),
+    "shrinking": (pruning_engine, "shrink_in_fit"),
+    "measuring batch norm": (renewal, "recalibrate"),
+    "noting the shapes": (filter_pruning.ShapeGuard, "update"),
+    "noting the event": (filter_pruning.EventLog, "add"),
+    "forgetting the best checkpoint": (filter_pruning, "reset_best"),
+    "copying the unpruned network": (RunReport, "_look_at_unpruned"),
+}
+SECONDS = 60
+
+
+def fit(rank: int, folder: Path) -> str:
+    """Fit and prune; return the error that ended it."""
+    torch.manual_seed(5)
+    report, cut = RunReport(latency_repeats=0), pruning((1, 2), recalibration_batches=2)
+    strategy = DDPStrategy(process_group_backend="gloo")
+    options = {"strategy": strategy, "devices": 2, "use_distributed_sampler": False, "default_root_dir": str(folder)}
+    data = images()
+    sampler = DistributedSampler(data, 2, rank, shuffle=False)
+    try:
+        trainer(report, cut, **options).fit(TinyModule(), DataLoader(data, 4, sampler=sampler), DataLoader(data, 8))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def work(rank: int, folder: str, port: int) -> None:
+    """Run a fit for each fault, which the second process has."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0",
+        "LOCAL_RANK": str(rank),
+    }  # fmt: skip
+    ends = {}
+    for name, (owner, attribute) in FAULTS.items():
+
+        def fails(*args: Any, name: str = name, **options: Any) -> Any:
+            raise MemoryError(f"no memory for {name}")
+
+        start = time.monotonic()
+        with pytest.MonkeyPatch.context() as patch:
+            if rank == 1:
+                patch.setattr(owner, attribute, fails)
+            ends[name] = fit(rank, Path(folder) / name), time.monotonic() - start
+    Path(folder, f"{rank}.json").write_text(json.dumps(ends), encoding="utf-8")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[str, float]]]:
+    folder = tmp_path_factory.mktemp("faults")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    warm.spawn(work, str(folder), port)
+    return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_both_processes_end_with_the_error_of_the_one_that_failed(
+    name: str, ends: list[dict[str, tuple[str, float]]]
+) -> None:
+    (first, seconds), (second, _) = ends[0][name], ends[1][name]
+    assert second == f"MemoryError: no memory for {name}"
+    assert first == f"ProcessError: process 1 failed, so all processes stop: {second}"
+    assert seconds < SECONDS
