@@ -118,3 +118,54 @@ def test_a_call_finds_the_structure_that_a_trace_finds() -> None:
     for filters in (0.5, 0.75):
         result = infoprune.prune(copy.deepcopy(net), X, "l1", filters=filters)
         assert [str(group) for group in result.structure.groups] == [str(group) for group in traced.groups]
+
+
+class Mixed(nn.Module):
+    """Attention whose result is taken to be as wide as what goes in."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.mix, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, count, channels = tokens.shape
+        parts = self.mix(tokens).reshape(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        found = torch.softmax(parts[0] @ parts[1].transpose(-2, -1), -1) @ parts[2]
+        return self.out(found.transpose(1, 2).reshape(batch, count, channels))
+
+
+class Stages(nn.Module):
+    """Blocks of attention on streams of two widths, of which the first can lose one head of two only."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.stem, self.turned = nn.Conv2d(3, 12, 1), Turned()
+        self.first, self.down = nn.ModuleList(Mixed(12, 2) for _ in range(blocks)), nn.Linear(12, 24)
+        self.second, self.head = nn.ModuleList(Mixed(24, 4) for _ in range(blocks)), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.turned(self.stem(x))
+        for block in self.first:
+            tokens = tokens + block(tokens)
+        tokens = self.down(tokens)
+        for block in self.second:
+            tokens = tokens + block(tokens)
+        return self.head(tokens)
+
+
+def test_what_one_module_reads_its_siblings_read_too() -> None:
+    def runs(blocks: int) -> int:
+        net = randomise(Stages(blocks)).eval()
+        calls: list[int] = []
+        net.stem.register_forward_hook(lambda *_: calls.append(1))
+        structure = infoprune.trace(net, X)
+        assert [group.name for group in structure.prunable] == ["stem", "down"]
+        for stage, group in (("first", "stem"), ("second", "down")):
+            names = {slot.tensor for slot in structure.group(group).slots}
+            assert names >= {f"{stage}.{i}.{layer}.weight" for i in range(blocks) for layer in ("mix", "out")}
+        original, plan = copy.deepcopy(net), structure.plan({"stem": [0], "down": [1, 2]})
+        infoprune.shrink(net, plan)
+        assert relative_error(original, net, plan, X) < 1e-10
+        return len(calls)
+
+    assert runs(2) == runs(5)

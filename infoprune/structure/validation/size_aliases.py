@@ -2,8 +2,9 @@
 
 Such code holds no number, so there is nothing to rewrite; but the two dimensions can only be cut alike. A dry run
 cuts every group by a number of its own. So where an operator asks for a size that its result should not have, but that
-another dimension in the same module has after the cut, its channels are tied to that dimension's, index by index.
-The next dry run shows whether this was all that stood in the way.
+another dimension in the same module has after the cut, its channels are tied to that dimension's, index by index. So
+are those of modules that run the same code: a dry run may break off before it reaches them, or leave them the right
+size by chance. The next dry run shows whether this was all that stood in the way.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from infoprune.structure.groups import Structure
 from infoprune.structure.labels import Labels
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.validation.conflict import Conflict
-from infoprune.structure.validation.module_paths import ancestors
+from infoprune.structure.validation.module_paths import ancestors, join, siblings
 
 if TYPE_CHECKING:
     from infoprune.structure.tracing.session import TraceSession
@@ -41,8 +42,46 @@ def tie(session: TraceSession, structure: Structure, plan: PruningPlan, conflict
             read = next((other for other in axes_in(conflict.module, len(axis)) if keep[other].sum() == size), None)
             if read is not None:  # should it be the wrong one, the next dry run finds the right one too
                 session.space.unite(axis, read, conflict.op)
+                for like, other in _in_siblings(session, structure, conflict, axis, read):
+                    session.space.unite(like, other, conflict.op)
                 tied = True
     return tied
+
+
+def _in_siblings(
+    session: TraceSession, structure: Structure, conflict: Conflict, axis: Labels, read: Labels
+) -> Iterator[tuple[Labels, Labels]]:
+    """Yield what stands for two axes in siblings of a module: a result's, and that of a tensor of the module's own."""
+    records, number = structure.records, max(conflict.op, conflict.upcoming)
+    slot = _slot_inside(session, conflict.module, read)
+    if slot is None or number < 0 or records[number].module != conflict.module:
+        return
+    tensor, tensor_dim = slot
+    places = ((place, output.axes) for place, output in enumerate(records[number].outputs))
+    place, dim = next((place, dim) for place, axes in places for dim, each in enumerate(axes) if each is axis)
+
+    def calls(module: str) -> list[int]:
+        return [n for n in session.operators_of(module) if records[n].name == records[number].name]
+
+    own = calls(conflict.module)
+    for sibling in siblings(session.modules, conflict.module):
+        same, labels = calls(sibling), session.labels.get(join(sibling, tensor))
+        if labels is None or len(same) != len(own):
+            continue
+        outputs = records[same[own.index(number)]].outputs
+        like = outputs[place].axes[dim] if place < len(outputs) and dim < len(outputs[place].axes) else None
+        if like is not None and len(like) == len(labels[tensor_dim]) and (like >= 0).all():
+            yield like, labels[tensor_dim]
+
+
+def _slot_inside(session: TraceSession, module: str, read: Labels) -> tuple[str, int] | None:
+    """Return the tensor inside a module, by its path there, and the dimension of it that has these labels."""
+    prefix = join(module, "")
+    inside = ((name, axes) for name, axes in session.labels.items() if name.startswith(prefix))
+    return next(
+        ((name.removeprefix(prefix), dim) for name, axes in inside for dim, axis in enumerate(axes) if axis is read),
+        None,
+    )
 
 
 class AxesIn:
