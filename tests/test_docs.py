@@ -157,6 +157,7 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(listed) == sorted(TEXT)
 
 
+@pytest.mark.slow
 def test_the_site_builds_strictly_and_loads_nothing(tmp_path: Path) -> None:
     pytest.importorskip("material", reason="needs the docs extra: pip install -e '.[docs]'")
     done = subprocess.run(
