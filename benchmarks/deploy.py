@@ -41,6 +41,10 @@ MODELS = (
     "mobilenet_v3_large",
     "efficientnet_b0",
     "shufflenet_v2_x1_0",
+    "vit_b_16",
+    "swin_t",
+    "lraspp_mobilenet_v3_large",
+    "segmentation-models/Unet",
 )
 BACKENDS = ("onnxruntime", "openvino", "executorch", "compile", "eager")
 IN_INT8 = ("onnxruntime", "openvino")

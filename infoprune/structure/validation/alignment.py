@@ -60,13 +60,13 @@ class Alignment:
         Returns:
             The slice in the traced pass; None if nothing was skipped.
         """
-        record, *following = self._records[self.next : self.next + 2] if self.holds else (None,)
-        if record is None or record.name != "aten.slice" or same_operator(record, name):
+        pair = self._records[self.next : self.next + 2] if self.holds else ()
+        if len(pair) < 2 or pair[0].name != "aten.slice":
             return None
-        if not following or not same_operator(following[0], name):
+        if same_operator(pair[0], name) or not same_operator(pair[1], name):
             return None
         self.next += 1
-        return record
+        return pair[0]
 
     def pass_over_copy(self, name: str) -> None:
         """Skip the copy of a reshape, which PyTorch does not make where a single channel is left to put in order."""
