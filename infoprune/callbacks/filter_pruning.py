@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,8 @@ from infoprune.allocation import Allocation, get_allocation
 from infoprune.allocation.patterns import MinWidth
 from infoprune.allocation.rounding import RoundTo
 from infoprune.backends import Backend, get_backend
-from infoprune.callbacks.engine import PruningEngine
-from infoprune.callbacks.engine.options import EngineOptions
-from infoprune.callbacks.event_log import EventLog
-from infoprune.callbacks.shape_guard import ShapeGuard, ShapeKeepingCallback
+from infoprune.callbacks.engine import EngineOptions, PruningEngine
+from infoprune.callbacks.scheduled_events import ScheduledEvents
 from infoprune.callbacks.trainer_checks import (
     check_callbacks,
     check_started,
@@ -30,7 +27,6 @@ from infoprune.criteria import Criterion, get_criterion
 from infoprune.decide import Target
 from infoprune.deprecated import filters_to_keep, renamed
 from infoprune.distributed import on_all_ranks
-from infoprune.report.record import EventRecord
 from infoprune.schedule import Schedule
 from infoprune.structure import PruningPlan, Structure
 
@@ -39,8 +35,8 @@ if TYPE_CHECKING:
     from infoprune.report.collect import UnprunedStats
 
 
-class FilterPruning(ShapeKeepingCallback):
-    """Removes filters at the start of scheduled training epochs; the fit goes on with the smaller model.
+class FilterPruning(ScheduledEvents):
+    """Remove filters at the start of scheduled training epochs; the fit goes on with the smaller model.
 
     Adding it to a Trainer's callbacks is all that a project needs. At an event it scores the filters, decides how many
     each layer keeps, and shrinks the layers and all that is coupled to them: batch norm, the layers that read them, the
@@ -149,11 +145,7 @@ class FilterPruning(ShapeKeepingCallback):
         amount: float | None = None,
         recalibrate: int | None = None,
     ) -> None:
-        super().__init__()
-        recalibration_batches = renamed(
-            "FilterPruning", "recalibration_batches", recalibration_batches, "recalibrate", recalibrate
-        )
-        self.schedule = Schedule.parse(schedule)
+        super().__init__(Schedule.parse(schedule))
         self.module = module
         self.validate_cuts = validate_cuts
         self.reset_best = reset_best
@@ -170,13 +162,11 @@ class FilterPruning(ShapeKeepingCallback):
                 module,
                 renamed("FilterPruning", "follow", follow, "copies", copies),
                 calibration_images,
-                recalibration_batches,
+                renamed("FilterPruning", "recalibration_batches", recalibration_batches, "recalibrate", recalibrate),
                 reconstruction_batches,
                 verify,
             )
         )
-        self._log = EventLog()
-        self._run: weakref.ref[pl.Trainer] | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -187,11 +177,6 @@ class FilterPruning(ShapeKeepingCallback):
             "frozen": list(self._engine.located.frozen),
             **({"validate_cuts": True} if self.validate_cuts else {}),
         }
-
-    @property
-    def history(self) -> list[EventRecord]:
-        """The events so far, the first one first."""
-        return self._log.events
 
     @property
     def unpruned(self) -> UnprunedStats | None:
@@ -217,10 +202,6 @@ class FilterPruning(ShapeKeepingCallback):
         """Return the module that the LightningModule calls: the network, or ``torch.compile``'s wrapper around it."""
         return self._engine.located.wrapped_within(module)
 
-    def is_due(self, epoch: int) -> bool:
-        """Return whether an event is to happen at the start of an epoch."""
-        return self.schedule.fraction_due(epoch, after=self._log.last_epoch) is not None
-
     # -- before training ----------------------------------------------------------------------------------------------
 
     @property
@@ -233,17 +214,12 @@ class FilterPruning(ShapeKeepingCallback):
         if stage == "fit":
             check_strategy(trainer, pl_module)
             check_callbacks(trainer, self)
-            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                self.schedule.check(trainer.max_epochs)
-            if self._run is None or self._run() is not trainer:
-                self._start_over(trainer)
         super().setup(trainer, pl_module, stage)
 
-    def _start_over(self, trainer: pl.Trainer) -> None:
-        """Reset the state for a new run. A resumed run restores it from the checkpoint."""
-        self._run = weakref.ref(trainer)
+    @override
+    def start_over(self) -> None:
+        super().start_over()
         self._engine = PruningEngine(self._engine.options)
-        self._log, self._guard = EventLog(), ShapeGuard()
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -277,27 +253,19 @@ class FilterPruning(ShapeKeepingCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._engine.see_batch(trainer, pl_module, batch, batch_idx)
-        if batch_idx == 0:
-            # A fit that resumes behind the last batch of an epoch enters the next one without any epoch start.
-            self._event_if_due(trainer, pl_module)
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.inputs is not None:  # else the first batch has to show what the model takes
-            self._event_if_due(trainer, pl_module)
+            super().on_train_epoch_start(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._engine.held.look(trainer, pl_module)
 
-    def _event_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        fraction = self.schedule.fraction_due(trainer.current_epoch, after=self._log.last_epoch)
-        if trainer.fast_dev_run and not self.history:  # type: ignore[attr-defined]
-            fraction = 1.0
-        if fraction is not None:
-            on_all_ranks(lambda: self._event(trainer, pl_module, fraction))
-
-    def _event(self, trainer: pl.Trainer, pl_module: pl.LightningModule, fraction: float) -> None:
+    @override
+    def run_event(self, trainer: pl.Trainer, pl_module: pl.LightningModule, fraction: float) -> None:
         structure, decision = self._engine.run_event(trainer, pl_module, fraction)
         self._guard.update(pl_module)
         self._log.add(trainer, pl_module, structure, decision, self._engine, validate=self.validate_cuts)
@@ -318,27 +286,6 @@ class FilterPruning(ShapeKeepingCallback):
         """
         upcoming = [fraction for epoch, fraction in self.schedule.events if epoch > trainer.current_epoch]
         return self._engine.plan_event(trainer, pl_module, upcoming[0]) if upcoming else None
-
-    @override
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._log.warn_of_missed(self.schedule, trainer.current_epoch)
-
-    @override
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn == "fit":
-            self._log.validation_starts(trainer)
-        super().on_validation_start(trainer, pl_module)
-
-    @override
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._log.validation_ends(trainer)
-
-    @override
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the Trainer and the module, which belong to the running process."""
-        return {**super().__getstate__(), "_run": None}
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
