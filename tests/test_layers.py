@@ -30,7 +30,7 @@ ENGINE = [
     {"notebook", "plan_format", "tensors", "labels"},
     {"plan", "module_state"},
     {"tracing", "attributes"},
-    {"cost_model", "layers", "explain", "channel_groups", "groups"},
+    {"cost_model", "layers", "explain", "channel_groups", "model_costs", "groups"},
     {"validation", "surgery"},
     {"numeric_run", "trace", "verify"},
     {"__init__"},

@@ -9,6 +9,7 @@ from operator import itemgetter
 
 import numpy as np
 
+from infoprune.errors import PlanError
 from infoprune.structure.labels import Labels, LabelSpace, ranges
 from infoprune.structure.layers import Layer
 from infoprune.structure.tracing.rule_context import OpRecord
@@ -52,6 +53,25 @@ class ChannelGroup:
         """Return whether the group has to stay whole."""
         return self.reason is not None
 
+    def check_units(self, units: np.ndarray) -> None:
+        """Refuse to remove units that do not exist, are frozen, or would leave nothing of the group.
+
+        Args:
+            units: (n,) the units to remove, sorted.
+
+        Raises:
+            PlanError: names the group and what is wrong.
+        """
+        if self.frozen and len(units):
+            raise PlanError(f"group {self.name!r} is frozen: {self.reason}")
+        if len(units) and (units[0] < 0 or units[-1] >= self.size):
+            bad = units[0] if units[0] < 0 else units[-1]
+            raise PlanError(f"group {self.name!r} has units 0 to {self.size - 1}, the plan removes unit {bad}")
+        if (units[1:] == units[:-1]).any():
+            raise PlanError(f"the plan removes a unit of group {self.name!r} twice")
+        if len(units) == self.size:
+            raise PlanError(f"the plan removes all {self.size} units of group {self.name!r}; at least one must stay")
+
     def __str__(self) -> str:
         state = f"frozen: {self.reason}" if self.frozen else "prunable"
         return f"{self.name}: {self.size} units in {len(self.slots)} slots, {state}"
@@ -87,6 +107,34 @@ class Grouping:
         self.groups: tuple[ChannelGroup, ...] = ()
         self._group()
 
+    def slots_of(self, goes: np.ndarray) -> tuple[dict[str, dict[int, tuple[int, ...]]], Labels]:
+        """Return what units take of each parameter and buffer.
+
+        Args:
+            goes: mask over the row of all units and one entry more, for labels without a unit: False.
+
+        Returns:
+            Tensor -> dimension -> indices, sorted; and the labels that go, of the first slot of each kind.
+        """
+        slot, labels = self.representatives
+        gone = goes[self.unit_of_root[self._component[labels]]]
+        slot, labels = slot[gone], labels[gone]
+        indices = labels - self.starts[slot]
+        bounds = np.searchsorted(slot, np.arange(len(self._space.slots) + 1)).tolist()
+        cuts: dict[str, dict[int, tuple[int, ...]]] = {}
+        once: dict[bytes, tuple[int, ...]] = {}  # indices that many slots lose are one tuple
+        lost: dict[int, tuple[int, ...]] = {}
+        for number, first in enumerate(self.slot_classes.tolist()):
+            begin, end = bounds[first : first + 2]
+            if begin == end:
+                continue
+            if first == number:
+                own = indices[begin:end]
+                lost[first] = once.get(own.tobytes()) or once.setdefault(own.tobytes(), tuple(own.tolist()))
+            where = self._space.slots[number]
+            cuts.setdefault(where.tensor, {})[where.dim] = lost[first]
+        return cuts, labels
+
     def _group(self) -> None:
         """Sort the units into groups: those that lie in the same slots in the same number, for the same reason."""
         frozen, reasons = self._frozen_components()
@@ -102,7 +150,7 @@ class Grouping:
         place[ranges(starts[order], lengths[order])] = ranges(np.zeros_like(sizes), sizes)
         group = np.repeat(number, lengths)
 
-        slots = self._slots_of(units, group, place)
+        slots = self._slots_by_group(units, group, place)
         reason_of = [reasons[r - 1] if r else None for r in frozen[units[starts[example]]].tolist()]
         group = self._finish_groups(slots, sizes.tolist(), reason_of)[group]
         self.group_of_root = np.full(self._space.size, -1, dtype=np.int64)
@@ -112,7 +160,7 @@ class Grouping:
         self.unit_of_root = np.full(self._space.size, self.first_unit[-1])
         self.unit_of_root[units] = np.where(group >= 0, self.first_unit[group] + place, self.first_unit[-1])
 
-    def _slots_of(self, units: Labels, group: Labels, place: Labels) -> dict[int, list[GroupSlot]]:
+    def _slots_by_group(self, units: Labels, group: Labels, place: Labels) -> dict[int, list[GroupSlot]]:
         """Return where each group lies, given the units' smallest labels, their groups and their places in these."""
         unit_of_root = np.full(self._space.size, -1, dtype=np.int64)
         unit_of_root[units] = np.arange(len(units))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from infoprune.cost import Cost
-from infoprune.errors import ConfigurationError, PlanError, nearest
+from infoprune.errors import ConfigurationError, nearest
 from infoprune.structure.channel_groups import ChannelGroup, Grouping, GroupSlot
-from infoprune.structure.cost_model import CostModel
 from infoprune.structure.explain import explain
 from infoprune.structure.labels import Labels, LabelSpace
-from infoprune.structure.layers import Layer, find_layers, layer_of
+from infoprune.structure.layers import Layer, find_layers
+from infoprune.structure.model_costs import ModelCosts
 from infoprune.structure.notebook import html_table
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.tracing.rule_context import Contraction, OpRecord
@@ -64,17 +63,26 @@ class Structure:
         self.caches = tuple(caches)
         self.component = space.components()
         self._slots = {(slot.tensor, slot.dim): slot for slot in space.slots}
-        self._parameters = list(parameters)
-        self._traced_contractions = contractions
-        self._measure = measure
-        self._batch = batch
         self.layers = tuple(find_layers(space, self.component, [*contractions, *other_contractions]))
         self._grouping = Grouping(space, self.component, self.records, self.layers)
         self.groups = self._grouping.groups
+        self._costs = ModelCosts(
+            self._grouping,
+            self.component,
+            self.shapes,
+            {name: [self._slots[name, dim].labels for dim in range(len(shapes[name]))] for name in parameters},
+            contractions,
+            measure,
+            batch,
+        )
         self._last_keep_mask: tuple[PruningPlan, np.ndarray] | None = None
 
     def with_attributes(self, attributes: Sequence[AttributeSlot]) -> Structure:
-        """Return the same channel groups, with other numbers that follow them."""
+        """Return the same channel groups with other attributes that follow their widths.
+
+        Args:
+            attributes: all attributes that the groups are to have.
+        """
         other = copy(self)
         other.attributes = tuple(attributes)
         return other
@@ -96,7 +104,10 @@ class Structure:
         return {group.name: number for number, group in enumerate(self.groups)}
 
     def group(self, name: str) -> ChannelGroup:
-        """Look a group up.
+        """Return the channel group of a name.
+
+        Args:
+            name: name of a channel group, prunable or frozen.
 
         Raises:
             ConfigurationError: there is no group of that name.
@@ -106,12 +117,22 @@ class Structure:
         return self.groups[self._number[name]]
 
     def producers(self, group: ChannelGroup) -> list[tuple[Layer, GroupSlot]]:
-        """Return the layers whose filters belong to a group, in forward order."""
+        """Return the layers whose filters belong to a group, in forward order.
+
+        Args:
+            group: a group of this structure.
+
+        Returns:
+            Each layer with the slot of its weight that holds the group.
+        """
         slots = {(slot.tensor, slot.dim): slot for slot in group.slots}
         return [(layer, slots[key]) for layer in self.layers if (key := (layer.weight, layer.dim)) in slots]
 
     def explain(self, name: str) -> str:
         """Say why the channels of a group, layer or tensor are coupled or frozen, as a chain of operators in words.
+
+        Args:
+            name: name of a group, a layer, or a parameter or buffer.
 
         Raises:
             ConfigurationError: nothing is called ``name``.
@@ -121,7 +142,10 @@ class Structure:
     # -- plans --------------------------------------------------------------------------------------------------------
 
     def plan(self, removed: Mapping[str, Sequence[int] | Labels]) -> PruningPlan:
-        """Return the plan that removes these units of these groups.
+        """Return the plan that removes units of groups.
+
+        Args:
+            removed: group name -> (n,) units that go, in any order; groups not named stay whole.
 
         Raises:
             ConfigurationError: an unknown group.
@@ -131,29 +155,13 @@ class Structure:
         for name, units in removed.items():
             group = self.group(name)
             chosen = np.sort(np.asarray(units if isinstance(units, np.ndarray) else list(units), dtype=np.int64))
-            _check_units(group, chosen)
+            group.check_units(chosen)
             goes[self._grouping.first_unit[self._number[name]] + chosen] = True
         return self._plan_of(goes)
 
     def _plan_of(self, goes: np.ndarray) -> PruningPlan:
         """Return the plan that removes these units, a mask over all units; its last entry, for no channel, is False."""
-        slot, labels = self._grouping.representatives
-        gone = goes[self._grouping.unit_of_root[self.component[labels]]]
-        slot, labels = slot[gone], labels[gone]
-        indices = labels - self._grouping.starts[slot]
-        bounds = np.searchsorted(slot, np.arange(len(self.space.slots) + 1)).tolist()
-        cuts: dict[str, dict[int, tuple[int, ...]]] = {}
-        once: dict[bytes, tuple[int, ...]] = {}  # what one channel takes of many slots is written down once
-        lost: dict[int, tuple[int, ...]] = {}
-        for number, first in enumerate(self._grouping.slot_classes.tolist()):
-            begin, end = bounds[first : first + 2]
-            if begin == end:
-                continue
-            if first == number:
-                own = indices[begin:end]
-                lost[first] = once.get(own.tobytes()) or once.setdefault(own.tobytes(), tuple(own.tolist()))
-            where = self.space.slots[number]
-            cuts.setdefault(where.tensor, {})[where.dim] = lost[first]
+        cuts, labels = self._grouping.slots_of(goes)
         kept: dict[str, tuple[int, int]] = {}
         if self.attributes:
             keep = self._keep_mask_without(labels)
@@ -163,16 +171,34 @@ class Structure:
         return PruningPlan(cuts, shapes, attributes, self.caches if cuts else ())
 
     def groups_cut(self, labels: Labels) -> Labels:
-        """Return the numbers of the groups that labels belong to."""
+        """Return which groups labels belong to.
+
+        Args:
+            labels: (n,) labels.
+
+        Returns:
+            (m,) places in ``self.groups``, sorted, each once.
+        """
         numbers = np.unique(self.group_of_root[self.component[labels]])
         return numbers[numbers >= 0]
 
     def labels_of(self, groups: Labels) -> Labels:
-        """Return all labels of the groups with the given numbers."""
+        """Return all labels of groups.
+
+        Args:
+            groups: (n,) places in ``self.groups``.
+
+        Returns:
+            (m,) labels, sorted.
+        """
         return np.flatnonzero(np.isin(self.group_of_root[self.component], groups))
 
     def whole_groups(self, labels: Labels) -> Labels:
-        """Return these labels and all others of their groups."""
+        """Return labels with all others of their groups: (m,), sorted.
+
+        Args:
+            labels: (n,) labels.
+        """
         return np.union1d(labels, self.labels_of(self.groups_cut(labels)))
 
     def part_of(self, plan: PruningPlan, groups: Labels) -> PruningPlan:
@@ -213,92 +239,54 @@ class Structure:
         """
         if not widths:
             return self.cost_of(PruningPlan())
-        macs, params = self._arithmetic
-        kept = self._kept(widths)
-        return Cost(round(macs(kept)), round(params(kept)))
+        self._check_prunable(widths)
+        return self._costs.at(widths)
 
     def cost_of_units(self, widths: Mapping[str, int]) -> dict[str, tuple[float, float]]:
-        """Return what one unit of each prunable group costs at these widths: group name -> (MACs, parameters)."""
-        macs, params = (products.gradient(self._kept(widths)) for products in self._arithmetic)
-        return {name: (float(macs[i]), float(params[i])) for name, i in self._prunable_position.items()}
+        """Return what one unit of each prunable group costs at the given widths.
 
-    @cached_property
-    def _contractions(self) -> Sequence[Contraction]:
-        """The products that are counted."""
-        if self._measure is None:
-            return self._traced_contractions
-        measure, self._measure = self._measure, None  # which holds the model
-        return measure()
+        Args:
+            widths: group name -> units that stay; groups not named keep all.
 
-    def _kept(self, widths: Mapping[str, int]) -> np.ndarray:
-        kept: np.ndarray = self._prunable_sizes.copy()
+        Returns:
+            Group name -> (MACs for one example, parameters).
+        """
+        self._check_prunable(widths)
+        return self._costs.of_units(widths)
+
+    def _check_prunable(self, widths: Mapping[str, int]) -> None:
         for name, width in widths.items():
-            if name not in self._prunable_position:
-                raise ConfigurationError(f"group {self.group(name).name!r} is frozen; its width cannot be {width}")
-            kept[self._prunable_position[name]] = width
-        return kept
-
-    @cached_property
-    def _prunable_position(self) -> dict[str, int]:
-        return {group.name: i for i, group in enumerate(self.prunable)}
-
-    @cached_property
-    def _arithmetic(self) -> tuple[CostModel, CostModel]:
-        macs = [(c.times / self._batch, [self._width(side) for side in c.sides]) for c in self._contractions]
-        params = [
-            (1.0, [self._width(self._slots[p, d].labels) for d in range(len(self.shapes[p]))]) for p in self._parameters
-        ]
-        return CostModel(macs), CostModel(params)
-
-    def _width(self, axis: Labels) -> tuple[float, np.ndarray]:
-        """Return a dimension's size as ``fixed + coefficients @ widths``."""
-        group = self.group_of_root[self.component[axis[axis >= 0]]]
-        counts = np.bincount(group[group >= 0], minlength=len(self.groups))[self._prunable_index]
-        return float(len(axis) - counts.sum()), counts / self._prunable_sizes
-
-    @cached_property
-    def _prunable_index(self) -> Labels:
-        return np.array([i for i, group in enumerate(self.groups) if not group.frozen], dtype=np.int64)
-
-    @cached_property
-    def _prunable_sizes(self) -> np.ndarray:
-        return np.array([group.size for group in self.prunable], dtype=np.float64)
+            if self.group(name).frozen:
+                raise ConfigurationError(f"group {name!r} is frozen; its width cannot be {width}")
 
     def cost_of(self, plan: PruningPlan) -> Cost:
-        """Return what the model costs after a plan."""
-        params = sum(math.prod(self._shape_after(plan, name)) for name in self._parameters)
-        return Cost(round(sum(self._layer_macs(plan).values())), params)
+        """Return what the model costs after a plan.
+
+        Args:
+            plan: a plan of this structure.
+        """
+        return self._costs.after(plan, self.keep_mask(plan))
 
     def layer_costs(self, plan: PruningPlan | None = None) -> dict[str, Cost]:
-        """Return the cost by layer, in forward order; after ``plan`` if one is given.
+        """Return the cost of each layer after a plan, in forward order.
 
         Parameters are those of the layer's weight and bias. Products of activations (attention) count for the module
         that runs them.
+
+        Args:
+            plan: a plan of this structure; None: the model as it is.
         """
         plan = plan or PruningPlan()
-        tensors: dict[str, dict[str, None]] = {}
-        for c in self._contractions:
-            tensors.setdefault(layer_of(c), {})[c.kernel] = None
-        result = {}
-        for layer, macs in self._layer_macs(plan).items():
-            own = {kernel for kernel in tensors[layer] if kernel} | ({f"{layer}.bias"} & self.shapes.keys())
-            params = sum(math.prod(self._shape_after(plan, name)) for name in own & set(self._parameters))
-            result[layer] = Cost(round(macs), params)
-        return result
-
-    def _layer_macs(self, plan: PruningPlan) -> dict[str, float]:
-        """Return multiply-accumulates by layer, over all calls, for one example."""
-        keep = self.keep_mask(plan)
-        macs: dict[str, float] = {}
-        for c in self._contractions:
-            count = c.times / self._batch
-            for side in c.sides:
-                count *= int(keep[side].sum())
-            macs[layer_of(c)] = macs.get(layer_of(c), 0.0) + count
-        return macs
+        return self._costs.by_layer(plan, self.keep_mask(plan))
 
     def keep_mask(self, plan: PruningPlan) -> np.ndarray:
-        """Return for every label whether it survives a plan; ``keep[OUTSIDE]`` is True.
+        """Return for every label whether it survives a plan; the last entry, for `OUTSIDE`, is True.
+
+        Args:
+            plan: a plan of this structure.
+
+        Returns:
+            (labels + 1,) booleans.
 
         Raises:
             PlanError: the plan was made for another model.
@@ -322,9 +310,6 @@ class Structure:
         dead[self.component[gone]] = True
         return np.append(~dead[self.component], True)
 
-    def _shape_after(self, plan: PruningPlan, tensor: str) -> tuple[int, ...]:
-        return plan.shape_after(tensor) if tensor in plan.shapes else self.shapes[tensor]
-
     def __repr__(self) -> str:
         cost = self.cost()
         return (
@@ -335,15 +320,3 @@ class Structure:
     def _repr_html_(self) -> str:
         rows = [[group.name, str(group.size), group.reason or "prunable"] for group in self.groups]
         return html_table(repr(self), ["channel group", "units", "state"], rows)
-
-
-def _check_units(group: ChannelGroup, units: np.ndarray) -> None:
-    if group.frozen and len(units):
-        raise PlanError(f"group {group.name!r} is frozen: {group.reason}")
-    if len(units) and (units[0] < 0 or units[-1] >= group.size):
-        bad = units[0] if units[0] < 0 else units[-1]
-        raise PlanError(f"group {group.name!r} has units 0 to {group.size - 1}, the plan removes unit {bad}")
-    if (units[1:] == units[:-1]).any():
-        raise PlanError(f"the plan removes a unit of group {group.name!r} twice")
-    if len(units) == group.size:
-        raise PlanError(f"the plan removes all {group.size} units of group {group.name!r}; at least one must stay")

@@ -35,21 +35,38 @@ class Layer:
 def layer_name(tensor: str) -> str:
     """Return the module path of a ``weight``, or the tensor's own name.
 
-    >>> layer_name("layer1.0.conv1.weight"), layer_name("attn.in_proj_weight"), layer_name("weight")
-    ('layer1.0.conv1', 'attn.in_proj_weight', 'weight')
-    >>> layer_name("conv.weight_orig"), layer_name("conv.parametrizations.weight.original1")
-    ('conv', 'conv')
+    Args:
+        tensor: name of a parameter or buffer.
+
+    Example:
+        >>> layer_name("layer1.0.conv1.weight"), layer_name("attn.in_proj_weight"), layer_name("weight")
+        ('layer1.0.conv1', 'attn.in_proj_weight', 'weight')
+        >>> layer_name("conv.weight_orig"), layer_name("conv.parametrizations.weight.original1")
+        ('conv', 'conv')
     """
     return _WEIGHT.sub("", tensor)
 
 
 def layer_of(contraction: Contraction) -> str:
-    """Return the name that a contraction's cost goes by."""
+    """Return the name under which a contraction's cost is reported.
+
+    Args:
+        contraction: a convolution, linear layer or product of activations that ran.
+
+    Returns:
+        The layer of its weight; without one the module that ran it.
+    """
     return layer_name(contraction.kernel) if contraction.kernel else contraction.module or "forward"
 
 
 def find_layers(space: LabelSpace, component: Labels, contractions: Sequence[Contraction]) -> Iterator[Layer]:
-    """Yield the layers of a model in forward order, each once."""
+    """Yield the layers of a model in forward order, each once.
+
+    Args:
+        space: the labels of the model.
+        component: (labels,) for each label the smallest of its component.
+        contractions: the convolutions and products that ran, in forward order.
+    """
     finder = _FilterFinder(space, component)
     seen = set()
     for contraction in contractions:

@@ -79,7 +79,11 @@ class Attributes:
                     yield module, name, type(value)(content)
 
     def filled(self, own: Iterable[Tensor]) -> Iterator[tuple[nn.Module, str]]:
-        """Return the attributes that have received model tensors or labelled tensors since: dicts and former None."""
+        """Yield the attributes that have received model tensors or labelled tensors since: dicts and former None.
+
+        Args:
+            own: the model's parameters and buffers.
+        """
         ids = {id(tensor) for tensor in own}
         for module, name in self._fillable:
             value = module.__dict__.get(name)
@@ -146,13 +150,21 @@ def put_back(modules: Mapping[str, nn.Module], found: Mapping[tuple[str, str], A
 
 @contextmanager
 def attributes_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Restore train/eval flags and all other attributes of modules at the end of the block."""
+    """Restore train/eval flags and all other attributes of modules at the end of the block.
+
+    Args:
+        modules: the modules; their submodules are not looked into.
+    """
     with Attributes(modules).restored():
         yield
 
 
 def check_caches(modules: Mapping[str, nn.Module], plan: PruningPlan) -> None:
-    """Refuse a plan whose caches are anything but None, a tensor or a dict of tensors.
+    """Refuse a plan that drops as a cache anything but None, a tensor or a dict of tensors.
+
+    Args:
+        modules: path -> module of the whole model.
+        plan: names the caches that are to be dropped.
 
     Raises:
         PlanError: names the attribute.

@@ -64,7 +64,12 @@ class ModuleOutputs:
 
     @contextmanager
     def noted(self, names: Mapping[int, str], kept: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Note the outputs of the modules that run."""
+        """Record the outputs of modules that run within the block.
+
+        Args:
+            names: ``id`` of a module -> the name to record it by; other modules are passed over.
+            kept: returns of an output the part that a plan leaves.
+        """
 
         def leave(module: nn.Module, _: Any, output: Any) -> None:
             if id(module) in names:
@@ -99,7 +104,14 @@ class NumericRun:
         self._modules = dict(model.named_modules())
 
     def plain(self, caches: Sequence[str] = ()) -> list[Tensor]:
-        """Return the outputs of the model as it is, with ``caches`` of its code emptied."""
+        """Return the outputs of the model as it is.
+
+        Args:
+            caches: paths of attributes in which the model's code keeps tensors; empty during the run.
+
+        Returns:
+            The output tensors, in a fixed order.
+        """
         tensors = {name: self._own(entry) for name, entry in self._owned.items()}
         return self._run(tensors, _NumericTracer(LabelSpace(), self._double), PruningPlan(caches=tuple(caches)))
 
@@ -123,6 +135,10 @@ class NumericRun:
 
     def masked(self, plan: PruningPlan, noted: ModuleOutputs | None = None) -> list[Tensor]:
         """Return the outputs of the model with zeros where a plan removes something.
+
+        Args:
+            plan: a plan of the model.
+            noted: records the outputs of modules on the way.
 
         Raises:
             PlanError: the plan does not belong to the model.

@@ -182,7 +182,10 @@ class PruningPlan:
 
     @classmethod
     def from_dict(cls, data: Any) -> PruningPlan:
-        """Read :meth:`to_dict`'s form.
+        """Return the plan that :meth:`to_dict` wrote.
+
+        Args:
+            data: plain data, such as a checkpoint or a JSON file holds.
 
         Raises:
             PlanError: the data is not a plan, names what is wrong.
@@ -195,7 +198,10 @@ class PruningPlan:
 
     @classmethod
     def from_json(cls, text: str) -> PruningPlan:
-        """Read :meth:`to_json`'s text.
+        """Return the plan that :meth:`to_json` wrote.
+
+        Args:
+            text: the whole JSON text.
 
         Raises:
             PlanError: the text is truncated or not a plan.
@@ -223,6 +229,9 @@ class PruningPlan:
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
         """Read a plan from a JSON file.
+
+        Args:
+            path: a file that :meth:`save` wrote.
 
         Raises:
             PlanError: the file is missing, truncated or not a plan.

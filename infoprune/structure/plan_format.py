@@ -35,6 +35,12 @@ class PlanFields(NamedTuple):
 def read_fields(data: Any) -> PlanFields:
     """Read the plain form of a plan.
 
+    Args:
+        data: what JSON, YAML or a checkpoint holds; may be damaged.
+
+    Returns:
+        The plan's fields, checked.
+
     Raises:
         PlanError: the data is not a plan; names what is wrong.
     """
@@ -63,8 +69,12 @@ def read_fields(data: Any) -> PlanFields:
 def write_ranges(indices: Iterable[int]) -> str:
     """Write sorted indices as runs.
 
-    >>> write_ranges([0, 1, 2, 5, 8, 9])
-    '0-2,5,8-9'
+    Args:
+        indices: whole numbers, sorted, each once.
+
+    Example:
+        >>> write_ranges([0, 1, 2, 5, 8, 9])
+        '0-2,5,8-9'
     """
     runs: list[list[int]] = []
     for i in indices:

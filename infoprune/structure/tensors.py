@@ -32,7 +32,11 @@ class OwnedTensor:
     owners: list[tuple[nn.Module, str]] = field(default_factory=list)
 
     def axes(self, labels: Sequence[Labels]) -> list[Axis]:
-        """Return the labels of those dimensions that may hold channels, None for the others."""
+        """Return the labels of the dimensions that may hold channels, None for the others.
+
+        Args:
+            labels: the labels of each dimension.
+        """
         return [*labels[: self.channel_dims], *[None] * len(labels[self.channel_dims :])]
 
     @property
@@ -42,14 +46,25 @@ class OwnedTensor:
         return key in module._parameters
 
     def replace(self, tensor: Tensor | None) -> None:
-        """Replace the tensor wherever modules hold it."""
+        """Replace the tensor wherever modules hold it.
+
+        Args:
+            tensor: the new tensor; None: unset the entry.
+        """
         for module, key in self.owners:
             store = module._parameters if key in module._parameters else module._buffers
             store[key] = tensor  # type: ignore[assignment]
 
 
 def check_model(model: object) -> None:
-    """Raise a ConfigurationError unless it is a module, and none that is scripted."""
+    """Refuse a model that is no module, or a scripted one.
+
+    Raises:
+        ConfigurationError: says what was given.
+
+    Args:
+        model: what a caller gave as the model.
+    """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         advice = (
@@ -86,22 +101,37 @@ def owned_tensors(model: nn.Module) -> dict[str, OwnedTensor]:
 
 
 def computed_tensors(model: nn.Module) -> dict[int, Tensor]:
-    """Return copies of the tensors that a model's code has computed and kept (a masked or normalised weight), by id.
+    """Return copies of the tensors that a model's code has computed and stored, such as a masked or normalised weight.
 
     ``copy.deepcopy`` refuses such tensors, and takes these copies as its memo.
+
+    Args:
+        model: the model.
+
+    Returns:
+        ``id`` of a computed tensor -> a copy without gradient.
     """
     held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a model, also of one whose code keeps computed tensors."""
+    """Return a deep copy of a model, also of one whose code stores computed tensors.
+
+    Args:
+        model: the model.
+    """
     return copy.deepcopy(model, dict(computed_tensors(model)))
 
 
 @contextmanager
 def swapped(owned: Mapping[str, OwnedTensor], stand_ins: Mapping[str, Tensor]) -> Iterator[None]:
-    """Replace the tensors of a model until the end of the block."""
+    """Replace tensors of a model until the end of the block.
+
+    Args:
+        owned: all parameters and buffers by name.
+        stand_ins: name -> tensor that takes the place.
+    """
     try:
         for name, tensor in stand_ins.items():
             owned[name].replace(tensor)
@@ -112,5 +142,9 @@ def swapped(owned: Mapping[str, OwnedTensor], stand_ins: Mapping[str, Tensor]) -
 
 
 def on_meta(tensor: Tensor) -> Tensor:
-    """Return a tensor with the same shape and memory layout on the meta device."""
+    """Return a tensor with the same shape and memory layout on the meta device.
+
+    Args:
+        tensor: a dense tensor.
+    """
     return torch.empty_like(tensor, device="meta").requires_grad_(False)

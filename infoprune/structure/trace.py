@@ -68,7 +68,17 @@ def traced_model(
     frozen: Sequence[str | nn.Module] = (),
     follow: Mapping[str, str | None] | None = None,
 ) -> TracedModel:
-    """Trace a model without running any plan dry. Arguments and errors are those of `trace`."""
+    """Trace a model without a dry run of any plan; errors are those of `trace`.
+
+    Args:
+        model: the model.
+        example_inputs: see `trace`.
+        frozen: see `trace`.
+        follow: see `trace`.
+
+    Returns:
+        The structure, with the recorded session that a dry run repeats.
+    """
     owned = owned_tensors(model)
     _check_materialised(owned)
     if not all(len(tensor) for tensor in tensors_of(example_inputs)[:1] if tensor.dim()):

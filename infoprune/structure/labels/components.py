@@ -58,17 +58,26 @@ _noted_each_once, _noted_span = PerArray(_each_once), PerArray(_span)
 def distinct(labels: Labels) -> Labels:
     """Return labels without repetitions (short arrays as they are); cached for as long as the array exists.
 
-    >>> distinct(np.array([2, 1, 2])).tolist(), distinct(np.repeat([2, 1], LONG)).tolist()
-    ([2, 1, 2], [1, 2])
+    Args:
+        labels: (n,) labels, which nobody changes afterwards.
+
+    Example:
+        >>> distinct(np.array([2, 1, 2])).tolist(), distinct(np.repeat([2, 1], LONG)).tolist()
+        ([2, 1, 2], [1, 2])
     """
     return labels if len(labels) < LONG else _noted_each_once(labels)
 
 
 def share_labels(a: Labels, b: Labels) -> bool:
-    """Return whether two arrays share a label that is not outside.
+    """Return whether two arrays share a label other than `OUTSIDE`.
 
-    >>> share_labels(np.array([-1, 3, 4]), np.array([-1, 4])), share_labels(np.array([-1, 3]), np.array([-1, 4]))
-    (True, False)
+    Args:
+        a: (n,) labels.
+        b: (m,) labels.
+
+    Example:
+        >>> share_labels(np.array([-1, 3, 4]), np.array([-1, 4])), share_labels(np.array([-1, 3]), np.array([-1, 4]))
+        (True, False)
     """
     (low, high), (other_low, other_high) = _noted_span(a), _noted_span(b)
     if low > other_high or other_low > high:  # quick, and enough for most pairs

@@ -111,7 +111,13 @@ class LabelSpace:
     def new_labels(self, size: int) -> Labels:
         """Return labels without a slot, for tensors that the model's code makes itself (``x.new_zeros(...)``).
 
-        Such a tensor shrinks when the sizes that the code asks for shrink; dry run finds out whether they do.
+        Such a tensor shrinks when the sizes that the code asks for shrink; the dry run finds out whether they do.
+
+        Args:
+            size: number of labels.
+
+        Returns:
+            (size,) labels that nothing else has.
         """
         self.size += size
         return np.arange(self.size - size, self.size, dtype=np.int64)
@@ -138,14 +144,23 @@ class LabelSpace:
         self.freezes.append(Freeze(labels, reason, op))
 
     def note_met(self, axes: Sequence[Labels]) -> None:
-        """Record that axes were united as wholes, so that a freeze of one is a freeze of all."""
+        """Record that axes were united as wholes, so that a freeze of one is a freeze of all.
+
+        Args:
+            axes: arrays of labels, all of one length.
+        """
         first, *others = axes
         for other in others:
             if other is not first:
                 self._met[id(other)] = other, self._first_met(first)
 
     def same_channels(self, a: Labels, b: Labels) -> bool:
-        """Return whether two axes hold the same channels, as far as whole axes were united, perhaps more often."""
+        """Return whether two axes hold the same channels, perhaps in another order or more often.
+
+        Args:
+            a: (n,) labels.
+            b: (m,) labels.
+        """
         if a is b or self._first_met(a) is self._first_met(b):
             return True
         return np.array_equal(np.unique(a), np.unique(b))
@@ -258,7 +273,14 @@ class LabelSpace:
         return self._slot_classes[0]
 
     def representatives(self, alike: Labels) -> tuple[Labels, Labels]:
-        """Return the labels of the first slot of each kind, which stands for the others, and each label's slot."""
+        """Return the labels of the first slot of each class, which stands for the others, and each label's slot.
+
+        Args:
+            alike: (slots,) for each slot the first of its class, from `slot_classes`.
+
+        Returns:
+            (n,) slots and (n,) labels.
+        """
         firsts = np.flatnonzero(alike == np.arange(len(alike)))
         starts, sizes = (of_slots[firsts] for of_slots in self._places())
         return np.repeat(firsts, sizes), ranges(starts, sizes)
@@ -269,7 +291,11 @@ class LabelSpace:
         return starts, sizes
 
     def dim_of(self, label: int) -> int | None:
-        """Return the dimension of the slot that a label belongs to, if any."""
+        """Return the dimension of the slot that a label belongs to; None if it has no slot.
+
+        Args:
+            label: a label.
+        """
         return next((slot.dim for slot in self.slots if slot.start <= label < slot.start + slot.size), None)
 
     def slot_ranges(self) -> Iterator[tuple[Slot, slice]]:

@@ -84,7 +84,13 @@ class TensorLabels:
         return self._base or self
 
     def depend_on(self, base: TensorLabels, degree: float | None, statistics: tuple[Statistic, ...]) -> None:
-        """Record that this tensor was computed from another one; see the class."""
+        """Record that this tensor was computed from another one; see the class.
+
+        Args:
+            base: labels of the other tensor.
+            degree: the power of its scale with which this tensor grows; None if that is unknown.
+            statistics: the statistics over channels that this tensor depends on.
+        """
         self._base, self.degree, self.statistics = base, degree, statistics
 
     @property
@@ -93,7 +99,11 @@ class TensorLabels:
         return self.labelled or bool(self.statistics)
 
     def be_zero_like(self, other: TensorLabels) -> None:
-        """Record that this tensor is zero wherever another one is."""
+        """Record that this tensor is zero wherever another one is.
+
+        Args:
+            other: labels of the other tensor.
+        """
         self._zero, self.nonzero = other.zero, other.nonzero
 
     @property
@@ -118,7 +128,12 @@ class TensorLabels:
 
 
 def overlap(axis: Labels, others: Sequence[Labels]) -> bool:
-    """Return whether an axis has labels in common with any of several others."""
+    """Return whether an axis has labels in common with any of several others.
+
+    Args:
+        axis: (n,) labels.
+        others: arrays of labels.
+    """
     return any(labels is axis for labels in others) or any(share_labels(axis, labels) for labels in others)
 
 
@@ -153,14 +168,25 @@ def set_labels(tensor: torch.Tensor, found: TensorLabels) -> None:
 
 
 def number_in(tensor: torch.Tensor) -> float | None:
-    """Return the number that a tensor of no dimension holds, also one on shapes that was made of it; else None."""
+    """Return the number that a tensor without dimensions holds.
+
+    On the meta device it is known if the tensor was made of a number. None: unknown or complex, or the tensor has
+    dimensions.
+
+    Args:
+        tensor: any tensor, on the meta device or not.
+    """
     if tensor.dim() or tensor.is_complex():
         return None
     return labels_of(tensor).number if tensor.is_meta else float(tensor)
 
 
 def note_written(tensor: torch.Tensor) -> None:
-    """Record that an operator has overwritten a tensor; its labels say whether zeros remain."""
+    """Record that an operator has overwritten a tensor; its labels say whether zeros remain.
+
+    Args:
+        tensor: the operand, with the labels of its new content.
+    """
     found = labels_of(tensor)
     storage = found.storage or _storage_of(tensor)
     if storage is not None:
@@ -169,7 +195,11 @@ def note_written(tensor: torch.Tensor) -> None:
 
 
 def clear_labels(tensor: torch.Tensor) -> None:
-    """Remove the labels from a tensor."""
+    """Remove the labels from a tensor.
+
+    Args:
+        tensor: any tensor; one without labels stays as it is.
+    """
     if hasattr(tensor, _ATTRIBUTE):
         delattr(tensor, _ATTRIBUTE)
         if tensor.layout is torch.strided:

@@ -83,16 +83,25 @@ def _of_plan(modules: Mapping[str, nn.Module], plan: PruningPlan) -> Iterator[Ch
 
 
 def element(name: str, place: int) -> str:
-    """Return how plans name a number in a list or tuple.
+    """Return the name that plans give to a number in a list or tuple.
 
-    >>> element("split_sizes", 1)
-    'split_sizes[1]'
+    Args:
+        name: attribute that holds the list or tuple.
+        place: index of the number in it.
+
+    Example:
+        >>> element("split_sizes", 1)
+        'split_sizes[1]'
     """
     return f"{name}[{place}]"
 
 
 def number(module: nn.Module, key: str) -> Any:
-    """Return what a module holds under a name that a plan gives.
+    """Return the number that a module holds under a name from a plan.
+
+    Args:
+        module: the module that holds it.
+        key: an attribute, or an element of one, such as ``split_sizes[1]``.
 
     Raises:
         AttributeError, LookupError: it has nothing of that name.
@@ -163,7 +172,11 @@ def _is_deformable(module: nn.Module) -> bool:
 
 @contextmanager
 def rewritten(changed: Sequence[Change]) -> Iterator[None]:
-    """Set attributes to new values until the end of the block."""
+    """Set attributes to new values until the end of the block.
+
+    Args:
+        changed: (module, attribute, new value) each.
+    """
     before = [(module, key, getattr(module, key)) for module, key, _ in changed]
     try:
         rewrite(changed)
@@ -173,7 +186,11 @@ def rewritten(changed: Sequence[Change]) -> Iterator[None]:
 
 
 def rewrite(changed: Sequence[Change]) -> None:
-    """Set attributes to their new values."""
+    """Set attributes to their new values.
+
+    Args:
+        changed: (module, attribute, new value) each.
+    """
     for module, key, value in changed:
         own = vars(module)
         if key in own:  # a plain number, for which nn.Module's own __setattr__ would be a detour

@@ -12,6 +12,9 @@ from torch.optim import Optimizer
 def held_optimizers(model: nn.Module) -> list[Optimizer]:
     """Return the optimizers that the modules of a model keep as attributes, alone or in a list, tuple or dict.
 
+    Args:
+        model: the model.
+
     Example:
         >>> import torch
         >>> net = nn.Linear(2, 2)
@@ -25,6 +28,9 @@ def held_optimizers(model: nn.Module) -> list[Optimizer]:
 
 def with_wrapped(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
     """Return optimizers together with those that they wrap, as SAM and Lookahead do, each once.
+
+    Args:
+        optimizers: optimizers, some of which may wrap others.
 
     Example:
         >>> import torch
@@ -75,7 +81,11 @@ def replace_held(model: nn.Module, replaced: Mapping[nn.Parameter, nn.Parameter]
 
 
 def own_attributes(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
-    """Yield the attributes of all modules, without the stores of parameters, buffers and modules."""
+    """Yield the attributes of all modules of a model, except those of every ``nn.Module``: (module, name, value).
+
+    Args:
+        model: the model.
+    """
     own = vars(nn.Module())
     for module in model.modules():
         for name, value in vars(module).items():

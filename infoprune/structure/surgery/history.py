@@ -113,7 +113,14 @@ def plan_of(model: nn.Module) -> PruningPlan:
 
 
 def first_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter and buffer before the first cut."""
+    """Return the shape of every parameter and buffer before the first cut.
+
+    Args:
+        model: the model, pruned or not.
+
+    Returns:
+        Name of the tensor -> its shape.
+    """
     _inherit(model.modules())
     shapes = {}
     for name, entry in owned_tensors(model).items():

@@ -23,13 +23,24 @@ class InPlaceSwap:
         self._given_up: list[tuple[Tensor, Tensor, Tensor, list[Tensor], Removed]] = []
 
     def make_room(self, tensors: Sequence[Tensor]) -> None:
-        """Set how many bytes of new tensors may exist beside these old ones, which are to be cut."""
+        """Set how many bytes of new tensors may exist beside the old ones.
+
+        Args:
+            tensors: all tensors that are to be cut.
+        """
         self._room = _room(tensors)
 
     def cut(self, old: Tensor, removed: Removed) -> Tensor:
         """Return the part of a tensor that stays; the tensor itself is unchanged or, where memory is short, emptied.
 
         While its parts are made, an emptied one takes its size once more; the largest had better come first.
+
+        Args:
+            old: the tensor.
+            removed: dimension -> indices that go.
+
+        Returns:
+            A new tensor.
         """
         stays = cut(old, removed)
         if nbytes(stays) <= self._room or not _can_be_emptied(old):
@@ -48,7 +59,11 @@ class InPlaceSwap:
 
 
 def nbytes(tensor: Tensor) -> int:
-    """Return the bytes that a tensor's entries take; ``Tensor.nbytes`` refuses sparse ones."""
+    """Return the bytes that a tensor's entries take; ``Tensor.nbytes`` refuses sparse ones.
+
+    Args:
+        tensor: dense or sparse.
+    """
     return tensor.numel() * tensor.element_size()
 
 

@@ -85,7 +85,11 @@ def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[tuple[str, 
 
 
 def parts_of(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield what a container or an object holds, by key, index or attribute."""
+    """Yield the key, index or attribute of each part of a container or object, and the part.
+
+    Args:
+        value: anything that an optimizer's state holds.
+    """
     if isinstance(value, Mapping):
         yield from value.items()
     elif isinstance(value, list | tuple | deque):

@@ -51,7 +51,11 @@ class Transaction:
         self.swap = InPlaceSwap()
 
     def keep_values(self, model: nn.Module) -> None:
-        """Copy the values of a model's tensors before they are overwritten; freed with the transaction."""
+        """Copy the values of a model's tensors before they are overwritten; the copies are freed with the transaction.
+
+        Args:
+            model: the model; its parameters and buffers are copied.
+        """
         with torch.no_grad():
             self._values += [(entry.tensor, entry.tensor.clone()) for entry in owned_tensors(model).values()]
 

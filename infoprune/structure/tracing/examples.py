@@ -40,7 +40,11 @@ def count_examples(inputs: Any) -> int:
 
 
 def holds_entries(argument: Any) -> bool:
-    """Return whether an argument is a list or tuple that holds one example an entry."""
+    """Return whether an argument is a list or tuple with one entry for each example: an image, or a dict with one.
+
+    Args:
+        argument: one argument of the forward.
+    """
     if not isinstance(argument, (list, tuple)) or not argument:
         return False
     return all(_is_image(entry) for entry in argument) or all(
@@ -65,11 +69,19 @@ def _in_argument(argument: Any) -> int | None:
 
 
 def tensors_of(inputs: Inputs) -> list[Tensor]:
-    """Return the tensors among example inputs."""
+    """Return the tensors among example inputs.
+
+    Args:
+        inputs: the example inputs, nested in any way.
+    """
     return [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
 
 
 def in_words(inputs: Inputs) -> str:
-    """Describe example inputs by the shapes of their tensors."""
+    """Describe example inputs by the shapes of their tensors.
+
+    Args:
+        inputs: the example inputs, nested in any way.
+    """
     shapes = [str(tuple(tensor.shape)) for tensor in tensors_of(inputs)]
     return f"of shape {', '.join(shapes)}" if shapes else f"of type {type(inputs).__name__}"

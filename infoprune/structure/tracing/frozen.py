@@ -84,7 +84,11 @@ def _matches(session: TraceSession, tensor: str, pattern: str) -> bool:
 
 
 def freeze_modules(session: TraceSession) -> None:
-    """Freeze the positions of kernels, and layers that keep copies or views of their weights elsewhere."""
+    """Freeze the positions of kernels, and layers that keep copies or views of their weights elsewhere.
+
+    Args:
+        session: the session, before its first run.
+    """
     for name, entry in session.owned.items():
         for labels in session.labels[name][entry.channel_dims :]:
             session.space.freeze(labels, None)
@@ -100,10 +104,14 @@ def freeze_modules(session: TraceSession) -> None:
 
 
 def freeze_ends(session: TraceSession) -> None:
-    """Freeze the channels of layers right at an output or input that are no more than it has.
+    """Freeze the channels of layers at an input or output that have no more channels than it has.
 
-    Such layers work on colours (mean shifts of super-resolution, from and to luminance), and without one of these a
-    model is of no use, however exact the cut. A layer behind such a layer is right at the input, too.
+    Such layers work on colours: the mean shifts of super-resolution, or the way from and to luminance. A model without
+    one of these channels is of no use, however exact the cut. A layer behind such a layer counts as one at the input,
+    too.
+
+    Args:
+        session: the session, after its runs.
     """
     # "Frozen because it meets an input or reaches an output" marks the layers from which the search starts.
     component = session.space.components()

@@ -11,12 +11,21 @@ _PREFIX = "aten._foreach_"
 
 
 def is_on_lists(name: str) -> bool:
-    """Return whether an operator, named without overload, takes lists and acts on their items alone."""
+    """Return whether an operator takes lists and acts on each item alone.
+
+    Args:
+        name: the operator, without its overload, such as ``aten._foreach_add``.
+    """
     return name.startswith(_PREFIX)
 
 
 def call_one_by_one(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any] | None:
-    """Call the operator on one tensor for every item of the lists.
+    """Call the operator on single tensors, once for each item of the lists.
+
+    Args:
+        func: an operator on lists.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
 
     Returns:
         The results; None where the operator writes into its first list.

@@ -58,7 +58,11 @@ _IN_PLACE = (
 
 
 def kernel_of(func: Callable[..., Any]) -> Kernel | None:
-    """Return a function that runs an operator on shapes; None to leave it to PyTorch."""
+    """Return the function that runs an operator on shapes; None to leave it to PyTorch.
+
+    Args:
+        func: an operator's overload.
+    """
     if func is _aten.cat.default:
         return lambda args, kwargs: NotImplemented if kwargs else _cat(*args)
     if func is _aten.clone.default:

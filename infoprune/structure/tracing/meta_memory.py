@@ -29,6 +29,14 @@ def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
     """Run an operator on shapes, or rebuild its cached result for the same arguments.
 
     Operators that write to their arguments, or return views on them, are always run.
+
+    Args:
+        func: an operator's overload.
+        args: its positional arguments; tensors are on the meta device.
+        kwargs: its keyword arguments.
+
+    Returns:
+        What the operator returns.
     """
     if not _makes_new_tensors(func):
         return func(*args, **kwargs)

@@ -32,6 +32,9 @@ def output_tensors(returned: Any) -> list[Tensor]:
     Containers, mappings and objects are looked into: their items and their attributes. Iterators are exhausted. A cache
     of keys and values, which the model hands to its own next call (transformers' ``past_key_values``), is no output.
 
+    Args:
+        returned: what the forward returned.
+
     Example:
         >>> from types import SimpleNamespace
         >>> made = SimpleNamespace(logits=torch.zeros(2, 10), maps=(torch.zeros(2, 4, 8, 8) for _ in range(2)))
@@ -42,7 +45,11 @@ def output_tensors(returned: Any) -> list[Tensor]:
 
 
 def tensors_held(value: Any) -> list[Tensor]:
-    """Return the tensors that a value holds, those in caches of keys and values among them."""
+    """Return the tensors that a value holds, those in caches of keys and values among them.
+
+    Args:
+        value: anything that a forward may return or take.
+    """
     return list(_tensors_in(value, {}, into_caches=True))
 
 

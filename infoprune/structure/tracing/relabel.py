@@ -65,7 +65,14 @@ class Recording:
         return [t for key, t in results.items() if counts[key] - spare[key in bases] >= own[key]]
 
     def computed_from(self, inputs: Sequence[Tensor]) -> set[int]:
-        """Return the identities of what is computed from these tensors, and not from the model's own alone."""
+        """Return the identities of what is computed from these tensors, and not from the model's own alone.
+
+        Args:
+            inputs: tensors of the recorded pass.
+
+        Returns:
+            ``id`` of each such tensor.
+        """
         found = {id(tensor) for tensor in inputs}
         for step in self.steps:
             if any(id(tensor) in found for tensor in step.tensors):
@@ -78,6 +85,9 @@ class Recording:
 
     def replay(self, tracer: Tracer) -> list[tuple[TensorLabels, str]]:
         """Label all results again and record that in ``tracer``.
+
+        Args:
+            tracer: takes the new records; its labels may have been united or frozen since.
 
         Returns:
             The labels of the tensors that leave the model, and how these leave.

@@ -24,6 +24,12 @@ def scalars_in(
     Factors are Python floats, whole numbers too where the operator computes with them (``x / x.shape[1]``), and on
     shapes also real tensors of one element (``torch.tensor(c).sqrt()``) unless they carry labels: those are uniform
     tensors that have shrunk to one channel.
+
+    Args:
+        name: the operator, without its overload.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        tensors: the tensors among them.
     """
     kinds = (float, int) if name.rstrip("_") in _ARITHMETIC else float
     found = []

@@ -164,7 +164,11 @@ class Tracer(TorchDispatchMode):
         return result, False
 
     def label(self, step: Step) -> None:
-        """Give an operator's results their labels and record it."""
+        """Give an operator's results their labels, and record the call.
+
+        Args:
+            step: the operator's call: its record, rule, arguments and results.
+        """
         record, rule, args, kwargs, tensors, outs = step
         op = RuleContext(self.space, record, self.first + len(self.records), self.contractions)
         origins: dict[str | None, int] = {}  # of what is computed from the model's own tensors alone
@@ -272,7 +276,7 @@ def _carried_to_meta(value: Any) -> Any:
 
 
 def holds_anything(made: Sequence[Tensor]) -> bool:
-    """Return whether new tensors are worth a record; each call of batch norm makes one without any element."""
+    """Return whether new tensors are worth a record: each call of batch norm makes one without any element."""
     return any(any(tensor.shape) or not tensor.dim() for tensor in made)
 
 
@@ -318,6 +322,9 @@ def collector_paused(paused: bool = True) -> Iterator[None]:
     """Pause the garbage collector while thousands of small, lasting objects are made.
 
     Not for many passes on real tensors, should what a model leaves behind hold any of them.
+
+    Args:
+        paused: False: leave the collector as it is.
     """
     enabled = gc.isenabled()
     if paused:

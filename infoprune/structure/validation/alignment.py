@@ -49,13 +49,20 @@ class Alignment:
         return next((i for i in ahead if self._records[i].name != "aten.clone"), -1)
 
     def sizes(self, record: OpRecord) -> tuple[int, ...]:
-        """Return the sizes that the plan leaves of an operator's first result."""
+        """Return the sizes that the plan leaves of an operator's first result.
+
+        Args:
+            record: an operator of the traced pass.
+        """
         output = record.outputs[0]
         pairs = zip(output.shape, self._kept.of_output(output), strict=True)
         return tuple(size if axis is None else len(axis) for size, axis in pairs)
 
     def pass_over_slice(self, name: str) -> OpRecord | None:
-        """Skip a slice that takes the whole dimension, which PyTorch before 2.7 does not run.
+        """Skip a slice that takes a whole dimension, which PyTorch before 2.7 does not run.
+
+        Args:
+            name: the operator that the shrunk model runs.
 
         Returns:
             The slice in the traced pass; None if nothing was skipped.
@@ -69,7 +76,11 @@ class Alignment:
         return pair[0]
 
     def pass_over_copy(self, name: str) -> None:
-        """Skip the copy of a reshape, which PyTorch does not make where a single channel is left to put in order."""
+        """Skip the copy that a reshape makes in the traced pass only: a single channel needs none.
+
+        Args:
+            name: the operator that the shrunk model runs.
+        """
         following = self._records[self.next : self.next + 2] if self.holds and name == "aten.view" else ()
         if [record.name for record in following] == ["aten.clone", "aten._unsafe_view"]:
             self.next += 1
@@ -117,6 +128,14 @@ class Alignment:
         """Go on from the next operator of this kind and module that made the sizes asked for here.
 
         Where the shrunk model runs other operators, one that fails may still be asked for the sizes of the original.
+
+        Args:
+            name: the operator that the shrunk model runs.
+            args: its positional arguments, among them the sizes asked for.
+            module: path of the module that runs it.
+
+        Returns:
+            The operator in the traced pass; None if there is none.
         """
         asked = [tuple(arg) for arg in args if isinstance(arg, (list, tuple))]
         for place, record in enumerate(self._records[self.next :], self.next):

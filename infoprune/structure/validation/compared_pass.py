@@ -80,6 +80,14 @@ class ComparedPass(Tracer):
 
         Where they differ, the conflict is noted and the pass goes on with what should have come out, so that one dry
         run finds all conflicts.
+
+        Args:
+            operator: the operator, with its rule.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+
+        Returns:
+            What the operator returns; after a conflict, what it should have returned.
         """
         rule, name, alignment = operator.rule, operator.name, self._alignment
         tensors = tensors_in(args, kwargs)
@@ -296,7 +304,12 @@ class ComparedPass(Tracer):
         )
 
     def asked(self, record: OpRecord, args: Sequence[Any]) -> tuple[Asked, ...]:
-        """Return the dimensions that an operator is asked for in other sizes than a plan leaves."""
+        """Return the dimensions for which the code asks an operator for another size than the plan leaves.
+
+        Args:
+            record: the operator in the traced pass.
+            args: its positional arguments now.
+        """
         return tuple(asked for asked in sizes_asked_for(record, args) if asked.size != len(self._kept.of(asked.axis)))
 
     def _as_expected(self, record: OpRecord, inputs: Sequence[Tensor]) -> Any:

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 
 def by_module(tensors: Iterable[str]) -> dict[str, list[str]]:
-    """Return the tensors inside each module that has any of these."""
+    """Sort tensors by the modules that contain them.
+
+    Args:
+        tensors: names of parameters and buffers.
+
+    Returns:
+        Path of a module -> names of the tensors in it or below.
+    """
     inside: dict[str, list[str]] = {}
     for tensor in tensors:
         for module in ancestors(tensor.rpartition(".")[0]):
@@ -41,7 +48,12 @@ def cut_inside(session: TraceSession, keep: np.ndarray, cut: Mapping[str, list[s
 
 
 def meets(labels: Labels, where: slice) -> bool:
-    """Return whether any of the labels lie in a range."""
+    """Return whether any of the labels lie in a range.
+
+    Args:
+        labels: (n,) labels.
+        where: range of labels, such as those of a slot.
+    """
     return bool(((labels >= where.start) & (labels < where.stop)).any())
 
 
@@ -56,6 +68,17 @@ def widths_behind(
     """Return the labels cut from the widths from which, or from whose root, a factor was computed.
 
     Widths in attributes of the module come first, then those that are the factor, then those that change alike.
+
+    Args:
+        structure: the groups.
+        session: the traced session.
+        plan: the plan of the dry run.
+        keep: its keep mask.
+        record: the operator that got another factor.
+        numbers: its factors in the dry run.
+
+    Returns:
+        Arrays of labels; empty if no width explains the factors.
     """
     # Only positive ratios say anything about widths.
     pairs = [(b, a) for b, a in zip(record.scalars, numbers, strict=False) if a != b and a * b > 0]

@@ -34,11 +34,20 @@ class HeldNumberSearch:
         self._head_counts = head_counts
 
     def integers(self, module: str) -> dict[str, int]:
-        """Return the whole numbers that a module holds, by attribute; none where all of its numbers are known."""
+        """Return the whole numbers that a module holds, by attribute; none of a module whose numbers are all known.
+
+        Args:
+            module: path of the module.
+        """
         return {} if module in self._session.space.head_inputs else integers(self._module(module))
 
     def by_operators(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
-        """Yield each dimension that an operator makes or splits, with numbers that may be its size, and its place."""
+        """Yield each dimension that an operator makes or splits: paths of numbers that may be its size, labels, place.
+
+        Args:
+            structure: the groups.
+            conflict: where the dry run failed.
+        """
         # Where the code failed, the operator to come is the one that asked for the size.
         op, module = max(conflict.op, conflict.upcoming), conflict.module
         outputs = structure.records[op].outputs if op >= 0 else []
@@ -66,7 +75,12 @@ class HeldNumberSearch:
             yield self._equal(module, len(labels)), labels, place
 
     def by_elements(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
-        """Yield each dimension that an operator makes, with the numbers in lists and tuples that are as large."""
+        """Yield each dimension that an operator makes: paths of equal numbers in lists and tuples, labels, place.
+
+        Args:
+            structure: the groups.
+            conflict: where the dry run failed.
+        """
         op = max(conflict.op, conflict.upcoming)
         outputs = structure.records[op].outputs if op >= 0 else []
         axes = [axis for output in outputs for axis in output.axes if axis is not None]
@@ -75,7 +89,12 @@ class HeldNumberSearch:
             yield [join(conflict.module, name) for name, n in numbers if n == len(axis)], axis, place
 
     def by_checks(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
-        """Yield each width of a module's tensors once, where its code itself fails, as if it checked what comes in."""
+        """Yield each width of a module's tensors once, where the module's own code fails, as if it checked its input.
+
+        Args:
+            structure: the groups.
+            conflict: where the dry run failed, before the module ran any operator.
+        """
         if conflict.op < 0:
             within = f"{conflict.module}." if conflict.module else ""
             axes = (axis for name, axes in self._session.labels.items() if name.startswith(within) for axis in axes)

@@ -13,14 +13,25 @@ from infoprune.structure.surgery.attributes import element
 def integers(module: nn.Module) -> dict[str, int]:
     """Return the attributes of a module that are whole numbers above 1, by name.
 
-    >>> integers(nn.MultiheadAttention(8, 2))["num_heads"]
-    2
+    Args:
+        module: the module; submodules are not looked into.
+
+    Example:
+        >>> integers(nn.MultiheadAttention(8, 2))["num_heads"]
+        2
     """
     return {name: value for name, value in vars(module).items() if type(value) is int and value > 1}
 
 
 def elements(module: nn.Module) -> dict[str, int]:
-    """Return the whole numbers above 1 in a module's lists and tuples of numbers, by the path of the element."""
+    """Return the whole numbers above 1 in a module's lists and tuples of numbers, by the path of the element.
+
+    Args:
+        module: the module; submodules are not looked into.
+
+    Returns:
+        Such as ``{"split_sizes[1]": 16}``.
+    """
     lists = {name: held for name, held in vars(module).items() if type(held) in (list, tuple, torch.Size)}
     whole = {name: numbers for name, numbers in lists.items() if all(type(n) is int for n in numbers)}
     return {element(name, place): n for name, numbers in whole.items() for place, n in enumerate(numbers) if n > 1}

@@ -24,7 +24,14 @@ class KeptAxes:
         self._kept = dict(kept)
 
     def of(self, axis: Labels) -> Labels:
-        """Return an axis without its removed labels, as one shared array for each axis."""
+        """Return an axis without its removed labels, as one shared array for each axis.
+
+        Args:
+            axis: (n,) labels.
+
+        Returns:
+            (m,) labels that stay.
+        """
         kept = self._kept.get(id(axis))
         if kept is None:
             whole = self._keep[distinct(axis)].all()
@@ -32,5 +39,9 @@ class KeptAxes:
         return kept
 
     def of_output(self, output: Output) -> list[Axis]:
-        """Return every axis of a result without its removed labels; None for axes without labels."""
+        """Return every axis of a result without its removed labels; None for axes without labels.
+
+        Args:
+            output: a result of an operator of the traced pass.
+        """
         return [None if axis is None else self.of(axis) for axis in output.axes]

@@ -10,20 +10,28 @@ from torch import nn
 
 @lru_cache(maxsize=4096)
 def ancestors(module: str) -> tuple[str, ...]:
-    """Return the modules that one is in, itself first.
+    """Return the paths of the modules that contain a module, its own first.
 
-    >>> ancestors("layer1.0.conv")
-    ('layer1.0.conv', 'layer1.0', 'layer1', '')
+    Args:
+        module: path of the module.
+
+    Example:
+        >>> ancestors("layer1.0.conv")
+        ('layer1.0.conv', 'layer1.0', 'layer1', '')
     """
     parts = module.split(".") if module else []
     return tuple(".".join(parts[:n]) for n in range(len(parts), -1, -1))
 
 
 def siblings(modules: Mapping[str, nn.Module], name: str) -> list[str]:
-    """Return the other modules that run the same code as the one called ``name``.
+    """Return the paths of the other modules that run the same code as a module.
 
-    What PyTorch's own layers do is up to the code around them: their siblings stand in the same place of modules that
-    run their owner's code.
+    What PyTorch's own layers do is up to the code around them: their siblings have the same place in modules that run
+    the code of their owner.
+
+    Args:
+        modules: path -> module of the whole model.
+        name: path of the module.
     """
     module = modules[name]
     kind = type(module)
@@ -45,7 +53,12 @@ def _is_builtin_leaf(module: nn.Module) -> bool:
 def join(module: str, attribute: str) -> str:
     """Return the path of an attribute of a module.
 
-    >>> join("layer1.0", "width"), join("", "width")
-    ('layer1.0.width', 'width')
+    Args:
+        module: path of the module; empty for the model itself.
+        attribute: name of the attribute.
+
+    Example:
+        >>> join("layer1.0", "width"), join("", "width")
+        ('layer1.0.width', 'width')
     """
     return f"{module}.{attribute}" if module else attribute

@@ -54,15 +54,24 @@ def sizes_asked_for(record: OpRecord, args: Sequence[Any]) -> Iterator[Asked]:
 
 
 def same_operator(record: OpRecord, name: str) -> bool:
-    """Return whether an operator repeats one of the original's, if under another name."""
+    """Return whether an operator repeats one of the traced pass, perhaps under another name.
+
+    Args:
+        record: an operator of the traced pass.
+        name: the operator that runs now.
+    """
     return name == record.name or (name, record.name) in _OTHER_NAMES
 
 
 def computes(name: str) -> bool:
     """Return whether an operator computes the same at every width, neither moving numbers nor multiplying matrices.
 
-    >>> computes("aten.relu"), computes("aten.permute"), computes("aten.bmm")
-    (True, False, False)
+    Args:
+        name: the operator, without its overload.
+
+    Example:
+        >>> computes("aten.relu"), computes("aten.permute"), computes("aten.bmm")
+        (True, False, False)
     """
     return name in _WITH_BIAS or name not in _WAYS | _PRODUCTS | _OF_ONE
 
@@ -70,9 +79,17 @@ def computes(name: str) -> bool:
 def differing_operators(before: Sequence[str], after: Sequence[str]) -> str | None:
     """Name the operators in which two passes differ, except those that PyTorch chooses by size.
 
-    >>> differing_operators(["aten.view", "aten.relu"], ["aten.relu"])
-    >>> differing_operators(["aten.relu"], ["aten.exp"])
-    'aten.relu, aten.exp'
+    Args:
+        before: names of the operators in the traced pass.
+        after: names of the operators now.
+
+    Returns:
+        The first pair that differs; None if all agree.
+
+    Example:
+        >>> differing_operators(["aten.view", "aten.relu"], ["aten.relu"])
+        >>> differing_operators(["aten.relu"], ["aten.exp"])
+        'aten.relu, aten.exp'
     """
     spared = sum((name in _PRODUCTS) for name in before) - sum((name in _PRODUCTS) for name in after)
     for name in _OF_ONE:

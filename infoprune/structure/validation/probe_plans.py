@@ -49,7 +49,12 @@ def probe_plans(structure: Structure) -> Iterator[PruningPlan]:
 
 
 def tells_less(structure: Structure, plan: PruningPlan) -> bool:
-    """Return whether a dry run of a plan tells less than probe plans: it leaves groups whole, or widths the same."""
+    """Return whether a dry run of a plan tells less than probe plans: it leaves groups whole, or makes widths equal.
+
+    Args:
+        structure: the groups.
+        plan: the plan.
+    """
     gone = np.flatnonzero(~structure.keep_mask(plan)[:-1])
     return len(structure.groups_cut(gone)) < len(structure.prunable) or any(_same_widths(structure, plan))
 

@@ -36,6 +36,10 @@ class WayFinder:
 
         After the last way the first is taken again, so that it is the one that tells why channels stay.
 
+        Args:
+            structure: the groups.
+            labels: (n,) labels that a conflict names.
+
         Returns:
             Whether there was another way; then the model has to be traced again.
         """

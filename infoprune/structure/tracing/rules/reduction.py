@@ -180,7 +180,14 @@ def mixing_one_dimension(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str
 
 
 def glu(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Unite equal positions of the two halves of ``a * sigmoid(b)``."""
+    """Unite equal positions of the two halves of ``a * sigmoid(b)``.
+
+    Args:
+        ctx: the context of the call.
+        args: the tensor, and the dimension that is halved.
+        kwargs: ``dim``, if given by name.
+        outs: the result, half as large along that dimension.
+    """
     operand = labels_of(args[0])
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", -1)) % args[0].dim()
     axes = list(operand.axes)

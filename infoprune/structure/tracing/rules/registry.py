@@ -70,7 +70,14 @@ def find_rule(func: torch._ops.OpOverload) -> Rule:
 
 
 def unknown(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Freeze what an unknown operator touches."""
+    """Freeze the labels of every operand of an operator that has no rule.
+
+    Args:
+        ctx: the context of the call.
+        args: positional arguments of the operator.
+        kwargs: keyword arguments of the operator.
+        outs: its results; they get no labels.
+    """
     for tensor in tensors_in(args, kwargs):
         for axis in labels_of(tensor).axes:
             ctx.freeze(axis, f"{ctx.name} has no rule")
