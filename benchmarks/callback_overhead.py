@@ -3,7 +3,7 @@
 - *Idle*: time of a step and of an epoch with the callback (its only event still to come) and without, in turns;
   tensors and memory of a fit with and without it.
 - *Afterwards*: time of a training step of a network that was pruned in a fit, and of one built with its widths.
-- *An event*: tracing, deciding, rehearsing, surgery and records on a ResNet-50, and scoring apart.
+- *An event*: tracing, deciding, dry runs, surgery and records on a ResNet-50, and scoring apart.
 
 Run from the repository root, on a machine that does nothing else:
 

@@ -60,7 +60,7 @@ def everything(fit: pl.Trainer, module: pl.LightningModule) -> list[Any]:
 @pytest.mark.parametrize("allocation", ["auto", {"name": "information_loss", "images": 8}, "global"])
 @pytest.mark.parametrize("criterion", ["capacity_independence", "taylor"])
 def test_nothing_is_left_behind(criterion: str, allocation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, seen = PruningEngine.rehearse, []
+    own, seen = PruningEngine.check_ahead, []
 
     def watched(self: PruningEngine, fit: pl.Trainer, module: pl.LightningModule) -> None:
         next(module.parameters()).grad = torch.ones_like(next(module.parameters()))
@@ -68,7 +68,7 @@ def test_nothing_is_left_behind(criterion: str, allocation: Any, monkeypatch: py
         own(self, fit, module)
         seen.append((before, everything(fit, module)))
 
-    monkeypatch.setattr(PruningEngine, "rehearse", watched)
+    monkeypatch.setattr(PruningEngine, "check_ahead", watched)
     callback = FilterPruning(criterion, macs=0.5, schedule=[1], allocation=allocation, calibration_images=16)
     fit = trainer(callback, epochs=2, limit_train_batches=1)
     fit.fit(TinyModule(), loader())

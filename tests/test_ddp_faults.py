@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from infoprune.callbacks import RunReport, filter_pruning
 from infoprune.callbacks.engine import held_copies, pruning_engine, renewal
+from infoprune.callbacks.event_log import EventLog
+from infoprune.callbacks.shape_guard import ShapeGuard
 from tests import warm
 from tests.tiny import TinyModule, images, pruning, trainer
 
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="th
 ENGINE = pruning_engine.PruningEngine
 FAULTS: dict[str, tuple[Any, str]] = {
     "finding the network": (ENGINE, "prepare"),
-    "the rehearsal": (ENGINE, "_rehearse"),
+    "the checks before training": (ENGINE, "_check_ahead"),
     "finding copies in the module": (ENGINE, "_find_copies"),
     "finding copies outside of it": (held_copies, "_candidates"),
     "scoring": (ENGINE, "_score"),
@@ -33,8 +35,8 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "proving the cut": (ENGINE, "_verify"),
     "shrinking": (pruning_engine, "shrink_in_fit"),
     "measuring batch norm": (renewal, "recalibrate"),
-    "noting the shapes": (filter_pruning.ShapeGuard, "update"),
-    "noting the event": (filter_pruning.EventLog, "add"),
+    "noting the shapes": (ShapeGuard, "update"),
+    "noting the event": (EventLog, "add"),
     "forgetting the best checkpoint": (filter_pruning, "reset_best"),
     "copying the unpruned network": (RunReport, "_look_at_unpruned"),
 }

@@ -73,7 +73,7 @@ def check_computes_the_same(original: Net, net: Net, plan: infoprune.PruningPlan
 
 
 def check_call(net: Net, amount: float) -> None:
-    """A whole call, which rehearses its own plan alone where it can."""
+    """A whole call, which runs only its own plan dry where it can."""
     original = copy.deepcopy(net)
     plan = infoprune.prune(net, X, "l1", filters=1 - amount).plan
     check_computes_the_same(original, net, plan)

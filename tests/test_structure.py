@@ -488,7 +488,7 @@ class _Chooses(nn.Module):
         return self.second(x) if x.shape[1] > 6 else torch.tanh(self.second(x))
 
 
-def test_a_whole_call_rehearses_its_own_plan_and_falls_back_on_trial_cuts() -> None:
+def test_a_whole_call_runs_its_own_plan_dry_and_falls_back_on_probe_plans() -> None:
     """A mild cut goes the model's usual way and is made; a deep one does not, so its layer stays, as `trace` says."""
     reason = infoprune.trace(_Chooses(), X).group("first").reason
     assert reason is not None

@@ -234,7 +234,7 @@ class FilterPruning(ScheduledEvents):
     def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.prepare(trainer, pl_module)
         self._log.start(trainer, self.options)
-        self._engine.rehearse(trainer, pl_module)
+        self._engine.check_ahead(trainer, pl_module)
         if self.is_due(0) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._engine.copies.check_clear()
 

@@ -82,7 +82,7 @@ class PruningEngine:
 
     Attributes:
         located: where the network lies in the LightningModule, and its example inputs.
-        unpruned: the model before the first event; None until `rehearse` has traced it.
+        unpruned: the model before the first event; None until `check_ahead` has traced it.
         pending: the next event, if it is decided already.
         copies: the copies of the network, which lose what it loses or stay as they are.
         held: the copies outside of the LightningModule.
@@ -113,7 +113,7 @@ class PruningEngine:
             self.held.look(trainer, module)
         if self.located.takes_batch(batch):
             self.prepare(trainer, module)
-            self.rehearse(trainer, module)
+            self.check_ahead(trainer, module)
 
     def prepare(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Find the network and its example inputs, if they can be known before the first batch."""
@@ -125,13 +125,13 @@ class PruningEngine:
         """Trace the network as it is now; `prepare` has to have found it."""
         return self.located.structure(module, self.copies.within(self.located.path or ""))
 
-    def rehearse(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def check_ahead(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Describe the unpruned model, and check while nothing is lost whether it can be pruned to the target."""
         if self.located.inputs is not None and self.unpruned is None:
             with _rng_isolated(trainer):
-                on_all_ranks(lambda: self._rehearse(trainer, module))
+                on_all_ranks(lambda: self._check_ahead(trainer, module))
 
-    def _rehearse(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def _check_ahead(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         options, network = self.options, self.located.within(module)
         if options.recalibration_batches:
             check_norms(network)
@@ -142,7 +142,7 @@ class PruningEngine:
         self.copies.check(module)
         self._find_copies(trainer, module)
         structure = self.structure(module)
-        self._rehearse_decision(trainer, module, structure)
+        self._decide_ahead(trainer, module, structure)
         self.unpruned = UnprunedStats.of(structure)
 
     def _find_copies(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -155,7 +155,7 @@ class PruningEngine:
             run_in_eval = set()
         self.copies.find(trainer, module, run_in_eval, self.located.watched)
 
-    def _rehearse_decision(self, trainer: pl.Trainer, module: pl.LightningModule, structure: Structure) -> None:
+    def _decide_ahead(self, trainer: pl.Trainer, module: pl.LightningModule, structure: Structure) -> None:
         """Score with one batch and decide, so that all that would be refused at an event is refused before training."""
         options, network = self.options, self.located.within(module)
         criterion, allocation = options.criterion, options.allocation
@@ -236,7 +236,7 @@ class PruningEngine:
         pending, self.pending = self.pending, None
         if pending is not None and pending.fraction == fraction:
             return self.structure(module), Decision(pending.plan, pending.scores, latency=pending.latency)
-        self.rehearse(trainer, module)  # a stream gives example inputs only once training runs
+        self.check_ahead(trainer, module)  # a stream gives example inputs only once training runs
         structure, own_scores = on_all_ranks(lambda: self._score(trainer, module))
         scores = mean_over_ranks(own_scores)
         allocation = on_all_ranks(lambda: self._prepare_allocation(trainer, module, structure, scores, fraction))
