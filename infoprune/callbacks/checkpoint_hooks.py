@@ -1,4 +1,4 @@
-"""Stand before a LightningModule's own checkpoint hooks: mark what is saved, take the shape of what is loaded."""
+"""Wrap the checkpoint hooks of a LightningModule: mark what is saved, take the shape of what is loaded."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 
 def hook_checkpoints(module: pl.LightningModule) -> None:
-    """Let a LightningModule mark its checkpoints as pruned and take their shape on loading, until `unhook_checkpoints`.
+    """Wrap a LightningModule's checkpoint hooks, until `unhook_checkpoints`.
 
-    These are the only hooks that see every checkpoint: callbacks do not see those of weights alone, and see others only
-    after the weights have been loaded. The weights' own record is not enough: WeightAveraging writes them without it.
+    Checkpoints are then marked as pruned when they are saved, and the module takes their shape when they are loaded.
+    Only these hooks see every checkpoint: callbacks do not see checkpoints of weights alone, and see others only after
+    the weights have been loaded. The record within the weights is not enough: WeightAveraging writes them without it.
+
+    Args:
+        module: the LightningModule; one that is hooked already stays as it is.
     """
     for hook in (_MarkOnSave, _ResizeOnLoad):
         if not isinstance(vars(module).get(hook.name), hook):
@@ -27,7 +31,11 @@ def hook_checkpoints(module: pl.LightningModule) -> None:
 
 
 def unhook_checkpoints(module: pl.LightningModule) -> None:
-    """Undo `hook_checkpoints`."""
+    """Restore the hooks that `hook_checkpoints` wrapped.
+
+    Args:
+        module: the LightningModule; one that is not hooked stays as it is.
+    """
     for hook in (_MarkOnSave, _ResizeOnLoad):
         if isinstance(vars(module).get(hook.name), hook):
             own = vars(module).pop(hook.name).own
@@ -36,13 +44,18 @@ def unhook_checkpoints(module: pl.LightningModule) -> None:
 
 
 def mark_checkpoint(module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Add the entry that says that a module's weights are pruned to a Trainer's checkpoint."""
+    """Mark the weights in a Trainer's checkpoint as pruned.
+
+    Args:
+        module: the LightningModule whose weights they are.
+        checkpoint: what the Trainer is about to save; changed in place.
+    """
     if isinstance(checkpoint.get("state_dict"), dict):
         mark(checkpoint["state_dict"], plan_of(module))
 
 
 class _Hook:
-    """Stands before a hook of a LightningModule that takes a checkpoint."""
+    """Wraps a hook of a LightningModule that takes a checkpoint."""
 
     name: str
 

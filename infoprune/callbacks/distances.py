@@ -1,4 +1,4 @@
-"""How far a pruned network's outputs and activations are from its teacher's."""
+"""Distances between a pruned network and its teacher, of outputs and of activations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     Args:
         student: (N, classes, ...) logits; further dimensions (pixels, say) count as examples.
         teacher: logits of the same shape.
-        temperature: by which both are divided.
+        temperature: divisor of both.
 
     >>> logits = torch.tensor([[1.0, 2.0]])
     >>> soft_targets(logits, logits, 4.0).item()
@@ -31,9 +31,9 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 
 def attention(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the squared distance between normalised maps of where a layer is active, averaged over examples.
+    """Return the squared distance between normalised attention maps, averaged over examples.
 
-    A map is the mean over channels of the squared activation, so the two may differ in width.
+    An attention map is the mean over channels of the squared activation, so the two networks may differ in width.
 
     Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017.
 
@@ -54,8 +54,8 @@ def squared_error(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
 
     Args:
         student: (N, ...) outputs of the network in training.
-        teacher: Those of the unpruned network, of the same shape.
-        temperature: Not used; every distance takes it.
+        teacher: outputs of the unpruned network, of the same shape.
+        temperature: not used; all distances take it.
     """
     return F.mse_loss(_at_least_single(student), _at_least_single(teacher))
 
@@ -70,6 +70,10 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"kl": soft_targe
 def check_alike(student: Tensor, teacher: Tensor) -> None:
     """Refuse outputs of different shapes.
 
+    Args:
+        student: outputs of the network in training.
+        teacher: outputs of the unpruned network.
+
     Raises:
         ConfigurationError: names both shapes and what to do.
     """
@@ -81,12 +85,12 @@ def check_alike(student: Tensor, teacher: Tensor) -> None:
 
 
 def hint_distance(name: str, student: Any, teacher: Any) -> Tensor:
-    """Return the `attention` distance of what a layer puts out in both networks.
+    """Return the `attention` distance between a layer's outputs in both networks.
 
     Args:
-        name: Of the layer, for the message.
-        student: What it puts out in the network in training.
-        teacher: What it puts out in the unpruned network.
+        name: name of the layer, for the message.
+        student: its output in the network in training.
+        teacher: its output in the unpruned network.
 
     Raises:
         ConfigurationError: one of the two is no activation (N, C, ...) with a dimension of space.

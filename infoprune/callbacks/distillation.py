@@ -1,11 +1,9 @@
-"""`Distillation`: the unpruned model teaches the pruned one."""
+"""`Distillation`: train the pruned model on the outputs of the unpruned one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,6 +14,7 @@ from typing_extensions import override
 
 from infoprune.callbacks._compat import DualNamespaceCallback
 from infoprune.callbacks.distances import LOSSES, attention, check_alike, hint_distance, soft_targets
+from infoprune.callbacks.distilled_step import DistilledStep, NetworkCall
 from infoprune.callbacks.filter_pruning import FilterPruning
 from infoprune.callbacks.trainer_checks import find_pruning
 from infoprune.checkpoint import adapt
@@ -26,34 +25,32 @@ from infoprune.structure import PruningPlan, plan_of
 
 __all__ = ["Distillation", "attention", "soft_targets"]
 
-STEP = "training_step"
-
 
 class Distillation(DualNamespaceCallback):
-    """Lets the model as it was before the first cut teach what is left of it.
+    """Distil the unpruned model into the pruned one.
 
-    Right before the first event of `FilterPruning` the network is copied. From then on, whenever the training step
-    runs the network, the teacher sees the same inputs, and the step's loss becomes
-    ``(1 - weight) x loss + weight x distance`` to the teacher's outputs. Until then, and in validation and test,
-    nothing happens.
+    Right before the first event of `FilterPruning` the network is copied: the copy is the teacher. From then on,
+    whenever the training step runs the network, the teacher gets the same inputs, and the step's loss becomes
+    ``(1 - weight) x loss + weight x distance`` to the teacher's outputs. Before that event, and in validation and
+    test, nothing happens.
 
-    The LightningModule stays as it is: for the length of a batch the callback stands before its ``training_step`` and
-    watches its network. So the loss goes through precision, accumulation, clipping and DDP like any other. The teacher
-    is in eval mode, without gradients, outside of the LightningModule: optimizers, averaged copies and the saved
-    weights know nothing of it. It travels in the checkpoint, as part of this callback's state, so that a run that is
-    resumed goes on with the same teacher; that makes a checkpoint larger by the unpruned model.
+    The code of the LightningModule is not changed: for the length of a batch the callback wraps its ``training_step``
+    and observes its network. So the loss goes through precision, accumulation, clipping and DDP like any other. The
+    teacher is in eval mode, without gradients, outside of the LightningModule: it is in no optimizer, no averaged copy
+    and not among the saved weights. Checkpoints contain it in this callback's state, so that a resumed run has the
+    same teacher; they are larger by the unpruned model.
 
-    Where among the callbacks it stands makes no difference. Logged: ``distillation/loss`` of each step.
+    The callback's position in the list does not matter. Logged: ``distillation/loss`` of each step.
 
     Args:
-        temperature: that softens the class probabilities of ``kl``.
+        temperature: softens the class probabilities of ``kl``.
         weight: share of the distance in the loss, in [0, 1].
         loss: ``"kl"``: T² x the Kullback-Leibler divergence of the class probabilities at temperature T (dimension 1 of
             the outputs); ``"mse"``: mean squared difference of the outputs, for other than classifiers.
         output: where the network returns a tuple or a dict: index or key of the tensor to compare.
-        hints: names of layers of the network whose activations, (N, C, ...), are compared too, by where they are
-            active; pruned layers are welcome.
-        hint_weight: factor of the mean distance of the hints, which is added.
+        hints: names of layers of the network whose activations, (N, C, ...), are compared too, by their attention
+            maps; pruned layers may be among them.
+        hint_weight: factor of the mean distance of the hints, which is added to the loss.
         module: where several `FilterPruning` callbacks prune parts of the model: the ``module`` of the one meant.
 
     Attributes:
@@ -93,7 +90,7 @@ class Distillation(DualNamespaceCallback):
         self.module = module
         self.teacher: nn.Module | None = None
         self._stored: dict[str, Any] | None = None
-        self._watch: _Watch | None = None
+        self._step: DistilledStep | None = None
 
     def _pruning(self, trainer: pl.Trainer) -> FilterPruning:
         return find_pruning(trainer, self.module, "Distillation")
@@ -133,7 +130,7 @@ class Distillation(DualNamespaceCallback):
         self._copy_if(pruning.is_due(trainer.current_epoch + 1), pruning, pl_module)
 
     def _copy_if(self, due: bool, pruning: FilterPruning, pl_module: pl.LightningModule) -> None:
-        """Copy the network while nothing of it has gone, whenever an event may be next."""
+        """Copy the network if an event may be next and nothing has been removed yet."""
         if due and not pruning.history and pruning.inputs is not None:
             self._check_hints(pruning.network(pl_module))
             self.teacher = snapshot(pruning.network(pl_module))
@@ -161,7 +158,7 @@ class Distillation(DualNamespaceCallback):
         if self._stored is not None and pruning.inputs is not None:
             self.teacher, self._stored = _rebuilt(pruning.network(pl_module), self._stored), None
         if self.teacher is not None and pruning.history:
-            self._watch = _Watch(pl_module, pruning.wrapped_network(pl_module), pruning.network(pl_module), self)
+            self._step = DistilledStep(pl_module, pruning.wrapped_network(pl_module), pruning.network(pl_module), self)
 
     @override
     def on_train_batch_end(
@@ -178,12 +175,16 @@ class Distillation(DualNamespaceCallback):
         self._leave()
 
     def _leave(self) -> None:
-        if self._watch is not None:
-            self._watch.end()
-            self._watch = None
+        if self._step is not None:
+            self._step.end()
+            self._step = None
 
-    def distance(self, calls: Sequence[_Call]) -> Tensor:
-        """Return the distance of student and teacher in some calls of the network: the weighted outputs and hints."""
+    def distance(self, calls: Sequence[NetworkCall]) -> Tensor:
+        """Return the weighted distance between student and teacher, of outputs and hints.
+
+        Args:
+            calls: the runs of the network within one training step; their distances are averaged.
+        """
         assert self.teacher is not None
         parts = []
         for call in calls:
@@ -198,7 +199,7 @@ class Distillation(DualNamespaceCallback):
         return torch.stack(parts).mean()
 
     def _picked(self, output: Any) -> Tensor:
-        """Return the tensor to compare in what the network returned."""
+        """Return the tensor to compare among the outputs of the network."""
         found = output
         if self.output is not None:
             try:
@@ -229,78 +230,6 @@ class Distillation(DualNamespaceCallback):
         self._stored = None if state_dict["teacher"] is None else state_dict
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One run of the student within a training step."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
-    activations: dict[str, Any]
-
-
-class _Watch:
-    """Stands before a LightningModule's training step, and sees each run of its network, until `end`."""
-
-    def __init__(
-        self, pl_module: pl.LightningModule, wrapped_network: nn.Module, network: nn.Module, how: Distillation
-    ) -> None:
-        self._module = pl_module
-        self._how = how
-        self._calls: list[_Call] | None = None  # None outside of a step
-        self._activations: dict[str, Any] = {}
-        self._before = vars(pl_module).get(STEP)
-        self._step = getattr(pl_module, STEP)
-        vars(pl_module)[STEP] = self
-        self._handles = [wrapped_network.register_forward_hook(self._see, with_kwargs=True)]
-        for name in how.hints:
-            layer = network.get_submodule(name)
-            self._handles.append(layer.register_forward_hook(partial(self._keep, name)))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Watch:
-        """Return this watch, so that a copy of a hooked layer does not copy the whole LightningModule."""
-        return self
-
-    def _keep(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._calls is not None:
-            self._activations[name] = output
-
-    def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if self._calls is not None:
-            self._calls.append(_Call(args, kwargs, output, self._activations))
-            self._activations = {}
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the training step, its loss mixed with the distance to the teacher."""
-        calls: list[_Call] = []
-        self._calls = calls
-        try:
-            result = self._step(*args, **kwargs)
-        finally:
-            self._calls = None
-        loss = result.get("loss") if isinstance(result, Mapping) else result
-        if not isinstance(loss, Tensor):
-            return result  # a step that is skipped, or Lightning's to complain about
-        if not calls:
-            raise ConfigurationError(
-                f"Distillation: the training_step of {type(self._module).__name__} does not call the network that is "
-                "pruned, so there is nothing to compare with the teacher: give FilterPruning its module=..., or leave "
-                "Distillation out"
-            )
-        distance = self._how.distance(calls)
-        self._module.log("distillation/loss", distance.detach(), on_step=True, on_epoch=False, batch_size=1)
-        mixed = (1 - self._how.weight) * loss + distance
-        return {**result, "loss": mixed} if isinstance(result, Mapping) else mixed
-
-    def end(self) -> None:
-        """Leave the LightningModule as it was."""
-        for handle in self._handles:
-            handle.remove()
-        vars(self._module).pop(STEP, None)
-        if self._before is not None:  # an attribute of the instance, as of a compiled module
-            vars(self._module)[STEP] = self._before
-
-
 def _keep_in(where: dict[str, Any], name: str) -> Callable[..., None]:
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         where[name] = output
@@ -310,7 +239,7 @@ def _keep_in(where: dict[str, Any], name: str) -> Callable[..., None]:
 
 @contextmanager
 def _kept(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Return what some layers of a network put out inside."""
+    """Record the outputs of some layers of a network within the block."""
     found: dict[str, Any] = {}
     handles = [network.get_submodule(name).register_forward_hook(_keep_in(found, name)) for name in names]
     try:
@@ -326,7 +255,7 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _rebuilt(network: nn.Module, stored: Mapping[str, Any]) -> nn.Module:
-    """Return the teacher of a checkpoint, from a network of the same architecture, whatever that has lost by now."""
+    """Return the teacher of a checkpoint, made from a network of the same architecture, pruned or not."""
     teacher = snapshot(network)
     try:
         adapt(teacher, PruningPlan.from_dict(stored["plan"]))

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class EventLog:
-    """Keeps the events of a fit and the metrics of its validations.
+    """Records the events of a fit and the metrics of its validations.
 
     Attributes:
-        events: what every event so far removed, and what validation measured before and after it.
+        events: for every event so far what it removed, and what validation measured before and after it.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,12 @@ class EventLog:
         return self.events[-1].epoch if self.events else -1
 
     def start(self, trainer: pl.Trainer, options: Mapping[str, Any]) -> None:
-        """Send the options to the loggers; only the process with global rank zero logs."""
+        """Send the options to the loggers; only the process with global rank zero logs.
+
+        Args:
+            trainer: the Trainer, with its loggers.
+            options: the options of `FilterPruning`, as plain data.
+        """
         if trainer.is_global_zero:
             self._run = RunLog(trainer.loggers)
             self._run.start(options)
@@ -64,9 +69,9 @@ class EventLog:
             trainer: the Trainer.
             module: its LightningModule, already pruned.
             structure: the network before the event.
-            decision: what went.
-            engine: which decided; it knows the options and the network before the first event.
-            validate: run the validation now, to tell what the cut itself cost.
+            decision: what was removed.
+            engine: the engine that decided, with the options and the unpruned model's cost.
+            validate: run the validation now, to measure what the cut itself cost.
         """
         unpruned, options = engine.unpruned, engine.options
         assert unpruned is not None
@@ -103,7 +108,12 @@ class EventLog:
         module.log_dict({**totals, **ratios}, logger=False, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def warn_of_missed(self, schedule: Schedule, epoch: int) -> None:
-        """Warn if training ended in ``epoch``, before the last events of its schedule."""
+        """Warn if training ended before the last events of its schedule.
+
+        Args:
+            schedule: the schedule.
+            epoch: the epoch in which training ended.
+        """
         missed = [due for due in schedule.epochs if due > self.last_epoch]
         if missed:
             warnings.warn(

@@ -48,7 +48,7 @@ class FilterPruning(ScheduledEvents):
     architecture (`infoprune.load_from_checkpoint` where no Trainer is at hand).
 
     What is pruned: if the LightningModule's forward is one call of its only submodule with parameters, that; else the
-    whole LightningModule; or what ``module`` says. Layer names (``frozen``, logs) are relative to it.
+    whole LightningModule; or the part that ``module`` names. Layer names (``frozen``, logs) are relative to it.
 
     ``Trainer(fast_dev_run=True)`` prunes all at once in its only epoch, so that the surgery is tried too.
 
@@ -79,18 +79,18 @@ class FilterPruning(ScheduledEvents):
         example_inputs: what to trace the forward with: a tensor, a tuple of positional or a dict of keyword arguments,
             shapes (``[1, 3, 32, 32]``, a list or dict of such), or several :class:`infoprune.Examples`. Default:
             ``example_input_array``, else what the network receives in a training step.
-        module: attribute path of the network within the LightningModule; ``example_inputs``, if given, are then its.
+        module: attribute path of the network within the LightningModule; ``example_inputs`` are then the network's.
         follow: parts of the LightningModule that follow another part by hand and have to keep its shape, such as a
             momentum encoder: ``{"momentum_net": "net"}``. Default: copies that training updates; ``{}``: none.
         calibration_images: training images that a criterion or allocation which looks at data is shown.
         recalibration_batches: training batches, transformed as in training, with which batch norm's statistics are
             measured anew right after each event; see `infoprune.recalibrate`. 0: not, so that the training that
             follows adapts them.
-        reconstruction_batches: training batches with which, right after each event, the layers that read what went are
-            fitted to their former outputs, by least squares, before batch norm is measured anew; see
+        reconstruction_batches: training batches with which, right after each event, the layers that read the removed
+            filters are fitted to their former outputs, by least squares, before batch norm is measured anew; see
             `infoprune.reconstruct`. 0: not.
-        verify: before each cut, run the example inputs through the masked network and the one that is to be left, and
-            cut only if their outputs are the same. Takes about three forward passes an event.
+        verify: before each cut, compare the outputs of the masked and the shrunk network on the example inputs, and
+            cut only if they are the same. Takes about three forward passes an event.
         validate_cuts: after each event, run the validation once before any training, so that the log and the report say
             what the cut itself cost (logged as ``prune/after_cut/<metric>``). Takes one more validation an event.
         reset_best: at every event let ModelCheckpoint forget its best score, so that "best" is the best model of the
@@ -195,7 +195,7 @@ class FilterPruning(ScheduledEvents):
         return self._engine.located.inputs
 
     def network(self, module: nn.Module) -> nn.Module:
-        """Return the part of a LightningModule (of the one that is trained, or a copy) that is pruned."""
+        """Return the part of a LightningModule, the trained one or a copy of it, that is pruned."""
         return self._engine.located.within(module)
 
     def wrapped_network(self, module: nn.Module) -> nn.Module:
@@ -277,7 +277,7 @@ class FilterPruning(ScheduledEvents):
     def plan_next_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> tuple[Structure, PruningPlan] | None:
-        """Decide the next event's plan in advance, for callbacks that prepare the model for it.
+        """Decide the next event in advance, for callbacks that prepare the model for it.
 
         The event will remove exactly that, whatever the scores are by then.
 

@@ -38,11 +38,19 @@ class ValidationMetrics:
         self._before: dict[str, Tensor] = {}
 
     def start(self, trainer: L.Trainer) -> None:
-        """Save the metrics before a validation; call it when the validation starts."""
+        """Save the metrics before a validation; call it when the validation starts.
+
+        Args:
+            trainer: the Trainer.
+        """
         self._before = dict(trainer.callback_metrics)
 
     def end(self, trainer: L.Trainer) -> None:
-        """Save the results of the validation; call it when the validation ends."""
+        """Save the results of the validation; call it when the validation ends.
+
+        Args:
+            trainer: the Trainer.
+        """
         measured = {k: v for k, v in trainer.callback_metrics.items() if self._before.get(k) is not v}
         self.metrics = {name: finite(float(value)) for name, value in measured.items() if value.numel() == 1}
 
@@ -50,8 +58,8 @@ class ValidationMetrics:
 class UnprunedSnapshot:
     """A copy on the CPU of all modules and tensors within a network.
 
-    That way it can be put in the place of what the network holds later, with the LightningModule around it (its
-    metrics, its steps, its optimizers' settings, which often cannot be copied) as it is.
+    It can replace the network's later contents for a while. The LightningModule around the network, whose metrics,
+    steps and optimizer settings often cannot be copied, stays as it is.
 
     Args:
         network: the network, not yet pruned.
@@ -99,6 +107,10 @@ class UnprunedSnapshot:
     def load(cls, path: Path, module: nn.Module) -> UnprunedSnapshot:
         """Read what `save` wrote, for a LightningModule that is built anew and not yet pruned.
 
+        Args:
+            path: the file.
+            module: the LightningModule that the network is part of.
+
         Raises:
             CheckpointError: the file is damaged, or was written for another network.
         """
@@ -135,7 +147,12 @@ class UnprunedSnapshot:
 
 
 def has_test(module: L.LightningModule, datamodule: L.LightningDataModule | None) -> bool:
-    """Return whether there is a test step, and test data for it."""
+    """Return whether a module has a test step, and test data.
+
+    Args:
+        module: the LightningModule.
+        datamodule: the data; None if the module has its own.
+    """
     return _overrides(module, "test_step") and _overrides(datamodule or module, "test_dataloader")
 
 
@@ -151,9 +168,9 @@ def metrics_on_test_data(
     """Run a module over the test data and return what it logged.
 
     Args:
-        trainer: What ran the fit.
-        module: The LightningModule, pruned or not.
-        datamodule: The data; None where the module brings its own.
+        trainer: the Trainer of the fit.
+        module: the LightningModule, pruned or not.
+        datamodule: the data; None if the module has its own.
     """
     results = trainer.test(module, datamodule=datamodule, verbose=False)
     return {name: finite(value) for result in results for name, value in result.items()}
@@ -161,7 +178,11 @@ def metrics_on_test_data(
 
 @contextmanager
 def only_progress(trainer: L.Trainer) -> Iterator[None]:
-    """Disable a Trainer's loggers, and its callbacks except the progress bar, until the end of the block."""
+    """Disable a Trainer's loggers, and its callbacks except the progress bar, until the end of the block.
+
+    Args:
+        trainer: the Trainer.
+    """
     callbacks, loggers = trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
     trainer.callbacks = [callback for callback in callbacks if isinstance(callback, ProgressBar)]  # type: ignore[attr-defined]
     trainer.loggers = []
@@ -172,10 +193,10 @@ def only_progress(trainer: L.Trainer) -> Iterator[None]:
 
 
 def validate_now(trainer: L.Trainer) -> Metrics:
-    """Run the validation in the middle of a fit, unseen by loggers and by callbacks except the progress bar.
+    """Run the validation in the middle of a fit, without loggers and without callbacks except the progress bar.
 
-    The metrics that schedulers and callbacks watch, the progress counters and the random numbers of the fit are
-    afterwards as they were. A collective call: every process has to make it.
+    The metrics that schedulers and callbacks watch, the progress counters and the random state of the fit are
+    restored. A collective call: every process has to make it.
 
     Args:
         trainer: the Trainer, while it trains.
@@ -211,14 +232,14 @@ def latencies(
     """Measure a network before and after pruning, in alternation, so that both run under the same load.
 
     Args:
-        network: finds the network; it returns to the device that it is on.
-        unpruned: what was inside of it, or of a module around it.
+        network: finds the network, which returns to its device at the end.
+        unpruned: the unpruned contents of the network, or of a module around it.
         inputs: example inputs: a tensor, a tuple of positional or a dict of keyword arguments.
         device: where to measure.
         repeats: forward passes of each.
 
     Returns:
-        The latency before and after, of the quicker of two rounds each.
+        The latency before and after, each of the faster of two rounds.
     """
     inputs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), inputs)
 

@@ -48,23 +48,23 @@ UNPRUNED = "unpruned.pt"
 
 
 class RunReport(DualNamespaceCallback):
-    """Keeps a copy of the unpruned model, follows the run, and writes a report when the fit ends.
+    """Compare the unpruned with the pruned model, and write a report when the fit ends.
 
-    It acts on a fit that has a `FilterPruning` callback and stands *before* that in the list, so that it sees the model
-    as it was. Just before the first event it copies the network; when the fit ends it measures both models,
-    side by side on the same device, and writes into the run folder:
+    It needs a `FilterPruning` callback in the fit, and a place *before* that in the list, so that it sees the unpruned
+    model. Just before the first event it copies the network; when the fit ends it measures both models, side by side
+    on the same device, and writes into the run folder:
 
     - ``report.html``: the report, one self-contained page; ``record.json``: the same as data (`infoprune.report`);
     - ``plan.json``: what was removed; ``pruned.pt``: the pruned network, for `infoprune.load`.
 
-    Until then ``unpruned.pt`` keeps the copy there, so that a run which is resumed with the same folder still has it.
+    Until the fit ends, ``unpruned.pt`` in the run folder holds the copy, for a resumed run with the same folder.
 
     The run folder is the one of the logger; without a logger ``pruning_run`` in the Trainer's ``default_root_dir``.
     ``infoprune fit`` adds this callback by itself, and has both models run over the test data; from Python, call
     `finish` after the fit for that.
 
     Args:
-        latency_repeats: measured forward passes of each model; 0 leaves the latency out.
+        latency_repeats: measured forward passes of each model; 0: the latency is not measured.
         folder: where to write instead of the logger's folder.
 
     Raises:
@@ -105,8 +105,8 @@ class RunReport(DualNamespaceCallback):
     def _remember_unpruned(self, trainer: L.Trainer, pl_module: L.LightningModule, kept: Path) -> None:
         """Load the unpruned copy of the run that this one resumes, if every process sees it.
 
-        Only here is the network whole; whether a run is resumed is not known yet. If not, the first event makes a new
-        one.
+        The network is certain to be unpruned only at this point, when it is not yet known whether the run is resumed.
+        If it is not, the first event makes a new copy.
         """
         if trainer.strategy.reduce_boolean_decision(kept.is_file()):
             try:
@@ -130,7 +130,7 @@ class RunReport(DualNamespaceCallback):
             on_all_ranks(lambda: self._look_at_unpruned(trainer, pl_module, pruning))
 
     def _look_at_unpruned(self, trainer: L.Trainer, pl_module: L.LightningModule, pruning: FilterPruning) -> None:
-        """Copy the network, and describe its coupled channels."""
+        """Copy the network, and record its channel groups."""
         pruning.prepare(trainer, pl_module)
         if pruning.inputs is not None and trainer.is_global_zero:
             structure = pruning.structure(pl_module)
@@ -187,8 +187,8 @@ class RunReport(DualNamespaceCallback):
     ) -> RunRecord:
         """Run the unpruned and the pruned model over the test data, and write the run folder.
 
-        To be called after the fit, on every process. Where there is no ``test_step`` or no test data, the metrics of
-        the validations during the fit have to do.
+        Call it after the fit, on every process. Without a ``test_step`` or test data, the report shows the metrics of
+        the validations during the fit.
 
         Args:
             trainer: the Trainer of the fit.
@@ -310,7 +310,11 @@ def _side_file(path: Path) -> Iterator[Path]:
 
 
 def pruning_of(trainer: L.Trainer) -> FilterPruning:
-    """Return the Trainer's `FilterPruning` callback."""
+    """Return the Trainer's `FilterPruning` callback.
+
+    Args:
+        trainer: the Trainer of a fit.
+    """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, FilterPruning):
             return callback

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class ScheduledEvents(ShapeKeepingCallback):
-    """Base of `FilterPruning`: decides when events happen, and keeps their record over a run and its checkpoints.
+    """Base of `FilterPruning`: decides when events happen, and records them over a run and its checkpoints.
 
-    A subclass says in `run_event` what an event does.
+    A subclass implements `run_event`.
 
     Args:
         schedule: the epochs of the events, and the fraction of the whole cut that each reaches.
@@ -39,11 +39,21 @@ class ScheduledEvents(ShapeKeepingCallback):
         return self._log.events
 
     def is_due(self, epoch: int) -> bool:
-        """Return whether an event is to happen at the start of an epoch."""
+        """Return whether an event is to happen at the start of an epoch.
+
+        Args:
+            epoch: number of the epoch, from 0.
+        """
         return self.schedule.fraction_due(epoch, after=self._log.last_epoch) is not None
 
     def run_event(self, trainer: pl.Trainer, pl_module: pl.LightningModule, fraction: float) -> None:
-        """Prune the model until so large a fraction of the whole cut is made, and record the event."""
+        """Prune the model, and record the event.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: its LightningModule.
+            fraction: share of the whole cut to reach, in (0, 1].
+        """
         raise NotImplementedError
 
     def start_over(self) -> None:

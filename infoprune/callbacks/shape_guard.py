@@ -26,17 +26,28 @@ class ShapeGuard:
         self._module: weakref.ref[pl.LightningModule] | None = None
 
     def start(self, module: pl.LightningModule) -> None:
-        """Begin to watch a module."""
+        """Begin to watch a module.
+
+        Args:
+            module: the LightningModule that is fitted.
+        """
         self._module = weakref.ref(module)
         self._plan = plan_of(module)
 
     def update(self, module: pl.LightningModule) -> None:
-        """Record the present plan of the watched module; other modules are ignored."""
+        """Record the present plan of the watched module; other modules are ignored.
+
+        Args:
+            module: a LightningModule, just pruned or loaded.
+        """
         if self._watches(module):
             self._plan = plan_of(module)
 
     def check(self, module: pl.LightningModule) -> None:
         """Check that the watched module still has its shape.
+
+        Args:
+            module: the module; others than the watched one are ignored.
 
         Raises:
             ConfigurationError: it has another one.
@@ -53,7 +64,7 @@ class ShapeGuard:
 
 
 class ShapeKeepingCallback(DualNamespaceCallback):
-    """Base of the callback that prunes: its checkpoints tell the shape, and a module that loses it is refused.
+    """Base of the callback that prunes: its checkpoints record the shape, and a module of another shape is refused.
 
     Validation, test and prediction outside of a fit refuse a module that was built anew.
     """
@@ -114,7 +125,11 @@ class ShapeKeepingCallback(DualNamespaceCallback):
             ) from error
 
     def take_up(self, state_dict: dict[str, Any]) -> None:
-        """Take up what `state_dict` returned, as it was read from a checkpoint."""
+        """Restore the state that `state_dict` returned.
+
+        Args:
+            state_dict: from a checkpoint; may be damaged.
+        """
 
     @override
     def __getstate__(self) -> dict[str, Any]:

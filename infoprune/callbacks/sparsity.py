@@ -1,4 +1,4 @@
-"""`SparsityWarmup`: shrink the filters that the next event removes by a penalty before it."""
+"""`SparsityWarmup`: penalise the filters that the next event removes, for some epochs before it."""
 
 from __future__ import annotations
 
@@ -42,12 +42,14 @@ class Part:
 
 
 def parts_of(network: nn.Module, structure: Structure, plan: PruningPlan) -> list[list[Part]]:
-    """Group by group, where the units that a plan removes are made; the layers that read them are left out.
+    """Return for each group which parts of parameters make the units that a plan removes.
+
+    Layers that read the units are left out.
 
     Args:
-        network: The module that ``structure`` was traced from.
-        structure: Its channel groups.
-        plan: What is to go.
+        network: the module that ``structure`` was traced from.
+        structure: its channel groups.
+        plan: what is to be removed.
     """
     filters = {(layer.weight, layer.dim) for layer in structure.layers}
     parameters = dict(network.named_parameters())
@@ -72,12 +74,22 @@ def parts_of(network: nn.Module, structure: Structure, plan: PruningPlan) -> lis
 
 
 def rows(tensor: Tensor, part: Part) -> Tensor:
-    """Return the units' rows of a parameter or gradient: (k, ...)."""
+    """Return the units' rows of a parameter or gradient: (k, ...).
+
+    Args:
+        tensor: the parameter, or its gradient.
+        part: where the units are in it.
+    """
     return tensor.index_select(part.dim, part.index.to(tensor.device)).movedim(part.dim, 0)
 
 
 def unit_norms(network: nn.Module, parts: list[Part]) -> Tensor:
-    """Return the L2 norm (units,) of each unit over all parameters that make it; 0 for units that stay."""
+    """Return the L2 norm of each unit over all parameters that make it: (units,), 0 for units that stay.
+
+    Args:
+        network: the network.
+        parts: the parts of one group's units.
+    """
     first = network.get_parameter(parts[0].parameter)
     squares = torch.zeros(int(max(part.unit.max() for part in parts)) + 1, device=first.device)
     for part in parts:
@@ -87,12 +99,12 @@ def unit_norms(network: nn.Module, parts: list[Part]) -> Tensor:
 
 
 class SparsityWarmup(DualNamespaceCallback):
-    """Adds a penalty on the filters that the next event of `FilterPruning` will remove.
+    """Penalise the filters that the next event of `FilterPruning` will remove.
 
-    Some epochs before an event, `FilterPruning` is asked what it will remove; from then on it is bound to that. Until
-    the event, the gradients of these filters, of their biases and of their norms' weights get a penalty's gradient
-    added before every optimizer step, so that little is lost when they go and the others can take over. The loss, the
-    other filters' gradients and the layers that read the filters are left alone.
+    Some epochs before an event, `FilterPruning` decides in advance what it will remove, and later removes exactly that.
+    Until the event, the gradient of a penalty is added to the gradients of these filters, of their biases and of their
+    norms' weights before every optimizer step, so that little is lost when they are removed and other filters can
+    replace them. The loss, the other filters' gradients and the layers that read the filters do not change.
 
     - ``"growing_l2"`` adds ``s x w`` with s growing evenly from 0 to ``strength`` (Wang et al., "Neural Pruning via
       Growing Regularization", ICLR 2021).
@@ -100,14 +112,14 @@ class SparsityWarmup(DualNamespaceCallback):
       Structured Sparsity in Deep Neural Networks", NeurIPS 2016, on the units that go only).
 
     It is added after gradients have been unscaled and averaged over processes, and is clipped with them. Adaptive
-    optimizers (Adam) rescale it as they do every gradient. Where among the callbacks it stands makes no difference, and
-    a run that is resumed goes on alike. Logged: ``sparsity/doomed_norm`` at the end of each epoch of a warm-up, the
-    mean norm of the units that will go.
+    optimizers (Adam) rescale it as they do every gradient. The callback's position in the list does not matter, and a
+    resumed run goes on alike. Logged: ``sparsity/doomed_norm`` at the end of each epoch of a warm-up, the mean norm of
+    the units that will be removed.
 
     Args:
-        epochs: length of the warm-up before each event; shorter where the last event, or the start, is nearer.
+        epochs: length of the warm-up before each event; shorter if the previous event or the start is nearer.
         penalty: ``"growing_l2"`` or ``"group_lasso"``.
-        strength: of the penalty, in the end; None: 1.0 for ``growing_l2``, 0.05 for ``group_lasso``. For comparison:
+        strength: final strength of the penalty; None: 1.0 for ``growing_l2``, 0.05 for ``group_lasso``. For comparison:
             weight decay is mostly between 1e-4 and 5e-3.
         module: where several `FilterPruning` callbacks prune parts of the model: the ``module`` of the one meant.
 

@@ -21,7 +21,7 @@ class SliceOver(Exception):
     """Raised when the minutes of a `TimeSlice` have passed.
 
     Attributes:
-        checkpoint: what the next slice resumes from.
+        checkpoint: the file that the next slice resumes from.
     """
 
     def __init__(self, minutes: float, checkpoint: Path) -> None:
@@ -30,22 +30,22 @@ class SliceOver(Exception):
 
 
 class TimeSlice(DualNamespaceCallback):
-    """Stops a fit after some minutes, with a checkpoint from which the next slice goes on to the same result.
+    """Stop a fit after some minutes, with a checkpoint from which the next slice resumes to the same result.
 
-    For machines that are lent for a while. Unlike ``Trainer(max_time=...)``, which ends a run for good (validation,
-    report and all), it saves ``checkpoints/slice.ckpt`` in the run folder and raises `SliceOver`, which
-    ``infoprune fit`` turns into a line of text and the exit code 0.
+    For machines that are available for a limited time. ``Trainer(max_time=...)`` ends a run for good, with its last
+    validation and its report; this callback saves ``checkpoints/slice.ckpt`` in the run folder and raises `SliceOver`,
+    which ``infoprune fit`` turns into a line of text and the exit code 0.
 
-    Where the training loader keeps its position (``state_dict``, as those of `infoprune.data.CIFAR10DataModule` do) it
-    stops behind any optimizer step but the last of an epoch; else at the end of an epoch, since half an epoch of
-    another order would be repeated.
+    If the training loader saves its position (``state_dict``, as those of `infoprune.data.CIFAR10DataModule` do), the
+    fit stops after any optimizer step but the last of an epoch; else at the end of an epoch, since the loader would
+    repeat half an epoch in another order.
 
     Args:
-        minutes: how long, counted from when the callback is made; at least one step is taken.
+        minutes: time from the construction of the callback; at least one step is taken.
 
     Raises:
         ConfigurationError: ``minutes`` is not above 0.
-        SliceOver: the time is over; on every process.
+        SliceOver: the minutes have passed; on every process.
 
     Example:
         >>> TimeSlice(minutes=30).minutes

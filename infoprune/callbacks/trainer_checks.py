@@ -23,6 +23,10 @@ SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 def check_strategy(trainer: pl.Trainer, module: pl.LightningModule) -> None:
     """Refuse strategies under which a model cannot change in the middle of a fit.
 
+    Args:
+        trainer: the Trainer.
+        module: its LightningModule.
+
     Raises:
         ConfigurationError: names the strategy and what to do instead.
     """
@@ -50,11 +54,11 @@ def check_strategy(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 
 
 def check_callbacks(trainer: pl.Trainer, pruning: FilterPruning) -> None:
-    """Refuse callbacks that keep what pruning would break, and a second `FilterPruning` for the same part of the model.
+    """Refuse callbacks that pruning would break, and a second `FilterPruning` for the same part of the model.
 
     Args:
-        trainer: The Trainer.
-        pruning: The callback that asks; other `FilterPruning` callbacks need a part of their own.
+        trainer: the Trainer.
+        pruning: the callback that asks; other `FilterPruning` callbacks need a part of their own.
 
     Raises:
         ConfigurationError: names the callback and what to do instead.
@@ -81,11 +85,11 @@ def check_callbacks(trainer: pl.Trainer, pruning: FilterPruning) -> None:
 
 
 def find_pruning(trainer: pl.Trainer, module: str | None, who: str) -> FilterPruning:
-    """Return the Trainer's `FilterPruning`; where it has several, that for a part of the model.
+    """Return the Trainer's `FilterPruning`; if it has several, the one for a given part of the model.
 
     Args:
         trainer: the Trainer.
-        module: the ``module`` option of the callback that is meant, None if there is only one.
+        module: the ``module`` option of the wanted callback; None if there is only one.
         who: name of the callback that asks, for messages.
 
     Raises:
@@ -108,7 +112,11 @@ def find_pruning(trainer: pl.Trainer, module: str | None, who: str) -> FilterPru
 
 
 def check_started(trainer: pl.Trainer, module: pl.LightningModule) -> None:
-    """Refuse optimizers and wrappers that exist only once the fit has started.
+    """Refuse optimizers and wrappers that pruning would break; they exist only once the fit has started.
+
+    Args:
+        trainer: the Trainer.
+        module: its LightningModule.
 
     Raises:
         SurgeryError: an optimizer's state cannot be cut.
@@ -133,7 +141,11 @@ def check_started(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 
 
 def reset_best(trainer: pl.Trainer) -> None:
-    """Reset the best score of every ModelCheckpoint; files on disk stay."""
+    """Reset the best score of every ModelCheckpoint; files on disk stay.
+
+    Args:
+        trainer: the Trainer.
+    """
     for checkpoint in _callbacks_of_kind(trainer, "ModelCheckpoint"):
         if checkpoint.monitor is None:
             continue  # it keeps the latest, in place of the one before
@@ -146,7 +158,11 @@ def reset_best(trainer: pl.Trainer) -> None:
 
 
 def reset_early_stopping(trainer: pl.Trainer) -> None:
-    """Reset every EarlyStopping."""
+    """Reset the wait and the best score of every EarlyStopping.
+
+    Args:
+        trainer: the Trainer.
+    """
     for stopping in _callbacks_of_kind(trainer, "EarlyStopping"):
         stopping.wait_count = 0
         stopping.best_score = torch.tensor(float("inf") if stopping.mode == "min" else -float("inf"))

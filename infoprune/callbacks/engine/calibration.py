@@ -1,4 +1,4 @@
-"""Calibration batches of a fit: what the network receives when the training step gets them."""
+"""`NetworkCalibration`: calibration batches of a fit, with the inputs that the network receives in training."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ class NetworkCalibration:
     Args:
         batches: Batches as the training step receives them.
         example_inputs: What the network is traced on.
-        receive: Runs the training step on a batch and returns what the network receives; None where it receives
-            nothing.
+        receive: runs the training step on a batch and returns the network's inputs; None if it receives none.
     """
 
     def __init__(self, batches: Iterable[Any], example_inputs: Inputs, receive: Callable[[Any], Inputs | None]) -> None:
@@ -42,7 +41,7 @@ class NetworkCalibration:
         return (split_like(batch, self._example) for batch in self._batches)
 
     def _compute(self) -> list[Any] | None:
-        """Return what the training step makes of the batches; None where it hands on a part of the first as it is."""
+        """Return the inputs that the step computes; None if it hands a part of the first batch on unchanged."""
         if isinstance(self._example, TrainingStep):
             return [(TrainingStep(batch, self._example.owner), None) for batch in self._batches]
         computed: list[Any] = []

@@ -1,4 +1,4 @@
-"""`CalledParts`: what stands for a training step that cannot be run on shapes."""
+"""`CalledParts`: example inputs in place of a training step that cannot be run on shapes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 class CalledParts(ModelCall):
     """Example inputs that run some parts of a model, each on inputs of its own.
 
-    What the parts return is what the model returns, so that it keeps its width.
+    The outputs of the parts count as the model's outputs, so that they keep their widths.
 
     Args:
-        paths: the parts.
-        inputs: what each is run on.
+        paths: paths of the parts in the model.
+        inputs: the example inputs of each.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
@@ -55,10 +55,10 @@ register_pytree_node(
 
 
 def called_parts(watched: WatchedStep, network: nn.Module, path: str) -> CalledParts | None:
-    """Return the parts of a network that a training step calls itself, with what they received.
+    """Return the parts of a network that a training step calls directly, with their inputs.
 
-    Left out are parts without parameters and those that do not run on shapes, such as losses that look for pairs: what
-    is in them stays as it is.
+    Parts without parameters are left out, and parts that do not run on shapes, such as losses that search for pairs:
+    those are not pruned.
 
     Args:
         watched: what the training step did.

@@ -54,7 +54,12 @@ def _with_followers(entries: Mapping[str, T], follow: Mapping[str, str]) -> dict
 
 
 def followers_within(follow: Mapping[str, str], path: str) -> dict[str, str]:
-    """Return the copies that lie with their originals within the network at a path, by its names."""
+    """Return the copies that are in the network together with their originals, by the network's names.
+
+    Args:
+        follow: path of each copy in the LightningModule -> path of its original.
+        path: path of the network in the LightningModule.
+    """
     prefix = f"{path}." if path else ""
     return {
         copy.removeprefix(prefix): original.removeprefix(prefix)
@@ -65,6 +70,10 @@ def followers_within(follow: Mapping[str, str], path: str) -> dict[str, str]:
 
 def check_followers(module: pl.LightningModule, follow: Mapping[str, str]) -> None:
     """Refuse copies whose tensors differ from their originals'.
+
+    Args:
+        module: the LightningModule.
+        follow: path of each copy -> path of its original.
 
     Raises:
         ConfigurationError: a path does not exist, or the two have other tensors; names the first that differs.
@@ -84,9 +93,8 @@ class Copies:
     """Copies of trained parts of a LightningModule, which no optimizer trains: path of the copy -> of its original.
 
     Attributes:
-        following: those that are seen to follow: the training step updates them, or they stand in for their originals
-            in eval mode.
-        unclear: those that may follow or may be teachers, which stay as they are.
+        following: copies that follow: the training step updates them, or they replace their originals in eval mode.
+        unclear: copies that may follow, or may be teachers, which stay as they are.
     """
 
     following: dict[str, str]
@@ -98,9 +106,9 @@ def find_copies(
 ) -> Copies:
     """Find the copies within a LightningModule.
 
-    A copy has the class and the tensors of a trained part, among them weights of two dimensions or more (a frozen norm
-    is no copy), and is not trained itself. Where it might be an ordinary layer, which both modes run and an optimizer
-    holds, it has the values of the other part as well.
+    A copy is not trained itself, and has the class of a trained part and tensors of the same names and shapes, among
+    them weights of two dimensions or more (a frozen norm is no copy). Where it might be an ordinary layer, which both
+    modes run and an optimizer holds, its values have to be the same as well.
 
     Args:
         trainer: the Trainer, with its optimizers.
@@ -139,7 +147,11 @@ def find_copies(
 
 
 def unclear_copies(unclear: Mapping[str, str]) -> ConfigurationError:
-    """Return the error for copies that nothing tells whether they follow."""
+    """Return the error for copies of which it is not known whether they follow or are teachers.
+
+    Args:
+        unclear: path of each copy -> path of its original.
+    """
     names = ", ".join(f"{copy!r} has the tensors of {original!r}" for copy, original in unclear.items())
     follow = ", ".join(f"{copy!r}: {original!r}" for copy, original in unclear.items())
     return ConfigurationError(
@@ -150,7 +162,11 @@ def unclear_copies(unclear: Mapping[str, str]) -> ConfigurationError:
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> float:
-    """Return a number that changes when the values of tensors change; those without plain numbers are left out."""
+    """Return a number that changes when the values of tensors change.
+
+    Args:
+        tensors: the tensors; those without plain numbers are left out.
+    """
     plain = [tensor.detach() for tensor in tensors if not is_lazy(tensor) and _has_numbers(tensor)]
     return float(sum(tensor.double().sum() for tensor in plain))
 

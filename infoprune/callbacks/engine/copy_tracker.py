@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class CopyTracker:
-    """Knows the copies of parts of a LightningModule over a fit.
+    """Decides during a fit which copies of parts of a LightningModule follow its cuts.
 
     Args:
         given: the option ``follow`` of `FilterPruning`.
@@ -37,13 +37,24 @@ class CopyTracker:
         self._teachers: list[str] = []  # copies that stay as they are
 
     def check(self, module: pl.LightningModule) -> None:
-        """Refuse copies that were given and whose tensors differ from their originals'."""
+        """Refuse copies from the option ``follow`` whose tensors differ from their originals'.
+
+        Args:
+            module: the LightningModule.
+        """
         check_followers(module, self.follow)
 
     def find(
         self, trainer: pl.Trainer, module: pl.LightningModule, run_in_eval: set[str], watched: WatchedStep | None
     ) -> None:
-        """Find the copies when a fit starts; see `find_copies`."""
+        """Find the copies when a fit starts; see `find_copies`.
+
+        Args:
+            trainer: the Trainer.
+            module: its LightningModule.
+            run_in_eval: paths of the modules that eval mode runs.
+            watched: what the training step did; None if that is not known.
+        """
         copies = find_copies(trainer, module, run_in_eval, watched)
         if self._all_stay:
             self._teachers = [*copies.following, *copies.unclear]
@@ -55,7 +66,11 @@ class CopyTracker:
             self._teachers = [path for path in watched.teachers if path not in spoken_of]
 
     def settle(self, module: nn.Module) -> None:
-        """Let unclear copies follow if they have changed by now; those that have not are teachers and stay."""
+        """Let unclear copies follow if they have changed since the fit started; the others are teachers and stay.
+
+        Args:
+            module: the LightningModule.
+        """
         changed = {
             copy: original for copy, (original, first) in self._unclear.items() if _fingerprint(module, copy) != first
         }
@@ -64,7 +79,7 @@ class CopyTracker:
         self._unclear = {}
 
     def check_clear(self) -> None:
-        """Refuse copies that nothing tells whether they follow, at an event before any training.
+        """Refuse unclear copies at an event before any training, which would show whether they change.
 
         Raises:
             ConfigurationError: names all of them and what to say.
@@ -73,7 +88,14 @@ class CopyTracker:
             raise unclear_copies({copy: original for copy, (original, _) in self._unclear.items()})
 
     def within(self, path: str) -> dict[str, str | None]:
-        """Return the copies within the network at a path, by its names -> their originals; None: the copy stays."""
+        """Return the copies within the network, by the network's names.
+
+        Args:
+            path: path of the network in the LightningModule.
+
+        Returns:
+            Path of each copy -> path of its original; None: the copy stays.
+        """
         prefix = f"{path}." if path else ""
         whole = [copy for copy in [*self._teachers, *self._unclear] if copy.startswith(prefix)]
         return followers_within(self.follow, path) | dict.fromkeys(copy.removeprefix(prefix) for copy in whole)

@@ -1,4 +1,4 @@
-"""`HeldCopies`: averages of the model that callbacks and plain attributes hold, outside of its registered modules."""
+"""`HeldCopies`: copies of the model outside of its registered modules, in callbacks and plain attributes."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ LIBRARIES = ("torch", "lightning", "pytorch_lightning", "torchmetrics", "numpy",
 
 
 class HeldCopies:
-    """Knows which tensors outside of the model follow when it shrinks.
+    """Decides which tensors outside of the model are cut with it.
 
     A module, a dict or a list of tensors that a callback or a plain attribute of the model holds follows a cut
-    if it has the names and shapes of what is cut, and **if training updates it**: its values have changed between two
-    looks. Looks are taken when training starts, before the first two batches of each epoch, at the end of each epoch
-    and at the event. What stays as it was set stays whole: notes of the first weights, teachers, and everything before
-    the first step of a fit. The model's own parameters in such a dict or list give way to the new ones. The callbacks
-    of infoprune are left alone: Distillation keeps its teacher.
+    if it has the names and shapes of what is cut, and **if training updates it**. Its values are compared when training
+    starts, before the first two batches of each epoch, at the end of each epoch and at the event. What has not changed
+    stays whole: records of the first weights, teachers, and everything before the first step of a fit. The model's own
+    parameters in such a dict or list are replaced by the new ones. The callbacks of infoprune are left alone:
+    Distillation keeps its teacher.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[str, float] = {}  # place -> fingerprint at the first look
+        self._seen: dict[str, float] = {}  # place -> fingerprint at the first call
         self._updated: set[str] = set()
 
     def look(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Notice what has changed since the first look, and what is new; a collective call.
+        """Record which values have changed since the first call, and which are new; a collective call.
 
         Args:
             trainer: the Trainer.
@@ -62,7 +62,7 @@ class HeldCopies:
                     self._updated.add(place)
 
     def following(self, trainer: pl.Trainer, module: pl.LightningModule, plan: PruningPlan) -> list[Held]:
-        """Return what follows a plan.
+        """Return the copies that follow a plan.
 
         Args:
             trainer: the Trainer.
@@ -118,7 +118,8 @@ def _walk(place: str, value: Any, seen: set[int], depth: int = 0) -> Iterator[tu
         yield place, value
         return
     if isinstance(value, Collection):
-        if _library(value) not in ("builtins", "collections") or len(value) > LARGEST:  # what a stranger's does is open
+        # To iterate over another library's container may run any code.
+        if _library(value) not in ("builtins", "collections") or len(value) > LARGEST:
             return
         if isinstance(value, dict | list):
             yield place, value

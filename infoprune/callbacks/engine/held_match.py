@@ -1,4 +1,4 @@
-"""Match what lies outside of a model with the parts of the model that a plan cuts, and cut it alike."""
+"""Match copies outside of a model with the parts of the model that a plan cuts, and cut them alike."""
 
 from __future__ import annotations
 
@@ -32,7 +32,13 @@ class HeldModule:
     holds_originals = False
 
     def shrink(self, plan: PruningPlan, replaced: Replaced, transaction: Transaction) -> None:
-        """Remove what the plan removes from the original."""
+        """Remove what the plan removes from the original.
+
+        Args:
+            plan: what is removed, by the LightningModule's names.
+            replaced: not used; `HeldTensors` needs it.
+            transaction: undoes the change if the cut fails.
+        """
         shrink(self.module, part_of(plan, self.path), transaction=transaction)
 
 
@@ -51,7 +57,13 @@ class HeldTensors:
     holds_originals: bool
 
     def shrink(self, plan: PruningPlan, replaced: Replaced, transaction: Transaction) -> None:
-        """Remove what the plan removes from the originals; old parameters of the model give way to the new."""
+        """Remove what the plan removes from the originals; replace old parameters of the model by the new ones.
+
+        Args:
+            plan: what is removed, by the LightningModule's names.
+            replaced: old parameter of the model -> new one.
+            transaction: undoes the change if the cut fails.
+        """
         for key, name in self.names.items():
             old = self.container[key]
             if self.holds_originals:
@@ -67,7 +79,11 @@ Held = HeldModule | HeldTensors
 
 @contextmanager
 def put_back(held: Iterable[Held]) -> Iterator[None]:
-    """Give dicts and lists back what they held, should anything fail inside."""
+    """Restore the contents of dicts and lists if the block fails.
+
+    Args:
+        held: the copies that are to be cut.
+    """
     before = [(entry.container, entry.container.copy()) for entry in held if isinstance(entry, HeldTensors)]
     try:
         yield
@@ -83,9 +99,14 @@ def put_back(held: Iterable[Held]) -> Iterator[None]:
 def part_of(plan: PruningPlan, path: str) -> PruningPlan:
     """Return a plan for a part of the model, by the part's own names.
 
-    >>> plan = PruningPlan({"net.weight": {0: (1,)}}, {"net.weight": (4, 3)})
-    >>> dict(part_of(plan, "net").removed)
-    {'weight': {0: (1,)}}
+    Args:
+        plan: a plan for the whole model.
+        path: path of the part; empty for the whole.
+
+    Example:
+        >>> plan = PruningPlan({"net.weight": {0: (1,)}}, {"net.weight": (4, 3)})
+        >>> dict(part_of(plan, "net").removed)
+        {'weight': {0: (1,)}}
     """
     if not path:
         return plan
@@ -99,7 +120,7 @@ def part_of(plan: PruningPlan, path: str) -> PruningPlan:
 
 
 class Originals:
-    """The parts of a model that copies may be of: those that have at least half of the tensors that a plan cuts."""
+    """The parts of a model that may have copies: those with at least half of the tensors that a plan cuts."""
 
     def __init__(self, module: nn.Module, plan: PruningPlan) -> None:
         parameters = dict(module.named_parameters(remove_duplicate=False))
@@ -113,14 +134,17 @@ class Originals:
         }
 
     def match(self, value: Any) -> Held | None:
-        """Return what a module, dict or list is a copy of.
+        """Match a module, dict or list with the part of the model that it is a copy of.
 
         A module, a child of it or one of theirs is a copy if it has the parameters of a part, by name and shape; a dict
         of tensors, if its keys are names of a part's tensors with their shapes; a list of tensors, if it has the shapes
         of a part's parameters, or of its state dict, in their order.
 
+        Args:
+            value: what a callback or an attribute holds.
+
         Returns:
-            None if it is no copy.
+            The copy with its original; None if it is no copy.
         """
         if isinstance(value, nn.Module):
             return next(filter(None, map(self._of_module, _outer_parts(value))), None)

@@ -1,4 +1,4 @@
-"""`LocatedNetwork`: where the pruned network lies in a LightningModule, and what it is called with."""
+"""`LocatedNetwork`: where the pruned network is in a LightningModule, and its example inputs."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class LocatedNetwork:
         options: ``module``, ``example_inputs`` and ``frozen`` say what is known before the fit.
 
     Attributes:
-        path: where the network lies in the LightningModule; None until that is known.
+        path: path of the network in the LightningModule; None until it is known.
         inputs: the example inputs of the network; None until they are known.
-        frozen: names and patterns of the layers that stay; those that were given as modules once the network is known.
+        frozen: names and patterns of the layers that stay; layers given as modules are added once the network is known.
         watched: what the training step did on a batch; None until it was watched.
     """
 
@@ -51,15 +51,30 @@ class LocatedNetwork:
         self._batch: Any = None  # the first training batch, where none could be had before
 
     def within(self, module: nn.Module) -> nn.Module:
-        """Return the network within a LightningModule, or within a copy of it."""
+        """Return the network within a LightningModule.
+
+        Args:
+            module: the LightningModule, or a copy of it.
+        """
         return module.get_submodule(self.path or "")
 
     def wrapped_within(self, module: nn.Module) -> nn.Module:
-        """Return the module that the LightningModule calls: the network, or ``torch.compile``'s wrapper around it."""
+        """Return the module that the LightningModule calls: the network, or ``torch.compile``'s wrapper around it.
+
+        Args:
+            module: the LightningModule.
+        """
         return module.get_submodule((self.path or "").removesuffix(COMPILED).removesuffix("."))
 
     def takes_batch(self, batch: Any) -> bool:
-        """Keep a training batch if nothing before has shown what the training step runs; return whether it is kept."""
+        """Keep a training batch, unless an earlier one has shown what the training step runs.
+
+        Args:
+            batch: the batch that the training step is to receive.
+
+        Returns:
+            Whether the batch is kept.
+        """
         if self.watched is not None or self._batch is not None:
             return False
         self._batch = batch
@@ -73,7 +88,11 @@ class LocatedNetwork:
     def find(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Watch a training step, and take the network and its inputs from it, or from what the user gave.
 
-        Where the training step reads the network past its forward, the step is traced too.
+        If the training step uses the network in other ways than through its forward, the step is traced too.
+
+        Args:
+            trainer: the Trainer.
+            module: the LightningModule.
 
         Raises:
             ConfigurationError: it is not clear which part is the network.
@@ -125,7 +144,7 @@ class LocatedNetwork:
                 return structure
 
     def _parts_of_step(self, network: nn.Module) -> Inputs | None:
-        """Return what stands for a training step that cannot be traced: the parts that it calls; None if it is not."""
+        """Return example inputs that run the parts of a training step; None if the step is not traced or has none."""
         step = self.inputs.training if isinstance(self.inputs, ByMode) else self.inputs
         if not isinstance(step, TrainingStep) or self.watched is None:
             return None
@@ -138,9 +157,9 @@ class LocatedNetwork:
         """Return batches with the inputs that the network receives in training.
 
         Args:
-            trainer: The fit.
-            module: The LightningModule, whose training step calls the network.
-            batches: Batches of its training data.
+            trainer: the Trainer.
+            module: the LightningModule, whose training step calls the network.
+            batches: batches of its training data.
         """
         assert self.inputs is not None
         path = self.path or ""
@@ -155,6 +174,6 @@ class LocatedNetwork:
 def _watched_step(trainer: pl.Trainer, module: pl.LightningModule, batch: Any, path: str | None) -> WatchedStep | None:
     try:
         return watch_training_step(trainer, module, batch, path)
-    except Exception as error:  # of the user's code, which may count on hooks that have not run yet
+    except Exception as error:  # of the user's code, which may rely on hooks that have not run yet
         log.debug("The training step could not be watched: %s: %s", type(error).__name__, error)
         return None

@@ -1,4 +1,4 @@
-"""Which part of a LightningModule is pruned, and what it is called with."""
+"""Find the part of a LightningModule that is pruned, and its example inputs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def given_inputs(trainer: pl.Trainer, module: pl.LightningModule, option: Any) -
     """Return the user's example inputs on the training device: the option, else ``example_input_array``, else None.
 
     Args:
-        trainer: The fit.
-        module: The LightningModule.
-        option: The ``example_inputs`` of the callback.
+        trainer: the Trainer.
+        module: the LightningModule.
+        option: the ``example_inputs`` of the callback.
     """
     inputs: Any = from_shapes(option) if option is not None else module.example_input_array
     if inputs is None:
@@ -128,7 +128,14 @@ class NetworkFinder:
             return "", TrainingStep(batch)
 
     def from_batch(self, batch: Any) -> tuple[str, Inputs]:
-        """Choose the network by running it on the first element of a training batch."""
+        """Choose the network by running it on the first element of a training batch.
+
+        Args:
+            batch: a batch on the training device.
+
+        Returns:
+            The network's path and its inputs.
+        """
         return self.from_inputs(of_batch(batch))
 
     def _only_part(self) -> str | None:

@@ -1,4 +1,4 @@
-"""`EngineOptions`: what a fit is told about what to remove."""
+"""`EngineOptions`: what a fit removes, how it chooses, and how far it goes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EngineOptions:
         check_count("FilterPruning", "reconstruction_batches", self.reconstruction_batches, 0)
 
     def described(self) -> dict[str, Any]:
-        """Return what differs from the defaults, and who chooses, as plain data for logs and reports."""
+        """Return criterion, allocation and all options that differ from their defaults, as plain data for logs."""
         target = {name: value for name, value in vars(self.target).items() if value is not None}
         if self.target.backend is not None:
             target["backend"] = self.target.backend.name

@@ -1,4 +1,4 @@
-"""`PruningEngine`: decides what an event of a fit removes, alike on all processes, and removes it."""
+"""`PruningEngine`: decide what an event of a fit removes, alike on all processes, and remove it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from infoprune.callbacks.engine.copy_tracker import CopyTracker
 from infoprune.callbacks.engine.held_copies import HeldCopies
 from infoprune.callbacks.engine.located_network import LocatedNetwork
 from infoprune.callbacks.engine.options import EngineOptions
+from infoprune.callbacks.engine.pending_event import PendingEvent
 from infoprune.callbacks.engine.renewal import Renewal
 from infoprune.callbacks.engine.surgery import in_names_of, shrink_in_fit
 from infoprune.callbacks.engine.training_data import EXAMPLES, calibration_batches, no_batch_yet, training_batches
@@ -41,39 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PendingEvent:
-    """What the next event of a fit will remove, decided before the event.
-
-    Attributes:
-        fraction: share of the whole cut that is reached with the event.
-        plan: what goes, by the network's names.
-        scores: the scores that decided.
-        latency: with a latency budget, the share of the unpruned model's time that was measured at these widths.
-    """
-
-    fraction: float
-    plan: PruningPlan
-    scores: Scores
-    latency: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the event as plain data, for a checkpoint."""
-        return {
-            "fraction": self.fraction,
-            "plan": self.plan.to_dict(),
-            "scores": dict(self.scores),
-            "latency": self.latency,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> PendingEvent:
-        """Return the event that `to_dict` wrote."""
-        return cls(data["fraction"], PruningPlan.from_dict(data["plan"]), dict(data["scores"]), data["latency"])
-
-
 class PruningEngine:
-    """Prunes the network of one fit.
+    """Prune the network of one fit.
 
     Every public method that takes a Trainer is a collective call: all processes have to make it.
 
@@ -81,10 +51,10 @@ class PruningEngine:
         options: what is pruned, how and how far.
 
     Attributes:
-        located: where the network lies in the LightningModule, and its example inputs.
+        located: where the network is in the LightningModule, and its example inputs.
         unpruned: the model before the first event; None until `check_ahead` has traced it.
         pending: the next event, if it is decided already.
-        copies: the copies of the network, which lose what it loses or stay as they are.
+        copies: the copies of parts within the LightningModule, which follow the cut or stay as they are.
         held: the copies outside of the LightningModule.
         latency_ratio: with a latency budget, the share of the unpruned model's time, as measured at the last event.
     """
@@ -101,12 +71,12 @@ class PruningEngine:
     # -- before the first event ---------------------------------------------------------------------------------------
 
     def see_batch(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, index: int) -> None:
-        """Find the network with a training batch, where nothing before has shown what the training step runs.
+        """Find the network by a training batch, if it could not be found before training.
 
         Args:
             trainer: the Trainer.
             module: its LightningModule.
-            batch: what the step is to receive.
+            batch: the batch that the training step is to receive.
             index: the batch's number in the epoch.
         """
         if index <= 1:  # before and after the first step
@@ -116,17 +86,34 @@ class PruningEngine:
             self.check_ahead(trainer, module)
 
     def prepare(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Find the network and its example inputs, if they can be known before the first batch."""
+        """Find the network and its example inputs, if they can be known before the first batch.
+
+        Args:
+            trainer: the Trainer.
+            module: its LightningModule.
+        """
         if not self.located.is_settled:
             with _rng_isolated(trainer):
                 on_all_ranks(lambda: self.located.find(trainer, module))
 
     def structure(self, module: pl.LightningModule) -> Structure:
-        """Trace the network as it is now; `prepare` has to have found it."""
+        """Trace the network as it is now; call `prepare` first.
+
+        Args:
+            module: the LightningModule.
+        """
         return self.located.structure(module, self.copies.within(self.located.path or ""))
 
     def check_ahead(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Describe the unpruned model, and check while nothing is lost whether it can be pruned to the target."""
+        """Describe the unpruned model, and check before training whether it can be pruned to the target.
+
+        Args:
+            trainer: the Trainer.
+            module: its LightningModule.
+
+        Raises:
+            InfopruneError: whatever would be refused at an event.
+        """
         if self.located.inputs is not None and self.unpruned is None:
             with _rng_isolated(trainer):
                 on_all_ranks(lambda: self._check_ahead(trainer, module))
@@ -150,13 +137,13 @@ class PruningEngine:
         try:
             with trainer.precision_plugin.forward_context():
                 run_in_eval = modules_run(module, self.located.within(module), self.located.inputs)
-        except Exception as error:  # of the user's code; the trace will say it in our words
+        except Exception as error:  # of the user's code; the trace reports it as an error of ours
             log.debug("The forward could not be watched: %s: %s", type(error).__name__, error)
             run_in_eval = set()
         self.copies.find(trainer, module, run_in_eval, self.located.watched)
 
     def _decide_ahead(self, trainer: pl.Trainer, module: pl.LightningModule, structure: Structure) -> None:
-        """Score with one batch and decide, so that all that would be refused at an event is refused before training."""
+        """Score with one batch and decide, so that what an event would refuse is refused before training."""
         options, network = self.options, self.located.within(module)
         criterion, allocation = options.criterion, options.allocation
         batch: list[Any] | None = None
@@ -168,7 +155,7 @@ class PruningEngine:
             warnings.simplefilter("ignore")
             scores = criterion(network, structure, batch)
             if isinstance(allocation, Auto):
-                allocation = get_allocation("uniform")  # if it cannot measure, it has a rule
+                allocation = get_allocation("uniform")  # "auto" falls back on a rule where it cannot measure
             kind, keep = goal(options.target, structure)
             allocation = allocation.prepared(network, structure, batch, scores=scores, kind=kind, keep=keep)
             measure = self._measure(network, structure, repeats=3)
@@ -185,7 +172,7 @@ class PruningEngine:
             fraction: share of the whole cut to reach, in (0, 1].
 
         Returns:
-            The network's structure before the event, and what went.
+            The network's structure before the event, and the decision.
 
         Raises:
             ConfigurationError: no example input is known.
@@ -197,7 +184,7 @@ class PruningEngine:
         with _rng_isolated(trainer):
             structure, decision = self._decide(trainer, module, fraction)
             assert self.located.path is not None
-            if self.options.verify and not isinstance(self.located.inputs, TrainingStep):  # which may write parameters
+            if self.options.verify and not isinstance(self.located.inputs, TrainingStep):  # a step may write parameters
                 on_all_ranks(lambda: self._verify(module, decision.plan))
             plan = in_names_of(module, self.located.within(module), self.located.path, decision.plan)
             renewal = Renewal(trainer, module, self.located, self.options)
@@ -210,12 +197,12 @@ class PruningEngine:
     def plan_event(
         self, trainer: pl.Trainer, module: pl.LightningModule, fraction: float
     ) -> tuple[Structure, PruningPlan] | None:
-        """Decide now what the next event removes; it will remove exactly that, whatever the scores are by then.
+        """Decide the next event in advance; it will remove exactly that, whatever the scores are by then.
 
         Args:
-            trainer: The fit.
-            module: The LightningModule.
-            fraction: How much of the way to the final cut the event goes, in (0, 1].
+            trainer: the Trainer.
+            module: its LightningModule.
+            fraction: share of the whole cut that the event reaches, in (0, 1].
 
         Returns:
             The network's structure and the plan; None if no example input is known.
@@ -229,7 +216,7 @@ class PruningEngine:
         return structure, decision.plan
 
     def _decide(self, trainer: pl.Trainer, module: pl.LightningModule, fraction: float) -> tuple[Structure, Decision]:
-        """Score on every process, average, and take the first process's decision on all."""
+        """Score on every process, average the scores, and decide alike on all processes."""
         if trainer.global_step == 0:
             self.copies.check_clear()
         self.copies.settle(module)
@@ -263,7 +250,7 @@ class PruningEngine:
             )
 
     def _data(self, trainer: pl.Trainer, module: pl.LightningModule, images: int | None = None) -> Iterable[Any] | None:
-        """Return calibration batches of so many images, if the criterion or the allocation looks at data."""
+        """Return calibration batches of ``images`` images, if the criterion or the allocation looks at data."""
         criterion, allocation = self.options.criterion, self.options.allocation
         if not criterion.needs_data and not allocation.needs_data:
             return None
@@ -307,7 +294,7 @@ class PruningEngine:
         return decision
 
     def _measure(self, network: nn.Module, structure: Structure, repeats: int | None = None) -> Measure | None:
-        """Return what measures widths for a latency budget: their share of the unpruned model's time.
+        """Return a measure of widths for a latency budget: their share of the unpruned model's time.
 
         The unpruned model is gone after the first event: the shares of all events multiply.
         """
@@ -324,7 +311,7 @@ class PruningEngine:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed fit needs. The keys are those that all versions have written."""
+        """Return the state for a checkpoint. All versions write the same keys."""
         return {
             "original": None if self.unpruned is None else self.unpruned.to_dict(),
             "seen": None,
@@ -335,7 +322,11 @@ class PruningEngine:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` returned."""
+        """Restore the state that `state_dict` returned.
+
+        Args:
+            state: from a checkpoint.
+        """
         unpruned, pending = state["original"], state.get("announced")
         self.unpruned = None if unpruned is None else UnprunedStats.from_dict(unpruned)
         self.copies.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""What happens to the rest of a network right after a cut: weights are fitted, batch norm is measured anew."""
+"""Adapt the rest of a network right after a cut: fit weights, and measure batch norm anew."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 class Renewal:
-    """Fits the network of a fit, and averaged copies of it, to training data after a cut.
+    """Fit the network, and its averaged copies, to training data after a cut.
 
-    Make it before the cut: where layers are to be fitted, it copies the networks as they are then.
+    Construct it before the cut: where layers are to be fitted, it copies the networks then.
 
     Args:
         trainer: the Trainer.
         module: its LightningModule.
-        located: where the network is in it.
-        options: how many batches are for what.
+        located: where the network is in the LightningModule.
+        options: how many batches each step uses.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Renewal:
         """Fit the layers behind the cut, then measure batch norm.
 
         Args:
-            plan: what went, by the network's names.
+            plan: what was removed, by the network's names.
         """
         for model, original in self._originals if not plan.is_empty else ():
             on_all_ranks(partial(self._reconstruct, model, original, plan))

@@ -1,4 +1,4 @@
-"""Change the shape of a fit's model: at an event, with all that follows it, and before a checkpoint's weights load."""
+"""Change the shape of a fit's model, with optimizers, copies and the DDP wrapper."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def shrink_in_fit(
     Args:
         trainer: the Trainer.
         module: its LightningModule.
-        plan: what goes, by the LightningModule's names.
+        plan: what is removed, by the LightningModule's names.
         held: copies outside of the model that follow, besides those of WeightAveraging.
 
     Raises:
@@ -49,7 +49,7 @@ def shrink_in_fit(
             shrink(copy, plan, transaction=current)
         for entry in held:
             entry.shrink(plan, replaced, current)
-        check_processes()  # if another one could not, none does
+        check_processes()  # if another process could not, none does
     if "torch._dynamo" in sys.modules:
         # Compiled code is recompiled for the new shapes, but only so often before it silently runs uncompiled.
         sys.modules["torch._dynamo"].reset()
@@ -76,7 +76,11 @@ def _out_of_ddp(strategy: Any) -> Iterator[None]:
 
 
 def averaged_copies(trainer: pl.Trainer) -> list[nn.Module]:
-    """Return the copies of the LightningModule that WeightAveraging callbacks hold."""
+    """Return the copies of the LightningModule that WeightAveraging callbacks hold.
+
+    Args:
+        trainer: the Trainer.
+    """
     averages = (getattr(callback, "_average_model", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     return [average.module for average in averages if average is not None and hasattr(average, "module")]
 
@@ -85,10 +89,10 @@ def in_names_of(root: nn.Module, network: nn.Module, path: str, plan: PruningPla
     """Rewrite a plan for a submodule as a plan for the module that contains it.
 
     Args:
-        root: The module that contains the network.
-        network: The submodule that the plan is for.
-        path: Where it lies in ``root``.
-        plan: What goes, by the names within the network.
+        root: the module that contains the network.
+        network: the submodule that the plan is for.
+        path: its path in ``root``.
+        plan: what is removed, by the names within the network.
 
     Raises:
         SurgeryError: the plan cuts a tensor that is also used outside of the submodule.

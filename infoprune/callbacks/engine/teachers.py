@@ -1,4 +1,4 @@
-"""Teachers: networks that nothing trains and whose outputs the loss of a training step reads."""
+"""Find teachers: networks that are not trained and whose outputs the loss of a training step reads."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ Found = Callable[[Any], list[str]]
 
 @contextmanager
 def watching_teachers(module: nn.Module, trained: Sequence[Tensor]) -> Iterator[Found]:
-    """See, while a training step runs, where the outputs of networks go that nothing trains.
+    """Follow the outputs of untrained networks while a training step runs, to find teachers among them.
 
-    A teacher's outputs go into the loss, past all trained layers, whether gradients are on or off. Those of a frozen
-    backbone go through a trained head, so that it is none. A network has at least two layers with weights.
+    A teacher's outputs reach the loss without passing a trained layer, whether gradients are on or off. The outputs of
+    a frozen backbone pass a trained head: it is no teacher. Only networks of two layers with weights or more count.
 
     Args:
         module: the LightningModule.
-        trained: those of its parameters that an optimizer trains.
+        trained: its parameters that an optimizer trains.
+
+    Returns:
+        A function of the loss: the paths of the teachers.
 
     Example:
         >>> teacher, student = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), nn.Linear(2, 1)
@@ -54,7 +57,7 @@ def watching_teachers(module: nn.Module, trained: Sequence[Tensor]) -> Iterator[
 
 
 def _untrained_networks(module: nn.Module, trained: set[int]) -> list[tuple[str, nn.Module]]:
-    """Return the outermost parts of two layers or more that have no parameter to train."""
+    """Return the outermost parts of two layers or more without trained parameters."""
     found: list[tuple[str, nn.Module]] = []
     for path, part in module.named_modules():
         weights = [parameter for parameter in part.parameters() if parameter.dim() > 1]
@@ -66,7 +69,7 @@ def _untrained_networks(module: nn.Module, trained: set[int]) -> list[tuple[str,
 
 
 class _Outputs(TorchDispatchMode):
-    """Follows outputs of networks through all operators but those that compute with trained weights.
+    """Follows outputs of networks through all operators except those that compute with trained weights.
 
     Args:
         trained: the trained parameters.
@@ -83,7 +86,7 @@ class _Outputs(TorchDispatchMode):
         return lambda _, __, output: self._note(output, {path})
 
     def reaching(self, result: Any) -> list[str]:
-        """Return the paths of the networks that something was computed from."""
+        """Return the paths of the networks from whose outputs a value was computed."""
         return sorted(set().union(*(self._sources.get(storage, set()) for storage in _storages(result))))
 
     def _note(self, result: Any, paths: set[str]) -> None:

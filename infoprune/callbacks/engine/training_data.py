@@ -1,4 +1,4 @@
-"""Batches taken from a fit's training data, past the loader: example inputs, calibration and training batches."""
+"""Read batches from a fit's training data past the loader: example inputs, calibration and training batches."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ WAY_OUT = (
 def of_batch(batch: Any) -> Tensor:
     """Return the model's input in a training batch: the batch, or its first element as in ``(x, y)``.
 
+    Args:
+        batch: a batch as the training step receives it.
+
     Returns:
-        The first examples of it.
+        Its first examples.
 
     Raises:
         ConfigurationError: the batch is something else.
@@ -48,7 +51,10 @@ def of_batch(batch: Any) -> Tensor:
 
 
 def peek(trainer: pl.Trainer) -> Any:
-    """Return the first training examples as a batch, fetched past the loader, so that its order is left alone.
+    """Return the first training examples as a batch, read past the loader, whose order does not change.
+
+    Args:
+        trainer: the Trainer of a fit.
 
     Returns:
         The batch on the training device; None if the data does not allow that: a stream, a loader that is no
@@ -59,7 +65,7 @@ def peek(trainer: pl.Trainer) -> Any:
         if batch is None:
             return None
         return _received(trainer, batch)
-    except Exception as error:  # of the user's data set; the first batch of training serves as well
+    except Exception as error:  # of the user's data set; the first batch of training will do
         log.debug("The training data could not be looked into: %s", error)
         return None
 
@@ -84,7 +90,7 @@ def _first_examples(trainer: pl.Trainer) -> Any:
 
 
 def no_batch_yet() -> ConfigurationError:
-    """Return the error for an event before the first batch, where only a batch could give an example input."""
+    """Return the error for an event before the first batch, if only a batch could give an example input."""
     return ConfigurationError(
         "an example input cannot be taken from the training data before the first batch, because it is not a "
         f"DataLoader over an indexable data set: {WAY_OUT}"
@@ -109,11 +115,11 @@ class _Sample:
 
 
 def calibration_batches(trainer: pl.Trainer, count: int) -> Iterable[Any]:
-    """Return a fixed sample of training examples, the same on every process, fetched past the training loader.
+    """Return a fixed sample of training examples, the same on every process, read past the training loader.
 
     Args:
         trainer: the Trainer of a fit.
-        count: examples.
+        count: number of examples.
 
     Raises:
         ConfigurationError: the training data is a stream or no DataLoader, and the datamodule has no
@@ -132,12 +138,12 @@ def calibration_batches(trainer: pl.Trainer, count: int) -> Iterable[Any]:
 
 
 def training_batches(trainer: pl.Trainer, count: int, option: str = "recalibration_batches") -> Iterable[Any]:
-    """Return a fixed sample of batches as the model is trained on: their size, and transformed or augmented alike.
+    """Return a fixed sample of training batches, of the same size and with the same transforms as in training.
 
     Args:
         trainer: the Trainer of a fit.
-        count: batches.
-        option: what asks for them, for messages.
+        count: number of batches.
+        option: the option that asks for them, for messages.
 
     Raises:
         ConfigurationError: the training data is a stream or no DataLoader, and the datamodule has no

@@ -1,4 +1,4 @@
-"""Run a LightningModule's training step once with nothing left behind, and see what it runs and reads."""
+"""Run a LightningModule's training step once without side effects, and record what it runs and reads."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import register_pytree_node, tree_map_only
 
+from infoprune.callbacks.engine.idle_step import shapes_as_values, silenced
 from infoprune.callbacks.engine.teachers import watching_teachers
 from infoprune.callbacks.engine.written_storages import WrittenStorages, storage_of
 from infoprune.inputs import Arguments, Inputs, ModelCall, call_model
@@ -23,7 +22,6 @@ from infoprune.structure.tensors import owned_tensors, swapped
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-    from torch.optim import Optimizer
 
 STEP = "training_step"
 
@@ -34,8 +32,7 @@ class CalledModule:
 
     Attributes:
         path: its path in the LightningModule.
-        inputs: what it was called with; None for modules deep inside that other modules call, whose activations would
-            take much memory.
+        inputs: its arguments; None for modules that other modules call, whose activations would take much memory.
         within: paths of the modules whose forward was running.
         learns: whether gradients were on.
     """
@@ -52,8 +49,8 @@ class WatchedStep:
 
     Attributes:
         calls: the modules that it ran, in order.
-        updated: names of the parameters and buffers that it wrote by itself, without an optimizer.
-        teachers: paths of the networks that nothing trains and whose outputs the loss reads.
+        updated: names of the parameters and buffers that it wrote itself, without an optimizer.
+        teachers: paths of the networks that are not trained and whose outputs the loss reads.
     """
 
     calls: list[CalledModule] = field(default_factory=list)
@@ -61,13 +58,22 @@ class WatchedStep:
     teachers: list[str] = field(default_factory=list)
 
     def inputs_of(self, path: str) -> Inputs | None:
-        """Return what a module was called with first, None if it was not called."""
+        """Return the arguments of the first call of a module; None if it was not called.
+
+        Args:
+            path: its path in the LightningModule.
+        """
         return next((call.inputs for call in self.calls if call.path == path), None)
 
     def passes_by(self, module: nn.Module, path: str) -> bool:
-        """Return whether the step reads inside of the network at a path other than through one call of the network.
+        """Return whether the step uses a network in other ways than one call of it.
 
-        It runs parts of the network on their own, or the network carries forward hooks, which may keep activations.
+        It does if it runs parts of the network on their own, or if the network has forward hooks, which may keep
+        activations.
+
+        Args:
+            module: the LightningModule.
+            path: path of the network.
         """
         prefix = f"{path}." if path else ""
         inside = {name for name, part in module.named_modules() if name.startswith(prefix) and _has_parameters(part)}
@@ -78,12 +84,12 @@ class WatchedStep:
 class TrainingStep(ModelCall):
     """Example inputs that run the training step of a LightningModule on a batch.
 
-    Nothing is logged and no optimizer takes a step. On shapes (meta tensors) a tensor's value reads as 1, gradients
-    as tensors without values, and metrics are not updated.
+    Nothing is logged and no optimizer takes a step. On meta tensors, which have shapes only, a value reads as 1,
+    gradients are tensors without values, and metrics are not updated.
 
     Args:
         batch: as the training step receives it.
-        owner: the LightningModule, if another module than that is run; None: the module itself.
+        owner: the LightningModule, if the traced network is a part of it; None: the network is the LightningModule.
     """
 
     def __init__(self, batch: Any, owner: pl.LightningModule | None = None) -> None:
@@ -99,7 +105,7 @@ class TrainingStep(ModelCall):
         """Run the training step."""
         module: Any = model if self.owner is None else self.owner
         on_shapes = any(parameter.is_meta for parameter in module.parameters())
-        with _silenced(module), _shapes_as_values(module) if on_shapes else nullcontext():
+        with silenced(module), shapes_as_values(module) if on_shapes else nullcontext():
             wanted = inspect.signature(module.training_step).parameters
             batch = tree_map_only(Tensor, lambda tensor: tensor, self.batch)  # whose containers a step may change
             result = module.training_step(batch, *[0] * (len(wanted) > 1))
@@ -114,7 +120,7 @@ register_pytree_node(
 def watch_training_step(
     trainer: pl.Trainer, module: pl.LightningModule, batch: Any, path: str | None = None
 ) -> WatchedStep:
-    """Run the training step on a batch and undo it: weights, buffers and attributes are as before.
+    """Run the training step on a batch, record what it does, and restore weights, buffers and attributes.
 
     Args:
         trainer: the Trainer of the fit.
@@ -162,9 +168,9 @@ def modules_run(module: nn.Module, network: nn.Module, inputs: Inputs) -> set[st
     """Return the paths, in a module, of the modules that a network within it runs in eval mode.
 
     Args:
-        module: The LightningModule.
-        network: The part of it that is pruned.
-        inputs: Example inputs of the network.
+        module: the LightningModule.
+        network: the part of it that is pruned.
+        inputs: example inputs of the network.
     """
     watched = WatchedStep()
     with (
@@ -189,7 +195,7 @@ def _has_parameters(module: nn.Module) -> bool:
 
 @contextmanager
 def _watching(module: nn.Module, watched: WatchedStep, wanted: str | None = None) -> Iterator[None]:
-    """Note every module that runs, and the inputs of the outer ones."""
+    """Record every module that runs, and the inputs of the outer ones."""
     running: list[str] = []
     handles = []
 
@@ -235,108 +241,14 @@ def _enter_hook(
 
 
 def as_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
-    """Return the arguments of a call as example inputs, without their gradients."""
-    # As plain tensors: those of MONAI carry transforms, and code of their own.
+    """Return the arguments of a call as example inputs, without their gradients.
+
+    Args:
+        args: positional arguments.
+        kwargs: keyword arguments.
+    """
+    # As plain tensors: subclasses, such as MONAI's, run code of their own.
     args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().as_subclass(Tensor).clone(), (args, kwargs))
     if kwargs:
         return Arguments(args, kwargs)
     return args[0] if len(args) == 1 and isinstance(args[0], Tensor) else args
-
-
-class _IdleOptimizer:
-    """Stands for an optimizer in a step that is to change nothing; its settings can be read."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._optimizer, name)
-
-    def step(self, closure: Any = None, *_: Any, **__: Any) -> Any:
-        """Evaluate the closure only."""
-        return None if closure is None else closure()
-
-    def zero_grad(self, *_: Any, **__: Any) -> None:
-        """Do nothing."""
-
-    @contextmanager
-    def toggle_model(self, *_: Any, **__: Any) -> Iterator[None]:
-        """Do nothing."""
-        yield
-
-
-@contextmanager
-def _silenced(module: Any) -> Iterator[None]:
-    """Let nothing that a training step logs or optimizes happen."""
-    idle = [_IdleOptimizer(optimizer) for optimizer in module._trainer.optimizers] if module._trainer else []
-    stubs = {
-        **dict.fromkeys(
-            (
-                "log",
-                "log_dict",
-                "manual_backward",
-                "clip_gradients",
-                "print",
-                "toggle_optimizer",
-                "untoggle_optimizer",
-            ),
-            _nothing,
-        ),
-        "optimizers": lambda *_, **__: idle[0] if len(idle) == 1 else idle,
-    }
-    before = {name: vars(module)[name] for name in stubs if name in vars(module)}
-    trainer, backward = module._trainer, Tensor.backward
-    loggers = trainer.loggers if trainer else []
-    vars(module).update(stubs)
-    Tensor.backward = _nothing  # type: ignore[method-assign]
-    if loggers:
-        trainer.loggers = [DummyLogger() for _ in loggers]
-    try:
-        yield
-    finally:
-        Tensor.backward = backward  # type: ignore[method-assign]
-        if loggers:
-            trainer.loggers = loggers
-        for name in stubs:
-            vars(module).pop(name, None)
-        vars(module).update(before)
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    """Do nothing."""
-
-
-class _ValuesRead(TorchDispatchMode):
-    """Lets the value of a meta tensor read as 1, and meta tensors stay where they are when they are to be copied."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
-        if func is torch.ops.aten._to_copy.default and args[0].is_meta:
-            kwargs["device"] = torch.device("meta")
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def _shapes_as_values(module: nn.Module) -> Iterator[None]:
-    """Let a training step run on shapes, as far as it only looks at values."""
-    grad = torch.autograd.grad
-    metrics = [part for part in module.modules() if {"update", "compute"} <= set(dir(part))]
-    before = [(part, {name: vars(part).get(name) for name in ("forward", "update", "compute")}) for part in metrics]
-    torch.autograd.grad = lambda outputs, inputs, *_, **__: tuple(  # type: ignore[assignment]
-        torch.zeros_like(tensor) for tensor in ([inputs] if isinstance(inputs, Tensor) else inputs)
-    )
-    for part in metrics:
-        for name in ("forward", "update", "compute"):
-            vars(part)[name] = lambda *_, **__: torch.zeros(())
-    try:
-        with _ValuesRead():
-            yield
-    finally:
-        torch.autograd.grad = grad
-        for part, values in before:
-            for name, value in values.items():
-                vars(part).pop(name, None)
-                if value is not None:
-                    vars(part)[name] = value

@@ -1,4 +1,4 @@
-"""`WrittenStorages`: which memory a piece of code writes to."""
+"""`WrittenStorages`: record which memory a piece of code writes to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class WrittenStorages(TorchDispatchMode):
-    """Notes which memory is written to, whatever the values: an average that starts equal stays so at first."""
+    """Records which memory is written to; values may stay equal, as of an average in its first step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,5 +28,9 @@ class WrittenStorages(TorchDispatchMode):
 
 
 def storage_of(tensor: Tensor) -> int:
-    """Return the address of a tensor's memory."""
+    """Return the address of a tensor's memory.
+
+    Args:
+        tensor: the tensor; views of one memory have the same address.
+    """
     return tensor.untyped_storage().data_ptr()

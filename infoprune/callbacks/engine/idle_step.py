@@ -1,0 +1,122 @@
+"""Run a training step without its side effects: `silenced`, and on meta tensors `shapes_as_values`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+
+class _IdleOptimizer:
+    """An optimizer that takes no step; its settings can be read."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._optimizer, name)
+
+    def step(self, closure: Any = None, *_: Any, **__: Any) -> Any:
+        """Evaluate the closure only."""
+        return None if closure is None else closure()
+
+    def zero_grad(self, *_: Any, **__: Any) -> None:
+        """Do nothing."""
+
+    @contextmanager
+    def toggle_model(self, *_: Any, **__: Any) -> Iterator[None]:
+        """Do nothing."""
+        yield
+
+
+@contextmanager
+def silenced(module: Any) -> Iterator[None]:
+    """Disable logging and optimization in a training step.
+
+    Args:
+        module: the LightningModule.
+    """
+    idle = [_IdleOptimizer(optimizer) for optimizer in module._trainer.optimizers] if module._trainer else []
+    stubs = {
+        **dict.fromkeys(
+            (
+                "log",
+                "log_dict",
+                "manual_backward",
+                "clip_gradients",
+                "print",
+                "toggle_optimizer",
+                "untoggle_optimizer",
+            ),
+            _nothing,
+        ),
+        "optimizers": lambda *_, **__: idle[0] if len(idle) == 1 else idle,
+    }
+    before = {name: vars(module)[name] for name in stubs if name in vars(module)}
+    trainer, backward = module._trainer, Tensor.backward
+    loggers = trainer.loggers if trainer else []
+    vars(module).update(stubs)
+    Tensor.backward = _nothing  # type: ignore[method-assign]
+    if loggers:
+        trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        yield
+    finally:
+        Tensor.backward = backward  # type: ignore[method-assign]
+        if loggers:
+            trainer.loggers = loggers
+        for name in stubs:
+            vars(module).pop(name, None)
+        vars(module).update(before)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Do nothing."""
+
+
+class _ValuesRead(TorchDispatchMode):
+    """Read the value of a meta tensor as 1, and leave meta tensors on their device when they are copied."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta:
+            kwargs["device"] = torch.device("meta")
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def shapes_as_values(module: nn.Module) -> Iterator[None]:
+    """Let a training step run on meta tensors: values read as 1, gradients and metrics are not computed.
+
+    Args:
+        module: the LightningModule.
+    """
+    grad = torch.autograd.grad
+    metrics = [part for part in module.modules() if {"update", "compute"} <= set(dir(part))]
+    before = [(part, {name: vars(part).get(name) for name in ("forward", "update", "compute")}) for part in metrics]
+    torch.autograd.grad = lambda outputs, inputs, *_, **__: tuple(  # type: ignore[assignment]
+        torch.zeros_like(tensor) for tensor in ([inputs] if isinstance(inputs, Tensor) else inputs)
+    )
+    for part in metrics:
+        for name in ("forward", "update", "compute"):
+            vars(part)[name] = lambda *_, **__: torch.zeros(())
+    try:
+        with _ValuesRead():
+            yield
+    finally:
+        torch.autograd.grad = grad
+        for part, values in before:
+            for name, value in values.items():
+                vars(part).pop(name, None)
+                if value is not None:
+                    vars(part)[name] = value
