@@ -1,7 +1,8 @@
 """How every command is told which model: a class, a run folder, a checkpoint of a run, or a configuration.
 
-- ``--model torchvision.models.resnet18``, ``--model CifarResNet --model.depth 56``: a class, or a function that returns
-  a module, by its path, with its arguments (``--model.help CifarResNet`` lists them); ours by their short names.
+- ``--model resnet18``, ``--model timm:resnet50``: a network of torchvision or timm.
+- ``--model my_package.Net``, ``--model CifarResNet --model.depth 56``: a class, or a function that returns a module, by
+  its path, with its arguments (``--model.help CifarResNet`` lists them); ours by their short names.
 - ``--model runs/quickstart/version_0``: the folder of a run, with the pruned weights.
 - ``--model runs/quickstart/version_0/checkpoints/last.ckpt``: one checkpoint of a run.
 - ``--model my.yaml``: the ``model`` of a configuration.
@@ -82,8 +83,9 @@ def add_model_arguments(parser: ArgumentParser, words: Sequence[str]) -> None:
         "--model",
         type=kind,
         required=True,
-        help="a class or function by its path (torchvision.models.resnet18, its arguments as --model.num_classes 10), "
-        "the folder of a run, a checkpoint in one, or a configuration with a model",
+        help="a network of torchvision or timm by name (resnet18, timm:resnet50), a class or function by its path "
+        "(its arguments as --model.num_classes 10), the folder of a run, a checkpoint in one, or a configuration with "
+        "a model",
     )
     parser.add_argument(
         "--weights",
