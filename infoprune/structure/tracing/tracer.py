@@ -322,9 +322,6 @@ def collector_paused(paused: bool = True) -> Iterator[None]:
     """Pause the garbage collector while thousands of small, lasting objects are made.
 
     Not for many passes on real tensors, should what a model leaves behind hold any of them.
-
-    Args:
-        paused: False: leave the collector as it is.
     """
     enabled = gc.isenabled()
     if paused:
