@@ -32,7 +32,7 @@ commands:
   predict      run on the prediction data
   inspect      what is coupled, what is frozen and why, what each layer costs
   prune        cut a model in one go, without training
-  export       ONNX with its outputs compared, torch.export program, plain weights
+  export       ONNX, OpenVINO, ExecuTorch, torch.export program, plain weights; outputs compared, int8
   benchmark    latency, throughput and memory, against the unpruned and a uniformly narrowed model
   compare      criteria by budgets: a table and a picture
   report       the report of a run written anew, or two runs side by side

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from infoprune.structure import Structure
 
 WHAT = """\
-Look at a model before cutting it: its channel groups (filters that live and die together), what is frozen and why, and
+Look at a model before cutting it: its channel groups (filters that are removed together), what is frozen and why, and
 what each layer costs; with --budget, what is left of every group at several budgets. Nothing is changed and nothing is
 written."""
 
