@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 @ALLOCATIONS.register("auto")
 @dataclass(kw_only=True)
 class Auto(Allocation):
-    """``information_loss`` where training images are at hand, else ``coupled_last``; ``uniform`` for an amount.
+    """``information_loss`` where training images are given, else ``coupled_last``; ``uniform`` for ``filters``.
 
     Where the images cannot be used (the model's forward does not take the batches as they are, say), the log says why
     and the widths are those of ``coupled_last``.

@@ -49,8 +49,8 @@ class InformationLoss(Allocation):
 
     Every group is cut alone at a few widths, batch norm's statistics are measured anew, and the outputs are compared
     with the original's: by the KL divergence, in nats, for class scores (for each pixel in segmentation), else by the
-    relative squared error; several outputs add. Single cuts say too little about many at once, so the curves are
-    measured again at several points on the way down, from the model as it is cut by then.
+    relative squared error; several outputs add. With ``rounds`` above 1, the curves are measured again on the way down,
+    from the model as it is cut by then.
 
     Needs data once: ``InformationLoss().prepared(model, structure, batches, scores=scores)`` returns a copy that holds
     the curves and is pure from then on.
