@@ -88,7 +88,6 @@ def traced_model(
     freeze_patterns(session, frozen_names(model, frozen))
     freeze_modules(session)
     with collector_paused():
-        session.run()
         traced = TracedModel(session)
         prunable = traced.structure.prunable
     if session.unreached and prunable:

@@ -8,8 +8,9 @@ labels (these indices must go together) or freeze them (this index must stay). C
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -238,6 +239,14 @@ class LabelSpace:
         self._balances.clear()
         self._met.clear()
         self._joined = self._slot_classes = None
+
+    def state(self) -> dict[str, Any]:
+        """Return all that is noted at present, for `restore`."""
+        return {name: copy(value) for name, value in vars(self).items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Forget what has been noted since `state` was called."""
+        vars(self).update(state)
 
     def slots_end(self) -> int:
         """Return the number below which labels belong to slots; the others were made by :meth:`fresh`."""

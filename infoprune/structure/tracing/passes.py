@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+from infoprune.structure.tracing.relabel import Recording
 from infoprune.structure.tracing.tracer import Tracer
 
 
@@ -30,3 +32,19 @@ class Passes:
     def tracers(self) -> list[Tracer]:
         """Return the tracers of all passes, in the order of their operators' numbers."""
         return [*(tracer for _, tracer in self.traced), *([self.zeros] if self.zeros else [])]
+
+
+class SessionState(NamedTuple):
+    """What a session knows of a model at some time.
+
+    Attributes:
+        passes: the recorded passes.
+        recordings: these with all their tensors.
+        unreached: the modules that no pass ran.
+        space: what is noted in the label space.
+    """
+
+    passes: Passes
+    recordings: list[Recording]
+    unreached: list[str]
+    space: dict[str, Any]

@@ -80,8 +80,19 @@ class Recording:
         return found
 
     def is_unchanged(self) -> bool:
-        """Return whether all results are what they were in the pass, so that they can be labelled again."""
-        return all(_as_it_was(step) for step in self.steps)
+        """Return whether all results are what they were in the pass, so that they can be labelled again.
+
+        They need the same shapes, and indices and single numbers, which rules look at, the same values.
+        """
+        overwritten: set[int] = set()  # memory of such numbers that is written to further on in the pass
+        for step in reversed(self.steps):
+            if any(out.shape != output.shape for out, output in zip(step.outs, step.record.outputs, strict=True)):
+                return False
+            if step.record.name.endswith("_"):
+                overwritten.update(_memory(out) for out in step.outs if _is_looked_at(out))
+            if overwritten and any(_memory(tensor) in overwritten for tensor in step.tensors if _is_looked_at(tensor)):
+                return False
+        return True
 
     def replay(self, tracer: Tracer) -> list[tuple[TensorLabels, str]]:
         """Label all results again and record that in ``tracer``.
@@ -113,8 +124,9 @@ def _reference_counts(tensors: Mapping[int, Tensor]) -> dict[int, int]:
     return {key: sys.getrefcount(tensor) for key, tensor in tensors.items()}
 
 
-def _as_it_was(step: Step) -> bool:
-    """Return whether the results have kept their shape, and numbers that a rule might look at their values."""
-    overwritten = step.record.name.endswith("_") and not all(out.is_meta for out in step.outs)
-    pairs = zip(step.outs, step.record.outputs, strict=True)
-    return not overwritten and all(out.shape == output.shape for out, output in pairs)
+def _is_looked_at(tensor: Tensor) -> bool:
+    return not tensor.is_meta and not (tensor.is_floating_point() and tensor.dim())
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

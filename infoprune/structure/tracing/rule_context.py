@@ -86,6 +86,9 @@ class Contraction(NamedTuple):
 class RuleContext:
     """One operator call, as a rule reads it, and the methods by which the rule labels and records it."""
 
+    wants_zeros = True
+    """Whether it matters where the results are zero; a dry run looks at labels alone."""
+
     def __init__(self, space: LabelSpace, record: OpRecord, number: int, contractions: list[Contraction]) -> None:
         self._space = space
         self._whole = space.slot_label_arrays

@@ -22,7 +22,7 @@ from infoprune.structure.tracing.examples import in_words, tensors_of
 from infoprune.structure.tracing.frozen import freeze_ends
 from infoprune.structure.tracing.leaving import freeze_leaving, note_leaving
 from infoprune.structure.tracing.outputs import Returned
-from infoprune.structure.tracing.passes import Passes
+from infoprune.structure.tracing.passes import Passes, SessionState
 from infoprune.structure.tracing.relabel import Recording
 from infoprune.structure.tracing.rule_context import OpRecord
 from infoprune.structure.tracing.tracer import Tracer, inputs_on_meta, run_labelled
@@ -127,11 +127,10 @@ class TraceSession:
         """Trace with other random numbers than a first pass drew; keep the passes that run other operators."""
         known = [first.operators]
         for seed in range(1, DRAWS if first.drew else 1):
-            mark = self._mark()
+            state = self.state()
             tracer = self._pass(train=False, seed=seed)
             if tracer.operators in known:
-                self.space.truncate(*mark)
-                self._recordings = self._recordings[:-1]
+                self.restore(state)
                 continue
             known.append(tracer.operators)
             self.passes.traced.append((False, tracer))
@@ -151,13 +150,17 @@ class TraceSession:
         self.passes = Passes(False, [(False, traced)], self._pass(train=False, stand_ins=self.background()))
 
     def _run_in_train_mode(self, unused: Sequence[str], by_mode: bool) -> None:
-        mark = self._mark()
+        state = self.state()
         try:
-            self.passes.traced.append((True, self._pass(train=True)))
+            tracer = self._pass(train=True)
+            if by_mode or not tracer.used.isdisjoint(unused):
+                self.passes.traced.append((True, tracer))
+            else:
+                self.restore(state)
         except Exception as error:  # what train mode would need is unknown, so nothing that it shares may be cut
             if by_mode:
                 raise self._user_error(error) from error
-            self.space.truncate(*mark)
+            self.restore(state)
             self._freeze_near(unused)
 
     def _settle_unused(self, only_in_training: Sequence[str]) -> None:
@@ -172,6 +175,16 @@ class TraceSession:
         for name in unused:
             for labels in self.labels[name] if name not in tied else ():
                 self.space.freeze(labels, "is never used in the forward pass")
+
+    def state(self) -> SessionState:
+        """Return what is known of the model at present, for `restore`."""
+        self.space.resolve_balances()
+        return SessionState(self.passes, [*self._recordings], self.unreached, self.space.state())
+
+    def restore(self, state: SessionState) -> None:
+        """Go back to what was known when `state` was called, without running or labelling anything."""
+        self.passes, self._recordings, self.unreached = state[:3]
+        self.space.restore(state.space)
 
     def retrace(self) -> None:
         """Discard the operators' constraints and label all passes again, with the label space's new constraints."""
@@ -196,11 +209,6 @@ class TraceSession:
             self.passes.traced.append((recording.train, tracer))
         self._settle_unused(unused if isinstance(self.inputs, ByMode) else ())
         freeze_ends(self)
-
-    def _mark(self) -> tuple[int, int]:
-        """Return the numbers of unions and freezes so far, to which the label space can be truncated."""
-        self.space.resolve_balances()
-        return len(self.space.unions), len(self.space.freezes)
 
     def _forget_operators(self) -> None:
         self.space.truncate(unions=0, freezes=len(self.space.freezes))

@@ -172,15 +172,16 @@ class Tracer(TorchDispatchMode):
         record, rule, args, kwargs, tensors, outs = step
         op = RuleContext(self.space, record, self.first + len(self.records), self.contractions)
         origins: dict[str | None, int] = {}  # of what is computed from the model's own tensors alone
-        for tensor in tensors:
-            origin = labels_of(tensor).origin
+        given = [labels_of(tensor) for tensor in tensors]
+        for tensor, labels in zip(tensors, given, strict=True):
+            origin = labels.origin
             if origin is not None:
                 self.used.add(origin)
             if tensor.dim():
                 origins[origin] = max(tensor.numel(), origins.get(origin, 0))
         # Read before the rule runs: an in-place operator writes to the labels of its operand.
-        statistics = [s for tensor in tensors for s in labels_of(tensor).statistics]
-        nonzero = {id(axis): axis for tensor in tensors for axis in labels_of(tensor).nonzero}
+        statistics = [s for labels in given for s in labels.statistics]
+        nonzero = {id(axis): axis for labels in given for axis in labels.nonzero}
         apply(rule, op, args, kwargs, outs)
         # A statistic that the rule does not carry on has become an ordinary number: its channels have to stay.
         for statistic in () if op.carried_statistics else statistics:

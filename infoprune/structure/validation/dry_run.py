@@ -45,7 +45,7 @@ def dry_run(session: TraceSession, structure: Structure, plan: PruningPlan) -> l
         plan: what would go.
 
     Returns:
-        The conflicts of all passes (train mode, eval mode), in the order of the operators.
+        The conflicts of the first pass (eval mode, train mode) that has any, in the order of the operators.
 
     Raises:
         TraceError: a rule fails.
@@ -63,7 +63,6 @@ def dry_run(session: TraceSession, structure: Structure, plan: PruningPlan) -> l
     labels = {name: [kept[id(axis)] for axis in axes] for name, axes in session.labels.items()}
     names = {id(entry.tensor): name for name, entry in session.owned.items()}
     changed = attributes.changes(session.modules, plan, names)
-    conflicts: list[Conflict] = []
     for train, tracer in session.passes.to_repeat:
         compared = ComparedPass(session, plan, tracer, structure, keep, kept)
         try:
@@ -78,8 +77,9 @@ def dry_run(session: TraceSession, structure: Structure, plan: PruningPlan) -> l
                 compared.conflicts += _sibling_conflicts(session, structure, keep, compared.conflicts)
             else:
                 compared.conflicts = _code_conflicts(session, keep, plan, compared, error)
-        conflicts += compared.conflicts
-    return conflicts
+        if compared.conflicts:
+            return compared.conflicts
+    return []
 
 
 def bisect(session: TraceSession, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> list[Conflict]:

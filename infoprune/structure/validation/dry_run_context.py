@@ -19,6 +19,8 @@ class Diverged(Exception):
 class DryRunContext(RuleContext):
     """Propagates labels and records nothing, since the trace has recorded all constraints."""
 
+    wants_zeros = False
+
     def __init__(self, space: LabelSpace, record: OpRecord, whole: dict[int, Labels]) -> None:
         super().__init__(space, record, -1, [])
         self._whole = whole

@@ -122,8 +122,6 @@ class SizeAttributeFinder:
 
     def find_frozen_heads(self) -> bool:
         """Let modules lose whole heads where the width of a head has to stay."""
-        if self._take_pytorchs():
-            self.retrace()
         width, merged = (
             dict.fromkeys(self._session.records[f.op].module for f in self._session.space.freezes if f.reason == reason)
             for reason in (HEAD_WIDTH, MERGED)
@@ -143,11 +141,10 @@ class SizeAttributeFinder:
         splits = self._splits() if modules else {}
         if not any(self._head_counts(module, splits) for module in modules):
             return
-        known, before = dict(self._heads), free_channels(structure_now())
-        head_splits = dict(self._session.space.head_splits)
+        known, before, state = dict(self._heads), free_channels(structure_now()), self._session.state()
         if self._split_into_heads(modules) and free_channels(structure_now()) < before:
-            self._heads, self._session.space.head_splits = known, head_splits
-            self.retrace()
+            self._heads = known
+            self._session.restore(state)
 
     def _makes(self, module: str, labels: Labels) -> bool:
         """Return whether labels are of filters inside a module."""
@@ -171,18 +168,16 @@ class SizeAttributeFinder:
             self.retrace()
         return found
 
-    def _take_pytorchs(self) -> bool:
-        """Let PyTorch's own attention lose whole heads; what it reads is as wide as all heads together."""
+    def take_pytorchs(self) -> None:
+        """Let PyTorch's own attention lose whole heads, before the model runs; its input is as wide as all of them."""
         space = self._session.space
-        ran = {record.module for record in self._session.records}
         for name, module in self._session.modules.items():
-            if type(module) is nn.MultiheadAttention and name in ran:
+            if type(module) is nn.MultiheadAttention:
                 weight = "q_proj_weight" if module.in_proj_weight is None else "in_proj_weight"
                 self._heads[name] = Heads("num_heads", module.num_heads, (), doubtful=False, tied=True)
                 space.head_splits[name] = {(module.num_heads, module.head_dim)}
                 space.head_inputs[name] = self._session.labels[join(name, weight)][1]
                 self._seen.add(name)
-        return bool(space.head_inputs)
 
     def _take_head_count(self, module: str, attributes: Sequence[str], splits: Splits) -> bool:
         """Take the first attribute by whose number a module splits a dimension for its number of heads."""
@@ -202,7 +197,8 @@ class SizeAttributeFinder:
         What was rewritten with the last one goes first: it may be what stands in the way.
         """
         doubtful = {name for name, heads in self._heads.items() if heads.doubtful}
-        wrong = {like for module in modules for like in self._with_siblings(module)} & doubtful
+        likes = dict.fromkeys(like for module in modules for like in self._with_siblings(module))
+        wrong = [like for like in likes if like in doubtful]
         rewritten = [path for path in self._rewrites if path.rpartition(".")[0] in wrong]
         for path in rewritten:
             del self._rewrites[path]

@@ -52,12 +52,14 @@ class TracedModel:
     """A traced model, and the conflicts that were found and resolved in it.
 
     Args:
-        session: the model, already run.
+        session: the model, which is run here.
     """
 
     def __init__(self, session: TraceSession) -> None:
         self.session = session
         self._size_attributes = SizeAttributeFinder(session)
+        self._size_attributes.take_pytorchs()
+        session.run()
         self._ways = WayFinder(session)
         self._resolvers: Sequence[Resolver] = (
             self._alias_sizes,

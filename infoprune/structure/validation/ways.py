@@ -61,15 +61,14 @@ class WayFinder:
         stuck = [slot for group in best.groups if group.frozen for slot in group.slots]
         labels = [self._session.labels[slot.tensor][slot.dim][slot.index] for slot in stuck]
         for numbers in list(self._alike(best, np.concatenate(labels)))[:MOST_TRIES] if labels else ():
-            chosen = 0
             for way in range(1, best.records[numbers[0]].ways):
+                state = self._session.state()
                 self._take(numbers, way)
                 self._session.retrace()
                 if free_channels(found := structure_now()) > free_channels(best):
-                    best, chosen = found, way
-            if self._session.space.ways[numbers[0]] != chosen:
-                self._take(numbers, chosen)
-                self._session.retrace()
+                    best = found
+                else:
+                    self._session.restore(state)
 
     def _take(self, numbers: Sequence[int], way: int) -> None:
         records = self._session.records

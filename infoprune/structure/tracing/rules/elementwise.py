@@ -42,6 +42,9 @@ def elementwise(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], o
     ctx.zeros_settled = True  # whatever operands are: x / (1 + abs(x)) is zero where x is, though 1 + abs(x) is not
     for number, out in enumerate(outs):
         axes = _broadcast(ctx, tensors, operands, out.shape)
+        if not ctx.wants_zeros:
+            ctx.label(out, axes, origin=origin)
+            continue
         lost = [] if number else nonzero_axes(ctx.name, args, kwargs, tensors, operands, axes)
         ctx.label(out, axes, number == 0, origin, nonzero=lost)
         statistics.combine(ctx, args, tensors, operands, labels_of(out))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from infoprune.structure.labels import Labels
 from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, number_in
 
 _PROBES = (0.7, -1.3, 2.5, -0.2, 1.0, -3.0, 0.05, 4.0)
@@ -52,17 +53,19 @@ def nonzero_axes(
     described = _described(list(args), places), _described(sorted(kwargs.items()), places)
     found: list[Axis] = []
     for dim, axis in enumerate(axes):
+        if axis is None:
+            continue
         pairs = zip(tensors, operands, strict=True)
         zeros = tuple(_has(t, o, dim - len(axes), axis) and o.zero_along(o.axes[dim - len(axes)]) for t, o in pairs)
-        if axis is not None and not _makes_zeros(name, zeros, *described):
+        if not _makes_zeros(name, zeros, *described):
             found.append(axis)
     return found
 
 
-def _has(tensor: Tensor, operand: TensorLabels, dim: int, axis: Axis) -> bool:
+def _has(tensor: Tensor, operand: TensorLabels, dim: int, axis: Labels) -> bool:
     """Return whether an operand has a dimension of the result, counted from the end, or is stretched along it."""
     own = dim + tensor.dim()
-    return own >= 0 and operand.axes[own] is not None and axis is not None and tensor.shape[own] == len(axis)
+    return own >= 0 and operand.axes[own] is not None and tensor.shape[own] == len(axis)
 
 
 def _described(value: Any, places: Any) -> Any:
