@@ -42,10 +42,10 @@ def probe_plans(structure: Structure) -> Iterator[PruningPlan]:
     same = set(_same_widths(structure, plan))
     for digit in range(_MORE if same else 0):
         plan = structure.plan(dict(_by_digit(structure, digit)))
-        yield plan
-        same &= set(_same_widths(structure, plan))
-        if not same:
-            break
+        left = same.intersection(_same_widths(structure, plan))
+        if left != same:  # it tells something apart
+            yield plan
+        same = left
 
 
 def tells_less(structure: Structure, plan: PruningPlan) -> bool:

@@ -80,8 +80,9 @@ class WayFinder:
         ties = [union for union in structure.space.unions if union.op in several and len(union.a)]
         if not ties:
             return
-        units = np.unique(structure.component[labels])
-        numbers = {union.op for union in ties if np.isin(structure.component[union.a[:1]], units).any()}
+        meant = np.zeros(len(structure.component), dtype=bool)  # by the smallest label of a unit
+        meant[structure.component[labels]] = True
+        numbers = {union.op for union in ties if meant[structure.component[union.a[0]]]}
         while numbers:
             number = min(numbers)
             alike = self._like(number)
