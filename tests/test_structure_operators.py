@@ -252,3 +252,51 @@ def test_its_bias_is_left_behind_at_places_that_go() -> None:
         ),
     )
     assert "sum over channels would change" in str(infoprune.trace(net, torch.randn(2, 3, 8, 8)).group("stem").reason)
+
+
+class Paired(nn.Module):
+    """Takes entries at equal places of products between all channels, or at places beside these."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__()
+        self.stem, self.head, self.offset = nn.Conv2d(3, 10, 3), nn.Linear(10 - offset, 2), offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.stem(x).relu().flatten(2)
+        return self.head((features @ features.transpose(1, 2)).diagonal(self.offset, 1, 2))
+
+
+def test_a_diagonal_keeps_the_channels_that_meet_there() -> None:
+    net = halved(Paired(0))
+    assert (net.stem.out_channels, net.head.in_features) == (5, 5)
+    assert "diagonal takes it by places" in str(infoprune.trace(Paired(1), X).group("stem").reason)
+
+
+def test_einsum_over_a_repeated_letter_is_a_diagonal() -> None:
+    net = Paired(0)
+    net.forward = lambda x: net.head(  # type: ignore[method-assign]
+        torch.einsum("bcc->bc", torch.einsum("bchw,bdhw->bcd", *[net.stem(x).relu()] * 2))
+    )
+    assert not infoprune.trace(net, X).group("stem").frozen
+
+
+class Inserted(nn.Module):
+    """Puts features of an image in place of some words (models of language that look at images)."""
+
+    def __init__(self, whole_rows: bool) -> None:
+        super().__init__()
+        self.words, self.image, self.whole_rows = nn.Embedding(6, 12), nn.Conv2d(3, 12, 4, 4), whole_rows
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        numbers = torch.tensor([[1, 5, 5, 2, 5, 5, 0]]).expand(len(x), -1)
+        words, image = self.words(numbers), self.image(x).flatten(2).transpose(1, 2)
+        mask = (numbers == 5)[..., None] if self.whole_rows else words > 0
+        return self.head(words.masked_scatter(mask.expand_as(words), image))
+
+
+def test_rows_that_a_mask_replaces_are_as_wide_as_the_others() -> None:
+    net = halved(Inserted(whole_rows=True))
+    assert (net.words.embedding_dim, net.image.out_channels, net.head.in_features) == (6, 6, 6)
+    structure = infoprune.trace(Inserted(whole_rows=False), X)
+    assert "masked_scatter fills it in the order of a mask" in str(structure.group("image").reason)

@@ -130,6 +130,22 @@ def rotate(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
     ctx.label(outs[0], axes, zero=operand.zero)
 
 
+@rule("aten.diagonal")
+def diagonal(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Take the entries at equal places of two dimensions, whose channels go together; the result has them last."""
+    operand, rank = labels_of(args[0]), args[0].dim()
+    given = dict(zip(("offset", "dim1", "dim2"), args[1:], strict=False)) | kwargs
+    dims = [given.get("dim1", 0) % rank, given.get("dim2", 1) % rank]
+    pair = [operand.axes[dim] for dim in dims]
+    last: Axis = None
+    if given.get("offset", 0) == 0 and args[0].shape[dims[0]] == args[0].shape[dims[1]]:
+        last = ctx.unite_all(pair)
+    else:
+        ctx.freeze_all(pair, "diagonal takes it by places")
+    beside = [axis for dim, axis in enumerate(operand.axes) if dim not in dims]
+    ctx.label(outs[0], [*beside, last], zero=operand.zero, origin=operand.origin)
+
+
 @rule("aten.tril", "aten.triu")
 def triangle(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Freeze the last two dimensions, of which places beside the diagonal are set to zero."""

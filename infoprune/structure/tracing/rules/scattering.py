@@ -37,6 +37,25 @@ def along_numbers(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any],
     _settle_zeros(ctx, outs[0], axes, [args[0], *written], zero=bool(written) or args[3] == 0)
 
 
+@rule("aten.masked_scatter")
+def masked_scatter(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Fill places of a mask with a source's numbers in order: with whole rows, if the mask is the same along these."""
+    tensor, mask, source = args[:3]
+    width = outs[0].shape[-1] if outs[0].dim() else 0
+    own = [labels_of(each) for each in (tensor, mask, source)]
+    rows = mask.dim() > 0 and (mask.shape[-1] == 1 or mask.stride(-1) == 0)
+    rows &= all(each.dim() > 0 and each.shape[-1] == width for each in (tensor, source))
+    for labels in own:
+        ctx.freeze_all(labels.axes[:-1] if rows else labels.axes, "masked_scatter fills it in the order of a mask")
+    if not rows:
+        return ctx.label(outs[0], [None] * outs[0].dim())
+    meeting = [own[0].axes[-1], own[2].axes[-1]]
+    if mask.shape[-1] == width and own[1].axes[-1] is not None:
+        meeting.append(own[1].axes[-1])  # as wide as the code has made it
+    axes: list[Axis] = [*[None] * (outs[0].dim() - 1), ctx.unite_all(meeting)]
+    _settle_zeros(ctx, outs[0], axes, [tensor, source])
+
+
 def _settle_zeros(
     ctx: RuleContext, out: Tensor, axes: Sequence[Axis], sources: Sequence[Tensor], zero: bool = True
 ) -> None:
@@ -44,7 +63,8 @@ def _settle_zeros(
     nonzero = [
         axis
         for dim, axis in enumerate(axes)
-        if axis is not None and not all(labels_of(tensor).zero_along(labels_of(tensor).axes[dim]) for tensor in sources)
+        if axis is not None
+        and not all(labels_of(tensor).zero_along(labels_of(tensor).axes[dim - len(axes)]) for tensor in sources)
     ]
     ctx.label(out, axes, zero=zero, nonzero=nonzero)
     ctx.zeros_settled = True
