@@ -90,7 +90,8 @@ class Grouping:
         groups: the channel groups, in forward order.
         group_of_root: for the smallest label of each unit the number of its group, else -1.
         first_unit: the number of each group's first unit, all units of all groups standing in one row.
-        unit_of_root: for the smallest label of each unit its place in that row; what is no channel stands behind it.
+        unit_of_root: for the smallest label of each unit its place in that row; for labels that are no channels the
+            place behind the last.
         slot_classes: for each slot the first one of its kind.
         representatives: labels of the first slot of each kind, with their slots; they stand for those of the others.
         starts: for each slot its first label.
@@ -155,13 +156,13 @@ class Grouping:
         group = self._finish_groups(slots, sizes.tolist(), reason_of)[group]
         self.group_of_root = np.full(self._space.size, -1, dtype=np.int64)
         self.group_of_root[units] = group
-        # All units of all groups in one row; what is no channel stands behind the last.
+        # All units of all groups form one row; labels that are no channels get the place behind the last.
         self.first_unit = np.cumsum([0, *(g.size for g in self.groups)])
         self.unit_of_root = np.full(self._space.size, self.first_unit[-1])
         self.unit_of_root[units] = np.where(group >= 0, self.first_unit[group] + place, self.first_unit[-1])
 
     def _slots_by_group(self, units: Labels, group: Labels, place: Labels) -> dict[int, list[GroupSlot]]:
-        """Return where each group lies, given the units' smallest labels, their groups and their places in these."""
+        """Return the slots of each group, given the units' smallest labels, their groups and their places in these."""
         unit_of_root = np.full(self._space.size, -1, dtype=np.int64)
         unit_of_root[units] = np.arange(len(units))
         slot, labels = self.representatives
@@ -197,7 +198,7 @@ class Grouping:
             frozen[self._component[np.concatenate(silent)]] = -1
         reasons: list[str] = []
         numbers: dict[str, int] = {}
-        for freeze in reversed(spoken):  # the first reason has the last word
+        for freeze in reversed(spoken):  # so that the first reason is the one that stays
             text = f"{freeze.reason} ({self._records[freeze.op]})" if freeze.op >= 0 else str(freeze.reason)
             if text not in numbers:
                 reasons.append(text)
@@ -215,7 +216,7 @@ class Grouping:
             makers = [rank[key] for s in members if (key := (s.tensor, s.dim)) in rank]
             size = sizes[number]
             if not makers and size == 1:
-                continue  # a dimension of one that nothing was ever united with is no channel
+                continue  # a dimension of size one, united with nothing, is no channel
             reason = reasons[number]
             if reason is None and not makers:
                 reason = "no convolution or linear layer makes these channels"

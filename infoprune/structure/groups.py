@@ -91,12 +91,12 @@ class Structure:
 
     @property
     def group_of_root(self) -> Labels:
-        """For the smallest label of each unit the number of its group, else -1."""
+        """Return for the smallest label of each unit the number of its group, else -1."""
         return self._grouping.group_of_root
 
     @cached_property
     def prunable(self) -> tuple[ChannelGroup, ...]:
-        """The groups that can lose units, in forward order."""
+        """Return the groups that can lose units, in forward order."""
         return tuple(group for group in self.groups if not group.frozen)
 
     @cached_property
@@ -160,7 +160,7 @@ class Structure:
         return self._plan_of(goes)
 
     def _plan_of(self, goes: np.ndarray) -> PruningPlan:
-        """Return the plan that removes these units, a mask over all units; its last entry, for no channel, is False."""
+        """Return the plan that removes units, given as a mask over all of them and one entry more, which is False."""
         cuts, labels = self._grouping.slots_of(goes)
         kept: dict[str, tuple[int, int]] = {}
         if self.attributes:
@@ -219,7 +219,7 @@ class Structure:
 
     @property
     def cuts_alike(self) -> bool:
-        """Return whether all cuts meet the same code: no operator splits dimensions or takes channels by place."""
+        """Return whether the code treats all cuts alike: no operator splits dimensions or takes channels by place."""
         return not any(record.by_place or record.splits for record in self.records)
 
     # -- cost ---------------------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ class Structure:
             PlanError: the plan was made for another model.
         """
         last = self._last_keep_mask
-        if last is not None and last[0] is plan:  # a call asks for its plan again and again
+        if last is not None and last[0] is plan:  # callers ask for one plan repeatedly
             return last[1]
         check_belongs(plan, self.shapes)
         gone = [

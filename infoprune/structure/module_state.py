@@ -66,7 +66,7 @@ class Attributes:
                 _refill(container, content)
 
     def changed(self) -> Iterator[tuple[nn.Module, str, Any]]:
-        """Return the attributes that hold something else now, each with what it held; `ABSENT` if there was none."""
+        """Return the attributes that have changed, each with its former value; `ABSENT` if there was none."""
         for module, attributes in self._before:
             for name, value in module.__dict__.items():
                 before = attributes.get(name, ABSENT)
@@ -79,7 +79,7 @@ class Attributes:
                     yield module, name, type(value)(content)
 
     def filled(self, own: Iterable[Tensor]) -> Iterator[tuple[nn.Module, str]]:
-        """Yield the attributes that have received model tensors or labelled tensors since: dicts and former None.
+        """Yield the attributes, dicts or formerly None, that have received tensors of the model or labelled tensors.
 
         Args:
             own: the model's parameters and buffers.

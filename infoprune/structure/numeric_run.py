@@ -53,7 +53,7 @@ _RANDOM = {
 class ModuleOutputs:
     """The output of each module call of a run, in order, without the channels that a plan removes.
 
-    A summary of a tensor is its sum of absolute values and its product with a ramp, so that little is kept of it.
+    To save memory, each tensor is summarised by its sum of absolute values and its product with a ramp.
 
     Attributes:
         summaries: for each call the module's name and a summary of each of its output tensors.
@@ -196,7 +196,7 @@ class NumericRun:
 def _in_two(axis: Labels, removed: Sequence[int]) -> Labels:
     """Return one label for all indices that are removed and one for those that stay.
 
-    So labels vary along that dimension alone along which something is removed, however a view splits it.
+    Then labels vary only along the dimension that is cut, however a view splits it.
 
     >>> _in_two(np.arange(10, 15), [1, 3]).tolist()
     [10, 11, 10, 11, 10]
@@ -252,7 +252,7 @@ class _MaskedTracer(_NumericTracer):
         for out in tensors_in([result]):
             self._silence(out)
         if name in ("aten.div", "aten.div_") and isinstance(args[1], Tensor) and result.is_floating_point():
-            # Of removed channels only zeros are left, and 0 / 0 would spread to those that stay.
+            # Removed channels are zero, and 0 / 0 would spread to those that stay.
             result.masked_fill_(result.isnan() & (args[1] == 0), 0)
         return result
 
@@ -303,7 +303,7 @@ def _without_repeats(tensor: Tensor) -> Tensor:
 
 
 def _labelled(outs: Any, like: Any) -> Any:
-    """Return the results of an operator, with the labels of others."""
+    """Copy the labels of tensors to the results of an operator, and return these."""
     for out, other in zip(tensors_in([outs]), tensors_in([like]), strict=True):
         set_labels(out, labels_of(other))
     return outs
@@ -331,7 +331,7 @@ def _in_double(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Replace requests for lower precision by float64, and convert the tensors that result.
 
-    An operator that writes to a tensor writes to what is there.
+    The tensor that an in-place operator writes to keeps its dtype.
     """
     if kwargs.get("dtype") in _WIDER:
         kwargs = kwargs | {"dtype": _WIDER[kwargs["dtype"]]}

@@ -21,7 +21,7 @@ from infoprune.structure.plan_format import FORMAT, read_fields, write_ranges
 
 @dataclass(frozen=True, repr=False)
 class PruningPlan:
-    """Which indices go from which dimension of which parameter or buffer.
+    """The indices that are removed from each dimension of each parameter and buffer.
 
     Names, dimensions and indices are those of the model that the plan was made for.
 
@@ -49,7 +49,7 @@ class PruningPlan:
 
     def __post_init__(self) -> None:
         arrays: dict[tuple[str, int], Labels] = {}
-        seen: dict[int, tuple[Labels, set[int]]] = {}  # what many tensors lose is often one and the same tuple
+        seen: dict[int, tuple[Labels, set[int]]] = {}  # many tensors share one tuple of indices
         for tensor, dims in self.removed.items():
             shape = self.shapes.get(tensor)
             if shape is None:
@@ -77,7 +77,7 @@ class PruningPlan:
 
     @property
     def is_empty(self) -> bool:
-        """Return whether nothing goes."""
+        """Return whether the plan removes nothing."""
         return not any(indices for dims in self.removed.values() for indices in dims.values())
 
     def kept(self, tensor: str, dim: int) -> list[int]:

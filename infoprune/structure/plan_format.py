@@ -24,7 +24,7 @@ MAX_NAME = 1000
 
 
 class PlanFields(NamedTuple):
-    """What a :class:`PruningPlan` is built from."""
+    """The fields of a :class:`PruningPlan`."""
 
     removed: dict[str, dict[int, tuple[int, ...]]]
     shapes: dict[str, tuple[int, ...]]

@@ -65,7 +65,7 @@ def _is_matching(a: Labels, b: Labels) -> bool:
 def _take_pairs(
     surplus: npt.NDArray[np.int64], more: Labels, less: Labels, kind: npt.NDArray[np.uint64]
 ) -> list[tuple[int, int]]:
-    """Pair, in order, components of one kind that outweigh each other exactly; they are balanced from then on."""
+    """Pair, in order, components of one kind whose surpluses cancel; both are balanced from then on."""
     waiting: dict[tuple[int, int], list[int]] = {}
     for j in less[::-1].tolist():
         waiting.setdefault((int(kind[j]), -int(surplus[j])), []).append(j)
@@ -81,7 +81,7 @@ def _take_pairs(
 
 
 def _merge_rest(surplus: npt.NDArray[np.int64], more: Labels, less: Labels) -> list[tuple[int, int]]:
-    """Chain the remaining components in order, and begin a new chain wherever the sums are even."""
+    """Chain the remaining components in order, and begin a new chain wherever the surpluses cancel."""
     pairs = []
     too_many, too_few = [i for i in more.tolist() if surplus[i]], [j for j in less.tolist() if surplus[j]]
     i = j = 0

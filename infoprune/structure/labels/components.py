@@ -41,7 +41,7 @@ class PerArray(Generic[Computed]):
 
 def _each_once(labels: Labels) -> Labels:
     there = np.zeros(labels.max() + 2, dtype=bool)
-    there[labels] = True  # what lies outside, -1, is the last
+    there[labels] = True  # the last entry stands for OUTSIDE, -1
     each = np.flatnonzero(there)
     each[each == len(there) - 1] = -1
     return each
@@ -129,8 +129,8 @@ def joined(component: Labels, a: Labels, b: Labels) -> Labels:
 def connected(a: Labels, b: Labels, size: int) -> Labels:
     """Find the connected components of a graph with edges ``a[i] - b[i]``; return each node's smallest member.
 
-    Minimum labels hop over edges and pointers jump until nothing moves, so the number of rounds is logarithmic in the
-    longest chain and each round is a few vectorised passes.
+    Each round takes minimum labels along edges and shortens the chains of pointers, until nothing changes. The number
+    of rounds is logarithmic in the longest chain, and each round is a few vectorised passes.
 
     Args:
         a: (edges,) one end of each edge.

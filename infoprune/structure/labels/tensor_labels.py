@@ -40,7 +40,7 @@ class TensorLabels:
     Attributes:
         axes: for each dimension the label of each index, or None. Every tensor is a full rectangle, so removing a unit
             removes whole indices of whole dimensions, and one label per index says it all.
-        zero: what a removed unit leaves here is zero once its parameters are zeroed, along each labelled dimension.
+        zero: the entries of a removed unit are zero once its parameters are zeroed, along each labelled dimension.
             True for parameters, kept by ReLU, lost by sigmoid. It decides where summing over removed channels is exact.
             It ends for all views of a storage when one of them is overwritten with something else.
         nonzero: labels for which that is not so: rows to which a linear layer adds its bias.
@@ -48,9 +48,9 @@ class TensorLabels:
         base: the labels of the tensor that this one is computed from by powers, products and statistics; by default
             these labels themselves.
         degree: scaling that tensor by s scales this one by s to this power; None if that is not so.
-        statistics: what was taken over channels on the way and has not cancelled out yet.
+        statistics: statistics over channels on the way to this tensor that have not cancelled out yet.
         scaled_out: of a normalised tensor, the labels of the one that its scale cancels out of.
-        number: of a tensor on shapes that the code makes of one number, that number.
+        number: the number that the code has made a meta tensor of.
     """
 
     __slots__ = (
@@ -108,11 +108,11 @@ class TensorLabels:
 
     @property
     def zero(self) -> bool:
-        """Return whether what a removed unit leaves here is zero."""
+        """Return whether the entries of removed units are zero in this tensor."""
         return self._zero and (self.storage is None or self.storage.zero)
 
     def zero_along(self, axis: Axis) -> bool:
-        """Return whether what removed units of these labels leave here is zero.
+        """Return whether the entries of removed units are zero along one of the tensor's dimensions.
 
         Args:
             axis: Labels of one of the tensor's dimensions, or None.
@@ -207,7 +207,7 @@ def clear_labels(tensor: torch.Tensor) -> None:
 
 
 def _storage_of(tensor: torch.Tensor) -> Storage | None:
-    """Return what all tensors on this one's memory share; PyTorch keeps attributes of storages alive with them."""
+    """Return the shared state of all tensors on one memory; as an attribute of the storage it lives as long."""
     if tensor.layout is not torch.strided:
         return None
     attributes = tensor.untyped_storage().__dict__

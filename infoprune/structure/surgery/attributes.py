@@ -47,7 +47,7 @@ def changes(modules: Mapping[str, nn.Module], plan: PruningPlan, names: Mapping[
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return a module's own tensors; where it computes its weight, the tensor of the weight's shape stands for it."""
+    """Return a module's own tensors; for a weight that it computes, the parameter of the weight's shape."""
     held = [*module._parameters.items(), *module._buffers.items()]
     own = {key: tensor for key, tensor in held if tensor is not None}
     for key, originals in getattr(module, "parametrizations", {}).items():
@@ -127,9 +127,9 @@ def _of_layer(module: nn.Module, cut: dict[str, str], plan: PruningPlan) -> Iter
         return plan.shape_after(cut[key])
 
     if (isinstance(module, _ConvNd) or _is_deformable(module)) and "weight" in cut:
-        # A group whose filters are all gone goes as a whole, with the channels that it reads.
+        # A group that loses all of its filters is removed, with the channels that it reads.
         rows = plan.keep_mask(cut["weight"], 0).reshape(int(module.groups), -1)  # type: ignore[arg-type]
-        groups = int(rows.any(axis=1).sum())  # that have rows left
+        groups = int(rows.any(axis=1).sum())  # groups that keep filters
         # The second dimension of the weight counts the channels of one group only, and a transposed one is read first.
         first, second = after("weight")[:2]
         transposed = isinstance(module, _ConvTransposeNd)
@@ -193,7 +193,7 @@ def rewrite(changed: Sequence[Change]) -> None:
     """
     for module, key, value in changed:
         own = vars(module)
-        if key in own:  # a plain number, for which nn.Module's own __setattr__ would be a detour
+        if key in own:  # a plain number: nn.Module.__setattr__ would only be slower
             own[key] = _like(own[key], value)
         else:
             setattr(module, key, _like(getattr(module, key), value))

@@ -1,4 +1,4 @@
-"""Parameters that a model's code holds a second time: in lists of its own, and in optimizers that it made."""
+"""Find parameters that a model's code holds a second time: in lists of its own, and in optimizers that it made."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def remember(
         for module, key in owned[name].owners:
             history = _history_of(module)
             if key in history.plan.shapes and history.plan.shape_after(key) != plan.shapes[name]:
-                history.plan = _without(history.plan, key)  # the tensor was replaced by somebody else in between
+                history.plan = _without(history.plan, key)  # other code has replaced the tensor since
             lost.setdefault(module, {})[key] = name
     for module, keys in lost.items():
         history = _history_of(module)
@@ -106,7 +106,7 @@ def plan_of(model: nn.Module) -> PruningPlan:
         history = module.__dict__.get(KEY)
         caches += [f"{prefix}.{key}" if prefix else key for key in history.plan.caches] if history else []
         for key, (before, after) in history.plan.attributes.items() if history else ():
-            with contextlib.suppress(AttributeError, LookupError):  # somebody has taken it away since
+            with contextlib.suppress(AttributeError, LookupError):  # other code has removed it since
                 if number(module, key) == after:
                     attributes[f"{prefix}.{key}" if prefix else key] = (before, after)
     return PruningPlan(removed, shapes, attributes, tuple(caches))
@@ -132,7 +132,7 @@ def first_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def regrow(model: nn.Module) -> None:
     """Restore the shapes that a model had before its first cut, so that unpruned weights can be loaded.
 
-    The tensors that had lost something become new ones full of zeros.
+    Tensors that were cut become new tensors of zeros.
 
     Args:
         model: A pruned model, changed in place.

@@ -33,7 +33,7 @@ class InPlaceSwap:
     def cut(self, old: Tensor, removed: Removed) -> Tensor:
         """Return the part of a tensor that stays; the tensor itself is unchanged or, where memory is short, emptied.
 
-        While its parts are made, an emptied one takes its size once more; the largest had better come first.
+        While its parts are made, a tensor that is emptied takes its size once more, so cut the largest first.
 
         Args:
             old: the tensor.
@@ -72,6 +72,6 @@ def _room(old: Sequence[Tensor]) -> int:
 
 
 def _can_be_emptied(tensor: Tensor) -> bool:
-    """Return whether a tensor is the one that its memory is for: not one of several views of it, nor expanded."""
+    """Return whether a tensor has its memory for itself: it is not one of several views, nor expanded."""
     strided = tensor.layout is torch.strided and not tensor.is_inference()
     return strided and tensor.untyped_storage().nbytes() == nbytes(tensor)

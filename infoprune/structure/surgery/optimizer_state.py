@@ -166,7 +166,7 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _check_held(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
-    """Refuse tensors that lie elsewhere than in the optimizer's state: nobody would cut them."""
+    """Refuse an optimizer with tensors outside of its state, which a cut would miss."""
     own, shapes = {id(p) for p in parameters}, {tuple(p.shape) for p in parameters if p.numel() > 1}
     groups = [sum(p.numel() for p in group["params"]) for group in optimizer.param_groups]
     flat = {(entries,) for entries in (*groups, sum(groups)) if entries > 1}
@@ -202,7 +202,7 @@ def _after_steps(optimizer: Optimizer, steps: int = 2) -> Optimizer | None:
                 group["params"] = [p for p in group["params"] if once.get(tuple(p.shape)) is p]
             for _ in range(steps):
                 trial.step(lambda: 0.0)
-        except Exception as error:  # the step of a stranger's optimizer may need anything
+        except Exception as error:  # the step of a third-party optimizer may need anything
             logger.info(
                 "%s takes no step without its model (%s): its state is checked at the event", type(optimizer), error
             )

@@ -34,14 +34,14 @@ def shrink(
 ) -> dict[nn.Parameter, nn.Parameter]:
     """Remove what the plan names from a model, in place, and from the state of its optimizers.
 
-    All is checked first, and a failure later, an interrupt too, puts back what was there, bit for bit. Parameters that
+    Everything is checked first; after a later failure or interrupt, all is as before, bit for bit. Parameters that
     lose something become new ``nn.Parameter`` objects (an old one may be held by a DDP reducer) in every module that
     owns them, with ``requires_grad``, memory layout, hooks and custom attributes carried over and no gradient. What the
     model's code keeps for the next call (``plan.caches``) is dropped. Optimizers, their parameter groups and schedulers
     stay the same objects; state of the parameter's shape is cut with it, in lists, dicts and objects too.
 
-    New tensors of up to 64 MiB, or as much as the largest old one takes, are in memory beside the old ones. In a model
-    of which more is left, the remaining old parameters are left empty; clone them before, should they be needed.
+    New tensors of up to 64 MiB, or as much as the largest old one takes, are in memory beside the old ones. In a
+    larger model the remaining old parameters are left empty; clone them before if you need them.
 
     Args:
         model: the model that the plan was made for.

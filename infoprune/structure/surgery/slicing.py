@@ -20,7 +20,7 @@ Removed: TypeAlias = Mapping[int, tuple[int, ...]]
 class Wanted(NamedTuple):
     """Ascending indices of a dimension, also as aligned blocks of neighbours, which are copied at once.
 
-    Behind a flattened convolution, say, a block is what one of its channels becomes.
+    After a flattened convolution, for example, a block holds the entries of one of its channels.
     """
 
     indices: np.ndarray
@@ -74,7 +74,7 @@ def join(stays: Tensor, rests: Sequence[Tensor], like: Tensor, removed: Removed)
 
 
 def forget() -> None:
-    """Let go of the indices that are kept between one tensor and the next."""
+    """Clear the cache of indices that tensors share."""
     _both.cache_clear()
 
 
@@ -120,7 +120,7 @@ def _taken(tensor: Tensor, wanted: Selection) -> Tensor:
     result = tensor.new_empty(tuple(sizes.values()))
     bits = _SAME_SIZE[tensor.element_size()]
     source, target, steps = tensor.view(bits).numpy(), result.view(bits).numpy(), []
-    for number, (dim, (_, blocks, size)) in enumerate(wanted.items()):  # every dimension before is in two by now
+    for number, (dim, (_, blocks, size)) in enumerate(wanted.items()):  # each earlier one is split in two by now
         dim += number
         source = source.reshape(*source.shape[:dim], -1, size, *source.shape[dim + 1 :])
         target = target.reshape(*target.shape[:dim], -1, size, *target.shape[dim + 1 :])

@@ -19,10 +19,10 @@ from infoprune.structure.tensors import owned_tensors
 class Transaction:
     """Restores models and optimizers to their state on entry if the block ends by any exception.
 
-    Noted are the attributes of all modules, what dicts, lists and sets in them hold, the optimizers' parameters and
-    their state: references, no values. Tensors that are written in place, as ``load_state_dict`` does, are
-    restored only if :meth:`keep_values` was called before. What :func:`shrink` takes apart to save memory is put
-    together again, see :class:`InPlaceSwap`.
+    It records the attributes of all modules, the contents of their dicts, lists and sets, the optimizers' parameters
+    and their state: references, no values. Tensors that are written in place, as by ``load_state_dict``, are
+    restored only if :meth:`keep_values` was called before. Tensors that :func:`shrink` splits to save memory are
+    joined again, see :class:`InPlaceSwap`.
 
     Args:
         models: what is to be changed. Parts of each other may be among them.

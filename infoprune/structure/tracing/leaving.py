@@ -73,7 +73,7 @@ def _kept(tracer: Tracer, known: set[int], inputs: Sequence[Tensor]) -> list[Ten
 
     if not find():
         return []
-    gc.collect()  # what only holds itself goes
+    gc.collect()  # free tensors that only cycles of objects hold
     kept = find()
     if tracer.recording:
         computed = tracer.recording.computed_from(inputs)

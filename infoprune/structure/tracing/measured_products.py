@@ -1,4 +1,4 @@
-"""Count the products of a model that runs some layers as often as values say.
+"""Count the products of a model in which values decide how often layers run.
 
 A two-stage detector runs its head for each box that the first stage finds. A trace on shapes computes such values where
 that is cheap; where it is not, random numbers stand for them, and the layers behind run for another number of boxes. A

@@ -43,7 +43,7 @@ def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
     try:
         key = (func, torch.get_default_dtype(), _described(args), _described(tuple(kwargs.items())))
         found = _results.get(key)
-    except (_Unknown, TypeError):  # what is no tensor on shapes, or cannot be hashed
+    except (_Unknown, TypeError):  # an argument is no meta tensor, or cannot be hashed
         return func(*args, **kwargs)
     if found is not None:
         container, made = found
@@ -88,6 +88,6 @@ def _is_plain(tensor: Tensor) -> bool:
 def _makes_new_tensors(func: Callable[..., Any]) -> bool:
     """Return whether an operator of PyTorch's own neither writes to its arguments nor returns views on them."""
     schema = getattr(func, "_schema", None)
-    if schema is None or not schema.name.startswith("aten::"):  # a library's own may depend on anything
+    if schema is None or not schema.name.startswith("aten::"):  # an operator of another library may depend on anything
         return False
     return all(item.alias_info is None for item in (*schema.arguments, *schema.returns))

@@ -78,8 +78,8 @@ class ComparedPass(Tracer):
     def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator, compare its result with the original's, and give it the original's labels.
 
-        Where they differ, the conflict is noted and the pass goes on with what should have come out, so that one dry
-        run finds all conflicts.
+        Where they differ, the conflict is recorded and the pass goes on with the expected result, so that one dry run
+        finds all conflicts.
 
         Args:
             operator: the operator, with its rule.
@@ -124,7 +124,7 @@ class ComparedPass(Tracer):
         record = alignment.record
         if record is None or not alignment.holds:
             unaligned = UnalignedContext(self.space, OpRecord(name, self.module), self._component, self._stays)
-            rule(unaligned, args, kwargs, outs)  # may say Diverged
+            rule(unaligned, args, kwargs, outs)  # may raise Diverged
             self._unaligned_outs = outs
             return result
         alignment.next += 1
@@ -188,9 +188,9 @@ class ComparedPass(Tracer):
             self._take_labels(outs, kept)
 
     def _take_labels(self, outs: Sequence[Tensor], kept: Sequence[Sequence[Axis]]) -> None:
-        """Go on with the original's labels: dimensions of one lose theirs in reshapes, and the same array is the same.
+        """Replace the labels of a result by the original's.
 
-        What was compared once is recognised by identity from then on.
+        Reshapes drop the labels of dimensions of one; and labels that were compared once are recognised by identity.
         """
         for out, expected in zip(outs, kept, strict=True):
             operand = labels_of(out)
@@ -239,7 +239,7 @@ class ComparedPass(Tracer):
         kept: Sequence[Sequence[Axis]],
         numbers: tuple[float, ...],
     ) -> str | None:
-        """Return in what an operator's result is not the original's without the removed labels; None if it is."""
+        """Return how an operator's result differs from the original's without the removed labels; None if not."""
         if rule is not created and numbers != op.record.scalars:
             return FACTOR
         for out, expected, wanted_axes in zip(outs, op.record.outputs, kept, strict=True):
@@ -285,7 +285,7 @@ class ComparedPass(Tracer):
         args: Sequence[Any] = (),
         numbers: Sequence[float] = (),
     ) -> None:
-        """Note a conflict of the width behind a factor, else of what was cut from the operator's results or inputs."""
+        """Record a conflict of the width behind a factor, else of labels cut from the operator's results or inputs."""
         number = self.first + self._alignment.next - 1
         cut: list[Labels] = []
         if reason == FACTOR:

@@ -65,9 +65,9 @@ def widths_behind(
     record: OpRecord,
     numbers: Sequence[float],
 ) -> list[Labels]:
-    """Return the labels cut from the widths from which, or from whose root, a factor was computed.
+    """Return the removed labels of the widths that explain a factor, as the factor itself or a power of it.
 
-    Widths in attributes of the module come first, then those that are the factor, then those that change alike.
+    Widths in attributes of the module come first, then widths equal to the factor, then widths of the same ratio.
 
     Args:
         structure: the groups.

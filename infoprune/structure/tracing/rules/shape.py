@@ -89,7 +89,7 @@ def _merged(ctx: RuleContext, target: int, parts: Mapping[int, Labels], before: 
 
 
 def _question(dim: int) -> str:
-    """Return under which name it is noted where a dimension goes."""
+    """Return the name under which `RuleContext.choose` records where a dimension goes."""
     return f"place of {dim}"
 
 
@@ -100,7 +100,7 @@ def _segments(before: tuple[int, ...], after: tuple[int, ...]) -> Sequence[tuple
     >>> _segments((2, 12, 5), (2, 3, 4, 5))
     [([0], [0]), ([1], [1, 2]), ([2], [3])]
     """
-    # An empty dimension is as good as any size that divides nothing else.
+    # An empty dimension counts as a size that divides no other.
     before, after = (tuple(n or 1_000_003 for n in shape) for shape in (before, after))
     i = j = 0
     segments = []
