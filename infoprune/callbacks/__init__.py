@@ -1,4 +1,4 @@
-"""The Lightning face of infoprune: callbacks for a Trainer."""
+"""Callbacks of infoprune for a Lightning Trainer."""
 
 from infoprune.callbacks.distillation import Distillation
 from infoprune.callbacks.filter_pruning import FilterPruning

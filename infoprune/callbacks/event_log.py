@@ -123,11 +123,19 @@ class EventLog:
             )
 
     def validation_starts(self, trainer: pl.Trainer) -> None:
-        """Save the metrics before a validation of the fit."""
+        """Save the metrics before a validation of the fit.
+
+        Args:
+            trainer: The Trainer.
+        """
         self._validation.start(trainer)
 
     def validation_ends(self, trainer: pl.Trainer) -> None:
-        """Save the results of the validation, also as the metrics after the last event."""
+        """Save the results of the validation, also as the metrics after the last event.
+
+        Args:
+            trainer: The Trainer.
+        """
         self._validation.end(trainer)
         if self.events:
             self.events[-1].metrics_after = dict(self._validation.metrics)
@@ -144,7 +152,11 @@ class EventLog:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that `state_dict` returned."""
+        """Restore the state that `state_dict` returned.
+
+        Args:
+            state: As read from a checkpoint.
+        """
         self.events = [
             EventRecord(**{**event, "layers": [LayerRow(**row) for row in event["layers"]]})
             for event in state["history"]

@@ -195,11 +195,19 @@ class FilterPruning(ScheduledEvents):
         return self._engine.located.inputs
 
     def network(self, module: nn.Module) -> nn.Module:
-        """Return the part of a LightningModule, the trained one or a copy of it, that is pruned."""
+        """Return the part of a LightningModule that is pruned; `prepare` has to have found it.
+
+        Args:
+            module: The LightningModule of the fit, or a copy of it.
+        """
         return self._engine.located.within(module)
 
     def wrapped_network(self, module: nn.Module) -> nn.Module:
-        """Return the module that the LightningModule calls: the network, or ``torch.compile``'s wrapper around it."""
+        """Return the module that the LightningModule calls: the network, or ``torch.compile``'s wrapper around it.
+
+        Args:
+            module: The LightningModule of the fit, or a copy of it.
+        """
         return self._engine.located.wrapped_within(module)
 
     # -- before training ----------------------------------------------------------------------------------------------
@@ -239,11 +247,22 @@ class FilterPruning(ScheduledEvents):
             self._engine.copies.check_clear()
 
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the network and its example inputs, if they can be known before the first batch."""
+        """Find the network and its example inputs, if they can be known before the first batch.
+
+        A collective call: every process has to make it.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Its LightningModule.
+        """
         self._engine.prepare(trainer, pl_module)
 
     def structure(self, pl_module: pl.LightningModule) -> Structure:
-        """Trace the network as it is now; `prepare` has to have found it."""
+        """Trace the network as it is now; `prepare` has to have found it.
+
+        Args:
+            pl_module: The LightningModule of the fit.
+        """
         return self._engine.structure(pl_module)
 
     # -- events -------------------------------------------------------------------------------------------------------
@@ -279,10 +298,15 @@ class FilterPruning(ScheduledEvents):
     ) -> tuple[Structure, PruningPlan] | None:
         """Decide the next event in advance, for callbacks that prepare the model for it.
 
-        The event will remove exactly that, whatever the scores are by then.
+        The event will remove exactly that, whatever the scores are by then. A collective call: every process has to
+        make it.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Its LightningModule.
 
         Returns:
-            The network's structure and the plan, None if there is no event to come.
+            The network's structure and the plan; None if no event follows.
         """
         upcoming = [fraction for epoch, fraction in self.schedule.events if epoch > trainer.current_epoch]
         return self._engine.plan_event(trainer, pl_module, upcoming[0]) if upcoming else None

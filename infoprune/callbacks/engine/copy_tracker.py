@@ -109,7 +109,11 @@ class CopyTracker:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` returned."""
+        """Restore the state that `state_dict` returned.
+
+        Args:
+            state: As read from a checkpoint; those of older versions lack some entries.
+        """
         self.follow = dict(state.get("follow", self.follow))
         self._teachers = list(state.get("teachers", []))
         self._unclear = {copy: (known[0], known[1]) for copy, known in state.get("unclear", {}).items()}

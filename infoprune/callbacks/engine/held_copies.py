@@ -88,7 +88,11 @@ class HeldCopies:
         return sorted(self._updated)
 
     def load_state_dict(self, updated: list[str]) -> None:
-        """Take up what `state_dict` returned."""
+        """Restore the state that `state_dict` returned.
+
+        Args:
+            updated: As read from a checkpoint.
+        """
         self._updated = set(updated)
 
 

@@ -82,11 +82,19 @@ class _Outputs(TorchDispatchMode):
         self._alive: list[Tensor] = []  # so that no other tensor takes their memory
 
     def hook(self, path: str) -> Callable[..., None]:
-        """Return a forward hook for the network at a path."""
+        """Return a forward hook that records the outputs of a network.
+
+        Args:
+            path: Path of the network in the LightningModule.
+        """
         return lambda _, __, output: self._note(output, {path})
 
     def reaching(self, result: Any) -> list[str]:
-        """Return the paths of the networks from whose outputs a value was computed."""
+        """Return the paths of the networks from whose outputs a value was computed.
+
+        Args:
+            result: What the training step returned.
+        """
         return sorted(set().union(*(self._sources.get(storage, set()) for storage in _storages(result))))
 
     def _note(self, result: Any, paths: set[str]) -> None:
