@@ -33,18 +33,29 @@ class CostModel:
             )
 
     def __call__(self, kept: np.ndarray) -> float:
-        """Return the sum for so many kept units of each group."""
+        """Return the sum at numbers of kept units.
+
+        Args:
+            kept: (groups,) kept units of each group.
+        """
         value = self._scale.copy()
         for fixed, coefficients in zip(self._fixed, self._coefficients, strict=True):
             value *= fixed + coefficients @ kept
         return float(value.sum())
 
     def gradient(self, kept: np.ndarray) -> np.ndarray:
-        """Return how fast the sum grows with each group's kept units.
+        """Return the derivative of the sum by each group's kept units.
 
-        >>> first, second = (0.0, np.array([1.0, 0.0])), (0.0, np.array([0.0, 2.0]))
-        >>> CostModel([(9.0, [first, second])]).gradient(np.array([8.0, 4.0]))
-        array([ 72., 144.])
+        Args:
+            kept: (groups,) kept units of each group.
+
+        Returns:
+            (groups,) derivatives of the sum.
+
+        Example:
+            >>> first, second = (0.0, np.array([1.0, 0.0])), (0.0, np.array([0.0, 2.0]))
+            >>> CostModel([(9.0, [first, second])]).gradient(np.array([8.0, 4.0]))
+            array([ 72., 144.])
         """
         factors = [fixed + terms @ kept for fixed, terms in zip(self._fixed, self._coefficients, strict=True)]
         total = np.zeros_like(kept)

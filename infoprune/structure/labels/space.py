@@ -245,7 +245,11 @@ class LabelSpace:
         return {name: copy(value) for name, value in vars(self).items()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Forget what has been noted since `state` was called."""
+        """Forget what has been noted since `state` was called.
+
+        Args:
+            state: what `state` returned.
+        """
         vars(self).update(state)
 
     def slots_end(self) -> int:

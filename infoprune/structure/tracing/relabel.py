@@ -51,14 +51,14 @@ class Recording:
     leaving: list[tuple[Tensor, str]] = field(default_factory=list)
 
     def held_elsewhere(self) -> list[Tensor]:
-        """Return the results that something besides this recording holds, as far as references tell."""
+        """Return the results that other objects than this recording hold, as far as reference counts tell."""
         own = Counter(id(tensor) for step in self.steps for tensor in step.outs)
         for _ in range(2):  # among the arguments, and in the list of them; a loop's variable would hold the last
             own.update(id(tensor) for step in self.steps for tensor in step.tensors)
         results = {id(tensor): tensor for step in self.steps for tensor in step.outs}
         bases = {id(tensor._base) for tensor in results.values() if tensor._is_view()}
         free, based = torch.empty(1), torch.empty(1)
-        view = based.view(1)  # some versions of PyTorch count that a view holds its base
+        view = based.view(1)  # in some versions of PyTorch a view holds a reference to its base
         spare = _reference_counts({False: free, True: based})
         del view
         counts = _reference_counts(results)

@@ -258,7 +258,11 @@ class RuleContext:
         return self._space.new_labels(size)
 
     def is_new(self, axis: Labels) -> bool:
-        """Return whether these are labels of a tensor that the model's code makes itself."""
+        """Return whether these are labels of a tensor that the model's code makes itself.
+
+        Args:
+            axis: (n,) labels.
+        """
         return bool((axis >= self._space.slots_end()).all())
 
     def choose(self, question: str, *ways: int) -> int:
@@ -317,7 +321,11 @@ class RuleContext:
         self.record.by_place |= bool(((axis >= 0) & (axis < self._space.slots_end())).any())
 
     def are_filters(self, axis: Axis) -> bool:
-        """Return whether these are the labels of a parameter's first dimension."""
+        """Return whether these are the labels of a parameter's first dimension.
+
+        Args:
+            axis: (n,) labels, or None.
+        """
         return axis is not None and bool((axis >= 0).all()) and self._space.dim_of(int(axis[0])) == 0
 
     def cost(self, kind: str, kernel: str | None, filters: Axis, dims: Iterable[tuple[Axis, int]]) -> None:

@@ -166,7 +166,7 @@ class TraceSession:
     def _settle_unused(self, only_in_training: Sequence[str]) -> None:
         """Freeze, or tie to a sibling, the tensors that no pass used, and those that only train mode used."""
         paired = {name for pair in self.copies for name in pair}
-        for name in (name for name in only_in_training if name not in paired):  # of a discriminator, a teacher
+        for name in (name for name in only_in_training if name not in paired):  # of a discriminator or teacher
             self.space.freeze(self.labels[name][0], "is run by the training step only")
         for labels in (labels for name in self.whole for labels in self.labels[name]):
             self.space.freeze(labels, "is part of a copy that stays as it is")

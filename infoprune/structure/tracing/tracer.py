@@ -209,7 +209,7 @@ class Tracer(TorchDispatchMode):
 
     @contextmanager
     def watching_modules(self) -> Iterator[None]:
-        """Know which module is running."""
+        """Keep `module` up to date while modules run."""
 
         def enter(module: nn.Module, _: Any) -> None:
             self._modules.append(self._names.get(id(module), self.module))
@@ -322,7 +322,7 @@ def run_labelled(
 def collector_paused(paused: bool = True) -> Iterator[None]:
     """Pause the garbage collector while thousands of small, lasting objects are made.
 
-    Not for many passes on real tensors, should what a model leaves behind hold any of them.
+    Do not use it around many passes on real tensors: cycles of objects could hold these.
     """
     enabled = gc.isenabled()
     if paused:

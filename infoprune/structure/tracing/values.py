@@ -60,17 +60,17 @@ class Call:
 
     @cached_property
     def reads(self) -> frozenset[int]:
-        """The memory of its arguments."""
+        """Return the memory of its arguments."""
         return frozenset(_memory(tensor) for tensor in self.tensors if tensor.is_meta)
 
     @cached_property
     def writes(self) -> frozenset[int]:
-        """The memory of its results."""
+        """Return the memory of its results."""
         return frozenset(_memory(tensor) for tensor in self.outs if tensor.is_meta)
 
     @property
     def macs(self) -> int:
-        """The multiply-accumulates of a product."""
+        """Return the multiply-accumulates of a product."""
         if self.name not in _PRODUCTS:
             return 0
         if self.name == "aten.convolution":
@@ -102,17 +102,29 @@ class Values:
         self._readings = 0
 
     def note(self, call: Call) -> None:
-        """Record a call, which may have to be computed later."""
+        """Record a call, which may have to be computed later.
+
+        Args:
+            call: the call, with its results as shapes.
+        """
         self._calls.append(call)
 
     def note_constant(self, shape: Tensor, real: Tensor) -> None:
-        """Record the numbers of a tensor that the last recorded call made from constants."""
+        """Record the numbers of a tensor that the last recorded call made from constants.
+
+        Args:
+            shape: the tensor on the meta device.
+            real: the same tensor with its numbers.
+        """
         call = self._calls[-1] if self._calls else None
         if call is not None and call.name == _OF_NUMBERS and call.outs[0] is shape:
             self._computed[id(shape)], call.done = real, True
 
     def read(self, call: Call) -> Any:
         """Compute a call whose numbers are needed, and record it.
+
+        Args:
+            call: the call, not yet recorded.
 
         Returns:
             What the operator returns. Tensors are on shapes alone again, unless it takes them off meta.
@@ -233,7 +245,7 @@ def _shape_of(tensor: Tensor) -> Tensor:
 
 
 def _random(out: Tensor, seed: int) -> Tensor:
-    """Return large numbers: boxes of this size cover the whole image, so that few are left to look at."""
+    """Return large random numbers: boxes of this size cover the whole image, so that few are left after filtering."""
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.randn(out.shape, generator=generator) + 8
     return torch.empty_strided(out.shape, out.stride(), dtype=out.dtype).copy_(numbers)

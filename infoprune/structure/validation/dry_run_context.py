@@ -27,7 +27,7 @@ class DryRunContext(RuleContext):
         self.met_unequal = False
 
     def unite_all(self, axes: Sequence[Axis]) -> Axis:
-        """Return one of these axes for all, and whether their lengths clash; what was frozen loses its labels."""
+        """Return one axis for all; None where one has no labels, and `met_unequal` if their lengths differ."""
         labelled = [axis for axis in axes if axis is not None]
         if not labelled or len(labelled) < len(axes):
             return None
@@ -77,10 +77,10 @@ class DryRunContext(RuleContext):
 
 
 class UnalignedContext(DryRunContext):
-    """An operator that the original did not run at this point (a dimension of one lets PyTorch take another way).
+    """The context of an operator that the original did not run: PyTorch takes other ways for a dimension of one.
 
-    There is no result to compare with, so what meets must be of one unit, position by position. Padding meets what
-    always stays.
+    There is no result to compare with, so labels that meet must be of one unit, position by position. Padding meets
+    labels that always stay.
     """
 
     def __init__(self, space: LabelSpace, record: OpRecord, component: Labels, stays: np.ndarray) -> None:
@@ -89,7 +89,11 @@ class UnalignedContext(DryRunContext):
         self._stays = stays
 
     def unite_all(self, axes: Sequence[Axis]) -> Axis:
-        """Return one of these axes for all, which have to be of one unit at each position."""
+        """Return one of these axes for all, which have to be of one unit at each position.
+
+        Args:
+            axes: the axes; None for axes without labels.
+        """
         labelled = [axis for axis in axes if axis is not None]
         for other in labelled[1:]:
             if not self._may_meet(other, labelled[0]):
@@ -106,10 +110,21 @@ class UnalignedContext(DryRunContext):
         return bool((padded | stretched | (units_a == units_b)).all())
 
     def tie(self, rows: Labels) -> None:
-        """Note rows that have to be of one unit at each position."""
+        """Note rows that have to be of one unit at each position.
+
+        Args:
+            rows: (parts, positions) labels.
+        """
         if (self._component[rows] != self._component[rows[:1]]).any():
             raise Diverged(f"other channels meet in {self.record}")
 
     def contract(self, fa: TensorLabels, a: Axis, fb: TensorLabels, b: Axis) -> None:
-        """Note axes that have to be of one unit at each position."""
+        """Note axes that have to be of one unit at each position.
+
+        Args:
+            fa: labels of the first operand.
+            a: its axis that is summed over.
+            fb: labels of the second operand.
+            b: its axis that is summed over.
+        """
         self.unite_all([a, b])

@@ -22,8 +22,8 @@ probe plans at most tell apart what the first made the same."""
 def probe_plans(structure: Structure) -> Iterator[PruningPlan]:
     """Return plans that cut something from every prunable group, irregularly.
 
-    One speaks for all, except where channels are taken by their places: there the second cuts what the first kept; and
-    where code may read one width for another that the cut has made the same: further ones tell the two apart.
+    One plan is enough, with two exceptions. Where channels are taken by their places, a second plan cuts what the first
+    kept. Where code may read one width for another that the cut has made equal, further plans tell the two apart.
 
     Args:
         structure: The channel groups.
@@ -43,7 +43,7 @@ def probe_plans(structure: Structure) -> Iterator[PruningPlan]:
     for digit in range(_MORE if same else 0):
         plan = structure.plan(dict(_by_digit(structure, digit)))
         left = same.intersection(_same_widths(structure, plan))
-        if left != same:  # it tells something apart
+        if left != same:  # the plan tells widths apart
             yield plan
         same = left
 
@@ -63,8 +63,8 @@ def _same_widths(structure: Structure, plan: PruningPlan) -> Iterator[tuple[int,
     """Return operators that may read one width for another that a cut has made equal, with the groups of the other."""
     keep = structure.keep_mask(plan)
     axes_in = AxesIn(structure)
-    widths: dict[int, int] = {}  # by an axis' identity: how wide it is now
-    depends: dict[int, bytes] = {}  # and what that depends on
+    widths: dict[int, int] = {}  # identity of an axis -> its width after the cut
+    depends: dict[int, bytes] = {}  # identity of an axis -> the groups that its width depends on
 
     def width(axis: Labels) -> int:
         if id(axis) not in widths:
@@ -86,14 +86,14 @@ def _same_widths(structure: Structure, plan: PruningPlan) -> Iterator[tuple[int,
 
 
 def _by_digit(structure: Structure, digit: int) -> Iterator[tuple[str, range]]:
-    """Choose each group's cut by a digit of its number, so that any two of one size differ for some digit."""
+    """Choose each group's cut by a digit of its number, so that any two groups of one size differ for some digit."""
     for number, group in enumerate(structure.prunable):
         choices = _choices(group.size)
         yield group.name, range(int(choices[number // len(choices) ** digit % len(choices)]))
 
 
 def _choices(size: int) -> Labels:
-    """Return the numbers of units, of so many, that a probe plan may cut."""
+    """Return how many units of a group of ``size`` units a probe plan may cut: the choices."""
     return np.arange(size // 4 if size >= _SMALL else 1, size // 2 + 1)
 
 
@@ -102,9 +102,9 @@ def _unlike(
 ) -> int:
     """Return how many units to cut: a quarter to a half, so that groups of one size keep different widths.
 
-    Else code that takes one group's width for another's would go unnoticed. ``gone`` tells, by the size of a dimension,
-    how many of its indices go with other groups, the last ones with the largest numbers; where all choices are taken,
-    the one that was taken first comes again.
+    Else code that reads one group's width for another's would go unnoticed. ``gone`` holds for each size of a dimension
+    how many of its indices other groups lose, each with the order in which it was taken. If all choices are taken, the
+    one that was taken first is taken again.
     """
     choices = generator.permutation(_choices(group.size))
     sides = {(structure.shapes[s.tensor][s.dim], len(s.index) // group.size) for s in group.slots[:_FEW]}

@@ -180,7 +180,7 @@ class SizeAttributeFinder:
                 self._seen.add(name)
 
     def _take_head_count(self, module: str, attributes: Sequence[str], splits: Splits) -> bool:
-        """Take the first attribute by whose number a module splits a dimension for its number of heads."""
+        """Take the first attribute that says into how many parts a module splits a dimension as its number of heads."""
         for place, attribute in enumerate(attributes):
             count = self._numbers.integers(module).get(attribute, 0)
             widths = splits.get(module, {}).get(count)
@@ -192,9 +192,9 @@ class SizeAttributeFinder:
         return False
 
     def _take_other_head_counts(self, modules: Iterable[str]) -> bool:
-        """Take the next of several attributes for the number of heads, if the code does not follow the last; else none.
+        """Take the next of several attributes as the number of heads if the code does not follow the last one.
 
-        What was rewritten with the last one goes first: it may be what stands in the way.
+        First drop the rewrites that were made with the last one: they may be the cause.
         """
         doubtful = {name for name, heads in self._heads.items() if heads.doubtful}
         likes = dict.fromkeys(like for module in modules for like in self._with_siblings(module))
@@ -236,19 +236,19 @@ class SizeAttributeFinder:
                     head_splits[like] = {(count, width) for count in counts for width in widths}
                     found = True
         if found:
-            self._rewrites.clear()  # they stood for the widths of heads
+            self._rewrites.clear()  # they were made for the widths of heads
             self._tried.clear()
             self._session.retrace()
         return found
 
     def _head_counts(self, module: str, splits: Splits) -> list[str]:
-        """Return the attributes that say into how many parts the module splits a dimension, if all say the same."""
+        """Return the attributes that hold the number of parts that a module splits a dimension into, if all agree."""
         counts = splits.get(module, {})
         found = {name: value for name, value in self._numbers.integers(module).items() if value in counts}
         return list(found) if len(set(found.values())) == 1 else []
 
     def _splits(self) -> Splits:
-        """Return by module into how many parts, of several indices each, its code splits dimensions; their widths."""
+        """Return by module the numbers of parts that its code splits dimensions into, each with the parts' widths."""
         found: Splits = {}
         for record in self._session.records:
             for *counts, width in record.splits:
@@ -257,7 +257,7 @@ class SizeAttributeFinder:
         return found
 
     def _tie_inputs(self, structure: Structure, module: str) -> bool:
-        """Tie blocks of indices to heads where head width times number of heads has to be the width that comes in."""
+        """Tie blocks of indices to heads where the input's width has to be head width times number of heads."""
         if module not in self._heads or self._heads[module].tied:
             return False
         likes = self._with_siblings(module)
@@ -290,7 +290,7 @@ class SizeAttributeFinder:
     # -- written-out widths -------------------------------------------------------------------------------------------
 
     def _rewrite_sizes(self, structure: Structure, conflicts: Sequence[Conflict], asked_for: AskedFor) -> bool:
-        """Yield widths that modules hold as numbers; one after another where several of a module's are that width."""
+        """Yield widths that modules hold as numbers; if several numbers of a module fit, one at a time."""
         found: set[str] = set()
         for conflict in conflicts:
             op = max(conflict.op, conflict.upcoming)
@@ -299,7 +299,7 @@ class SizeAttributeFinder:
             for paths, axis, place in asked_for(structure, conflict):
                 candidates = [Candidate(path, op, place) for path in paths]
                 if not found.isdisjoint(paths) or (conflict.like and not self._rewrites.keys().isdisjoint(paths)):
-                    continue  # first see what the one that has been taken does
+                    continue  # first try the one that was taken
                 self._give_up(candidates)
                 candidate = self._next(candidates)
                 if candidate is not None and np.isin(axis, conflict.labels).any():

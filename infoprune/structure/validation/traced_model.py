@@ -75,7 +75,7 @@ class TracedModel:
 
     @property
     def structure(self) -> Structure:
-        """The channel groups, as known from the operators and from the plans that were run dry."""
+        """Return the channel groups, as known from the operators and from the plans that were run dry."""
         session = self.session
         session.space.resolve_balances()
         attributes = list(self._size_attributes.slots())
@@ -130,7 +130,7 @@ class TracedModel:
         return self.structure
 
     def settle(self, decide: Callable[[Structure], Decided]) -> Decided:
-        """Make a decision again and again until its plan has no conflicts.
+        """Repeat a decision until its plan has no conflicts.
 
         Args:
             decide: makes a decision for a structure; it is asked again with what conflicts has become of it.

@@ -34,7 +34,7 @@ class WayFinder:
     def take_untried(self, structure: Structure, labels: Labels) -> bool:
         """Take another way of an operator that couples these labels, and of the same operator in siblings.
 
-        After the last way the first is taken again, so that it is the one that tells why channels stay.
+        After the last way the first is taken again, so that the reasons of frozen channels are those of the first.
 
         Args:
             structure: the groups.
@@ -52,7 +52,7 @@ class WayFinder:
         return False
 
     def free(self, structure_now: Callable[[], Structure]) -> None:
-        """Take other ways where these free channels that operators bind together or freeze; the model runs again.
+        """Take other ways where they free channels that operators couple or freeze; the model runs again.
 
         Args:
             structure_now: returns the structure, as far as the operators tell.
@@ -75,7 +75,7 @@ class WayFinder:
         self._session.space.ways |= {number: way % records[number].ways for number in numbers}
 
     def _alike(self, structure: Structure, labels: Labels) -> Iterator[list[int]]:
-        """Yield the operators with several ways that tie some of these labels, each with its like in siblings."""
+        """Yield the operators with several ways that tie some of these labels, each with the same one in siblings."""
         several = {number for number, record in enumerate(structure.records) if record.ways > 1}
         ties = [union for union in structure.space.unions if union.op in several and len(union.a)]
         if not ties:

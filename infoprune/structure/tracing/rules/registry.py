@@ -20,7 +20,14 @@ POINTWISE = "every operator that PyTorch tags as element-wise"
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operators, named ``"aten.add"`` or ``"namespace::name"``."""
+    """Register a rule for operators, named ``"aten.add"`` or ``"namespace::name"``.
+
+    Args:
+        names: ATen operators without overload, or other libraries' operators.
+
+    Returns:
+        A decorator for the rule.
+    """
 
     def register(function: Rule) -> Rule:
         for name in names:
@@ -60,7 +67,11 @@ def _is_operator(name: str) -> bool:
 
 
 def find_rule(func: torch._ops.OpOverload) -> Rule:
-    """Return the rule of an ATen operator: its own, its out-of-place variant's, the element-wise one, or `unknown`."""
+    """Return the rule of an ATen operator: its own, its out-of-place variant's, the element-wise one, or `unknown`.
+
+    Args:
+        func: an operator's overload.
+    """
     name = str(func.overloadpacket)
     plain = name[:-1] if name.endswith("_") else name
     found = RULES.get(name) or RULES.get(plain)
