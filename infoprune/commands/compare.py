@@ -25,7 +25,7 @@ WHAT = """\
 Prune copies of a model by several criteria to several budgets and measure each: its accuracy on the test data of
 --data, else how far its outputs move on random inputs. With a uniform allocation all criteria get the same widths, so
 that what differs is due to them. Nothing is trained: --recalibrate measures batch norm's statistics anew, which
-brings back most of what a cut costs and comes closer to what fine-tuning gives."""
+recovers much of the accuracy and comes closer to what fine-tuning gives."""
 
 EXAMPLES = """\
   infoprune compare --model CifarResNet --model.depth 56 --weights resnet56.pt --input_shape 1,3,32,32 \\
