@@ -685,6 +685,30 @@ def spectral(c: int, n: int) -> nn.Module:
     return Lambda(lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * (1 + 0.5j), s=x.shape[2:]), c)
 
 
+@block
+def diagonal(c: int, n: int) -> nn.Module:
+    """A gate from the products of each channel with what a layer has made of it."""
+
+    def join(x: Tensor, made: Tensor) -> Tensor:
+        products = x.flatten(2) @ made.flatten(2).transpose(1, 2) / x[0, 0].numel()
+        gates = torch.einsum("bcc->bc", products) if n % 2 else products.diagonal(dim1=1, dim2=2)
+        return x * gates.tanh()[:, :, None, None]
+
+    return Branches(join, c, conv(c, c, 1))
+
+
+@block
+def replaced(c: int, n: int) -> nn.Module:
+    """Every second place holds what another layer makes, in order (images among the words of a text)."""
+
+    def join(x: Tensor, made: Tensor) -> Tensor:
+        tokens, others = (features.flatten(2).transpose(1, 2) for features in (x, made))
+        mask = (torch.arange(tokens.shape[1]) % 2 == n % 2)[:, None].expand_as(tokens)
+        return tokens.masked_scatter(mask, others).transpose(1, 2).reshape(x.shape)
+
+    return Branches(join, c, conv(c, c, 1))
+
+
 class Deformable(nn.Module):
     """A deformable convolution, with or without groups of channels that share offsets, and a mask."""
 
