@@ -45,7 +45,7 @@ def shrink(
 
     Args:
         model: the model that the plan was made for.
-        plan: what goes.
+        plan: what is removed.
         optimizers: every optimizer that updates the model; a single one need not be in a list.
         transaction: an open one of this model and these optimizers, which more is done in that may fail; it undoes the
             cut as well. Without one, the cut is made for good.

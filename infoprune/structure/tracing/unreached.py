@@ -39,8 +39,8 @@ def settle_unreached(session: TraceSession, unused: Sequence[str]) -> tuple[set[
         outer = [_outer_axes(session, sibling, component) for sibling in siblings]
         if _agree(outer, component):
             for tensor in _inside(session, name):
-                like = siblings[0] + tensor.removeprefix(name)
-                for own, other in zip(session.labels[tensor], session.labels[like], strict=True):
+                counterpart = siblings[0] + tensor.removeprefix(name)
+                for own, other in zip(session.labels[tensor], session.labels[counterpart], strict=True):
                     session.space.unite(own, other, -1)
                 tied.add(tensor)
         else:

@@ -38,7 +38,7 @@ class ComparedPass(Tracer):
 
     Args:
         session: the model.
-        plan: what goes.
+        plan: what is removed.
         traced: the pass of the unpruned model.
         structure: the channel groups.
         keep: for every label whether it stays.

@@ -32,7 +32,7 @@ class Conflict:
         module: path of the module that shows it.
         upcoming: where the code failed before it ran an operator, the number of the next one; else -1.
         asked: the dimensions that the operator asks for in a wrong size, as far as that is known.
-        like: whether it happened not in this module but in a sibling, which runs the same code.
+        in_sibling: whether it was found in a sibling, another module that runs the same code, and not in this one.
     """
 
     labels: Labels
@@ -41,4 +41,4 @@ class Conflict:
     module: str
     upcoming: int = -1
     asked: tuple[Asked, ...] = ()
-    like: bool = False
+    in_sibling: bool = False

@@ -139,7 +139,7 @@ def _sibling_conflicts(
             axes = [session.labels[name][dim] for name, dim in names if name in session.labels]
             labels = [axis[~keep[axis]] for axis in axes]
             if any(len(part) for part in labels):
-                found.append(Conflict(np.concatenate(labels), conflict.reason, conflict.op, sibling, like=True))
+                found.append(Conflict(np.concatenate(labels), conflict.reason, conflict.op, sibling, in_sibling=True))
     return found
 
 
@@ -162,5 +162,5 @@ def _code_conflicts(
             upcoming = operators[place] if 0 <= place < len(operators) else -1
             labels = cut_inside(session, keep, cut, name)
             own = asked if name == module else ()
-            conflicts.append(Conflict(labels, reason, -1, name, upcoming, own, like=name != module))
+            conflicts.append(Conflict(labels, reason, -1, name, upcoming, own, in_sibling=name != module))
     return conflicts

@@ -40,10 +40,10 @@ def tie(session: TraceSession, structure: Structure, plan: PruningPlan, conflict
             if size == len(axis) or (axis < 0).any():  # it is written out, or not all of it is the model's
                 continue
             read = next((other for other in axes_in(conflict.module, len(axis)) if keep[other].sum() == size), None)
-            if read is not None:  # should it be the wrong one, the next dry run finds the right one too
+            if read is not None:  # if it is the wrong one, the next dry run finds the right one
                 session.space.unite(axis, read, conflict.op)
-                for like, other in _in_siblings(session, structure, conflict, axis, read):
-                    session.space.unite(like, other, conflict.op)
+                for counterpart, other in _in_siblings(session, structure, conflict, axis, read):
+                    session.space.unite(counterpart, other, conflict.op)
                 tied = True
     return tied
 
@@ -51,7 +51,7 @@ def tie(session: TraceSession, structure: Structure, plan: PruningPlan, conflict
 def _in_siblings(
     session: TraceSession, structure: Structure, conflict: Conflict, axis: Labels, read: Labels
 ) -> Iterator[tuple[Labels, Labels]]:
-    """Yield what stands for two axes in siblings of a module: a result's, and that of a tensor of the module's own."""
+    """Yield the counterparts of two axes in siblings of a module: one of a result, and one of a tensor in it."""
     records, number = structure.records, max(conflict.op, conflict.upcoming)
     slot = _slot_inside(session, conflict.module, read)
     if slot is None or number < 0 or records[number].module != conflict.module:
@@ -69,9 +69,9 @@ def _in_siblings(
         if labels is None or len(same) != len(own):
             continue
         outputs = records[same[own.index(number)]].outputs
-        like = outputs[place].axes[dim] if place < len(outputs) and dim < len(outputs[place].axes) else None
-        if like is not None and len(like) == len(labels[tensor_dim]) and (like >= 0).all():
-            yield like, labels[tensor_dim]
+        counterpart = outputs[place].axes[dim] if place < len(outputs) and dim < len(outputs[place].axes) else None
+        if counterpart is not None and len(counterpart) == len(labels[tensor_dim]) and (counterpart >= 0).all():
+            yield counterpart, labels[tensor_dim]
 
 
 def _slot_inside(session: TraceSession, module: str, read: Labels) -> tuple[str, int] | None:

@@ -159,16 +159,16 @@ class SizeAttributeFinder:
         splits = self._splits()
         for module in modules:
             attributes = () if module in self._seen else self._head_counts(module, splits)
-            for like in self._with_siblings(module) if attributes else ():
-                if like not in self._seen:
-                    found |= self._take_head_count(like, attributes, splits)
-                self._seen.add(like)
+            for sibling in self._with_siblings(module) if attributes else ():
+                if sibling not in self._seen:
+                    found |= self._take_head_count(sibling, attributes, splits)
+                self._seen.add(sibling)
             self._seen.add(module)
         if found:
             self.retrace()
         return found
 
-    def take_pytorchs(self) -> None:
+    def add_pytorch_heads(self) -> None:
         """Let PyTorch's own attention lose whole heads, before the model runs; its input is as wide as all of them."""
         space = self._session.space
         for name, module in self._session.modules.items():
@@ -197,8 +197,8 @@ class SizeAttributeFinder:
         First drop the rewrites that were made with the last one: they may be the cause.
         """
         doubtful = {name for name, heads in self._heads.items() if heads.doubtful}
-        likes = dict.fromkeys(like for module in modules for like in self._with_siblings(module))
-        wrong = [like for like in likes if like in doubtful]
+        alike = dict.fromkeys(sibling for module in modules for sibling in self._with_siblings(module))
+        wrong = [sibling for sibling in alike if sibling in doubtful]
         rewritten = [path for path in self._rewrites if path.rpartition(".")[0] in wrong]
         for path in rewritten:
             del self._rewrites[path]
@@ -229,11 +229,11 @@ class SizeAttributeFinder:
         splits, head_splits = self._splits(), self._session.space.head_splits
         found = False
         for module in modules:
-            for like in self._with_siblings(module):
-                counts = splits.get(like, {})
+            for sibling in self._with_siblings(module):
+                counts = splits.get(sibling, {})
                 widths = set().union(*counts.values())
-                if like not in head_splits and len(widths) == 1:
-                    head_splits[like] = {(count, width) for count in counts for width in widths}
+                if sibling not in head_splits and len(widths) == 1:
+                    head_splits[sibling] = {(count, width) for count in counts for width in widths}
                     found = True
         if found:
             self._rewrites.clear()  # they were made for the widths of heads
@@ -260,17 +260,17 @@ class SizeAttributeFinder:
         """Tie blocks of indices to heads where the input's width has to be head width times number of heads."""
         if module not in self._heads or self._heads[module].tied:
             return False
-        likes = self._with_siblings(module)
-        inside = operators_inside(structure.records, likes)
-        for like in likes:
-            heads, labels = self._heads.get(like), self._session.space.head_labels.get(like)
+        alike = self._with_siblings(module)
+        inside = operators_inside(structure.records, alike)
+        for sibling in alike:
+            heads, labels = self._heads.get(sibling), self._session.space.head_labels.get(sibling)
             if heads is None or heads.tied or labels is None:
                 continue
             heads.tied = True
-            ((_, width),) = self._session.space.head_splits[like]
+            ((_, width),) = self._session.space.head_splits[sibling]
             size = width * heads.count
             of_heads = structure.component[labels]
-            for axis, op in self._axes_made(structure, inside[like], size):
+            for axis, op in self._axes_made(structure, inside[sibling], size):
                 if not np.isin(structure.component[axis], of_heads).any():  # the heads of a batch may be as many
                     self._session.space.unite(np.repeat(labels, len(axis) // heads.count), axis, op)
         return self._heads[module].tied
@@ -294,17 +294,17 @@ class SizeAttributeFinder:
         found: set[str] = set()
         for conflict in conflicts:
             op = max(conflict.op, conflict.upcoming)
-            if conflict.like and conflict.op >= 0:
+            if conflict.in_sibling and conflict.op >= 0:
                 continue  # the operator is not its own
             for paths, axis, place in asked_for(structure, conflict):
                 candidates = [Candidate(path, op, place) for path in paths]
-                if not found.isdisjoint(paths) or (conflict.like and not self._rewrites.keys().isdisjoint(paths)):
+                if not found.isdisjoint(paths) or (conflict.in_sibling and not self._rewrites.keys().isdisjoint(paths)):
                     continue  # first try the one that was taken
                 self._give_up(candidates)
                 candidate = self._next(candidates)
                 if candidate is not None and np.isin(axis, conflict.labels).any():
                     slot = AttributeSlot(candidate.path, len(axis), axis)
-                    self._rewrites[candidate.path] = Rewrite(slot, candidate, conflict.like)
+                    self._rewrites[candidate.path] = Rewrite(slot, candidate, conflict.in_sibling)
                     self._tried.add(candidate)
                     found.add(candidate.path)
         return bool(found)

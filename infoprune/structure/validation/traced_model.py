@@ -58,7 +58,7 @@ class TracedModel:
     def __init__(self, session: TraceSession) -> None:
         self.session = session
         self._size_attributes = SizeAttributeFinder(session)
-        self._size_attributes.take_pytorchs()
+        self._size_attributes.add_pytorch_heads()
         session.run()
         self._ways = WayFinder(session)
         self._resolvers: Sequence[Resolver] = (

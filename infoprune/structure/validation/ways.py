@@ -85,11 +85,11 @@ class WayFinder:
         numbers = {union.op for union in ties if meant[structure.component[union.a[0]]]}
         while numbers:
             number = min(numbers)
-            alike = self._like(number)
+            alike = self._same_in_siblings(number)
             numbers.difference_update(alike)
             yield alike
 
-    def _like(self, number: int) -> list[int]:
+    def _same_in_siblings(self, number: int) -> list[int]:
         """Return an operator and those in the same place of modules that run the same code."""
         record = self._session.records[number]
         place = self._session.operators_of(record.module).index(number)
