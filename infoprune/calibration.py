@@ -18,7 +18,11 @@ from infoprune.random_state import undisturbed
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run the block in eval mode; train/eval flags and the state of the random generators are restored afterwards."""
+    """Run the block in eval mode; train/eval flags and the state of the random generators are restored afterwards.
+
+    Args:
+        model: the model.
+    """
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -77,7 +81,11 @@ class TrainingBatches:
 
 
 def as_batches(data: Any) -> Any:
-    """Return the training batches of a LightningDataModule; anything else as it is."""
+    """Return the training batches of a LightningDataModule; anything else as it is.
+
+    Args:
+        data: batches, or a LightningDataModule.
+    """
     if not hasattr(data, "on_after_batch_transfer"):
         return data
     if isinstance(data, type):
@@ -136,7 +144,12 @@ def rows_of(tree: Any, size: int, rows: slice | Tensor) -> Any:
 
 
 def on_device(device: torch.device, tree: Any) -> Any:
-    """Return the tensors of a batch on a device."""
+    """Return the tensors of a batch on a device.
+
+    Args:
+        device: the device.
+        tree: a batch, nested in any way.
+    """
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
 
 
@@ -182,6 +195,10 @@ def batch_size(inputs: Any, caller: str) -> int:
 
 def run(model: nn.Module, inputs: Any) -> Any:
     """Call the model on the inputs of a batch: positional, several positional, or keywords.
+
+    Args:
+        model: the model.
+        inputs: a tensor, a tuple of positional or a mapping of keyword arguments.
 
     Raises:
         DataError: the model's forward fails on them.

@@ -51,7 +51,11 @@ def attach(model: nn.Module) -> None:
 
 
 def is_attached(model: nn.Module) -> bool:
-    """Return whether :func:`attach` was called for a model (or for the one that it is a copy of)."""
+    """Return whether :func:`attach` was called for a model (or for the one that it is a copy of).
+
+    Args:
+        model: the model.
+    """
     return _ATTACHED in model.__dict__
 
 
@@ -198,7 +202,11 @@ def _plan(record: Mapping[str, Any]) -> PruningPlan:
 
 
 def plan_record(model: nn.Module) -> dict[str, Any]:
-    """Return what a checkpoint keeps about a model's shape: primitives only."""
+    """Return what a checkpoint keeps about a model's shape: primitives only.
+
+    Args:
+        model: the model, pruned or not.
+    """
     return {"plan": plan_of(model).to_dict()}
 
 

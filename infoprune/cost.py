@@ -19,7 +19,14 @@ class Cost:
     def ratio(self, original: Cost) -> tuple[float, float]:
         """Return the share of the original's MACs and parameters that is left.
 
-        >>> Cost(50, 10).ratio(Cost(100, 40))
-        (0.5, 0.25)
+        Args:
+            original: the cost of the unpruned model.
+
+        Returns:
+            MACs and parameters, each as a share of the original.
+
+        Example:
+            >>> Cost(50, 10).ratio(Cost(100, 40))
+            (0.5, 0.25)
         """
         return self.macs / max(original.macs, 1), self.params / max(original.params, 1)

@@ -73,7 +73,11 @@ class Target:
         return next((Budget(kind, keep) for kind in KINDS if (keep := getattr(self, kind)) is not None), None)
 
     def relative_to(self, cost: Cost) -> Target:
-        """Return this target with a number of MACs or parameters turned into a share of what the model costs."""
+        """Return this target with a number of MACs or parameters turned into a share of what the model costs.
+
+        Args:
+            cost: the unpruned model's cost.
+        """
         numbers = {kind: value for kind in ("macs", "params") if is_absolute(kind, value := getattr(self, kind))}
         return replace(self, **{kind: min(1.0, value / getattr(cost, kind)) for kind, value in numbers.items()})
 
@@ -92,7 +96,7 @@ class Decision:
     """What a criterion and an allocation made of a model.
 
     Attributes:
-        plan: what goes.
+        plan: what is removed.
         scores: group name -> (units,) scores.
         widths: group name -> units that stay.
         latency: with a latency budget, the share of the original's time that was measured at these widths.
@@ -117,8 +121,13 @@ class Decision:
 def share_of_time(share: float, error: float | None) -> str:
     """Say which share of the time is left, and how sure that is.
 
-    >>> share_of_time(0.6, 0.01)
-    '60.0% of the time (give or take 0.6%)'
+    Args:
+        share: measured share of the time, in (0, 1].
+        error: half of its 95 % interval, relative to it; None if unknown.
+
+    Example:
+        >>> share_of_time(0.6, 0.01)
+        '60.0% of the time (give or take 0.6%)'
     """
     return f"{share:.1%} of the time" + (f" (give or take {error * share:.1%})" if error else "")
 

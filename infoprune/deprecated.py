@@ -39,6 +39,11 @@ def renamed(owner: str, new: str, value: T, old: str, old_value: T | None) -> T:
 def filters_to_keep(owner: str, filters: float | str | None, amount: float | None) -> float | str | None:
     """Return the option ``filters``, the share to keep, which used to be ``amount``, the share to remove.
 
+    Args:
+        owner: the function or class that takes the option, for messages.
+        filters: the share to keep.
+        amount: the share to remove, if given under the old name.
+
     Raises:
         ConfigurationError: both are given, or the amount is out of range.
     """

@@ -89,13 +89,21 @@ def _meet(error: Exception | None) -> None:
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """Return the sum of a float64 tensor over all processes; the tensor itself on one."""
+    """Return the sum of a float64 tensor over all processes; the tensor itself on one.
+
+    Args:
+        values: a float64 tensor of one shape on all processes.
+    """
     check_processes()
     return _all_reduced(values)
 
 
 def broadcast_from_first(value: Result) -> Result:
-    """Return the first process's value, which has to be picklable, on all processes."""
+    """Return the first process's value, which has to be picklable, on all processes.
+
+    Args:
+        value: the value on this process.
+    """
     check_processes()
     if world_size() == 1:
         return value
@@ -125,6 +133,12 @@ def mean_over_processes(total: Tensor, count: float) -> Tensor:
 def on_all_ranks(work: Callable[[], Result]) -> Result:
     """Run a function on every process; if it fails on one, stop all with its error instead of leaving them to wait.
 
+    Args:
+        work: the function.
+
+    Returns:
+        What the function returns.
+
     Raises:
         ProcessError: another process failed; the message is its error. The one that failed raises its own.
     """
@@ -133,7 +147,11 @@ def on_all_ranks(work: Callable[[], Result]) -> Result:
 
 
 def mean_over_ranks(scores: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the mean of all processes' scores, the same on every process."""
+    """Return the mean of all processes' scores, the same on every process.
+
+    Args:
+        scores: group name -> (units,) scores of this process.
+    """
     if not scores:
         return scores
     mean = mean_over_processes(torch.cat([values.double() for values in scores.values()]), 1.0)
@@ -142,7 +160,11 @@ def mean_over_ranks(scores: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def rows_of_all_processes(rows: Tensor) -> Tensor:
-    """Return the rows of all processes one below the other, in order of rank; counts may differ."""
+    """Return the rows of all processes one below the other, in order of rank; counts may differ.
+
+    Args:
+        rows: (n, ...) rows of this process.
+    """
     if world_size() == 1:
         return rows
     counts = torch.zeros(world_size(), dtype=torch.float64)

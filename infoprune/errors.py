@@ -57,8 +57,13 @@ class DataError(InfopruneError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``", did you mean 'x'?"`` for the known name closest to ``name``, or an empty string.
 
-    >>> nearest("capcity", ["l1", "capacity"])
-    ", did you mean 'capacity'?"
+    Args:
+        name: the unknown name.
+        known: the names that exist.
+
+    Example:
+        >>> nearest("capcity", ["l1", "capacity"])
+        ", did you mean 'capacity'?"
     """
     by_lower_case = {one.lower(): one for one in known}
     close = difflib.get_close_matches(name.lower(), by_lower_case, n=1)

@@ -122,7 +122,11 @@ register_pytree_node(ByMode, lambda call: ([call.evaluation, call.training], Non
 
 
 def arguments_of(inputs: Inputs) -> list[Any]:
-    """Return the values that a model is run on."""
+    """Return the values that a model is run on.
+
+    Args:
+        inputs: the example inputs, in any form.
+    """
     if isinstance(inputs, ModelCall):
         return inputs.arguments
     if isinstance(inputs, Mapping):

@@ -38,11 +38,19 @@ class Progress:
         self._task = self._bar.add_task(title, total=total)
 
     def advance(self, work: float) -> None:
-        """Count so much more as done."""
+        """Count work as done.
+
+        Args:
+            work: work done since the last call.
+        """
         self._bar.advance(self._task, work)
 
     def expect(self, work: float) -> None:
-        """Add to the work in total, or take from it what turns out not to be needed."""
+        """Change the total work.
+
+        Args:
+            work: work to add; negative to take off.
+        """
         self._bar.update(self._task, total=(self._bar.tasks[0].total or 0.0) + work)
 
     def __enter__(self) -> Progress:

@@ -15,7 +15,11 @@ from torch import Tensor
 
 @contextmanager
 def undisturbed(*devices: torch.device) -> Iterator[None]:
-    """Restore the random state of PyTorch (on the CPU and these devices), NumPy and Python afterwards."""
+    """Restore the random state of PyTorch (on the CPU and these devices), NumPy and Python afterwards.
+
+    Args:
+        devices: devices besides the CPU.
+    """
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
@@ -93,6 +97,9 @@ class NumberedDraws:
 
 def restorers(values: Iterable[Any]) -> list[Callable[[], object]]:
     """Return functions that give the generators among some values the states back that they have now.
+
+    Args:
+        values: any values, generators among them.
 
     Example:
         >>> own = random.Random(1)

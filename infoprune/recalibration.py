@@ -81,7 +81,11 @@ def recalibrate(model: nn.Module, data: Iterable[Any] | LightningDataModule, bat
 
 
 def tracked_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Return the layers that :func:`recalibrate` measures, by name: batch norm that keeps running statistics."""
+    """Return the layers that :func:`recalibrate` measures, by name: batch norm that keeps running statistics.
+
+    Args:
+        model: the model.
+    """
     return {
         name: module
         for name, module in model.named_modules()
@@ -90,7 +94,11 @@ def tracked_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def check_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Return what :func:`tracked_norms` does; raise a ConfigurationError where there is none."""
+    """Return what :func:`tracked_norms` does; raise a ConfigurationError where there is none.
+
+    Args:
+        model: the model.
+    """
     norms = tracked_norms(model)
     if not norms:
         raise ConfigurationError(

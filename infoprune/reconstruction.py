@@ -135,7 +135,7 @@ def readers(model: nn.Module, plan: PruningPlan) -> dict[str, Layer]:
 
     Args:
         model: the unpruned module.
-        plan: what goes.
+        plan: what is removed.
     """
     found: dict[str, Layer] = {}
     for name, module in model.named_modules():

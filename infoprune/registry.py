@@ -33,7 +33,11 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[Class], Class]:
-        """Make the decorated class available under ``name``."""
+        """Make the decorated class available under ``name``.
+
+        Args:
+            name: the name for configurations and the command line.
+        """
 
         def add(cls: Class) -> Class:
             cls.name = name  # type: ignore[attr-defined]
@@ -144,7 +148,14 @@ _OPEN_ENDED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def check_choice(caller: str, option: str, value: object, known: Collection[str]) -> None:
-    """Raise a ConfigurationError unless ``value`` is one of ``known``."""
+    """Refuse a value that is none of the known ones.
+
+    Args:
+        caller: class or function with the option, for messages.
+        option: name of the option.
+        value: its value.
+        known: the allowed values.
+    """
     if value not in known:
         raise ConfigurationError(
             f"{caller}: {option} cannot be {value!r}{nearest(str(value), known)} (choose from {', '.join(known)})"
@@ -152,13 +163,28 @@ def check_choice(caller: str, option: str, value: object, known: Collection[str]
 
 
 def check_number(caller: str, option: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raise a ConfigurationError unless ``value`` is a number in ``[low, high]``."""
+    """Refuse a value that is no number in ``[low, high]``.
+
+    Args:
+        caller: class or function with the option, for messages.
+        option: name of the option.
+        value: its value.
+        low: the smallest allowed value.
+        high: the largest allowed value.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         upper = f" and at most {high:g}" if high != float("inf") else ""
         raise ConfigurationError(f"{caller}: {option} must be a number of at least {low:g}{upper}, got {value!r}")
 
 
 def check_count(caller: str, option: str, value: int, low: int) -> None:
-    """Raise a ConfigurationError unless ``value`` is a whole number of at least ``low``."""
+    """Refuse a value that is no whole number of at least ``low``.
+
+    Args:
+        caller: class or function with the option, for messages.
+        option: name of the option.
+        value: its value.
+        low: the smallest allowed value.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ConfigurationError(f"{caller}: {option} must be a whole number of at least {low}, got {value!r}")

@@ -114,6 +114,9 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
 def read(path: str | os.PathLike[str]) -> SavedModel:
     """Read a file of :func:`save` without a model.
 
+    Args:
+        path: the file.
+
     Raises:
         CheckpointError: the file is missing, truncated or something else.
         ConfigurationError: safetensors is not installed.

@@ -64,7 +64,11 @@ class Schedule:
         return tuple(epoch for epoch, _ in self.events)
 
     def fraction_at(self, epoch: int) -> float | None:
-        """Return the fraction of the final cut that the event at ``epoch`` reaches; None where there is no event."""
+        """Return the fraction of the final cut that the event at ``epoch`` reaches; None where there is no event.
+
+        Args:
+            epoch: number of the epoch, from 0.
+        """
         return dict(self.events).get(epoch)
 
     def fraction_due(self, epoch: int, after: int = -1) -> float | None:
@@ -84,7 +88,11 @@ class Schedule:
         return due[-1] if due else None
 
     def check(self, max_epochs: int | None) -> None:
-        """Raise a ConfigurationError if an event lies beyond ``max_epochs`` (None or negative: unlimited)."""
+        """Refuse a schedule with an event beyond ``max_epochs``.
+
+        Args:
+            max_epochs: of the Trainer; None or negative: unlimited.
+        """
         last = self.epochs[-1]
         if max_epochs is not None and max_epochs >= 0 and last >= max_epochs:
             raise ConfigurationError(

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 def from_shapes(value: Any) -> Inputs:
     """Read the option ``example_inputs``: tensors as they are, shapes (from a config file) as zeros of that shape.
 
+    Args:
+        value: tensors, shapes, or a list or dict of them.
+
     Raises:
         ConfigurationError: it is neither.
 
@@ -38,8 +41,12 @@ def from_shapes(value: Any) -> Inputs:
 def shapes_of(inputs: Inputs | None) -> Any:
     """Write example inputs as shapes; None where one of them is no tensor.
 
-    >>> shapes_of({"x": torch.zeros(1, 3)}), shapes_of((torch.zeros(2, 1), torch.zeros(2))), shapes_of((1, 2))
-    ({'x': [1, 3]}, [[2, 1], [2]], None)
+    Args:
+        inputs: the example inputs.
+
+    Example:
+        >>> shapes_of({"x": torch.zeros(1, 3)}), shapes_of((torch.zeros(2, 1), torch.zeros(2))), shapes_of((1, 2))
+        ({'x': [1, 3]}, [[2, 1], [2]], None)
     """
     if isinstance(inputs, Tensor):
         return list(inputs.shape)
@@ -55,8 +62,12 @@ def shapes_of(inputs: Inputs | None) -> Any:
 def random_inputs(shape: Any) -> Inputs:
     """Return random numbers of a shape, of several shapes, or of shapes by name; the same each time.
 
-    >>> {name: tensor.shape for name, tensor in random_inputs({"x": [1, 3]}).items()}
-    {'x': torch.Size([1, 3])}
+    Args:
+        shape: a shape, a list of shapes, or shapes by name.
+
+    Example:
+        >>> {name: tensor.shape for name, tensor in random_inputs({"x": [1, 3]}).items()}
+        {'x': torch.Size([1, 3])}
     """
     generator = torch.Generator().manual_seed(0)
     inputs: Inputs = tree_map_only(
@@ -66,17 +77,26 @@ def random_inputs(shape: Any) -> Inputs:
 
 
 def batch_size(inputs: Inputs) -> int:
-    """Return the number of examples in inputs, see :func:`infoprune.structure.tracing.examples.count_examples`."""
+    """Return the number of examples in inputs, see :func:`infoprune.structure.tracing.examples.count_examples`.
+
+    Args:
+        inputs: the example inputs.
+    """
     return count_examples(inputs)
 
 
 def with_batch(inputs: Inputs, size: int) -> Inputs:
     """Return inputs with another batch size: the examples, repeated.
 
-    >>> with_batch(torch.arange(2)[:, None], 5).flatten().tolist()
-    [0, 1, 0, 1, 0]
-    >>> len(with_batch(([torch.zeros(3, 8, 8)],), 4)[0])
-    4
+    Args:
+        inputs: the example inputs.
+        size: the new number of examples.
+
+    Example:
+        >>> with_batch(torch.arange(2)[:, None], 5).flatten().tolist()
+        [0, 1, 0, 1, 0]
+        >>> len(with_batch(([torch.zeros(3, 8, 8)],), 4)[0])
+        4
     """
     if isinstance(inputs, Examples):
         return Examples(*(with_batch(one, size) for one in inputs.inputs))

@@ -64,16 +64,24 @@ class Speed:
     def times_as_fast_as(self, other: Speed) -> float:
         """Return how many times the median of the other fits this one's.
 
-        >>> Speed((1.0, 2.0, 1.0), 1, 0).times_as_fast_as(Speed((2.0, 4.0, 3.0), 1, 0))
-        3.0
+        Args:
+            other: the speed to compare with.
+
+        Example:
+            >>> Speed((1.0, 2.0, 1.0), 1, 0).times_as_fast_as(Speed((2.0, 4.0, 3.0), 1, 0))
+            3.0
         """
         return other.median / self.median
 
     def interval(self, other: Speed) -> tuple[float, float]:
         """Return the 95 % interval of `times_as_fast_as`: the bootstrap over rounds, in which both were timed.
 
-        >>> Speed((1.0, 2.0, 1.0), 1, 0).interval(Speed((2.0, 4.0, 2.0), 1, 0))
-        (2.0, 2.0)
+        Args:
+            other: the speed to compare with, timed in the same rounds.
+
+        Example:
+            >>> Speed((1.0, 2.0, 1.0), 1, 0).interval(Speed((2.0, 4.0, 2.0), 1, 0))
+            (2.0, 2.0)
         """
         draws = np.random.default_rng(0).integers(len(self.seconds), size=(RESAMPLES, len(self.seconds)))
         own, others = (np.median(np.array(speed.seconds)[draws], axis=1) for speed in (self, other))

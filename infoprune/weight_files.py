@@ -31,6 +31,9 @@ RECORD = "infoprune"
 def read_torch(path: str | os.PathLike[str]) -> Any:
     """Read what ``torch.save`` wrote: tensors and primitives only.
 
+    Args:
+        path: the file.
+
     Raises:
         CheckpointError: the file is missing, truncated or something else, or would take more memory than its size.
     """
@@ -145,6 +148,9 @@ def _once(path: Any, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors of a safetensors file and our record in its metadata; empty if it was written by others.
 
+    Args:
+        path: the file.
+
     Raises:
         CheckpointError: the file is missing, truncated or something else.
         ConfigurationError: safetensors is not installed.
@@ -164,7 +170,11 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is safetensors by its suffix; a zip of that name, which ``torch.save`` writes, is not."""
+    """Return whether a file is safetensors by its suffix; a zip of that name, which ``torch.save`` writes, is not.
+
+    Args:
+        path: the file.
+    """
     return Path(path).suffix == SAFETENSORS and not zipfile.is_zipfile(path)
 
 

@@ -49,8 +49,12 @@ class Trial:
     def sure(self, max_drop: float) -> float | None:
         """Return the probability that the drop on all images of this kind is at most ``max_drop``.
 
-        >>> Trial(0.5, 0.2, 0.15).sure(0.5)
-        0.977
+        Args:
+            max_drop: the allowed drop.
+
+        Example:
+            >>> Trial(0.5, 0.2, 0.15).sure(0.5)
+            0.977
         """
         if self.error is None:
             return None
@@ -61,8 +65,12 @@ class Trial:
     def described(self, max_drop: float) -> str:
         """Return the trial in words, with how sure it is.
 
-        >>> print(Trial(0.5, 0.2, 0.15).described(0.5))
-        50.0% of the MACs with a drop of 0.20 ± 0.15, 98% sure to be within 0.5
+        Args:
+            max_drop: the allowed drop.
+
+        Example:
+            >>> print(Trial(0.5, 0.2, 0.15).described(0.5))
+            50.0% of the MACs with a drop of 0.20 ± 0.15, 98% sure to be within 0.5
         """
         error = (
             ""

@@ -82,13 +82,21 @@ def as_share(value: object) -> object:
 
 
 def check_filters(filters: object) -> None:
-    """Raise a ConfigurationError unless a share of filters to keep is a number in (0, 1]."""
+    """Refuse a share of filters to keep that is no number in (0, 1].
+
+    Args:
+        filters: the option, text such as ``"60%"`` already converted.
+    """
     if isinstance(filters, bool) or not isinstance(filters, (int, float)) or not 0 < filters <= 1:
         raise ConfigurationError(f"filters must be in (0, 1], got {filters!r}; it is the share of filters to keep")
 
 
 def check_amount(amount: float) -> None:
-    """Raise a ConfigurationError unless an amount, the share of units to remove, is a number in [0, 1)."""
+    """Refuse an amount that is no number in [0, 1).
+
+    Args:
+        amount: the share of units to remove.
+    """
     if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 <= amount < 1:
         raise ConfigurationError(f"amount must be in [0, 1), got {amount!r}; it is the share of filters to remove")
 

@@ -120,7 +120,11 @@ class LossCurves:
 
     @classmethod
     def from_dict(cls, data: Any) -> LossCurves:
-        """Read :meth:`to_dict`'s form; raises CheckpointError where it is something else."""
+        """Return the curves that :meth:`to_dict` wrote; raises CheckpointError where it is something else.
+
+        Args:
+            data: plain data.
+        """
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise CheckpointError(f"these are no loss curves of format {FORMAT}")
         try:
@@ -142,7 +146,11 @@ class LossCurves:
             raise CheckpointError(f"the loss curves are damaged: {type(error).__name__}: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the curves as JSON; raises CheckpointError where the file cannot be written."""
+        """Write the curves as JSON; raises CheckpointError where the file cannot be written.
+
+        Args:
+            path: the file; an old one is replaced.
+        """
         try:
             with written_whole(path) as scratch:
                 scratch.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -151,7 +159,11 @@ class LossCurves:
 
     @classmethod
     def load(cls, path: str | Path) -> LossCurves:
-        """Read what :meth:`save` wrote; raises CheckpointError that names the file where it cannot."""
+        """Read what :meth:`save` wrote; raises CheckpointError that names the file where it cannot.
+
+        Args:
+            path: the file.
+        """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError, ValueError, CheckpointError) as error:

@@ -116,6 +116,14 @@ def distances_for(outputs: Sequence[Tensor], targets: Any, images: int) -> list[
     Whole-number targets that fit an output, (N,) to (N, C) or (N, H, W) to (N, C, H, W), make it class scores. Without
     targets a matrix (N, C) is taken for class scores. Targets of the output's own shape that are 0 or 1 make it labels.
     Everything else is compared by its relative error.
+
+    Args:
+        outputs: the output tensors, each (N, ...).
+        targets: the targets of the batches; None if there are none.
+        images: number N of images.
+
+    Returns:
+        One distance for each output.
     """
     wanted = [leaf for leaf in tree_leaves(targets) if isinstance(leaf, Tensor)]
     return [_distance_for(output, wanted, images) for output in outputs]

@@ -36,7 +36,11 @@ def matching(structure: Structure, pattern: str) -> list[ChannelGroup]:
 
 
 def check_min_width(min_width: object) -> None:
-    """Raise a ConfigurationError unless ``min_width`` is a :data:`MinWidth`."""
+    """Refuse a ``min_width`` that is no :data:`MinWidth`.
+
+    Args:
+        min_width: the option.
+    """
     for value in min_width.values() if isinstance(min_width, Mapping) else [min_width]:
         share = isinstance(min_width, Mapping) and isinstance(value, float) and 0 < value < 1
         if not share and (isinstance(value, bool) or not isinstance(value, int) or value < 1):

@@ -44,7 +44,14 @@ class PerLayer(RatioAllocation):
             check_ratio(f"allocation 'per_layer', pattern {pattern!r}", ratio)
 
     def ratios_of(self, structure: Structure) -> dict[str, float]:
-        """Return group name -> the ratio of the last pattern that matches it."""
+        """Return the ratio of each group: that of the last pattern that matches it.
+
+        Args:
+            structure: the channel groups.
+
+        Returns:
+            Group name -> share to remove.
+        """
         ratios = {group.name: float(self.default) for group in structure.prunable}
         for pattern, ratio in self.ratios.items():
             matched = matching(structure, pattern)

@@ -56,7 +56,14 @@ class PerStage(RatioAllocation):
         return [check_ratio(f"allocation 'per_stage', entry {i}", ratio) for i, ratio in enumerate(values)]
 
     def ratios_of(self, structure: Structure) -> dict[str, float]:
-        """Return group name -> the ratio of its entry in the list."""
+        """Return the ratio of each group: that of its entry in the list.
+
+        Args:
+            structure: the channel groups.
+
+        Returns:
+            Group name -> share to remove.
+        """
         values = self.values
         entries, tail = _entries(structure)
         if len(values) not in {len(entries), len(entries) - tail}:

@@ -21,7 +21,11 @@ ONNX Runtime's blocked convolutions need."""
 
 
 def check_round_to(round_to: object) -> None:
-    """Raise a ConfigurationError unless ``round_to`` is a whole number of at least 1, or "auto"."""
+    """Refuse a ``round_to`` that is neither a whole number of at least 1 nor "auto".
+
+    Args:
+        round_to: the option.
+    """
     if round_to == AUTO or (isinstance(round_to, int) and not isinstance(round_to, bool) and round_to >= 1):
         return
     meant = nearest(round_to, [AUTO]) if isinstance(round_to, str) else ""

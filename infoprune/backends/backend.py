@@ -45,13 +45,22 @@ class Backend(Part):
     def load(self, model: nn.Module, example_inputs: Inputs) -> Run:
         """Make a model ready to run on these inputs, in eval mode. The model is not changed.
 
+        Args:
+            model: the model.
+            example_inputs: inputs of the shapes that it will run on.
+
         Raises:
             ConfigurationError: the backend is not installed; the message says how to get it.
             ExportError: the backend cannot take the model; the message says where.
         """
 
     def warmed_up(self, model: nn.Module, example_inputs: Inputs) -> Run:
-        """Load a model, and run it a few times."""
+        """Load a model, and run it a few times.
+
+        Args:
+            model: the model.
+            example_inputs: inputs of the shapes that it will run on.
+        """
         run = self.load(model, example_inputs)
         for _ in range(self.warmup):
             run()
@@ -86,6 +95,9 @@ BackendSpec: TypeAlias = "str | Mapping[str, Any] | Backend | Callable[[nn.Modul
 
 def get_backend(spec: BackendSpec) -> Backend:
     """Return the backend that ``spec`` describes, and make sure that it is installed.
+
+    Args:
+        spec: a name, ``{"name": ..., options}``, a `Backend`, or a function of model and inputs that returns seconds.
 
     Raises:
         ConfigurationError: unknown name or option, or a package is missing.

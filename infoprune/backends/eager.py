@@ -38,7 +38,13 @@ class Eager(Backend):
 
 
 def timed_calls(function: Any, model: nn.Module, example_inputs: Inputs) -> Run:
-    """Return a run that calls a function on the inputs, with the model in eval mode and without gradients."""
+    """Return a run that calls a function on the inputs, with the model in eval mode and without gradients.
+
+    Args:
+        function: what is called, with the inputs as arguments.
+        model: the model, for its devices and modes.
+        example_inputs: the inputs.
+    """
     cuda = next((parameter.is_cuda for parameter in model.parameters()), False)
 
     def once() -> None:

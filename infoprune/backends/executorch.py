@@ -40,6 +40,12 @@ class ExecuTorch(Backend):
 def lowered(program: ExportedProgram) -> bytes:
     """Return an exported program as ExecuTorch's, with all that XNNPACK takes given to it.
 
+    Args:
+        program: of `torch.export`.
+
+    Returns:
+        The bytes of a ``.pte`` file.
+
     Raises:
         ExportError: ExecuTorch has no such operator.
     """
@@ -59,7 +65,11 @@ def lowered(program: ExportedProgram) -> bytes:
 
 
 def loaded(program: bytes) -> Execute:
-    """Return a function that runs the forward method of a program in ExecuTorch's runtime."""
+    """Return a function that runs the forward method of a program in ExecuTorch's runtime.
+
+    Args:
+        program: the bytes of a ``.pte`` file.
+    """
     with quietly():
         from executorch.runtime import Runtime
 
@@ -70,7 +80,11 @@ def loaded(program: bytes) -> Execute:
 
 
 def arguments(inputs: Inputs) -> list[Any]:
-    """Return inputs as the runtime takes them."""
+    """Return inputs as the runtime takes them.
+
+    Args:
+        inputs: the example inputs.
+    """
     if isinstance(inputs, Mapping):
         return list(inputs.values())
     return list(inputs) if isinstance(inputs, (tuple, list)) else [inputs]

@@ -37,7 +37,12 @@ class LayerKind:
     behind: tuple[int, ...]
 
     def build(self, inputs: int, outputs: int) -> tuple[nn.Module, Tensor]:
-        """Return a layer of this kind with so many input and output channels, and an input for it."""
+        """Return a layer of this kind with so many input and output channels, and an input for it.
+
+        Args:
+            inputs: number of input channels.
+            outputs: number of output channels.
+        """
         options: dict[str, Any] = dict(self.options)
         if self.name == "linear":
             return nn.Linear(inputs, outputs, **options), torch.zeros(*self.before, inputs)
@@ -61,7 +66,13 @@ class TimedLayer:
 
 
 def timed_layers(model: nn.Module, structure: Structure, example_inputs: Inputs) -> list[TimedLayer]:
-    """Return the convolutions and linear layers that a forward pass runs, once for each time that it does."""
+    """Return the convolutions and linear layers that a forward pass runs, once for each time that it does.
+
+    Args:
+        model: the model.
+        structure: its channel groups.
+        example_inputs: inputs of the shapes that count.
+    """
     found: list[tuple[str, LayerKind]] = []
     names = {module: name for name, module in model.named_modules()}
 

@@ -28,6 +28,10 @@ def onnx_bytes(model: nn.Module, inputs: Inputs) -> bytes:
 
     The older exporter takes a tenth of the time of the newer, and the runtimes make the same of both.
 
+    Args:
+        model: the model.
+        inputs: inputs of the shape that it will run on.
+
     Raises:
         ExportError: neither can take the model; says where.
     """
@@ -63,6 +67,10 @@ def quantized(model: bytes, feeds: Iterable[Mapping[str, Any]]) -> bytes:
     """Return an ONNX model in int8: weights by channel, activations by the range that they take on these inputs.
 
     Source: onnxruntime's static quantization.
+
+    Args:
+        model: an ONNX file in float32.
+        feeds: calibration inputs, arrays by name.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

@@ -48,7 +48,11 @@ class OnnxRuntime(Backend):
 
 
 def session(model: bytes) -> Any:
-    """Return an inference session on the CPU."""
+    """Return an inference session on the CPU.
+
+    Args:
+        model: an ONNX file.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

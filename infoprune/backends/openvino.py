@@ -51,14 +51,22 @@ class OpenVino(Backend):
 
 
 def read_model(onnx: bytes) -> Any:
-    """Return an ONNX model as OpenVINO's."""
+    """Return an ONNX model as OpenVINO's.
+
+    Args:
+        onnx: an ONNX file.
+    """
     import openvino
 
     return openvino.Core().read_model(onnx)
 
 
 def compiled(model: Any) -> Any:
-    """Return OpenVINO's model ready to run on the CPU in float32 (or int8, where it is quantized)."""
+    """Return OpenVINO's model ready to run on the CPU in float32 (or int8, where it is quantized).
+
+    Args:
+        model: as `read_model` or `quantized` returns it.
+    """
     import openvino
 
     # Processors with bfloat16 would use it by default, at other outputs than the model's.
@@ -86,6 +94,10 @@ def quantized(model: Any, feeds: Iterable[Mapping[str, Any]]) -> Any:
     """Return OpenVINO's model in int8: weights by channel, activations by the range that they take on these inputs.
 
     Source: NNCF's static quantization.
+
+    Args:
+        model: as `read_model` returns it.
+        feeds: calibration inputs, arrays by name.
     """
     with quietly(), kept_signal_stack():
         import nncf

@@ -42,13 +42,24 @@ class LatencyTable:
         self._known = len(self.seconds)
 
     def look_up(self, key: str, measure: Callable[[], float]) -> float:
-        """Return the seconds that are kept under a key, measured now if there are none."""
+        """Return the seconds that are stored under a key; measure and store them if there are none.
+
+        Args:
+            key: describes the layer and its widths.
+            measure: returns the seconds.
+        """
         if key not in self.seconds:
             self.seconds[key] = measure()
         return self.seconds[key]
 
     def curve(self, kind: LayerKind, inputs: int, outputs: int) -> Callable[[int, int], float]:
-        """Return the seconds of a layer as a function of its widths, up to the given ones."""
+        """Return the seconds of a layer as a function of its widths, up to the given ones.
+
+        Args:
+            kind: the kind of layer.
+            inputs: the most input channels.
+            outputs: the most output channels.
+        """
         across, along = _lattice(inputs), _lattice(outputs)
         if kind.name == "depthwise":
             across = [across[-1]]
@@ -86,7 +97,12 @@ class LatencyTable:
 
 
 def cache_file(backend: Backend, device: torch.device) -> Path:
-    """Return where the times of a backend on this machine are kept."""
+    """Return the file that stores the times of a backend on this machine.
+
+    Args:
+        backend: the backend.
+        device: the device that runs the model.
+    """
     home = os.environ.get("INFOPRUNE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "infoprune")
     what = [platform.node(), platform.machine(), _processor(device), torch.get_num_threads(), backend.versions, backend]
     digest = hashlib.sha256("|".join(map(str, what)).encode()).hexdigest()[:16]

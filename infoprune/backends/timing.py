@@ -72,7 +72,12 @@ def latency(
 
 
 def timed(function: Callable[[], object], on_the_wall: bool = False) -> float:
-    """Return the seconds that a call takes, on the clock on the wall where devices other than the CPU work."""
+    """Return the seconds that a call takes, on the clock on the wall where devices other than the CPU work.
+
+    Args:
+        function: the call.
+        on_the_wall: use the wall clock instead of processor time.
+    """
     clock = time.perf_counter if on_the_wall or torch.get_num_threads() > 1 else time.process_time
     start = clock()
     function()
@@ -101,7 +106,11 @@ class PairedRuns:
         self.seconds = 0.0
 
     def more(self, pairs: int) -> None:
-        """Add so many pairs of runs."""
+        """Run the two models in turn some more times.
+
+        Args:
+            pairs: number of pairs.
+        """
         for _ in range(pairs):
             if len(self.ratios) % 2:
                 own, other = self._run(), self._reference()

@@ -21,8 +21,12 @@ ROUNDING = 1e-9
 def minmax(values: Tensor) -> Tensor:
     """Scale values to [0, 1]; equal values give 0.
 
-    >>> minmax(torch.tensor([1.0, 3.0, 2.0])).tolist(), minmax(torch.tensor([5.0, 5.0])).tolist()
-    ([0.0, 1.0, 0.5], [0.0, 0.0])
+    Args:
+        values: (N,) finite values.
+
+    Example:
+        >>> minmax(torch.tensor([1.0, 3.0, 2.0])).tolist(), minmax(torch.tensor([5.0, 5.0])).tolist()
+        ([0.0, 1.0, 0.5], [0.0, 0.0])
     """
     if not values.numel():
         return values

@@ -33,7 +33,16 @@ class BatchNormScale(LayerCriterion):
     """
 
     def members(self, model: nn.Module, structure: Structure, group: ChannelGroup) -> list[tuple[str, GroupSlot]]:
-        """Return the batch norms of a group."""
+        """Return the batch norms of a group.
+
+        Args:
+            model: the model.
+            structure: its channel groups.
+            group: one of them.
+
+        Returns:
+            Name of each batch norm, with the slot of its weight.
+        """
         found = []
         for slot in group.slots:
             caller, _, leaf = slot.tensor.rpartition(".")

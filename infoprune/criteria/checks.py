@@ -17,6 +17,9 @@ def check_weights(model: nn.Module) -> None:
     """Raise a ConfigurationError that names the layer if a model holds NaN or infinite parameters or norm statistics.
 
     A broken value shows in the scores of some criteria only, and in the end in the outputs of every smaller model.
+
+    Args:
+        model: the model.
     """
     for name, module in model.named_modules():
         # Other buffers may be infinite on purpose: masks of attention, for one.

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def scored_layers(structure: Structure) -> list[Layer]:
-    """Return the layers whose filters belong to a prunable group, each once, in forward order."""
+    """Return the layers whose filters belong to a prunable group, each once, in forward order.
+
+    Args:
+        structure: the channel groups.
+    """
     wanted = {layer.name for group in structure.prunable for layer, _ in structure.producers(group)}
     return [layer for layer in structure.layers if layer.name in wanted]
 
@@ -24,6 +28,13 @@ def weight_of(model: nn.Module, layer: Layer) -> Tensor:
     """Return the kernel that a layer computes with, its filters along the first dimension.
 
     Masks (``torch.nn.utils.prune``), weight norm, spectral norm and parametrizations count: a masked weight is zero.
+
+    Args:
+        model: the model.
+        layer: one of its layers.
+
+    Returns:
+        (filters, ...) kernel.
     """
     parameter = model.get_parameter(layer.weight).detach()
     with torch.no_grad():
@@ -68,5 +79,13 @@ def as_filters(weight: Tensor, dtype: torch.dtype = torch.float64, copy: bool = 
 
 
 def filters_of(model: nn.Module, layer: Layer) -> Tensor:
-    """Return all filters of a layer, see :func:`as_filters`."""
+    """Return all filters of a layer, see :func:`as_filters`.
+
+    Args:
+        model: the model.
+        layer: one of its layers.
+
+    Returns:
+        (N, C, K): N filters of C kernels with K weights.
+    """
     return as_filters(weight_of(model, layer))

@@ -54,17 +54,41 @@ def _numbers(outputs: Any) -> list[Tensor]:
 
 
 def probability(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the probability of the true class, in [0, 1]."""
+    """Return the probability of the true class, in [0, 1].
+
+    Args:
+        outputs: (N, C) logits.
+        targets: (N,) classes.
+
+    Returns:
+        (N,) payoffs.
+    """
     return outputs.softmax(dim=1).gather(1, targets[:, None])[:, 0]
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return 1 where the true class comes first, else 0."""
+    """Return 1 where the true class comes first, else 0.
+
+    Args:
+        outputs: (N, C) logits.
+        targets: (N,) classes.
+
+    Returns:
+        (N,) payoffs.
+    """
     return (outputs.argmax(dim=1) == targets).to(outputs.dtype)
 
 
 def log_probability(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return minus the cross-entropy. Not bounded: tiny coalitions, which pruning never visits, dominate it."""
+    """Return minus the cross-entropy. Not bounded: tiny coalitions, which pruning never visits, dominate it.
+
+    Args:
+        outputs: (N, C) logits.
+        targets: (N,) classes.
+
+    Returns:
+        (N,) payoffs.
+    """
     return -F.cross_entropy(outputs, targets, reduction="none")
 
 

@@ -130,7 +130,11 @@ def _gradients(loss: Tensor, weights: Iterable[nn.Parameter]) -> tuple[Tensor | 
 
 @contextmanager
 def differentiable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Let all of these parameters require gradients in the block; afterwards only those that did before."""
+    """Let all of these parameters require gradients in the block; afterwards only those that did before.
+
+    Args:
+        parameters: the parameters.
+    """
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     try:
         for parameter in frozen:

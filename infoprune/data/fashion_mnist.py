@@ -118,6 +118,9 @@ class FashionMNISTDataModule(InMemoryDataModule):
 def read_idx(path: Path) -> np.ndarray:
     """Read a file of the MNIST family: uint8 values of any shape, plain or gzip.
 
+    Args:
+        path: the file.
+
     Raises:
         DataError: the file is truncated or of another format.
     """

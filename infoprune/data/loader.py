@@ -24,12 +24,20 @@ class ImageSet(NamedTuple):
     labels: Tensor
 
     def subset(self, index: Tensor) -> ImageSet:
-        """Return the images at ``index``."""
+        """Return the images at ``index``.
+
+        Args:
+            index: (n,) indices.
+        """
         index = index.to(self.images.device)
         return ImageSet(self.images[index], self.labels[index])
 
     def to(self, device: torch.device) -> ImageSet:
-        """Return the images and labels on a device."""
+        """Return the images and labels on a device.
+
+        Args:
+            device: the device.
+        """
         return ImageSet(self.images.to(device), self.labels.to(device))
 
 
@@ -82,7 +90,11 @@ class EpochBatches:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of ``epoch``; the Trainer calls this before each."""
+        """Choose the order of ``epoch``; the Trainer calls this before each.
+
+        Args:
+            epoch: number of the epoch.
+        """
         self.epoch = epoch
         self.epoch_given = True
 
@@ -92,11 +104,19 @@ class EpochBatches:
         return torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + self.epoch) % 2**63)
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """Return the images in the order of this epoch, ``(count,)``."""
+        """Return the images in the order of this epoch, ``(count,)``.
+
+        Args:
+            generator: seeded for the epoch.
+        """
         return torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
 
     def shares(self, order: Tensor) -> list[Tensor]:
-        """Return this process's share of every batch."""
+        """Return this process's share of every batch.
+
+        Args:
+            order: (count,) images in the order of the epoch.
+        """
         return [batch[self.rank :: self.world_size] for batch in order.tensor_split(self.batches)]
 
     def __iter__(self) -> Iterator[Tensor]:

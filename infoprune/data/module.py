@@ -58,7 +58,11 @@ class ImageDataModule(L.LightningDataModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Turn uint8 ``(N, C, H, W)`` into floats of zero mean and unit deviation, in the precision of the model."""
+        """Turn uint8 ``(N, C, H, W)`` into floats of zero mean and unit deviation, in the precision of the model.
+
+        Args:
+            images: (N, C, H, W) uint8 images.
+        """
         module = self.trainer.lightning_module if self.trainer is not None else None
         dtype = module.dtype if module is not None and isinstance(module.dtype, torch.dtype) else torch.float32
         # in float32 first: 255 levels do not survive bfloat16 arithmetic

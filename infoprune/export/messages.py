@@ -32,7 +32,12 @@ def quietly() -> Iterator[None]:
 
 
 def why_not(model: nn.Module, error: Exception) -> str:
-    """Say why `torch.export` refused a model, with the line of the model's code."""
+    """Say why `torch.export` refused a model, with the line of the model's code.
+
+    Args:
+        model: the model.
+        error: what `torch.export` raised.
+    """
     text = " ".join(str(error).split())
     fixed = re.search(r"(?:specialized it|inferred) to be a constant \((\d+)\)", text)
     if fixed:
@@ -83,5 +88,9 @@ def _layer_of(node: Any) -> str:
 
 
 def first_sentence(text: str) -> str:
-    """Return the first sentence or line of a message, at most 300 characters."""
+    """Return the first sentence or line of a message, at most 300 characters.
+
+    Args:
+        text: the message.
+    """
     return re.split(r"(?<=[.!])\s|\n", text.strip(), maxsplit=1)[0][:300]

@@ -91,7 +91,12 @@ def _runtime(path: Path) -> Any:
 
 
 def feed(names: Sequence[str], inputs: Inputs) -> dict[str, np.ndarray]:
-    """Return inputs as a runtime takes them: arrays by the names in the file, which holds numbers as constants."""
+    """Return inputs as a runtime takes them: arrays by the names in the file, which holds numbers as constants.
+
+    Args:
+        names: names of the inputs in the file.
+        inputs: the example inputs.
+    """
     if isinstance(inputs, Mapping) and set(names) <= set(inputs):
         values: Iterable[Any] = [inputs[name] for name in names]
     else:

@@ -65,7 +65,11 @@ def to_program(
 
 
 def check_target(path: str | Path) -> None:
-    """Raise a ConfigurationError, before a long export, where a file cannot be written."""
+    """Refuse, before a long export, a file that cannot be written.
+
+    Args:
+        path: the file to be written.
+    """
     target = Path(path)
     if target.is_dir():
         raise ConfigurationError(f"{target} is a folder: name a file in it")

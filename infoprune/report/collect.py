@@ -20,7 +20,7 @@ def layer_rows(structure: Structure, plan: PruningPlan) -> list[LayerRow]:
 
     Args:
         structure: of the model before.
-        plan: what goes; an empty plan gives rows that stay the same.
+        plan: what is removed; an empty plan gives rows that stay the same.
     """
     before, after = structure.layer_costs(), structure.layer_costs(plan)
     groups = {layer.name: group.name for group in reversed(structure.groups) for layer, _ in structure.producers(group)}
@@ -46,7 +46,11 @@ def layer_rows(structure: Structure, plan: PruningPlan) -> list[LayerRow]:
 
 
 def whole_run(events: Sequence[EventRecord]) -> list[LayerRow]:
-    """Return the rows of a whole run: each layer before the first event and after the last."""
+    """Return the rows of a whole run: each layer before the first event and after the last.
+
+    Args:
+        events: the events, the first one first.
+    """
     if not events:
         return []
     last = {row.name: row for row in events[-1].layers}
@@ -62,7 +66,12 @@ def whole_run(events: Sequence[EventRecord]) -> list[LayerRow]:
 
 
 def kept_units(group: ChannelGroup, plan: PruningPlan) -> list[int]:
-    """Return the units of a group that a plan leaves."""
+    """Return the units of a group that a plan leaves.
+
+    Args:
+        group: a channel group.
+        plan: the plan.
+    """
     gone: set[int] = set()
     for slot in group.slots:
         cut = set(plan.removed.get(slot.tensor, {}).get(slot.dim, ()))
@@ -141,7 +150,11 @@ class UnprunedStats:
 
     @classmethod
     def of(cls, structure: Structure) -> UnprunedStats:
-        """Return the stats of a traced model."""
+        """Return the stats of a traced model.
+
+        Args:
+            structure: the traced model.
+        """
         cost = structure.cost()
         return cls(
             cost.macs,
@@ -153,7 +166,11 @@ class UnprunedStats:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> UnprunedStats:
-        """Return the stats that `to_dict` wrote."""
+        """Return the stats that `to_dict` wrote.
+
+        Args:
+            data: from a checkpoint.
+        """
         return cls(**{**data, "layers": [LayerRow(**row) for row in data["layers"]]})
 
     def to_dict(self) -> dict[str, Any]:

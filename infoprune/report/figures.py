@@ -50,7 +50,11 @@ def axes(made: Figure, *position: Any, title: str = "") -> Axes:
 
 
 def widths(record: RunRecord) -> Figure:
-    """Draw the filters of every layer: those left in front of those before."""
+    """Draw the filters of every layer: those left in front of those before.
+
+    Args:
+        record: the record of the run.
+    """
     rows = record.layers[::-1]
     made = figure(7.0, 1.0 + 0.19 * len(rows))
     ax = axes(made, title="Filters that stayed")
@@ -67,7 +71,12 @@ def widths(record: RunRecord) -> Figure:
 
 
 def scores(event: EventRecord, most: int = 24) -> Figure:
-    """Draw the scores of each group in ascending order, with the cut; of very many groups every n-th."""
+    """Draw the scores of each group in ascending order, with the cut; of very many groups every n-th.
+
+    Args:
+        event: the event.
+        most: the most groups to draw.
+    """
     if not event.scores:
         raise ConfigurationError("this event has no scores to draw")
     made, each = _grid(event.scores, most, f"Scores by {event.criterion}: pale went, strong stayed")
@@ -82,7 +91,12 @@ def scores(event: EventRecord, most: int = 24) -> Figure:
 
 
 def curves(event: EventRecord, most: int = 24) -> Figure:
-    """Draw what cutting each channel group alone costs over the units that stay, and the width that was chosen."""
+    """Draw what cutting each channel group alone costs over the units that stay, and the width that was chosen.
+
+    Args:
+        event: the event.
+        most: the most groups to draw.
+    """
     if not event.curves:
         raise ConfigurationError("this event measured no loss curves: they come from the allocation information_loss")
     made, each = _grid(event.curves, most, "Loss of each group cut alone (root scale), over the units that stay")
@@ -114,7 +128,11 @@ def _grid(groups: Iterable[str], most: int, title: str) -> tuple[Figure, dict[st
 
 
 def heat_map(record: RunRecord) -> Figure:
-    """Draw the share of each layer's filters that is left after each event: layers down, events across."""
+    """Draw the share of each layer's filters that is left after each event: layers down, events across.
+
+    Args:
+        record: the record of the run.
+    """
     if not record.events:
         raise ConfigurationError("this run had no pruning event to draw")
     names = [row.name for row in record.layers]
@@ -136,7 +154,11 @@ def heat_map(record: RunRecord) -> Figure:
 
 
 def along(record: RunRecord) -> Figure:
-    """Draw the chosen metric and the MACs over the epochs, with the pruning events."""
+    """Draw the chosen metric and the MACs over the epochs, with the pruning events.
+
+    Args:
+        record: the record of the run.
+    """
     names = list(dict.fromkeys(n for entry in record.history for n in entry if n not in ("epoch", "macs")))
     metric = choose_metric(names)
     if metric is None or not record.events:
@@ -166,7 +188,12 @@ def along(record: RunRecord) -> Figure:
 
 
 def pareto(rows: Sequence[Compared], kind: str = "macs") -> Figure:
-    """Draw what each criterion keeps at each budget: the figure that counts over what is left of the cost."""
+    """Draw what each criterion keeps at each budget: the figure that counts over what is left of the cost.
+
+    Args:
+        rows: results of `infoprune.compare`.
+        kind: what the budgets are of, ``"macs"`` or ``"params"``.
+    """
     original, measured = rows[0], rows[1:]
     name = next(iter(original.figures))
     made = figure(7.5, 4.5)
@@ -194,7 +221,11 @@ def pareto(rows: Sequence[Compared], kind: str = "macs") -> Figure:
 
 
 def of_run(record: RunRecord) -> dict[str, Figure]:
-    """Draw all pictures that a run's record allows, by name."""
+    """Draw all pictures that a run's record allows, by name.
+
+    Args:
+        record: the record of the run.
+    """
     made = {"widths": widths(record)}
     if record.events:
         made["heat_map"] = heat_map(record)

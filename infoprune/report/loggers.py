@@ -35,15 +35,28 @@ class RunLog:
         self._events: list[EventRecord] = []
 
     def start(self, options: Mapping[str, Any]) -> None:
-        """Send the pruning options as hyperparameters."""
+        """Send the pruning options as hyperparameters.
+
+        Args:
+            options: the pruning options, as plain data.
+        """
         self._each(lambda logger: logger.log_hyperparams({"pruning": dict(options)}))
 
     def configuration(self, config: Mapping[str, Any]) -> None:
-        """Send the resolved configuration of a run, so that runs can be grouped by rate, batch size, seed or model."""
+        """Send the resolved configuration of a run, so that runs can be grouped by rate, batch size, seed or model.
+
+        Args:
+            config: the configuration, as plain data.
+        """
         self._each(lambda logger: logger.log_hyperparams(dict(config)))
 
     def event(self, event: EventRecord, more: Mapping[str, float] | None = None) -> None:
-        """Send the scalars of an event (and ``more``), and its tables and histograms to loggers that hold them."""
+        """Send the scalars of an event (and ``more``), and its tables and histograms to loggers that hold them.
+
+        Args:
+            event: the event.
+            more: further scalars by name.
+        """
         self._events.append(event)
         scalars = {**event_scalars(event), **(more or {})}
 

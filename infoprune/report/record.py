@@ -208,7 +208,11 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, text: str) -> RunRecord:
-        """Read what `to_json` wrote; raises CheckpointError where the text is no such record."""
+        """Read what `to_json` wrote; raises CheckpointError where the text is no such record.
+
+        Args:
+            text: the whole JSON text.
+        """
         try:
             data = _printable(json.loads(text))
         except (ValueError, RecursionError) as error:
@@ -216,12 +220,20 @@ class RunRecord:
         return cls.from_dict(data)
 
     def save(self, path: str | Path) -> None:
-        """Write the record as JSON, wholly or not at all; raises OSError where that cannot be."""
+        """Write the record as JSON, wholly or not at all; raises OSError where that cannot be.
+
+        Args:
+            path: the file; an old one is replaced.
+        """
         write_text_whole(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> RunRecord:
-        """Read a record file; raises CheckpointError that names the file where it cannot."""
+        """Read a record file; raises CheckpointError that names the file where it cannot.
+
+        Args:
+            path: the file.
+        """
         if not Path(path).is_file():
             raise CheckpointError(f"cannot read {path}: no such record; name the folder of a run that has ended")
         try:

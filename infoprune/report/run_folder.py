@@ -17,6 +17,9 @@ def run_folder(trainer: L.Trainer) -> Path:
     """Return the folder of a run, the same on every process: that of the first logger, as ModelCheckpoint chooses it.
 
     A collective call: every process has to make it.
+
+    Args:
+        trainer: the Trainer.
     """
     if trainer.loggers:
         logger = trainer.loggers[0]
@@ -29,6 +32,9 @@ def run_folder(trainer: L.Trainer) -> Path:
 
 def check_writable(folder: Path) -> None:
     """Make a folder and write into it, so that a run does not find out after hours of training.
+
+    Args:
+        folder: the folder.
 
     Raises:
         ConfigurationError: the folder cannot be made or written.

@@ -11,8 +11,12 @@ def event_scalars(event: EventRecord) -> dict[str, float]:
     ``prune/event`` counts from 1; ``prune/macs`` and ``prune/params`` are what is left;
     ``prune/width/<layer>`` is the number of filters that the layer still has.
 
-    >>> event_scalars(EventRecord(0, epoch=2, global_step=40, criterion="l1", macs=80, params=7))
-    {'prune/event': 1.0, 'prune/epoch': 2.0, 'prune/macs': 80.0, 'prune/params': 7.0}
+    Args:
+        event: the event.
+
+    Example:
+        >>> event_scalars(EventRecord(0, epoch=2, global_step=40, criterion="l1", macs=80, params=7))
+        {'prune/event': 1.0, 'prune/epoch': 2.0, 'prune/macs': 80.0, 'prune/params': 7.0}
     """
     scalars = {
         "prune/event": event.index + 1.0,
@@ -26,7 +30,11 @@ def event_scalars(event: EventRecord) -> dict[str, float]:
 
 
 def summary_values(record: RunRecord) -> dict[str, float]:
-    """Return the values of a whole run that runs are compared and sorted by."""
+    """Return the values of a whole run that runs are compared and sorted by.
+
+    Args:
+        record: the record of the run.
+    """
     before, after = record.before, record.after
     values = {
         "prune/macs_kept": after.macs / before.macs if before.macs else 1.0,

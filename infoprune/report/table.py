@@ -29,7 +29,12 @@ def print_tables(record: RunRecord, console: Console | None = None) -> None:
 
 
 def tables_as_text(record: RunRecord, width: int = 100) -> str:
-    """Return what `print_tables` prints, without colours, for a log."""
+    """Return what `print_tables` prints, without colours, for a log.
+
+    Args:
+        record: the record of the run.
+        width: columns of the text.
+    """
     console = Console(file=StringIO(), width=width, color_system=None)
     with console.capture() as capture:
         print_tables(record, console)

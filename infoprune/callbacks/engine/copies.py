@@ -27,7 +27,7 @@ def with_followers(plan: PruningPlan, follow: Mapping[str, str]) -> PruningPlan:
     """Return a plan under which copies lose what their originals lose.
 
     Args:
-        plan: what goes, by the LightningModule's names.
+        plan: what is removed, by the LightningModule's names.
         follow: path of each copy -> path of its original.
 
     Example:

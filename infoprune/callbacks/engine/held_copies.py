@@ -67,7 +67,7 @@ class HeldCopies:
         Args:
             trainer: the Trainer.
             module: its LightningModule.
-            plan: what goes, by the LightningModule's names.
+            plan: what is removed, by the LightningModule's names.
         """
         self.look(trainer, module)
         originals = Originals(module, plan)

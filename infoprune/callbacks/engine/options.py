@@ -16,7 +16,7 @@ from infoprune.registry import check_count
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """The options of `FilterPruning` that decide what goes; see there."""
+    """The options of `FilterPruning` that decide what is removed; see there."""
 
     criterion: Criterion
     target: Target

@@ -235,8 +235,13 @@ def check_seen(layer: Layer, seen: bool, caller: str) -> None:
 def as_maps(output: Tensor, kind: str) -> Tensor:
     """Return a layer's output as (images, channels, height, width).
 
-    >>> as_maps(torch.zeros(2, 7), "linear").shape, as_maps(torch.zeros(2, 5, 7), "linear").shape
-    (torch.Size([2, 7, 1, 1]), torch.Size([2, 7, 1, 5]))
+    Args:
+        output: (N, C, ...) of a convolution, or (N, ..., C) of a linear layer.
+        kind: ``"conv"`` or ``"linear"``.
+
+    Example:
+        >>> as_maps(torch.zeros(2, 7), "linear").shape, as_maps(torch.zeros(2, 5, 7), "linear").shape
+        (torch.Size([2, 7, 1, 1]), torch.Size([2, 7, 1, 5]))
     """
     if kind == "linear":
         output = output.movedim(-1, 1)
@@ -246,5 +251,13 @@ def as_maps(output: Tensor, kind: str) -> Tensor:
 
 
 def per_filter(per_channel: Tensor, filters: int) -> Tensor:
-    """Average over channels that share a filter (grouped transposed convolutions reuse filters group by group)."""
+    """Average over channels that share a filter (grouped transposed convolutions reuse filters group by group).
+
+    Args:
+        per_channel: (channels,) values.
+        filters: number of filters.
+
+    Returns:
+        (filters,) means.
+    """
     return per_channel.reshape(-1, filters).mean(dim=0)

@@ -23,8 +23,15 @@ CHUNK = 1 << 24
 def entropy_bits(weights: Tensor) -> Tensor:
     """Return the entropy in bits of each row of non-negative weights; 0 for a row that is all zero.
 
-    >>> entropy_bits(torch.tensor([[1.0, 1.0, 1.0, 1.0], [7.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])).tolist()
-    [2.0, 0.0, 0.0]
+    Args:
+        weights: (R, n) non-negative weights, which need not sum to 1.
+
+    Returns:
+        (R,) entropies.
+
+    Example:
+        >>> entropy_bits(torch.tensor([[1.0, 1.0, 1.0, 1.0], [7.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])).tolist()
+        [2.0, 0.0, 0.0]
     """
     total = weights.sum(dim=-1, keepdim=True)
     shares = weights / torch.where(total > 0, total, torch.ones_like(total))

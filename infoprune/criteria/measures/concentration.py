@@ -123,7 +123,11 @@ class Concentration:
         return {name: tally.indicators(name) for name, tally in tallies.items()}
 
     def fuse(self, indicators: Mapping[str, Indicators]) -> dict[str, float]:
-        """Return the information concentration of each layer, in [0, 1]."""
+        """Return the information concentration of each layer, in [0, 1].
+
+        Args:
+            indicators: layer name -> its rank and entropy.
+        """
         ranks = _over_largest([value.rank for value in indicators.values()])
         entropies = _over_largest([value.entropy for value in indicators.values()])
         return {name: self._mean(r, h) for name, r, h in zip(indicators, ranks, entropies, strict=True)}

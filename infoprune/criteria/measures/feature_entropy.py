@@ -46,7 +46,15 @@ def histograms(rows: Tensor, bins: int, limits: Sequence[Tensor] | None = None) 
 
 
 def entropy_of_counts(counts: Tensor, correct: bool = False) -> Tensor:
-    """Return the entropy in nats of each row of counts, at most log(bins): (R, bins) -> (R,)."""
+    """Return the entropy in nats of each row of counts, at most log(bins): (R, bins) -> (R,).
+
+    Args:
+        counts: (R, bins) counts.
+        correct: add the correction of Miller and Madow for few samples.
+
+    Returns:
+        (R,) entropies.
+    """
     counts = counts.double()
     total = counts.sum(dim=1, keepdim=True).clamp(min=1)
     entropy = torch.special.entr(counts / total).sum(dim=1)

@@ -6,11 +6,18 @@ from torch import Tensor
 
 
 def ranks_with_ties(values: Tensor) -> Tensor:
-    """Rank of each value from 0; equal values share the mean of their ranks.
+    """Return the rank of each value from 0; equal values share the mean of their ranks.
 
-    >>> import torch
-    >>> ranks_with_ties(torch.tensor([3.0, 1.0, 3.0, 2.0])).tolist()
-    [2.5, 0.0, 2.5, 1.0]
+    Args:
+        values: (n,) values.
+
+    Returns:
+        (n,) ranks.
+
+    Example:
+        >>> import torch
+        >>> ranks_with_ties(torch.tensor([3.0, 1.0, 3.0, 2.0])).tolist()
+        [2.5, 0.0, 2.5, 1.0]
     """
     _, group, counts = values.unique(sorted=True, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double() - 1
@@ -20,9 +27,14 @@ def ranks_with_ties(values: Tensor) -> Tensor:
 def spearman(a: Tensor, b: Tensor) -> float:
     """Return Spearman's rank correlation of two vectors; 0 if one of them is constant.
 
-    >>> import torch
-    >>> round(spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 10.0, 100.0])), 9)
-    1.0
+    Args:
+        a: (n,) values.
+        b: (n,) values.
+
+    Example:
+        >>> import torch
+        >>> round(spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 10.0, 100.0])), 9)
+        1.0
     """
     x, y = (ranks_with_ties(v) for v in (a, b))
     x, y = x - x.mean(), y - y.mean()

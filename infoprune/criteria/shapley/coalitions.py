@@ -39,6 +39,9 @@ class Game(Protocol):
 def exact(game: Game) -> Tensor:
     """Return Shapley values from all coalitions: 2 ** players evaluations.
 
+    Args:
+        game: the players and their payoffs.
+
     Returns:
         (images, players).
     """

@@ -173,7 +173,11 @@ class Shapley(Criterion):
         return estimate(game, order, self.stay(game.players))
 
     def stay(self, players: int) -> int:
-        """Return how many of so many players stay in every coalition but their own absence."""
+        """Return how many players a sampled coalition has at least.
+
+        Args:
+            players: number of units of the group.
+        """
         return min(round(self.min_coalition_share * players), players - 1)
 
     @property
@@ -184,7 +188,11 @@ class Shapley(Criterion):
         return MIN_COALITION if self.estimator in ("antithetic", "permutation") else 0.0
 
     def evaluations(self, players: int) -> int:
-        """Return how often one round runs the network behind a group of so many players."""
+        """Return how often one round runs the network behind a group of so many players.
+
+        Args:
+            players: number of units of the group.
+        """
         steps = players - self.stay(players)
         return {
             "exact": 2**players,

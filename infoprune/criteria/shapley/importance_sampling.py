@@ -50,10 +50,14 @@ def spread(game: Game, order: Tensor, runs: int, min_coalition: int = 0) -> Tens
 def expected_copies(spreads: Tensor) -> Tensor:
     """Return how often each image should be played, once on average: (images,).
 
-    >>> expected_copies(torch.tensor([0.0, 0.0, 0.0, 8.0]))
-    tensor([0.2000, 0.2000, 0.2000, 3.4000])
-    >>> expected_copies(torch.tensor([1.0, 2.0, 1.0, 2.0]))
-    tensor([1., 1., 1., 1.])
+    Args:
+        spreads: (images,) how much the payoffs of each image vary.
+
+    Example:
+        >>> expected_copies(torch.tensor([0.0, 0.0, 0.0, 8.0]))
+        tensor([0.2000, 0.2000, 0.2000, 3.4000])
+        >>> expected_copies(torch.tensor([1.0, 2.0, 1.0, 2.0]))
+        tensor([1., 1., 1., 1.])
     """
     if spreads.square().mean() <= WORTHWHILE * spreads.mean().square():
         return torch.ones_like(spreads)
@@ -64,8 +68,16 @@ def expected_copies(spreads: Tensor) -> Tensor:
 def copies(expected: Tensor, offset: float) -> Tensor:
     """Draw whole numbers with these expectations over offsets in [0, 1), one on average: systematic sampling.
 
-    >>> copies(torch.tensor([0.25, 1.5, 1.25]), 0.6)
-    tensor([0, 2, 1])
+    Args:
+        expected: (images,) expected copies.
+        offset: a random number in [0, 1).
+
+    Returns:
+        (images,) copies.
+
+    Example:
+        >>> copies(torch.tensor([0.25, 1.5, 1.25]), 0.6)
+        tensor([0, 2, 1])
     """
     ends = expected.cumsum(0)
     ends[-1] = len(expected)

@@ -29,12 +29,21 @@ class RunningMoments:
 
     @classmethod
     def of(cls, players: int) -> RunningMoments:
-        """Return the moments of no samples."""
+        """Return the moments of no samples.
+
+        Args:
+            players: number of players.
+        """
         count, total, squares = torch.zeros(3, players, dtype=torch.float64)
         return cls(count, total, squares)
 
     def add(self, samples: Tensor, bound: float = 1.0) -> None:
-        """Add (n, players) samples, which are at most ``bound`` where payoffs lie in [0, 1]; NaN is no sample."""
+        """Add (n, players) samples, which are at most ``bound`` where payoffs lie in [0, 1]; NaN is no sample.
+
+        Args:
+            samples: (n, players) contributions.
+            bound: their largest absolute value, if payoffs are in [0, 1].
+        """
         self.count += samples.isfinite().sum(dim=0)
         self.total += samples.nansum(dim=0)
         self.squares += samples.square().nansum(dim=0)
@@ -53,6 +62,9 @@ class RunningMoments:
         union bound over the players. The range is that of payoffs in [0, 1]; for others it is at least that of the
         samples seen, so that the intervals are approximate.
 
+        Args:
+            confidence: the probability, in (0, 1).
+
         Returns:
             (players,); infinite below two samples.
         """
@@ -64,7 +76,12 @@ class RunningMoments:
         return torch.where(n > 1, result, torch.full_like(result, float("inf")))
 
     def undecided(self, remove: int, confidence: float) -> int:
-        """Return how many players may still be on either side of the cut below which ``remove`` players fall."""
+        """Return how many players may still be on either side of the cut below which ``remove`` players fall.
+
+        Args:
+            remove: number of players to remove.
+            confidence: probability of the intervals, in (0, 1).
+        """
         order = self.mean.argsort()
         cut = self.mean[order[remove - 1 : remove + 1]].mean()
         return int(((self.mean - cut).abs() <= self.half_width(confidence)).sum())

@@ -91,7 +91,11 @@ class ScoreCheckpoint:
         return seen
 
     def save(self, batches: int) -> None:
-        """Keep the moments after so many batches; the file is whole at any time."""
+        """Save the moments after some batches; the file is whole at any time.
+
+        Args:
+            batches: number of batches that were played.
+        """
         if self.path is None:
             return
         stored = {name: [t.count, t.total, t.squares, t.low, t.high] for name, t in self.moments.items()}

@@ -52,7 +52,11 @@ class ShapleyRun:
         ]
 
     def play(self, data: Iterable[Any]) -> dict[str, RunningMoments]:
-        """Group name -> its contributions over all processes, from all rounds or as many as the limits allow."""
+        """Return each group's contributions over all processes, from all rounds or as many as the limits allow.
+
+        Args:
+            data: batches of calibration images.
+        """
         criterion = self.criterion
         self.started, criterion.passes = time.perf_counter(), 0.0
         checkpoint = ScoreCheckpoint(
@@ -224,7 +228,11 @@ def _over_processes(moments: RunningMoments) -> RunningMoments:
 
 
 def suffix_shares(structure: Structure) -> dict[str, float]:
-    """Return layer name -> share of the model's MACs that come behind it in forward order."""
+    """Return for each layer the share of the model's MACs that come after it in forward order.
+
+    Args:
+        structure: the channel groups.
+    """
     costs = {name: cost.macs for name, cost in structure.layer_costs().items()}
     left, total = sum(costs.values()), sum(costs.values()) or 1
     shares = {}
