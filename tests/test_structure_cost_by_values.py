@@ -114,11 +114,18 @@ def test_a_cost_that_is_asked_for_after_the_cut_warns() -> None:
     net = TwoStages(0.2)
     structure = infoprune.trace(net, X)
     infoprune.shrink(net, structure.plan({"hidden": [0]}))
-    with pytest.warns(UserWarning, match="TwoStages depends on values .* ask for the cost before the cut"):
+    with pytest.warns(UserWarning, match="TwoStages depends on values.*ask for the cost before the cut"):
         structure.cost()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         structure.cost()
+
+
+def test_a_model_without_values_is_counted_as_traced() -> None:
+    structure = infoprune.trace(TwoStages(0.2).to("meta"), X)
+    with pytest.warns(UserWarning, match=r"may be counted too low: it does not run on the example inputs \(\w+Error"):
+        assert structure.cost().macs >= 16 * 16 * 8 * 9 * 3
+    assert structure.layer_costs()["features"].macs == 16 * 16 * 8 * 9 * 3
 
 
 def test_a_trace_that_reads_no_values_runs_nothing_for_its_cost() -> None:

@@ -28,21 +28,25 @@ def run_products(session: TraceSession) -> list[Contraction]:
         session: the traced model.
 
     Returns:
-        The products, with labels of their own; those of the trace, with a warning, if the model was cut since.
+        The products, with labels of their own; those of the trace, with a warning, where the model cannot run any more
+        or was cut since.
     """
     run = type(session)(session.model, session.inputs, owned_tensors(session.model))
     sizes, before = ({name: [*map(len, axes)] for name, axes in each.labels.items()} for each in (run, session))
     if sizes != before:
-        warnings.warn(
-            f"the cost of {type(session.model).__name__} depends on values that take a run to know, and it was cut "
-            "since it was traced, so the count may be too low: ask for the cost before the cut",
-            stacklevel=2,
-        )
-        return session.passes.traced[0][1].contractions
-    run.on_shapes = False
-    tracer = Tracer(run.space, {id(module): name for name, module in run.modules.items()})
-    run.run_pass(tracer, train=False, stand_ins={})
-    return tracer.contractions
+        why = "it was cut since it was traced; ask for the cost before the cut"
+    else:
+        run.on_shapes = False
+        tracer = Tracer(run.space, {id(module): name for name, module in run.modules.items()})
+        try:
+            run.run_pass(tracer, train=False, stand_ins={})
+            return tracer.contractions
+        except Exception as error:  # a trace needs neither values nor the device and dtype of the inputs; a run does
+            why = f"it does not run on the example inputs ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+    warnings.warn(
+        f"the cost of {type(session.model).__name__} depends on values, and may be counted too low: {why}", stacklevel=2
+    )
+    return session.passes.traced[0][1].contractions
 
 
 def with_labels(products: Sequence[Contraction], traced: Sequence[Contraction]) -> list[Contraction]:
