@@ -21,7 +21,11 @@ HOW_FAR = ("macs", "params", "filters", "amount", "latency")
 
 
 def add_cut_arguments(parser: ArgumentParser) -> None:
-    """Add how far to cut and which filters, but for the criterion."""
+    """Add the options that say how far to cut, and those of `add_selection_arguments`.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument(
         "--macs", type=float | str | None, help="multiply-accumulates to keep, a share or their number: 0.6, 200e6"
     )
@@ -40,7 +44,11 @@ def add_cut_arguments(parser: ArgumentParser) -> None:
 
 
 def add_backend_argument(parser: ArgumentParser) -> None:
-    """Add ``--backend``, where a cut model will run."""
+    """Add ``--backend``, where a cut model will run.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument(
         "--backend",
         type=str | dict | None,
@@ -49,7 +57,11 @@ def add_backend_argument(parser: ArgumentParser) -> None:
 
 
 def add_selection_arguments(parser: ArgumentParser) -> None:
-    """Add how the groups share a cut."""
+    """Add the options that say how the groups share a cut.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument(
         "--allocation",
         type=str | dict,
@@ -70,7 +82,11 @@ def add_selection_arguments(parser: ArgumentParser) -> None:
 
 
 def add_criterion_argument(parser: ArgumentParser) -> None:
-    """Add ``--criterion``."""
+    """Add ``--criterion``.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument(
         "--criterion",
         type=str | dict,
@@ -81,7 +97,11 @@ def add_criterion_argument(parser: ArgumentParser) -> None:
 
 
 def asks_for_a_cut(options: Namespace) -> bool:
-    """Return whether any of the options that say how far to cut is given."""
+    """Return whether any of the options that say how far to cut is given.
+
+    Args:
+        options: the parsed options.
+    """
     return any(options.get(name) is not None for name in (*HOW_FAR, "max_drop"))
 
 
@@ -122,6 +142,10 @@ def cut(named: NamedModel, options: Namespace, data: NamedData | None, backend: 
 
 
 def cut_options(options: Namespace) -> dict[str, Any]:
-    """Return the options of a cut that differ from their defaults, as a record keeps them."""
+    """Return the options of a cut that differ from their defaults, as a record keeps them.
+
+    Args:
+        options: the parsed options.
+    """
     names = ("criterion", *HOW_FAR, "max_drop", "backend", "allocation", "round_to", "min_width", "frozen")
     return {name: options[name] for name in names if options.get(name) not in (None, [])}

@@ -73,5 +73,10 @@ class NamedData:
 
 
 def open_data(parser: ArgumentParser, options: Namespace) -> NamedData | None:
-    """Return the images that the options name, None if they name none."""
+    """Return the images that the options name, None if they name none.
+
+    Args:
+        parser: of the command.
+        options: the parsed options.
+    """
     return None if options.data is None else NamedData(parser, options)

@@ -71,7 +71,12 @@ class NamedModel:
 
 
 def add_model_arguments(parser: ArgumentParser, words: Sequence[str]) -> None:
-    """Add ``--model``, ``--weights``, ``--input_shape`` and ``--module``."""
+    """Add ``--model``, ``--weights``, ``--input_shape`` and ``--module``.
+
+    Args:
+        parser: of the command.
+        words: the command line, which says what kind of model it names.
+    """
     named = value_of(words, "--model") or value_of(words, "--model.help")
     is_class = named is not None and not _is_path(named)
     kind: type = str
@@ -106,6 +111,10 @@ def add_model_arguments(parser: ArgumentParser, words: Sequence[str]) -> None:
 
 def open_model(parser: ArgumentParser, options: Namespace) -> NamedModel:
     """Build the model that the options name, with its weights.
+
+    Args:
+        parser: of the command.
+        options: the parsed options.
 
     Raises:
         ConfigurationError: no such class, file or submodule; no input shape is known.
@@ -142,8 +151,14 @@ def open_model(parser: ArgumentParser, options: Namespace) -> NamedModel:
 def value_of(words: Sequence[str], option: str) -> str | None:
     """Return the value of an option on a command line.
 
-    >>> value_of(["--json", "--model", "a.B"], "--model"), value_of(["--model=x"], "--model"), value_of([], "--model")
-    ('a.B', 'x', None)
+    Args:
+        words: the command line.
+        option: the option with its dashes.
+
+    Example:
+        >>> value_of(["--json", "--model", "a.B"], "--model"), value_of(["--model=x"], "--model")
+        ('a.B', 'x')
+        >>> value_of([], "--model")
     """
     for position, word in enumerate(words):
         if word == option:

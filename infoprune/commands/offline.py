@@ -17,6 +17,9 @@ def reach_wandb(trainer: L.Trainer) -> None:
     """Start the runs of the Trainer's WandbLoggers; one that W&B does not take goes on offline, with one warning.
 
     Processes that are spawned or forked start their own runs, so there nothing is done.
+
+    Args:
+        trainer: the Trainer, before its fit.
     """
     if not trainer.is_global_zero or isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         return
@@ -48,7 +51,11 @@ def _kept_offline(logger: WandbLogger, why: str) -> Path:
 
 
 def offline_runs(trainer: L.Trainer) -> list[Path]:
-    """Return the folders of the Trainer's W&B runs that nobody has sent yet."""
+    """Return the folders of the Trainer's W&B runs that were not sent yet.
+
+    Args:
+        trainer: the Trainer, after its fit.
+    """
     runs = [logger.experiment for logger in _wandb_loggers(trainer)]
     return [Path(run.dir).parent for run in runs if getattr(run, "offline", False)]
 

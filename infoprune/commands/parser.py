@@ -42,7 +42,12 @@ def make_parser(command: str, what: str, examples: str) -> ArgumentParser:
 
 
 def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
-    """Parse a command line; mistakes become a ConfigurationError in one line, with the nearest option's name."""
+    """Parse a command line; mistakes become a ConfigurationError in one line, with the nearest option's name.
+
+    Args:
+        parser: of the command.
+        words: the command line behind the name of the command.
+    """
     try:
         return parser.parse_args(list(words))
     except ArgumentError as error:
@@ -53,6 +58,10 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
 def check_folder(option: str, folder: Path) -> None:
     """Refuse a folder to write into that cannot be made, because it or a folder above it is a file.
 
+    Args:
+        option: the option that names the folder, for messages.
+        folder: the folder.
+
     Raises:
         ConfigurationError: names the option and the file.
     """
@@ -62,14 +71,23 @@ def check_folder(option: str, folder: Path) -> None:
 
 
 def instantiate(parser: ArgumentParser, options: Namespace) -> Namespace:
-    """Make the objects that options describe by ``class_path``."""
+    """Make the objects that options describe by ``class_path``.
+
+    Args:
+        parser: of the command.
+        options: the parsed options.
+    """
     make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name since jsonargparse 4.49
     made: Namespace = make(options)
     return made
 
 
 def add_json_argument(parser: ArgumentParser) -> None:
-    """Add ``--json``."""
+    """Add ``--json``.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
 
 

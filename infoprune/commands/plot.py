@@ -66,7 +66,11 @@ def run(words: Sequence[str]) -> None:
 
 
 def check_picture(path: Path) -> None:
-    """Raise a ConfigurationError where a picture of that name cannot be drawn, before anything is computed."""
+    """Raise a ConfigurationError where a picture of that name cannot be drawn, before anything is computed.
+
+    Args:
+        path: the file to be written.
+    """
     if path.suffix.removeprefix(".") not in FORMATS:
         raise ConfigurationError(f"--plot {path}: pictures are {', '.join(f'.{name}' for name in FORMATS)}")
     from infoprune.report.figures import figure

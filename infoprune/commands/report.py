@@ -65,6 +65,10 @@ def run(words: Sequence[str]) -> None:
 
 
 def record_of(run: str) -> Path:
-    """Return the record of a run: the file itself, or the one in its folder."""
+    """Return the record of a run: the file itself, or the one in its folder.
+
+    Args:
+        run: the folder of a run, or its ``record.json``.
+    """
     path = Path(run)
     return path if path.suffix == ".json" else path / "record.json"

@@ -197,6 +197,9 @@ class TrainingCLI(LightningCLI):
 def check_checkpoint(path: str) -> None:
     """Refuse a file that the Trainer cannot resume from, before anything is built.
 
+    Args:
+        path: what ``--ckpt_path`` says.
+
     Raises:
         CheckpointError: it is damaged, or was not written by a Trainer.
     """
