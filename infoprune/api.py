@@ -244,7 +244,7 @@ def _within_drop(
 
 
 class _Decider:
-    """Decides on a structure; later calls reuse the scores and the allocation's measurements."""
+    """Decide on a structure; later calls reuse the scores and the allocation's measurements."""
 
     def __init__(
         self,

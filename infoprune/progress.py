@@ -15,7 +15,7 @@ with undisturbed():  # rich draws a random number when it is imported
 
 
 class Progress:
-    """Shows how much of a known amount of work is done, and the time left at the speed measured so far.
+    """Show how much of a known amount of work is done, and the time left at the speed measured so far.
 
     Args:
         title: What is going on.

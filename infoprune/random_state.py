@@ -62,7 +62,7 @@ def _of_python_and_numpy() -> tuple[Any, ...]:
 
 
 class NumberedDraws:
-    """Seeds every draw of PyTorch's by its number: how many numbers those before it drew may depend on widths.
+    """Seed every draw of PyTorch's by its number: how many numbers those before it drew may depend on widths.
 
     Args:
         seed: other numbers for another seed.

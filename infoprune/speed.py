@@ -159,7 +159,7 @@ def peak_memory(model: nn.Module, inputs: Inputs) -> int:
 
 
 class _Held(TorchDispatchMode):
-    """Tracks the memory of operators' outputs."""
+    """Track the memory of operators' outputs."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ COARSE = 0.1
 
 @dataclass(kw_only=True)
 class Allocation(Part):
-    """Decides how many units every prunable group keeps.
+    """Decide how many units every prunable group keeps.
 
     A subclass says which groups are cut first, as widths at every sparsity. The sparsity
     follows from a budget, from an amount, or from the subclass's own ratios.

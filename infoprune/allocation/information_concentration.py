@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @ALLOCATIONS.register("information_concentration")
 @dataclass(kw_only=True)
 class InformationConcentration(Allocation):
-    """Gives groups widths in proportion to the information in their layers' outputs.
+    """Give groups widths in proportion to the information in their layers' outputs.
 
     A group's kept share is ``clip(k * (IC / mean IC) ** sharpness, floor, 1)``, with k found by the budget or the
     amount. A group of coupled layers takes the mean concentration of its layers.

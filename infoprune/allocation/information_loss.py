@@ -45,7 +45,7 @@ FLOORS = (0.25, 0.35, 0.5)
 @ALLOCATIONS.register("information_loss")
 @dataclass(kw_only=True)
 class InformationLoss(Allocation):
-    """Removes the units that lose the least information about the outputs for the cost that they save.
+    """Remove the units that lose the least information about the outputs for the cost that they save.
 
     Every group is cut alone at a few widths, batch norm's statistics are measured anew, and the outputs are compared
     with the original's: by the KL divergence, in nats, for class scores (for each pixel in segmentation), else by the

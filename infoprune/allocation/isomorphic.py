@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @ALLOCATIONS.register("isomorphic")
 @dataclass(kw_only=True)
 class Isomorphic(GlobalRanking):
-    """Ranks units among groups of the same structure; every kind of structure loses the same share.
+    """Rank units among groups of the same structure; every kind of structure loses the same share.
 
     Scores of a residual stream and of a layer inside a block have no common scale. Groups are of one structure if equal
     numbers of layers of the same kinds write and read their channels, whatever their widths.

@@ -41,7 +41,7 @@ Quality = Callable[[nn.Module], float]
 
 
 class LossMeter:
-    """Measures cut copies of a model against the model itself.
+    """Measure cut copies of a model against the model itself.
 
     The cuts are made in a copy, by setting the weights that read removed channels to zero. In the copy every batch norm
     normalises by the statistics of the batch at hand, as it would with statistics measured anew after the cut. The

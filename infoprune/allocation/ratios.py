@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class RatioAllocation(Allocation):
-    """Keeps ``int(size * (1 - ratio))`` units of each group; under a budget, all ratios are scaled by one factor."""
+    """Keep ``int(size * (1 - ratio))`` units of each group; under a budget, all ratios are scaled by one factor."""
 
     @abstractmethod
     def ratios_of(self, structure: Structure) -> dict[str, float]:

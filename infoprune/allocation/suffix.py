@@ -31,11 +31,11 @@ class Prefix:
 
 
 class _Reached(BaseException):
-    """Ends a run at the requested call. A BaseException, so that no model's code handles it."""
+    """End a run at the requested call. A BaseException, so that no model's code handles it."""
 
 
 class _Resumed(TorchFunctionMode):
-    """Replays the recorded calls of a prefix, and computes from there on.
+    """Replay the recorded calls of a prefix, and compute from there on.
 
     Args:
         prefix: What is remembered.

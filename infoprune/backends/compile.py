@@ -22,7 +22,7 @@ VERSIONS = 1000
 @BACKENDS.register("compile")
 @dataclass(kw_only=True)
 class Compile(Backend):
-    """Runs the model through ``torch.compile``, compiled for the shapes of the inputs. Loading takes up to a minute."""
+    """Run the model through ``torch.compile``, compiled for the shapes of the inputs. Loading takes up to a minute."""
 
     warmup: ClassVar[int] = 5
 

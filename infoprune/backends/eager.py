@@ -24,7 +24,7 @@ KEEPS_MEMORY = 31 * 2**20
 @BACKENDS.register("eager")
 @dataclass(kw_only=True)
 class Eager(Backend):
-    """Calls the model as it is, on the CPU or a GPU.
+    """Call the model as it is, on the CPU or a GPU.
 
     On the CPU, memory of activations is kept between the runs, as in a process that has served a model for a while.
     """

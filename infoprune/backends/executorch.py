@@ -25,7 +25,7 @@ Execute: TypeAlias = Callable[[Sequence[Any]], Sequence[Any]]
 @BACKENDS.register("executorch")
 @dataclass(kw_only=True)
 class ExecuTorch(Backend):
-    """Lowers the model to XNNPACK and runs it in ExecuTorch's runtime. Loading takes some seconds."""
+    """Lower the model to XNNPACK and run it in ExecuTorch's runtime. Loading takes some seconds."""
 
     packages: ClassVar[tuple[str, ...]] = ("executorch",)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=False)
 class Function(Backend):
-    """Calls ``measure(model, example_inputs)`` for the seconds of each forward pass.
+    """Call ``measure(model, example_inputs)`` for the seconds of each forward pass.
 
     Args:
         measure: Returns seconds; a median of some runs where single runs scatter. It gets a copy of the model in eval

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @BACKENDS.register("onnxruntime")
 @dataclass(kw_only=True)
 class OnnxRuntime(Backend):
-    """Exports the model to ONNX and runs it in ONNX Runtime, with as many threads as PyTorch has.
+    """Export the model to ONNX and run it in ONNX Runtime, with as many threads as PyTorch has.
 
     Args:
         precision: ``"fp32"``, or ``"int8"`` for weights and activations. What the numbers are makes no difference to

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @BACKENDS.register("openvino")
 @dataclass(kw_only=True)
 class OpenVino(Backend):
-    """Exports the model to ONNX and runs it in OpenVINO, with as many threads as PyTorch has.
+    """Export the model to ONNX and run it in OpenVINO, with as many threads as PyTorch has.
 
     Args:
         precision: ``"fp32"``, or ``"int8"`` for weights and activations (by NNCF). What the numbers are makes no

@@ -55,7 +55,7 @@ def mark_checkpoint(module: pl.LightningModule, checkpoint: dict[str, Any]) -> N
 
 
 class _Hook:
-    """Wraps a hook of a LightningModule that takes a checkpoint."""
+    """Wrap a hook of a LightningModule that takes a checkpoint."""
 
     name: str
 

@@ -30,7 +30,7 @@ class NetworkCall:
 
 
 class DistilledStep:
-    """Wraps a LightningModule's training step, and records each run of its network, until `end`."""
+    """Wrap a LightningModule's training step, and record each run of its network, until `end`."""
 
     def __init__(
         self, pl_module: pl.LightningModule, wrapped_network: nn.Module, network: nn.Module, distillation: Distillation

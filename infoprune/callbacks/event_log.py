@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class EventLog:
-    """Records the events of a fit and the metrics of its validations.
+    """Record the events of a fit and the metrics of its validations.
 
     Attributes:
         events: for every event so far what it removed, and what validation measured before and after it.

@@ -16,7 +16,7 @@ from infoprune.structure import PruningPlan, plan_of
 
 
 class ShapeGuard:
-    """Records which LightningModule is fitted and which plan it was pruned by.
+    """Record which LightningModule is fitted and which plan it was pruned by.
 
     A ``configure_model`` that builds its layers whenever it is called would silently undo the pruning.
     """

@@ -67,7 +67,7 @@ def leave_process_group() -> None:
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes the resolved configuration of a fit into its run folder, never into the current directory."""
+    """Write the resolved configuration of a fit into its run folder, never into the current directory."""
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -225,7 +225,7 @@ def _first_clash(error: RuntimeError) -> str:
 
 
 class _Parsers(TrainingCLI):
-    """Makes the parsers and parses nothing."""
+    """Make the parsers and parse nothing."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         raise _Made

@@ -30,7 +30,7 @@ Scores = dict[str, Tensor]
 
 @dataclass(kw_only=True)
 class Criterion(Part):
-    """Scores every unit of every prunable group; higher = keep.
+    """Score every unit of every prunable group; higher = keep.
 
     Most criteria score the filters of one layer at a time and derive from :class:`LayerCriterion`.
 
@@ -111,7 +111,7 @@ class Criterion(Part):
 
 @dataclass(kw_only=True)
 class LayerCriterion(Criterion):
-    """Scores the filters of single layers.
+    """Score the filters of single layers.
 
     What the units of a group get from the layers that feed it is decided here: a unit with several filters in a layer
     takes their mean, and where several layers are coupled (their outputs are added, say), each layer's unit scores

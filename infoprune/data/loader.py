@@ -124,7 +124,7 @@ class EpochBatches:
 
 
 class TensorLoader:
-    """Iterates over an `ImageSet` in batches; the Trainer takes it like a DataLoader.
+    """Iterate over an `ImageSet` in batches; the Trainer takes it like a DataLoader.
 
     A batch is ``(images, labels)``, or ``(images, labels, views)`` with the draws of
     `infoprune.data.augment.draw_views` where images are to be augmented. The Trainer sets the epoch; without it every

@@ -21,7 +21,7 @@ ARTIFACTS = ("report.html", "record.json", "plan.json", "pruned.pt")
 
 
 class RunLog:
-    """Sends a pruning run to any Lightning loggers.
+    """Send a pruning run to any Lightning loggers.
 
     A logger that fails is warned about once and left alone from then on; training is worth more than its log.
     To be used on the process with global rank zero only.

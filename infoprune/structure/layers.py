@@ -77,7 +77,7 @@ def find_layers(space: LabelSpace, component: Labels, contractions: Sequence[Con
 
 
 class _FilterFinder:
-    """Finds the dimension of a layer's weight that a contraction turns into channels."""
+    """Find the dimension of a layer's weight that a contraction turns into channels."""
 
     def __init__(self, space: LabelSpace, component: Labels) -> None:
         self._space = space

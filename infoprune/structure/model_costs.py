@@ -18,7 +18,7 @@ from infoprune.structure.tracing.rule_context import Contraction
 
 
 class ModelCosts:
-    """Counts MACs and parameters from the labels of the contractions that ran, with no new trace.
+    """Count MACs and parameters from the labels of the contractions that ran, with no new trace.
 
     Args:
         grouping: the channel groups.

@@ -85,7 +85,7 @@ class ModuleOutputs:
 
 
 class NumericRun:
-    """Runs a model in eval mode, on its inputs, with tensors that replace its own.
+    """Run a model in eval mode, on its inputs, with tensors that replace its own.
 
     The model is not copied and not changed: its tensors and attributes are swapped for the duration of a run. Buffers
     are copied for each run, since code may write to them.
@@ -206,7 +206,7 @@ def _in_two(axis: Labels, removed: Sequence[int]) -> Labels:
 
 
 class _NumericTracer(Tracer):
-    """Runs operators on real numbers, in float64 if asked to, with the same random numbers in every run."""
+    """Run operators on real numbers, in float64 if asked to, with the same random numbers in every run."""
 
     def __init__(self, space: LabelSpace, double: bool) -> None:
         super().__init__(space, {})
@@ -225,7 +225,7 @@ class _NumericTracer(Tracer):
 
 
 class _MaskedTracer(_NumericTracer):
-    """Restricts normalisation over channels to the channels that stay."""
+    """Restrict normalisation over channels to the channels that stay."""
 
     def __init__(self, space: LabelSpace, double: bool, removed: np.ndarray) -> None:
         super().__init__(space, double)

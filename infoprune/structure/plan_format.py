@@ -86,7 +86,7 @@ def write_ranges(indices: Iterable[int]) -> str:
 
 
 class _Ranges:
-    """Reads the runs that :func:`write_ranges` wrote; equal texts give one shared tuple."""
+    """Read the runs that :func:`write_ranges` wrote; equal texts give one shared tuple."""
 
     def __init__(self) -> None:
         self._read: dict[tuple[str, int], tuple[int, ...]] = {}

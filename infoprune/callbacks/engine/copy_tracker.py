@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class CopyTracker:
-    """Decides during a fit which copies of parts of a LightningModule follow its cuts.
+    """Decide during a fit which copies of parts of a LightningModule follow its cuts.
 
     Args:
         given: the option ``follow`` of `FilterPruning`.

@@ -31,7 +31,7 @@ LIBRARIES = ("torch", "lightning", "pytorch_lightning", "torchmetrics", "numpy",
 
 
 class HeldCopies:
-    """Decides which tensors outside of the model are cut with it.
+    """Decide which tensors outside of the model are cut with it.
 
     A module, a dict or a list of tensors that a callback or a plain attribute of the model holds follows a cut
     if it has the names and shapes of what is cut, and **if training updates it**. Its values are compared when training

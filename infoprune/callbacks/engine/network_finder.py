@@ -39,7 +39,7 @@ def given_inputs(trainer: pl.Trainer, module: pl.LightningModule, option: Any) -
 
 
 class NetworkFinder:
-    """Finds the network within a LightningModule, and the inputs to trace it with.
+    """Find the network within a LightningModule, and the inputs to trace it with.
 
     Args:
         trainer: the Trainer.

@@ -69,7 +69,7 @@ def _untrained_networks(module: nn.Module, trained: set[int]) -> list[tuple[str,
 
 
 class _Outputs(TorchDispatchMode):
-    """Follows outputs of networks through all operators except those that compute with trained weights.
+    """Follow outputs of networks through all operators except those that compute with trained weights.
 
     Args:
         trained: the trained parameters.

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class WrittenStorages(TorchDispatchMode):
-    """Records which memory is written to; values may stay equal, as of an average in its first step."""
+    """Record which memory is written to; values may stay equal, as of an average in its first step."""
 
     def __init__(self) -> None:
         super().__init__()

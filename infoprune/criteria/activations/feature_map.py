@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class FeatureMapCriterion(LayerCriterion):
-    """Averages a score of feature maps over calibration images.
+    """Average a score of feature maps over calibration images.
 
     All layers are observed in one pass over the images, streamed: memory is bounded by one batch. On several
     processes each looks at its own images and the sums are added up.

@@ -95,7 +95,7 @@ def _remember(leaf: Any) -> Any:
 
 
 class Replay(ActivationTap):
-    """Runs the model on the recorded batch with changed activations, and computes only what follows them.
+    """Run the model on the recorded batch with changed activations, and compute only what follows them.
 
     Use it as a context around the run.
 

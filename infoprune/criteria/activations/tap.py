@@ -59,7 +59,7 @@ class Pending:
 
 
 class ActivationTap(TorchFunctionMode):
-    """Passes each layer's activations to a function as soon as they are complete.
+    """Pass each layer's activations to a function as soon as they are complete.
 
     Args:
         weights: Parameters of the layers and the layers' names.

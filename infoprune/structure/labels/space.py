@@ -62,7 +62,7 @@ class Balance:
 
 
 class LabelSpace:
-    """Hands out labels and records the constraints between them."""
+    """Hand out labels and record the constraints between them."""
 
     def __init__(self) -> None:
         self.slots: list[Slot] = []

@@ -16,7 +16,7 @@ an old one is given up for the part of it that goes: both parts take no more mem
 
 
 class InPlaceSwap:
-    """Cuts tensors; where memory is short it empties an old tensor, which :meth:`undo` fills again."""
+    """Cut tensors; where memory is short, empty an old tensor, which :meth:`undo` fills again."""
 
     def __init__(self) -> None:
         self._room = 0

@@ -17,7 +17,7 @@ from infoprune.structure.tensors import owned_tensors
 
 
 class Transaction:
-    """Restores models and optimizers to their state on entry if the block ends by any exception.
+    """Restore models and optimizers to their state on entry if the block ends by any exception.
 
     It records the attributes of all modules, the contents of their dicts, lists and sets, the optimizers' parameters
     and their state: references, no values. Tensors that are written in place, as by ``load_state_dict``, are

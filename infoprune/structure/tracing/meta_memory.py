@@ -22,7 +22,7 @@ _results: dict[Hashable, tuple[type | None, list[Tensor]]] = {}
 
 
 class _Unknown(Exception):
-    """Marks an argument that cannot be part of a cache key."""
+    """Mark an argument that cannot be part of a cache key."""
 
 
 def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -38,7 +38,7 @@ class Output:
 
 
 class Read(NamedTuple):
-    """Marks an operator on shapes whose numbers were computed, with its result if that is a number."""
+    """Mark an operator on shapes whose numbers were computed, with its result if that is a number."""
 
     result: Any
 

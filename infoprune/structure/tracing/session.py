@@ -37,7 +37,7 @@ _EVAL_ALWAYS = (_NormBase, nn.modules.dropout._DropoutNd)
 
 
 class TraceSession:
-    """Runs a model on its example inputs with labels attached, as often as needed.
+    """Run a model on its example inputs with labels attached, as often as needed.
 
     Args:
         model: the model.

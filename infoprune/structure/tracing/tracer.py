@@ -58,7 +58,7 @@ class Operator:
 
 
 class Tracer(TorchDispatchMode):
-    """Sees every ATen operator of a forward pass, whatever the Python around it looks like.
+    """Observe every ATen operator of a forward pass, whatever the Python around it looks like.
 
     On meta tensors the operators run on shapes alone; a real tensor that meets one (a constant made by the model, an
     integer buffer) is taken for its shape.

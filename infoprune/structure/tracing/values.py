@@ -79,7 +79,7 @@ class Call:
 
 
 class Values:
-    """Records the calls of a pass on shapes, and computes their numbers on demand.
+    """Record the calls of a pass on shapes, and compute their numbers on demand.
 
     Args:
         weights: the model's tensors on shapes, each with the tensor that it stands for.
@@ -213,7 +213,7 @@ class Values:
 
 
 class Constants(TorchFunctionMode):
-    """Records constants that code writes out (``torch.tensor([2, 4], device=x.device)``) during a pass on shapes.
+    """Record constants that code writes out (``torch.tensor([2, 4], device=x.device)``) during a pass on shapes.
 
     It sees every function of PyTorch that is called, which takes time: only for passes that read such numbers.
     """

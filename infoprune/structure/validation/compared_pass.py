@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class ComparedPass(Tracer):
-    """Repeats a traced pass on the shrunk model and compares every operator's result.
+    """Repeat a traced pass on the shrunk model and compare every operator's result.
 
     Args:
         session: the model.

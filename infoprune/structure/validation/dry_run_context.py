@@ -17,7 +17,7 @@ class Diverged(Exception):
 
 
 class DryRunContext(RuleContext):
-    """Propagates labels and records nothing, since the trace has recorded all constraints."""
+    """Propagate labels and record nothing, since the trace has recorded all constraints."""
 
     wants_zeros = False
 

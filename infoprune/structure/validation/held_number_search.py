@@ -22,7 +22,7 @@ AskedFor: TypeAlias = "Callable[[Structure, Conflict], Iterable[tuple[list[str],
 
 
 class HeldNumberSearch:
-    """Searches the modules of a conflict for numbers that are as large as the dimensions concerned.
+    """Search the modules of a conflict for numbers that are as large as the dimensions concerned.
 
     Args:
         session: The traced model.

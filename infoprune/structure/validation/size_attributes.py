@@ -75,7 +75,7 @@ class Rewrite:
 
 
 class SizeAttributeFinder:
-    """Finds the attributes of a model that follow its widths."""
+    """Find the attributes of a model that follow its widths."""
 
     def __init__(self, session: TraceSession) -> None:
         self._session = session
