@@ -74,7 +74,7 @@ def check_processes() -> None:
 
 
 def _meet(error: Exception | None) -> None:
-    """Tell the other processes whether this one is well, and hear it from them."""
+    """Exchange with the other processes whether each one has failed."""
     if error is not None:
         error.__dict__[_TOLD] = True
     if world_size() == 1 or _all_reduced(torch.tensor(float(error is not None), dtype=torch.float64)) == 0:

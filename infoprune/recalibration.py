@@ -187,7 +187,7 @@ class _Pooled:
         self.count, self.mean, self.squares = count, mean, sum_over_processes(self.squares + between)
 
     def statistics(self, name: str) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased variance."""
+        """Return mean and unbiased variance."""
         if self.count < 2:
             raise DataError(
                 f"{OWNER}: {name} saw a single value of each channel, which has no variance; pass more images"

@@ -48,7 +48,7 @@ def onnx_bytes(model: nn.Module, inputs: Inputs) -> bytes:
 
 @contextmanager
 def _silent_process() -> Iterator[None]:
-    """Silence what the older exporter's C++ writes to the process's own output: the whole graph, where it fails."""
+    """Silence the older exporter's C++ code, which writes the whole graph to the process's output when it fails."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = {stream: os.dup(stream) for stream in (1, 2)}

@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Silence the exporters' warnings, logs and prints; the error says what matters."""
+    """Silence the exporters' warnings, logs and prints; the error repeats what matters."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

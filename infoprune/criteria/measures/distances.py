@@ -63,7 +63,7 @@ def _upper_blocks(points: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
 
 
 def mean_of_nearest(distances: Tensor, count: int) -> Tensor:
-    """Mean distance of every row to its ``count`` nearest others; 0 if there is no other.
+    """Return the mean distance of every row to its ``count`` nearest others; 0 if there is no other.
 
     Args:
         distances: (..., N, N) with a zero diagonal.

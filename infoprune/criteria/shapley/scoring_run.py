@@ -179,7 +179,7 @@ class _GroupRun:
         self.pilot_cost = 1 + self.runs * behind if self.runs else 0.0
 
     def pilot(self, batch: _Batch) -> None:
-        """Look at how far the payoffs of a batch move."""
+        """Measure for each image of a batch how much its payoffs vary."""
         if not self.runs or not batch.size:
             self.spreads.append(torch.ones(batch.size, dtype=torch.float64))
             return
@@ -195,10 +195,10 @@ class _GroupRun:
         self.expected = importance_sampling.expected_copies(rows[rows[:, 0].argsort(), 1])
 
     def play(self, round_: int, batch: _Batch) -> int:
-        """Play one round on the images of a batch, each as often as is its turn; no more at once than it has.
+        """Play one round on a batch, with as many copies of each image as are due; at most one batch at a time.
 
         Returns:
-            How many were played.
+            The number of image copies that were played.
         """
         stream = f"round {round_}"
         behind_the_last = torch.tensor([len(self.expected)])

@@ -182,7 +182,7 @@ class TraceSession:
         return SessionState(self.passes, [*self._recordings], self.unreached, self.space.state())
 
     def restore(self, state: SessionState) -> None:
-        """Go back to what was known when `state` was called, without running or labelling anything."""
+        """Restore the state that `state` returned, without running or labelling anything."""
         self.passes, self._recordings, self.unreached = state[:3]
         self.space.restore(state.space)
 
