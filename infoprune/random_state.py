@@ -61,6 +61,9 @@ def _of_python_and_numpy() -> tuple[Any, ...]:
     return random.getstate(), name, keys.tobytes(), *rest  # type: ignore[union-attr]
 
 
+_GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.Generator)
+
+
 class NumberedDraws:
     """Seed every draw of PyTorch's by its number: how many numbers those before it drew may depend on widths.
 
@@ -110,6 +113,8 @@ def restorers(values: Iterable[Any]) -> list[Callable[[], object]]:
     """
     found: list[Callable[[], object]] = []
     for value in values:
+        if not isinstance(value, _GENERATORS):  # as nearly all attributes of a model
+            continue
         if isinstance(value, torch.Generator):
             found.append(partial(value.set_state, value.get_state()))
         elif isinstance(value, random.Random):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from infoprune.schedule import Schedule
 
 
-class ScheduledEvents(ShapeKeepingCallback):
+class ScheduledEvents(ShapeKeepingCallback, ABC):
     """Base of `FilterPruning`: decides when events happen, and records them over a run and its checkpoints.
 
     A subclass implements `run_event`.
@@ -46,6 +47,7 @@ class ScheduledEvents(ShapeKeepingCallback):
         """
         return self.schedule.fraction_due(epoch, after=self._log.last_epoch) is not None
 
+    @abstractmethod
     def run_event(self, trainer: pl.Trainer, pl_module: pl.LightningModule, fraction: float) -> None:
         """Prune the model, and record the event.
 
@@ -54,7 +56,6 @@ class ScheduledEvents(ShapeKeepingCallback):
             pl_module: its LightningModule.
             fraction: share of the whole cut to reach, in (0, 1].
         """
-        raise NotImplementedError
 
     def start_over(self) -> None:
         """Reset the state for a new run. A resumed run restores it from the checkpoint."""
