@@ -253,6 +253,23 @@ def test_parts_that_run_without_gradients_are_resumed_too(net: nn.Module):
     )
 
 
+def test_code_that_views_channels_and_pixels_as_one_dimension_is_measured():
+    """Such a view fails where images are laid out pixel by pixel."""
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 16, 3), nn.Linear(16 * 9, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.max_pool2d(torch.relu(self.conv(x)), 2)
+            return self.head(x.view(x.size(0), -1))
+
+    result = infoprune.prune(Flat().eval(), IMAGES[:1], "l1", macs=0.5, data=[IMAGES])
+    assert result.curves is not None
+    assert set(result.curves.rounds[0].curves) == {"conv"}
+
+
 def test_a_group_that_the_outputs_do_not_depend_on_costs_nothing(net: nn.Module):
     net.head.weight.data[:, 16:] = 0
     found = measured(meter(net), {"spare": [8, 1]})

@@ -80,9 +80,6 @@ class LossMeter:
         self.owner = owner
         self.groups = {group.name: group for group in structure.prunable if group.name in scores}
         self.model = snapshot(model)
-        for parameter in self.model.parameters():
-            if parameter.dim() == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)  # twice as fast on CPUs
         self._scores = scores
         self._tensors = {name: owned.tensor for name, owned in owned_tensors(self.model).items()}
         self._readers = {name: _readers(structure, group) for name, group in self.groups.items()}
@@ -98,7 +95,11 @@ class LossMeter:
             inputs = list(sample(data, images, owner))
             self.images = sum(size for _, _, size in inputs)
             device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-            self._batches = [self._batch(on_device(device, _channels_last(x)), y, size) for x, y, size in inputs]
+            on_model = [(on_device(device, x), y, size) for x, y, size in inputs]
+            try:
+                self._batches = self._laid_out(on_model, torch.channels_last)  # twice as fast on CPUs
+            except DataError:  # code such as x.view(len(x), -1) needs the usual layout
+                self._batches = self._laid_out(on_model, torch.contiguous_format)
         self.unit = " + ".join(dict.fromkeys(NAMES[distance] for distance in self._batches[0].distances))
 
     def work(self, levels: Mapping[str, Sequence[int]]) -> float:
@@ -231,6 +232,12 @@ class LossMeter:
             raise DataError(f"{self.owner}: the outputs of the model with {what} are not finite; freeze that group")
         return float(value)
 
+    def _laid_out(self, batches: Iterable[tuple[Any, Any, int]], layout: torch.memory_format) -> list[_Batch]:
+        """Return batches of images in a memory layout, after the weights have taken it."""
+        for parameter in self.model.parameters():
+            parameter.data = _in_layout(parameter.data, layout)
+        return [self._batch(tree_map(lambda leaf: _in_layout(leaf, layout), x), y, size) for x, y, size in batches]
+
     def _batch(self, inputs: Any, targets: Any, size: int) -> _Batch:
         weights = (weight for name in self.groups for weight in self._weights(name))
         outputs, order = first_uses(self.model, inputs, weights)
@@ -331,10 +338,6 @@ def _near(levels: Sequence[int], dear: bool) -> list[int]:
     return list(levels[: middle + 1] if dear else levels[middle:])
 
 
-def _channels_last(inputs: Any) -> Any:
-    return tree_map(
-        lambda leaf: (
-            leaf.contiguous(memory_format=torch.channels_last) if isinstance(leaf, Tensor) and leaf.dim() == 4 else leaf
-        ),
-        inputs,
-    )
+def _in_layout(value: Any, layout: torch.memory_format) -> Any:
+    """Return a tensor of images or of a 2D convolution in a memory layout, and any other value as it is."""
+    return value.contiguous(memory_format=layout) if isinstance(value, Tensor) and value.dim() == 4 else value
