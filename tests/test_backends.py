@@ -290,6 +290,62 @@ def test_a_damaged_table_of_times_is_measured_anew(content: bytes) -> None:
     table.path.write_bytes(content)
     again = LatencyTable(get_backend("eager"))
     assert again.seconds == {}
-    assert again.look_up("layer", lambda: 0.5) == 0.5
+    again.measure({"layer": lambda: (nn.Linear(1, 1), torch.zeros(1, 1))})
     again.keep()
-    assert LatencyTable(get_backend("eager")).seconds == {"layer": 0.5}
+    assert 0 < LatencyTable(get_backend("eager")).seconds["layer"] < 1
+
+
+def test_layers_are_timed_together_until_they_take_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    together: list[int] = []
+
+    class Noting(Eager):
+        def seconds_of(self, networks: Any, runs: int) -> list[float]:
+            together.append(len(networks))
+            return [float(network.in_features) for network, _ in networks]
+
+    table = LatencyTable(Noting())
+    table.seconds = {"known": 0.5}
+    megabyte = 4 * (512 * 510 + 2 * 512)
+    monkeypatch.setattr("infoprune.backends.table.AT_ONCE", 2 * megabyte)
+
+    def linear() -> tuple[nn.Module, torch.Tensor]:
+        return nn.Linear(512, 512), torch.zeros(1, 512)
+
+    table.measure(dict.fromkeys(("known", "a", "b", "c", "d", "e"), linear))
+    assert together == [2, 2, 1]
+    assert table.seconds == {"known": 0.5} | dict.fromkeys("abcde", 512.0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_counters_of_openvino_tell_networks_apart(precision: str) -> None:
+    pytest.importorskip("nncf" if precision == "int8" else "openvino")
+    images = torch.randn(1, 64, 28, 28)
+    networks: list[tuple[nn.Module, Any]] = [
+        (nn.Conv2d(64, 4, 1), images),
+        (nn.Sequential(nn.Conv2d(64, 128, 3), nn.ReLU(), nn.Conv2d(128, 128, 3)), images),
+        (nn.Linear(8, 8), torch.randn(1, 8)),
+        (nn.Conv2d(64, 64, 3, groups=64), images),
+    ]
+    backend = get_backend({"name": "openvino", "precision": precision})
+    narrow, wide, linear, depthwise = backend.seconds_of(networks, 5)
+    assert 0 < linear < wide
+    assert 0 < narrow < wide / 4
+    assert 0 < depthwise < wide / 4
+
+
+def test_every_operator_of_openvino_belongs_to_a_network() -> None:
+    pytest.importorskip("openvino")
+    from infoprune.backends.onnx_model import onnx_bytes
+    from infoprune.backends.openvino import compiled, read_model
+    from infoprune.backends.openvino_counters import SideBySide, name_by_network, seconds_by_network
+
+    net = SideBySide([nn.Conv2d(3, 16, 3), nn.Sequential(nn.Linear(16, 8), nn.Sigmoid(), nn.Linear(8, 3))])
+    read = read_model(onnx_bytes(net, (IMAGES, IMAGES)))
+    name_by_network(read)
+    request = compiled(read, PERF_COUNT=True).create_infer_request()
+    request.infer([IMAGES.numpy(), IMAGES.numpy()])
+    counters = request.get_profiling_info()
+    assert {counter.node_name.partition(":")[0] for counter in counters} == {"0", "1"}
+    assert any("edge" in counter.node_name and counter.node_type == "Reorder" for counter in counters)
+    inner = [c for c in counters if "edge" not in c.node_name]
+    assert sum(seconds_by_network([counters], 2)) == pytest.approx(sum(c.real_time.total_seconds() for c in inner))

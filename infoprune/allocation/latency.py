@@ -66,7 +66,7 @@ class LatencyShare:
     """Cost function for latency budgets: widths -> share of the original's time.
 
     A call answers from a model of the time, which adds up what the single layers take: by a table of layers that were
-    timed one by one, or by multiply-accumulates in backends that need seconds to load a layer. `measured` shrinks a
+    timed alone, or by multiply-accumulates in backends that need seconds to load a layer. `measured` shrinks a
     copy of the model to the widths (which units stay makes no difference to the time) and times it in turn with the
     original, so that whatever else the machine does meets both; the share is the median over pairs of runs. The answers
     of the model are raised to the power that agrees best with what was measured near the target.
@@ -172,16 +172,15 @@ class LatencyShare:
             return cost_share(self.structure, "macs")
         first = next(self.model.parameters())
         table = LatencyTable(self.backend, first.device)
-        layers = [
-            (layer.inputs, layer.outputs, table.curve(layer.kind, layer.inputs({}), layer.outputs({})))
-            for layer in timed_layers(self.model, self.structure, self.example_inputs)
-        ]
-        table.keep()
+        layers = timed_layers(self.model, self.structure, self.example_inputs)
         if not layers:
             return cost_share(self.structure, "macs")
+        curves = table.curves([(layer.kind, layer.inputs({}), layer.outputs({})) for layer in layers])
+        table.keep()
 
         def seconds(widths: Mapping[str, int]) -> float:
-            return sum(curve(inputs(widths), outputs(widths)) for inputs, outputs, curve in layers)
+            pairs = zip(layers, curves, strict=True)
+            return sum(curve(layer.inputs(widths), layer.outputs(widths)) for layer, curve in pairs)
 
         whole = seconds({})
         return lambda widths: seconds(widths) / whole

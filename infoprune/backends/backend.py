@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -34,7 +34,7 @@ class Backend(Part):
     packages: ClassVar[tuple[str, ...]] = ()
     """What has to be installed, in the extra of the backend's name."""
     quick_to_load: ClassVar[bool] = False
-    """Whether a single layer is loaded in milliseconds, so that layers can be timed one by one."""
+    """Whether layers are loaded in milliseconds each, so that each can be timed."""
     repeats: ClassVar[int] = 15
     """Fewest pairs of runs that tell how long one model takes against another."""
 
@@ -65,6 +65,19 @@ class Backend(Part):
         for _ in range(self.warmup):
             run()
         return run
+
+    def seconds_of(self, networks: Sequence[tuple[nn.Module, Inputs]], runs: int) -> list[float]:
+        """Return the seconds that each of some small networks takes, the fewest of some runs.
+
+        What else the machine does only adds to a run. The networks take turns, so that a while of load meets all.
+
+        Args:
+            networks: The networks, each with its example inputs.
+            runs: Measured runs of each.
+        """
+        loaded = [self.warmed_up(network, inputs) for network, inputs in networks]
+        rounds = [[run() for run in loaded] for _ in range(runs)]
+        return [min(times) for times in zip(*rounds, strict=True)]
 
     def check(self) -> None:
         """Raise a ConfigurationError that says how to install what is missing, if anything is."""

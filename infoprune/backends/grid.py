@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,14 +40,16 @@ def grid_of(backend: Backend, device: torch.device | None = None, kinds: Collect
     the smallest is chosen. The times are kept on the disk; see `infoprune.backends.table`.
 
     Args:
-        backend: One in which layers are timed one by one (``quick_to_load``).
+        backend: One in which single layers are timed (``quick_to_load``).
         device: Where to measure.
         kinds: Those that are wanted.
     """
     table = LatencyTable(backend, device)
-    found = {kind: smallest_that_pays(_seconds(table, kind)) for kind in kinds}
+    widths = sorted(width for some in WIDTHS.values() for width in some)
+    keys = {(kind, width): f"grid: {kind} of {width}" for kind in kinds for width in widths}
+    table.measure({key: partial(_network, *what) for what, key in keys.items()}, RUNS)
     table.keep()
-    return found
+    return {kind: smallest_that_pays({w: table.seconds[keys[kind, w]] for w in widths}) for kind in kinds}
 
 
 def smallest_that_pays(seconds: Mapping[int, float]) -> int:
@@ -103,20 +106,6 @@ def steps_in(
 def _kind(structure: Structure, weight: str, kind: str) -> str:
     shape = structure.shapes[weight]
     return "depthwise" if kind == "conv" and len(shape) > 2 and shape[1] == 1 else kind
-
-
-def _seconds(table: LatencyTable, kind: str) -> dict[int, float]:
-    """Return width -> seconds; networks that are not in the table are timed in turns, against drifts of load."""
-    keys = {width: f"grid: {kind} of {width}" for widths in WIDTHS.values() for width in widths}
-    if not all(key in table.seconds for key in keys.values()):
-        networks = {width: _network(kind, width) for width in keys}
-        runs = {
-            width: table.backend.warmed_up(network.eval().to(table.device), example.to(table.device))
-            for width, (network, example) in networks.items()
-        }
-        rounds = [{width: run() for width, run in runs.items()} for _ in range(RUNS)]
-        table.seconds |= {keys[width]: min(seconds[width] for seconds in rounds) for width in keys}
-    return {width: table.seconds[key] for width, key in keys.items()}
 
 
 def _network(kind: str, width: int) -> tuple[nn.Module, Tensor]:

@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from infoprune.backends.backend import Backend
 from infoprune.backends.layers import LayerKind
@@ -21,6 +23,12 @@ SHARES = (0.25, 1.0)
 """Widths that are measured, as shares of the full width; between them times are interpolated."""
 
 RUNS = 5
+
+AT_ONCE = 2**26
+"""Layers are built and timed together until their weights and inputs take so many bytes."""
+
+FORMAT = 2
+"""Number of the way in which layers are timed; times of another way are not read."""
 
 
 class LatencyTable:
@@ -41,32 +49,35 @@ class LatencyTable:
         self.seconds: dict[str, float] = _read(self.path)
         self._known = len(self.seconds)
 
-    def look_up(self, key: str, measure: Callable[[], float]) -> float:
-        """Return the seconds that are stored under a key; measure and store them if there are none.
+    def measure(self, networks: Mapping[str, Callable[[], tuple[nn.Module, Tensor]]], runs: int = RUNS) -> None:
+        """Time those of some networks that are not in the table.
 
         Args:
-            key: describes the layer and its widths.
-            measure: returns the seconds.
+            networks: Key -> function that builds a network and an input for it.
+            runs: Measured runs of each.
         """
-        if key not in self.seconds:
-            self.seconds[key] = measure()
-        return self.seconds[key]
+        missing = [(key, build) for key, build in networks.items() if key not in self.seconds]
+        for batch in _batches(missing):
+            examples = [(network.eval().to(self.device), x.to(self.device)) for network, x in batch.values()]
+            self.seconds |= zip(batch, self.backend.seconds_of(examples, runs), strict=True)
 
-    def curve(self, kind: LayerKind, inputs: int, outputs: int) -> Callable[[int, int], float]:
-        """Return the seconds of a layer as a function of its widths, up to the given ones.
+    def curves(self, layers: Sequence[tuple[LayerKind, int, int]]) -> list[Callable[[int, int], float]]:
+        """Return the seconds of layers as functions of their input and output channels, up to the given ones.
 
         Args:
-            kind: the kind of layer.
-            inputs: the most input channels.
-            outputs: the most output channels.
+            layers: Kind, most input channels and most output channels of each layer.
         """
-        across, along = _lattice(inputs), _lattice(outputs)
-        if kind.name == "depthwise":
-            across = [across[-1]]
-        grid = {
-            (i, o): self.look_up(f"{kind}: {i} to {o}", lambda i=i, o=o: self._measured(kind, i, o))  # type: ignore[misc]
-            for i, o in product(across, along)
+        points = {
+            point: partial(point[0].build, *point[1:])
+            for layer in layers
+            for point in product((layer[0],), *_lattices(*layer))
         }
+        self.measure({_key(*point): build for point, build in points.items()})
+        return [self._curve(*layer) for layer in layers]
+
+    def _curve(self, kind: LayerKind, inputs: int, outputs: int) -> Callable[[int, int], float]:
+        across, along = _lattices(kind, inputs, outputs)
+        grid = {(i, o): self.seconds[_key(kind, i, o)] for i, o in product(across, along)}
 
         # A narrower layer counts as no slower than a wider one: its weights could be padded with zeros.
         grid = {(i, o): min(grid[a, b] for a, b in grid if a >= i and b >= o) for i, o in grid}
@@ -78,11 +89,6 @@ class LatencyTable:
             return (1 - x) * low + x * high
 
         return seconds
-
-    def _measured(self, kind: LayerKind, inputs: int, outputs: int) -> float:
-        module, example = kind.build(inputs, outputs)
-        run = self.backend.warmed_up(module.eval().to(self.device), example.to(self.device))
-        return min(run() for _ in range(RUNS))  # what else the machine does only adds to it
 
     def keep(self) -> None:
         """Write the measurements to disk, if possible."""
@@ -104,7 +110,15 @@ def cache_file(backend: Backend, device: torch.device) -> Path:
         device: the device that runs the model.
     """
     home = os.environ.get("INFOPRUNE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "infoprune")
-    what = [platform.node(), platform.machine(), _processor(device), torch.get_num_threads(), backend.versions, backend]
+    what = [
+        FORMAT,
+        platform.node(),
+        platform.machine(),
+        _processor(device),
+        torch.get_num_threads(),
+        backend.versions,
+        backend,
+    ]
     digest = hashlib.sha256("|".join(map(str, what)).encode()).hexdigest()[:16]
     return Path(home).expanduser() / f"latency-{backend.name}-{digest}.json"
 
@@ -123,6 +137,32 @@ def _read(path: Path) -> dict[str, float]:
     if not isinstance(kept, dict):
         return {}
     return {str(key): value for key, value in kept.items() if isinstance(value, float) and 0 < value < float("inf")}
+
+
+def _key(kind: LayerKind, inputs: int, outputs: int) -> str:
+    return f"{kind}: {inputs} to {outputs}"
+
+
+def _batches(
+    networks: Sequence[tuple[str, Callable[[], tuple[nn.Module, Tensor]]]],
+) -> Iterator[dict[str, tuple[nn.Module, Tensor]]]:
+    """Build networks and yield them some at a time, so that their weights and inputs fit into memory."""
+    batch: dict[str, tuple[nn.Module, Tensor]] = {}
+    size = 0
+    for key, build in networks:
+        network, example = batch[key] = build()
+        size += sum(tensor.nbytes for tensor in (example, *network.parameters()))
+        if size > AT_ONCE:
+            yield batch
+            batch, size = {}, 0
+    if batch:
+        yield batch
+
+
+def _lattices(kind: LayerKind, inputs: int, outputs: int) -> tuple[list[int], list[int]]:
+    """Return the input and output channels at which a layer is timed."""
+    across, along = _lattice(inputs), _lattice(outputs)
+    return across[-1:] if kind.name == "depthwise" else across, along
 
 
 def _lattice(width: int) -> list[int]:
