@@ -93,7 +93,8 @@ class Copies:
     """Copies of trained parts of a LightningModule, which no optimizer trains: path of the copy -> of its original.
 
     Attributes:
-        following: copies that follow: the training step updates them, or they replace their originals in eval mode.
+        following: copies that follow: the training step updates them or compares their weights with those of their
+            originals, or they replace their originals in eval mode.
         unclear: copies that may follow, or may be teachers, which stay as they are.
     """
 
@@ -141,7 +142,8 @@ def find_copies(
             continue
         # A teacher too is run in training only; an update without gradients tells a momentum encoder from it.
         stands_in = own & in_eval and not _ids(originals[original]) & in_eval
-        follows = stands_in or any(name.startswith(f"{path}.") for name in updated)
+        compared = watched is not None and watched.met.meets(path)
+        follows = stands_in or compared or any(name.startswith(f"{path}.") for name in updated)
         (found.following if follows else found.unclear)[path] = original
     return found
 

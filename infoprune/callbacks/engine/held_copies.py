@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from infoprune.callbacks.engine.copies import fingerprint
-from infoprune.callbacks.engine.held_match import Held, Originals
+from infoprune.callbacks.engine.held_match import Held, HeldTensors, Originals, compared_tensors, is_compared
+from infoprune.callbacks.engine.met_weights import MetWeights
 from infoprune.distributed import all_or_none
 from infoprune.structure import PruningPlan
 from infoprune.structure.surgery.held import own_attributes
@@ -34,11 +35,12 @@ class HeldCopies:
     """Decide which tensors outside of the model are cut with it.
 
     A module, a dict or a list of tensors that a callback or a plain attribute of the model holds follows a cut
-    if it has the names and shapes of what is cut, and **if training updates it**. Its values are compared when training
-    starts, before the first two batches of each epoch, at the end of each epoch and at the event. What has not changed
-    stays whole: records of the first weights, teachers, and everything before the first step of a fit. The model's own
-    parameters in such a dict or list are replaced by the new ones. The callbacks of infoprune are left alone:
-    Distillation keeps its teacher.
+    if it has the names and shapes of what is cut, and **if training updates it**. Its values are compared when
+    training starts, before the first two batches of each epoch, at the end of each epoch and at the event. What the
+    training step compares with the model's weights, element by element, follows as well, since a step cannot compare
+    other shapes. All else stays whole: records of the first weights, teachers, and what has not seen a step of the
+    fit. The model's own parameters in such a dict or list are replaced by the new ones. The callbacks of infoprune are
+    left alone: Distillation keeps its teacher.
     """
 
     def __init__(self) -> None:
@@ -61,22 +63,27 @@ class HeldCopies:
                 if now is not None and self._seen.setdefault(place, now) != now:
                     self._updated.add(place)
 
-    def following(self, trainer: pl.Trainer, module: pl.LightningModule, plan: PruningPlan) -> list[Held]:
+    def following(
+        self, trainer: pl.Trainer, module: pl.LightningModule, plan: PruningPlan, met: MetWeights
+    ) -> list[Held]:
         """Return the copies that follow a plan.
 
         Args:
             trainer: the Trainer.
             module: its LightningModule.
             plan: what is removed, by the LightningModule's names.
+            met: the tensors that the training step compares with weights, which follow too.
         """
         self.look(trainer, module)
         originals = Originals(module, plan)
         found: dict[int, Held] = {}  # by identity, since several places may hold the same
+        for (part, name), parameter in met.attributes.items():
+            found[id(getattr(part, name))] = HeldTensors(vars(part), {name: parameter}, holds_originals=False)
         for place, value in _candidates(trainer, module):
-            held = originals.match(value)
+            held = compared_tensors(value, met.memory) or originals.match(value)
             if held is None or id(value) in found:
                 continue
-            if held.holds_originals or place in self._updated:
+            if held.holds_originals or place in self._updated or is_compared(held, met.memory):
                 found[id(value)] = held
             else:
                 level = logging.INFO if trainer.global_step else logging.WARNING  # nothing could have changed it yet

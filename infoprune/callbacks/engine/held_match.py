@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from infoprune.callbacks.engine.written_storages import storage_of
 from infoprune.structure import PruningPlan, shrink
 from infoprune.structure.surgery.slicing import cut
 from infoprune.structure.surgery.transaction import Transaction
@@ -94,6 +95,32 @@ def put_back(held: Iterable[Held]) -> Iterator[None]:
             else:
                 container.update(content)
         raise
+
+
+def compared_tensors(value: Any, met: Mapping[int, str]) -> HeldTensors | None:
+    """Return the tensors of a dict or list that a training step compares with parameters; None if there are none.
+
+    Args:
+        value: what a callback or an attribute holds.
+        met: address of a tensor's memory -> name of the parameter that it meets.
+    """
+    if not isinstance(value, dict | list):
+        return None
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    names = {key: met[storage_of(item)] for key, item in items if isinstance(item, Tensor) and storage_of(item) in met}
+    return HeldTensors(value, names, holds_originals=False) if names else None
+
+
+def is_compared(held: Held, met: Mapping[int, str]) -> bool:
+    """Return whether a training step compares tensors of a copy with parameters.
+
+    Args:
+        held: the copy.
+        met: address of a tensor's memory -> name of the parameter that it meets.
+    """
+    if isinstance(held, HeldTensors):
+        return any(storage_of(held.container[key]) in met for key in held.names)
+    return any(storage_of(parameter) in met for parameter in held.module.parameters())
 
 
 def part_of(plan: PruningPlan, path: str) -> PruningPlan:

@@ -12,6 +12,7 @@ from torch import nn
 
 from infoprune.callbacks.engine.calibration import NetworkCalibration
 from infoprune.callbacks.engine.called_parts import called_parts
+from infoprune.callbacks.engine.met_weights import MetWeights
 from infoprune.callbacks.engine.network_finder import COMPILED, NetworkFinder, given_inputs
 from infoprune.callbacks.engine.options import EngineOptions
 from infoprune.callbacks.engine.training_data import peek
@@ -119,6 +120,17 @@ class LocatedNetwork:
         is_step = isinstance(self.inputs, TrainingStep)
         if self.watched is not None and not is_step and self.watched.passes_by(module, self.path or ""):
             self.inputs = ByMode(self.inputs, TrainingStep(batch, module if self.path else None))
+
+    def met_weights(self, trainer: pl.Trainer, module: pl.LightningModule) -> MetWeights:
+        """Return the tensors that a training step compares with weights now; none if the step cannot be run.
+
+        Args:
+            trainer: the Trainer.
+            module: the LightningModule.
+        """
+        batch = self._batch if self._batch is not None else peek(trainer)
+        step = None if batch is None or self.watched is None else _watched_step(trainer, module, batch, None)
+        return MetWeights() if step is None else step.met
 
     def structure(self, module: pl.LightningModule, copies: Mapping[str, str | None]) -> Structure:
         """Trace the network as it is now.

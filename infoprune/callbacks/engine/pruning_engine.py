@@ -20,6 +20,7 @@ from infoprune.callbacks.engine.copies import with_followers
 from infoprune.callbacks.engine.copy_tracker import CopyTracker
 from infoprune.callbacks.engine.held_copies import HeldCopies
 from infoprune.callbacks.engine.located_network import LocatedNetwork
+from infoprune.callbacks.engine.met_weights import with_compared
 from infoprune.callbacks.engine.options import EngineOptions
 from infoprune.callbacks.engine.pending_event import PendingEvent
 from infoprune.callbacks.engine.renewal import Renewal
@@ -188,8 +189,9 @@ class PruningEngine:
                 on_all_ranks(lambda: self._verify(module, decision.plan))
             plan = in_names_of(module, self.located.within(module), self.located.path, decision.plan)
             renewal = Renewal(trainer, module, self.located, self.options)
-            plan = with_followers(plan, self.copies.follow)
-            shrink_in_fit(trainer, module, plan, self.held.following(trainer, module, plan))
+            met = self.located.met_weights(trainer, module)
+            plan = with_compared(module, with_followers(plan, self.copies.follow), met.own)
+            shrink_in_fit(trainer, module, plan, self.held.following(trainer, module, plan, met))
             self.latency_ratio = decision.latency or self.latency_ratio
             renewal.run(decision.plan)
         return structure, decision

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node, tree_map_only
 
 from infoprune.callbacks.engine.idle_step import shapes_as_values, silenced
+from infoprune.callbacks.engine.met_weights import MetWeights, WeightMeetings
 from infoprune.callbacks.engine.teachers import watching_teachers
 from infoprune.callbacks.engine.written_storages import WrittenStorages, storage_of
 from infoprune.inputs import Arguments, Inputs, ModelCall, call_model
@@ -51,11 +52,13 @@ class WatchedStep:
         calls: the modules that it ran, in order.
         updated: names of the parameters and buffers that it wrote itself, without an optimizer.
         teachers: paths of the networks that are not trained and whose outputs the loss reads.
+        met: the tensors that it compared with parameters, element by element.
     """
 
     calls: list[CalledModule] = field(default_factory=list)
     updated: set[str] = field(default_factory=set)
     teachers: list[str] = field(default_factory=list)
+    met: MetWeights = field(default_factory=MetWeights)
 
     def inputs_of(self, path: str) -> Inputs | None:
         """Return the arguments of the first call of a module; None if it was not called.
@@ -151,9 +154,12 @@ def watch_training_step(
         optimized = {id(parameter) for group in groups for parameter in group if parameter.requires_grad}
         trained = [clones[name] for name, entry in owned.items() if id(entry.tensor) in optimized]
         found_in = stack.enter_context(watching_teachers(module, trained))
+        weights = [(name, entry.tensor) for name, entry in owned.items() if id(entry.tensor) in optimized]
+        meetings = stack.enter_context(WeightMeetings([*weights, *((name, clones[name]) for name, _ in weights)]))
         # A step may take things out of its batch, or write into its tensors.
         result = TrainingStep(tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), batch))(module)
         watched.teachers = found_in(result)
+        watched.met = meetings.summary(module, clones)
         now = owned_tensors(module)
         watched.updated = {
             name
