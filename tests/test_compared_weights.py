@@ -119,3 +119,21 @@ def test_notes_that_nothing_compares_stay_whole() -> None:
     trainer(FilterPruning("l1", macs=0.5, schedule=[1]), epochs=2).fit(module, loader())
     assert module.first["conv1.weight"].shape[0] == 12
     assert isinstance(module.net, nn.Module)
+
+
+def test_a_step_that_cannot_follow_a_cut_is_refused_and_nothing_changes() -> None:
+    class Flat(TinyModule):
+        def on_train_start(self) -> None:
+            self.first = self.flat().detach().clone()
+
+        def flat(self) -> Tensor:
+            return torch.cat([parameter.flatten() for parameter in self.net.parameters()])
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.loss(batch) + (self.flat() - self.first).pow(2).sum()
+
+    module = Flat()
+    with pytest.raises(infoprune.errors.SurgeryError, match=r"step of Flat fails once .* one for each parameter"):
+        trainer(FilterPruning("l1", macs=0.5, schedule=[1]), epochs=2).fit(module, loader())
+    assert infoprune.plan_of(module).is_empty
+    assert module.net.conv1.weight.shape[0] == 12

@@ -12,9 +12,9 @@ from torch import nn
 
 from infoprune.callbacks.engine.calibration import NetworkCalibration
 from infoprune.callbacks.engine.called_parts import called_parts
-from infoprune.callbacks.engine.met_weights import MetWeights
 from infoprune.callbacks.engine.network_finder import COMPILED, NetworkFinder, given_inputs
 from infoprune.callbacks.engine.options import EngineOptions
+from infoprune.callbacks.engine.step_check import StepCheck
 from infoprune.callbacks.engine.training_data import peek
 from infoprune.callbacks.engine.training_step import TrainingStep, WatchedStep, watch_training_step
 from infoprune.errors import ConfigurationError, TraceError
@@ -121,16 +121,15 @@ class LocatedNetwork:
         if self.watched is not None and not is_step and self.watched.passes_by(module, self.path or ""):
             self.inputs = ByMode(self.inputs, TrainingStep(batch, module if self.path else None))
 
-    def met_weights(self, trainer: pl.Trainer, module: pl.LightningModule) -> MetWeights:
-        """Return the tensors that a training step compares with weights now; none if the step cannot be run.
+    def step_check(self, trainer: pl.Trainer, module: pl.LightningModule) -> StepCheck:
+        """Run the training step on the first batch, so that it can be run again after a cut.
 
         Args:
             trainer: the Trainer.
             module: the LightningModule.
         """
         batch = self._batch if self._batch is not None else peek(trainer)
-        step = None if batch is None or self.watched is None else _watched_step(trainer, module, batch, None)
-        return MetWeights() if step is None else step.met
+        return StepCheck(trainer, module, None if self.watched is None else batch)
 
     def structure(self, module: pl.LightningModule, copies: Mapping[str, str | None]) -> Structure:
         """Trace the network as it is now.

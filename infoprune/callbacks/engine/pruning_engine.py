@@ -178,6 +178,7 @@ class PruningEngine:
         Raises:
             ConfigurationError: no example input is known.
             VerificationError: the cut would change what the network computes; nothing was changed.
+            SurgeryError: the training step would fail afterwards; nothing was changed.
         """
         self.prepare(trainer, module)
         if self.located.inputs is None:
@@ -189,9 +190,10 @@ class PruningEngine:
                 on_all_ranks(lambda: self._verify(module, decision.plan))
             plan = in_names_of(module, self.located.within(module), self.located.path, decision.plan)
             renewal = Renewal(trainer, module, self.located, self.options)
-            met = self.located.met_weights(trainer, module)
-            plan = with_compared(module, with_followers(plan, self.copies.follow), met.own)
-            shrink_in_fit(trainer, module, plan, self.held.following(trainer, module, plan, met))
+            step = self.located.step_check(trainer, module)
+            plan = with_compared(module, with_followers(plan, self.copies.follow), step.met.own)
+            held = self.held.following(trainer, module, plan, step.met)
+            shrink_in_fit(trainer, module, plan, held, step.again)
             self.latency_ratio = decision.latency or self.latency_ratio
             renewal.run(decision.plan)
         return structure, decision

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 
 def shrink_in_fit(
-    trainer: pl.Trainer, module: pl.LightningModule, plan: PruningPlan, held: Sequence[Held] = ()
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    plan: PruningPlan,
+    held: Sequence[Held] = (),
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Apply a plan to the LightningModule of a running fit, between two training epochs.
 
@@ -32,6 +36,7 @@ def shrink_in_fit(
         module: its LightningModule.
         plan: what is removed, by the LightningModule's names.
         held: copies outside of the model that follow, besides those of WeightAveraging.
+        check: called on the cut model; if it raises, the cut is undone.
 
     Raises:
         SurgeryError: an optimizer keeps state that cannot be cut, an averaged copy cannot follow, or another process
@@ -49,6 +54,7 @@ def shrink_in_fit(
             shrink(copy, plan, transaction=current)
         for entry in held:
             entry.shrink(plan, replaced, current)
+        check()
         check_processes()  # if another process could not, none does
     if "torch._dynamo" in sys.modules:
         # Compiled code is recompiled for the new shapes, but only so often before it silently runs uncompiled.
