@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node, tree_leaves
+from torch.utils.data import DataLoader, Dataset
 
-from infoprune.errors import ConfigurationError
+from infoprune.errors import ConfigurationError, TraceError
+from infoprune.values import without_values
 
 
 class ModelCall(ABC):
@@ -134,6 +136,30 @@ def arguments_of(inputs: Inputs) -> list[Any]:
     return list(inputs) if isinstance(inputs, tuple) else [inputs]
 
 
+def check_form(inputs: Inputs) -> None:
+    """Refuse iterators, loaders and data sets as example inputs, which several runs of a model could not share.
+
+    Args:
+        inputs: the example inputs, in any form.
+
+    Raises:
+        TraceError: says what to give instead.
+
+    Example:
+        >>> try:
+        ...     check_form(iter([]))
+        ... except TraceError as error:
+        ...     print(str(error).partition(":")[0])
+        the example inputs are what one call of the model receives, not a list_iterator
+    """
+    for leaf in tree_leaves(inputs):
+        if isinstance(leaf, Iterator | DataLoader | Dataset):
+            raise TraceError(
+                f"the example inputs are what one call of the model receives, not a {type(leaf).__name__}: give "
+                "tensors, such as next(iter(loader))[0], or infoprune.Examples for several calls"
+            )
+
+
 def advice_on(model: nn.Module, inputs: Inputs) -> str:
     """Return what to do about inputs on which a model has failed, as the end of a message; "" if nothing looks wrong.
 
@@ -148,6 +174,9 @@ def advice_on(model: nn.Module, inputs: Inputs) -> str:
         >>> advice_on(nn.Linear(2, 3), None)
         '; give tensors as inputs, as torch.zeros(1, 3, 224, 224), not NoneType'
     """
+    empty = without_values(model)
+    if empty:
+        return f"; {empty[0]} is on the meta device, where it has no values: load the weights first"
     leaves = tree_leaves(arguments_of(inputs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if not tensors:

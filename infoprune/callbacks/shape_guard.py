@@ -13,6 +13,7 @@ from infoprune.callbacks.checkpoint_hooks import hook_checkpoints, mark_checkpoi
 from infoprune.checkpoint import RECORD, attach, plan_record
 from infoprune.errors import CheckpointError, ConfigurationError, InfopruneError
 from infoprune.structure import PruningPlan, plan_of
+from infoprune.values import no_values, without_values
 
 
 class ShapeGuard:
@@ -80,6 +81,13 @@ class ShapeKeepingCallback(DualNamespaceCallback):
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         unhook_checkpoints(pl_module)
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # Lightning moves the model to its device before it calls any hook in which this could be told.
+        empty = without_values(pl_module)
+        if empty and isinstance(exception, NotImplementedError):
+            raise no_values(empty[0]) from exception
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from infoprune.errors import PlanError, TraceError
-from infoprune.inputs import Inputs
+from infoprune.inputs import Inputs, check_form
 from infoprune.structure.groups import Structure
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.surgery.history import plan_of
@@ -79,6 +79,7 @@ def traced_model(
     Returns:
         The structure, with the recorded session that a dry run repeats.
     """
+    check_form(example_inputs)
     owned = owned_tensors(model)
     _check_materialised(owned)
     if not all(len(tensor) for tensor in tensors_of(example_inputs)[:1] if tensor.dim()):

@@ -14,6 +14,7 @@ from infoprune.inputs import Inputs
 from infoprune.structure.numeric_run import ModuleOutputs, NumericRun
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tensors import owned_tensors
+from infoprune.values import check_values
 
 TOLERANCE = 1e-8
 """What float64 keeps: on the models of `benchmarks/coverage.py` it errs by 1e-14 at most."""
@@ -68,6 +69,7 @@ def verify(
 
     Raises:
         PlanError: the plan does not belong to ``original``.
+        ConfigurationError: a model or the inputs are on the meta device.
 
     Example:
         >>> import copy, infoprune
@@ -77,6 +79,8 @@ def verify(
         >>> verify(original, net, plan, x).ok
         True
     """
+    for model in (original, shrunk):
+        check_values(model, example_inputs, runs=True)
     expected = NumericRun(original, example_inputs, double=True).masked(plan)
     actual = NumericRun(shrunk, example_inputs, double=True).plain(plan.caches)
     return _compared(expected, actual, tolerance)

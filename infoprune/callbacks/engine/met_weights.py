@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,8 +161,4 @@ def _shapes(part: nn.Module) -> dict[str, torch.Size]:
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    return list(_strided(tree_leaves(values)))
-
-
-def _strided(leaves: Iterable[Any]) -> Iterator[Tensor]:
-    return (leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.layout == torch.strided)
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and storage_of(leaf)]

@@ -11,9 +11,10 @@ from torch.utils._pytree import tree_map_only
 from infoprune.callbacks.engine.training_data import of_batch
 from infoprune.callbacks.engine.training_step import TrainingStep, WatchedStep, as_inputs
 from infoprune.errors import ConfigurationError, TraceError, nearest
-from infoprune.inputs import Examples, Inputs, call_model
+from infoprune.inputs import Examples, Inputs, call_model, check_form
 from infoprune.shapes import from_shapes
 from infoprune.structure.module_state import attributes_restored
+from infoprune.values import check_input_values
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -29,10 +30,16 @@ def given_inputs(trainer: pl.Trainer, module: pl.LightningModule, option: Any) -
         trainer: the Trainer.
         module: the LightningModule.
         option: the ``example_inputs`` of the callback.
+
+    Raises:
+        TraceError: they are an iterator or a loader.
+        ConfigurationError: they are on the meta device.
     """
     inputs: Any = from_shapes(option) if option is not None else module.example_input_array
     if inputs is None:
         return None
+    check_form(inputs)
+    check_input_values(inputs)
     inputs = trainer.precision_plugin.convert_input(inputs)
     moved: Inputs = tree_map_only(Tensor, lambda tensor: tensor.to(trainer.strategy.root_device), inputs)
     return moved

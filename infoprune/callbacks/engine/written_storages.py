@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -28,9 +29,11 @@ class WrittenStorages(TorchDispatchMode):
 
 
 def storage_of(tensor: Tensor) -> int:
-    """Return the address of a tensor's memory.
+    """Return the address of a tensor's memory; 0 if it has none of its own, as a sparse tensor.
 
     Args:
         tensor: the tensor; views of one memory have the same address.
     """
+    if tensor.layout != torch.strided:
+        return 0
     return tensor.untyped_storage().data_ptr()
