@@ -31,6 +31,7 @@ from infoprune.reconstruction import readers, reconstruct
 from infoprune.registry import check_count
 from infoprune.snapshot import snapshot
 from infoprune.structure import PruningPlan, Structure, shrink
+from infoprune.structure.collector import collector_paused
 from infoprune.structure.notebook import html_table
 from infoprune.structure.surgery.shrink import each_once
 from infoprune.structure.surgery.transaction import Transaction
@@ -214,7 +215,7 @@ def prune(
     before, after = structure.cost(), structure.cost_of(decision.plan)
     fitted = _fitted(model, decision.plan, batches, count, reconstruction_batches)
     optimizers = each_once(optimizers)
-    with Transaction([model], optimizers) as transaction:
+    with collector_paused(), Transaction([model], optimizers) as transaction:
         for name in fitted:  # which are written in place
             transaction.keep_values(model.get_submodule(name))
         shrink(model, decision.plan, optimizers, transaction=transaction)

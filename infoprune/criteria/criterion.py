@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from infoprune.criteria.aggregation import COMBINE, NORMALIZE, combine_members
 from infoprune.criteria.checks import as_scores, check_mapping, check_weights
@@ -16,6 +18,7 @@ from infoprune.criteria.filters import as_filters, scored_layers, weight_of
 from infoprune.criteria.preserved import preserved
 from infoprune.errors import ConfigurationError, nearest
 from infoprune.part import Part
+from infoprune.random_state import undisturbed
 from infoprune.registry import Registry, check_choice
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ class Criterion(Part):
     as_trained: ClassVar[bool] = False
     """Whether images should be transformed as in training, where the data offers that, not as in evaluation."""
     sees_model: ClassVar[bool] = True
-    """Whether the criterion's own code is given the model, whose weights are then copied before and put back after."""
+    """Whether the criterion's own code is given the model, which is then copied before and put back after."""
 
     @abstractmethod
     def group_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> Scores:
@@ -80,7 +83,7 @@ class Criterion(Part):
         check_weights(model)
         if self.as_trained:
             data = getattr(data, "as_trained", data)
-        with self.named_in_errors("while scoring"), preserved(model, weights=self.sees_model):
+        with self.named_in_errors("while scoring"), self._guarded(model):
             try:
                 scores = self.group_scores(model, structure, data)
             except NotImplementedError as error:  # what PyTorch raises where a value is read that is not there
@@ -92,6 +95,12 @@ class Criterion(Part):
                     "first"
                 ) from error
         return self._checked(scores, structure)
+
+    def _guarded(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return a context that gives back all that the code inside may change."""
+        if self.sees_model or any(map(is_parametrized, model.modules())):  # a parametrization runs code of its own
+            return preserved(model)
+        return undisturbed(*{parameter.device for parameter in model.parameters()})
 
     def _checked(self, scores: Scores, structure: Structure) -> Scores:
         """Return the scores as float64 on the CPU; refuse unknown groups and what is not one finite score a unit."""

@@ -36,20 +36,21 @@ def weight_of(model: nn.Module, layer: Layer) -> Tensor:
     Returns:
         (filters, ...) kernel.
     """
-    parameter = model.get_parameter(layer.weight).detach()
+    path, _, attribute = layer.weight.rpartition(".")
+    owner = model.get_submodule(path)
+    parameter = getattr(owner, attribute).detach()
     with torch.no_grad():
-        kernel = _computed_kernel(model, layer.weight)
+        kernel = _computed_kernel(model, owner, layer.weight)
     # What is computed in another shape (a low-rank product, say) has no dimension that is known to hold the filters.
     return (parameter if kernel is None or kernel.shape != parameter.shape else kernel).movedim(layer.dim, 0)
 
 
-def _computed_kernel(model: nn.Module, weight: str) -> Tensor | None:
-    """Return what PyTorch's own utilities compute from a weight before each forward; None for a plain parameter."""
+def _computed_kernel(model: nn.Module, module: nn.Module, weight: str) -> Tensor | None:
+    """Return what PyTorch's utilities compute from a weight of ``module`` before a forward; None if it is plain."""
     path, _, attribute = weight.rpartition(".")
     if ".parametrizations." in f".{weight}":
         owner, _, attribute = f".{path}".rpartition(".parametrizations.")
         return cast(Tensor, getattr(model.get_submodule(owner.strip(".")), attribute))
-    module = model.get_submodule(path)
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod) and attribute == f"{hook._tensor_name}_orig":
             return cast(Tensor, hook.apply_mask(module))

@@ -13,7 +13,7 @@ from infoprune.structure.module_state import attributes_restored
 
 
 @contextmanager
-def preserved(model: nn.Module, weights: bool = True) -> Iterator[None]:
+def preserved(model: nn.Module) -> Iterator[None]:
     """Put a model in eval mode; afterwards give back all that code inside may have changed.
 
     These are weights, buffers, gradients, which parameters require gradients, train/eval flags, submodules, hooks and
@@ -21,8 +21,7 @@ def preserved(model: nn.Module, weights: bool = True) -> Iterator[None]:
     run backward. Gradients start as None, so that those of a training step in progress are not added to.
 
     Args:
-        model: any module; its buffers are copied once.
-        weights: whether its parameters are copied too, for code that may write to them.
+        model: any module; its parameters and buffers are copied once.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
@@ -34,7 +33,7 @@ def preserved(model: nn.Module, weights: bool = True) -> Iterator[None]:
         (0, None, True)
     """
     parameters = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
-    kept = [_Kept(tensor) for tensor in (*model.buffers(), *(model.parameters() if weights else ()))]
+    kept = [_Kept(tensor) for tensor in (*model.buffers(), *model.parameters())]
     for parameter, _, _ in parameters:
         parameter.grad = None
     try:

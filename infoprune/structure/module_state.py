@@ -38,13 +38,19 @@ class Attributes:
         self._before = [(module, dict(module.__dict__)) for module in modules]
         self._contents: dict[int, tuple[Container, Container | tuple[()]]] = {}
         self._fillable: list[tuple[nn.Module, str]] = []
-        self._restorers = restorers(value for _, attributes in self._before for value in attributes.values())
+        others: list[Any] = []  # generators, perhaps
         for module, attributes in self._before:
             for name, value in attributes.items():
+                kind = type(value)
+                if kind is bool or kind is int:  # most of what a layer holds
+                    continue
                 if value is None or isinstance(value, _CONTAINERS):
                     self._note(value)
                     if name not in _OWN or name == _BUFFERS:
                         self._fillable.append((module, name))
+                else:
+                    others.append(value)
+        self._restorers = restorers(others)
 
     @contextmanager
     def restored(self) -> Iterator[None]:

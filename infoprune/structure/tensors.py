@@ -88,15 +88,16 @@ def owned_tensors(model: nn.Module) -> dict[str, OwnedTensor]:
     for prefix, module in model.named_modules():
         if isinstance(module, _ConvNd):
             ranks[prefix] = 2 + len(module.kernel_size)
-        rank = ranks.get(re.sub(r"\.?parametrizations\.\w+$", "", prefix))
+        layer = re.sub(r"\.?parametrizations\.\w+$", "", prefix) if "parametrizations" in prefix else prefix
         for store in (module._parameters, module._buffers):
             for key, tensor in store.items():
                 if tensor is None:
                     continue
-                name = f"{prefix}.{key}" if prefix else key
-                dims = 0 if is_lazy(tensor) else tensor.dim()
-                channel_dims = 2 if dims == rank else dims
-                by_id.setdefault(id(tensor), OwnedTensor(name, tensor, channel_dims)).owners.append((module, key))
+                if id(tensor) not in by_id:
+                    name = f"{prefix}.{key}" if prefix else key
+                    dims = 0 if is_lazy(tensor) else tensor.dim()
+                    by_id[id(tensor)] = OwnedTensor(name, tensor, 2 if dims == ranks.get(layer) else dims)
+                by_id[id(tensor)].owners.append((module, key))
     return {owned.name: owned for owned in by_id.values()}
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from infoprune.errors import PlanError, TraceError
 from infoprune.inputs import Inputs, check_form
+from infoprune.structure.collector import collector_paused
 from infoprune.structure.groups import Structure
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.surgery.history import plan_of
@@ -16,7 +17,6 @@ from infoprune.structure.tensors import OwnedTensor, owned_tensors
 from infoprune.structure.tracing.examples import in_words, tensors_of
 from infoprune.structure.tracing.frozen import freeze_modules, freeze_patterns, frozen_names
 from infoprune.structure.tracing.session import TraceSession
-from infoprune.structure.tracing.tracer import collector_paused
 from infoprune.structure.validation.dry_run import dry_run
 from infoprune.structure.validation.traced_model import TracedModel
 
@@ -80,15 +80,15 @@ def traced_model(
         The structure, with the recorded session that a dry run repeats.
     """
     check_form(example_inputs)
-    owned = owned_tensors(model)
-    _check_materialised(owned)
-    if not all(len(tensor) for tensor in tensors_of(example_inputs)[:1] if tensor.dim()):
-        raise TraceError(f"the example inputs {in_words(example_inputs)} hold no example: give at least one")
-    session = TraceSession(model, example_inputs, owned, follow)
-    session.narrow_too.update(plan_of(model).removed)  # what was cut before is no colour
-    freeze_patterns(session, frozen_names(model, frozen))
-    freeze_modules(session)
     with collector_paused():
+        owned = owned_tensors(model)
+        _check_materialised(owned)
+        if not all(len(tensor) for tensor in tensors_of(example_inputs)[:1] if tensor.dim()):
+            raise TraceError(f"the example inputs {in_words(example_inputs)} hold no example: give at least one")
+        session = TraceSession(model, example_inputs, owned, follow)
+        session.narrow_too.update(plan_of(model).removed)  # what was cut before is no colour
+        freeze_patterns(session, frozen_names(model, frozen))
+        freeze_modules(session)
         traced = TracedModel(session)
         prunable = traced.structure.prunable
     if session.unreached and prunable:

@@ -95,6 +95,8 @@ def plan_of(model: nn.Module) -> PruningPlan:
         >>> plan_of(net).is_empty
         True
     """
+    if not any(KEY in module.__dict__ for module in model.modules()):
+        return PruningPlan()
     _inherit(model.modules())
     removed, shapes, attributes, caches = {}, {}, {}, []
     for name, entry in owned_tensors(model).items():

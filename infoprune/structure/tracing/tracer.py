@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -316,22 +315,6 @@ def run_labelled(
     if tracer.recording is not None:
         tracer.recording.labelled_tensors = labelled_tensors
     return returned
-
-
-@contextmanager
-def collector_paused(paused: bool = True) -> Iterator[None]:
-    """Pause the garbage collector while thousands of small, lasting objects are made.
-
-    Do not use it around many passes on real tensors: cycles of objects could hold these.
-    """
-    enabled = gc.isenabled()
-    if paused:
-        gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _clear_all_labels(tensors: Sequence[Tensor]) -> None:

@@ -16,13 +16,14 @@ import numpy as np
 
 from infoprune.errors import PlanError
 from infoprune.structure.channel_groups import ChannelGroup
+from infoprune.structure.collector import collector_paused
 from infoprune.structure.groups import Structure
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tracing.examples import count_examples
 from infoprune.structure.tracing.measured_products import run_products, with_labels
 from infoprune.structure.tracing.rule_context import Contraction
 from infoprune.structure.tracing.session import TraceSession
-from infoprune.structure.tracing.tracer import Tracer, collector_paused
+from infoprune.structure.tracing.tracer import Tracer
 from infoprune.structure.validation import size_aliases
 from infoprune.structure.validation.conflict import Conflict
 from infoprune.structure.validation.dry_run import bisect, dry_run
@@ -160,7 +161,8 @@ class TracedModel:
             structure: the channel groups.
             plan: what would go.
         """
-        return dry_run(self.session, structure, plan)
+        with collector_paused(self.session.on_shapes):
+            return dry_run(self.session, structure, plan)
 
     def _resolve(self, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> None:
         any(resolve(structure, plan, conflicts) for resolve in self._resolvers)
