@@ -75,14 +75,15 @@ class Attributes:
         """Return the attributes that have changed, each with its former value; `ABSENT` if there was none."""
         for module, attributes in self._before:
             for name, value in module.__dict__.items():
-                before = attributes.get(name, ABSENT)
-                content = self._contents[id(value)][1] if before is value and id(value) in self._contents else ()
                 if name in _OWN:
                     continue
+                before = attributes.get(name, ABSENT)
                 if before is not value:
                     yield module, name, before
-                elif isinstance(value, _CONTAINERS) and not _holds(value, content):
-                    yield module, name, type(value)(content)
+                elif isinstance(value, _CONTAINERS):
+                    content = self._contents[id(value)][1] if id(value) in self._contents else ()
+                    if not _holds(value, content):
+                        yield module, name, type(value)(content)
 
     def filled(self, own: Iterable[Tensor]) -> Iterator[tuple[nn.Module, str]]:
         """Yield the attributes, dicts or formerly None, that have received tensors of the model or labelled tensors.
