@@ -256,8 +256,11 @@ def _check_architecture(model: nn.Module, plan: PruningPlan) -> None:
     try:
         check_belongs(plan, own)
     except PlanError as error:
-        added = "; a part that a callback adds in the fit has to be added to the model before this checkpoint is loaded"
-        advice = "" if plan.shapes.keys() <= own.keys() else added
+        unknown = plan.shapes.keys() - own.keys()
+        advice = "; a part that is added in the fit has to be added to the model before this checkpoint is loaded"
+        if {name.replace("_orig_mod.", "") for name in unknown} <= {name.replace("_orig_mod.", "") for name in own}:
+            advice = "; in one of them the network is wrapped by torch.compile: wrap it in both, or call net.compile()"
+        advice = advice if unknown else ""
         raise CheckpointError(f"the checkpoint belongs to another architecture: {error}{advice}") from error
 
 

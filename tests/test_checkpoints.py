@@ -303,3 +303,12 @@ def test_a_damaged_state_of_the_callback_is_refused(damage: dict[str, Any], tmp_
     torch.save(checkpoint, tmp_path / "damaged.ckpt")
     with pytest.raises(CheckpointError, match="FilterPruning cannot be read"):
         trainer(pruning((1,)), epochs=3).fit(TinyModule(), loader(), ckpt_path=tmp_path / "damaged.ckpt")
+
+
+def test_a_network_that_is_compiled_in_one_script_only_is_told(tmp_path: Path) -> None:
+    module = TinyModule()
+    module.net = torch.compile(module.net, backend="eager")
+    keep = ModelCheckpoint(tmp_path, filename="last")
+    trainer(pruning(), keep, epochs=3, enable_checkpointing=True).fit(module, loader())
+    with pytest.raises(CheckpointError, match=r"wrapped by torch\.compile: wrap it in both"):
+        trainer(pruning()).test(TinyModule(), loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)

@@ -111,6 +111,19 @@ def test_a_copy_that_the_training_step_updates_follows_unasked() -> None:
     assert widths(module.momentum_net) == widths(module.net) != widths(TinyNet())
 
 
+def test_a_momentum_encoder_that_was_not_copied_and_is_in_the_optimizer_follows_unasked() -> None:
+    """As in torchgeo's BYOL: it has weights of its own, and nobody says that it needs no gradients."""
+
+    class Apart(Momentum):
+        def __init__(self) -> None:
+            super().__init__()
+            self.momentum_net = TinyNet()
+
+    module = Apart()
+    trainer(pruning(), epochs=3).fit(module, loader())
+    assert widths(module.momentum_net) == widths(module.net) != widths(TinyNet())
+
+
 @pytest.mark.parametrize("through_data", [True, False])
 def test_an_average_that_starts_equal_and_is_moved_in_place_follows_unasked(through_data: bool) -> None:
     """The first update changes no value, for the two are equal."""

@@ -137,13 +137,15 @@ def find_copies(
             continue
         # An average is run by validation, a momentum encoder by the training step; both modes run an ordinary layer.
         both_modes = bool(own & in_eval) and (bool(own & in_step) or not calls)
-        original = _original_of(path, part, originals, only_equal=both_modes or bool(own & optimized))
+        # An update without gradients tells a momentum encoder from a teacher, which is run in training only too.
+        is_updated = any(name.startswith(f"{path}.") for name in updated)
+        might_be_layer = not is_updated and (both_modes or bool(own & optimized))
+        original = _original_of(path, part, originals, only_equal=might_be_layer)
         if original is None:
             continue
-        # A teacher too is run in training only; an update without gradients tells a momentum encoder from it.
         stands_in = own & in_eval and not _ids(originals[original]) & in_eval
         compared = watched is not None and watched.met.meets(path)
-        follows = stands_in or compared or any(name.startswith(f"{path}.") for name in updated)
+        follows = stands_in or compared or is_updated
         (found.following if follows else found.unclear)[path] = original
     return found
 
