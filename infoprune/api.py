@@ -35,6 +35,7 @@ from infoprune.structure.collector import collector_paused
 from infoprune.structure.notebook import html_table
 from infoprune.structure.surgery.shrink import each_once
 from infoprune.structure.surgery.transaction import Transaction
+from infoprune.structure.tensors import check_model
 from infoprune.structure.trace import traced_model
 from infoprune.structure.verify import check_exact
 from infoprune.values import check_values
@@ -193,6 +194,7 @@ def prune(
         raise ConfigurationError("prune looks at validation images for max_drop only: give max_drop, or leave them out")
     for option, batches_used in (("recalibration_batches", count), ("reconstruction_batches", reconstruction_batches)):
         _check_batches(option, batches_used, as_batches(data))
+    check_model(model)
     check_values(model, example_inputs if verify else (), runs=data is not None)
     traced = traced_model(model, example_inputs, frozen)
     if count:

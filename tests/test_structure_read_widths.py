@@ -169,3 +169,25 @@ def test_what_one_module_reads_its_siblings_read_too() -> None:
         return len(calls)
 
     assert runs(2) == runs(5)
+
+
+class Bottleneck(nn.Module):
+    """Three channels, and a layer that makes three more, which are viewed by the width of the first ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.squeeze = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 3, 1)
+        self.again, self.widen, self.head = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 12, 1), nn.Conv2d(12, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        few = self.squeeze(self.stem(x).relu())
+        again = self.again(few).reshape(*few.shape[:2], -1).tanh().unflatten(2, few.shape[2:])
+        return self.head(self.widen(again).relu())
+
+
+def test_widths_with_one_choice_are_told_apart() -> None:
+    net = Bottleneck()
+    structure = infoprune.trace(net, X)
+    (few,) = (group for group in structure.prunable if group.size == 3)
+    assert {"squeeze.weight", "again.weight"} <= {slot.tensor for slot in few.slots if slot.dim == 0}
+    check_plan(net, X, structure, structure.plan({few.name: [1]}))

@@ -13,7 +13,7 @@ from infoprune.errors import VerificationError
 from infoprune.inputs import Inputs
 from infoprune.structure.numeric_run import ModuleOutputs, NumericRun
 from infoprune.structure.plan import PruningPlan
-from infoprune.structure.tensors import owned_tensors
+from infoprune.structure.tensors import check_model, owned_tensors
 from infoprune.values import check_values
 
 TOLERANCE = 1e-8
@@ -80,6 +80,7 @@ def verify(
         True
     """
     for model in (original, shrunk):
+        check_model(model)
         check_values(model, example_inputs, runs=True)
     expected = NumericRun(original, example_inputs, double=True).masked(plan)
     actual = NumericRun(shrunk, example_inputs, double=True).plain(plan.caches)

@@ -88,7 +88,7 @@ def _same_widths(structure: Structure, plan: PruningPlan) -> Iterator[tuple[int,
 def _by_digit(structure: Structure, digit: int) -> Iterator[tuple[str, range]]:
     """Choose each group's cut by a digit of its number, so that any two groups of one size differ for some digit."""
     for number, group in enumerate(structure.prunable):
-        choices = _choices(group.size)
+        choices = _choices(group.size) if group.size > 3 else np.arange(2)  # of two or three units, one goes or none
         yield group.name, range(int(choices[number // len(choices) ** digit % len(choices)]))
 
 
