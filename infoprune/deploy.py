@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from infoprune.backends import executorch, get_backend, onnx_model, onnxruntime, openvino
 from infoprune.calibration import as_batches, evaluating, run, split_batch
-from infoprune.errors import ConfigurationError, DataError
-from infoprune.export import Parity, check_target, compared, feed, quietly, to_onnx, to_program
-from infoprune.files import written_whole
+from infoprune.errors import ConfigurationError, DataError, ExportError
+from infoprune.export import Parity, check_target, compared, feed, quietly, to_onnx, to_program, written
 from infoprune.inputs import call_model
 from infoprune.network_batches import NetworkBatches
 from infoprune.shapes import batch_size, with_batch
@@ -93,7 +92,7 @@ def to_executorch(model: nn.Module, inputs: Inputs, path: str | Path) -> Parity:
     data = executorch.lowered(program)
     execute = executorch.loaded(data)
     parity = compared(model, lambda given: execute(executorch.arguments(given)), inputs, False, "ExecuTorch program")
-    with written_whole(path) as scratch:
+    with written(path) as scratch:
         scratch.write_bytes(data)
     return parity
 
@@ -142,7 +141,7 @@ def to_int8(
         return _in_openvino_by_size(quantized, names)
     names = [entry.name for entry in onnxruntime.session(source).get_inputs()]
     content = onnx_model.quantized(source, [feed(names, batch) for batch in batches])
-    with written_whole(path) as scratch:
+    with written(path) as scratch:
         scratch.write_bytes(content)
     session = onnxruntime.session(content)
     return Runtime(lambda given: session.run(None, given), names)
@@ -189,8 +188,11 @@ def _save_openvino(read: Any, path: Path) -> None:
     """Write both files, or none."""
     import openvino as runtime
 
-    with TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
-        with quietly():
-            runtime.save_model(read, str(Path(folder, path.name)), compress_to_fp16=False)
-        for suffix in (".bin", ".xml"):
-            os.replace(Path(folder, path.name).with_suffix(suffix), path.with_suffix(suffix))
+    try:
+        with TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
+            with quietly():
+                runtime.save_model(read, str(Path(folder, path.name)), compress_to_fp16=False)
+            for suffix in (".bin", ".xml"):
+                os.replace(Path(folder, path.name).with_suffix(suffix), path.with_suffix(suffix))
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error}") from error

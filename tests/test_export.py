@@ -330,3 +330,27 @@ def test_where_nothing_can_be_written_is_said_before_the_export(tmp_path: Path) 
     with pytest.raises(ConfigurationError, match="none is no folder"):
         to_weights(net, IMAGES, tmp_path / "weights.pt", tmp_path / "none" / "structure.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half.bin", "taken.xml"]
+
+
+def test_a_model_in_bfloat16_is_refused_by_runtimes_without_it(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    net, images = nn.Conv2d(3, 4, 3).bfloat16(), torch.randn(2, 3, 8, 8).bfloat16()
+    with pytest.raises(ExportError, match=r"takes no bfloat16: use model\.float\(\)\): .*Conv"):
+        to_onnx(net, images, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ExportError, match="bfloat16"):
+        infoprune.latency(net, images, repeats=1, backend="onnxruntime")
+    to_onnx(net.float(), images.float(), tmp_path / "net.onnx")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder in which nobody, root included, can write")
+def test_a_folder_that_takes_no_file_is_said(tmp_path: Path) -> None:
+    net, images = nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8)
+    refused = (ExportError, ConfigurationError)
+    with pytest.raises(refused, match=r"/proc/self/fdinfo/net.pt2 cannot be written: "):
+        to_program(net, images, "/proc/self/fdinfo/net.pt2")
+    with pytest.raises(refused, match=r"/proc/self/fdinfo/w.pt cannot be written: "):
+        to_weights(net, images, "/proc/self/fdinfo/w.pt", tmp_path / "s.json")
+    with pytest.raises(refused, match=r"/proc/self/fdinfo/s.json cannot be written: "):
+        to_weights(net, images, tmp_path / "w.pt", "/proc/self/fdinfo/s.json")
+    assert not list(tmp_path.iterdir())

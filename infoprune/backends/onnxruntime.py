@@ -11,7 +11,7 @@ from torch import nn
 from infoprune.backends.backend import BACKENDS, Backend, Run
 from infoprune.backends.onnx_model import PRECISIONS, onnx_bytes, quantized
 from infoprune.backends.timing import timed
-from infoprune.export import feed
+from infoprune.export import feed, inference_session
 from infoprune.registry import check_choice
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ def session(model: bytes) -> Any:
 
     Args:
         model: an ONNX file.
+
+    Raises:
+        ExportError: onnxruntime cannot run it.
     """
     import onnxruntime
 
@@ -59,4 +62,4 @@ def session(model: bytes) -> Any:
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return inference_session(model, options)

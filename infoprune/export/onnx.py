@@ -17,8 +17,7 @@ from torch.utils._pytree import tree_leaves
 from infoprune.errors import ConfigurationError, ExportError
 from infoprune.export.messages import first_sentence, operator_named_in, quietly
 from infoprune.export.parity import Parity, compared
-from infoprune.export.program import check_target, to_program
-from infoprune.files import written_whole
+from infoprune.export.program import check_target, to_program, written
 from infoprune.inputs import Inputs
 from infoprune.shapes import batch_size, with_batch
 
@@ -57,7 +56,7 @@ def to_onnx(model: nn.Module, inputs: Inputs, path: str | Path, dynamic_batch: b
             raise ExportError(_missing_operator(program, error)) from error
     assert exported is not None
     examples = with_batch(inputs, max(2, batch_size(inputs))) if dynamic_batch else inputs
-    with written_whole(path) as scratch:
+    with written(path) as scratch:
         with quietly():
             exported.save(str(scratch))
         return compared(model, _runtime(scratch), examples, dynamic_batch, "ONNX model")
@@ -82,12 +81,31 @@ def check_onnx() -> None:
 
 def _runtime(path: Path) -> Any:
     """Return the model in a file as a function of inputs, run by onnxruntime on the CPU."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = inference_session(str(path))
     names = [entry.name for entry in session.get_inputs()]
 
     return lambda inputs: [torch.from_numpy(value) for value in session.run(None, feed(names, inputs))]
+
+
+def inference_session(model: str | bytes, options: Any = None) -> Any:
+    """Return a session of onnxruntime on the CPU.
+
+    Args:
+        model: An ONNX file, or its path.
+        options: A ``SessionOptions``.
+
+    Raises:
+        ExportError: onnxruntime cannot run an operator of the model on these types; names the node, whose name holds
+            that of the layer.
+    """
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # whatever it raises is about the model
+        reason = " ".join(str(error).rpartition(" : ")[2].rpartition("failed:")[2].split())
+        narrow = " (it takes no bfloat16: use model.float())" if "bfloat16" in reason else ""
+        raise ExportError(f"onnxruntime cannot run the model{narrow}: {reason:.300}") from error
 
 
 def feed(names: Sequence[str], inputs: Inputs) -> dict[str, np.ndarray]:
@@ -96,12 +114,19 @@ def feed(names: Sequence[str], inputs: Inputs) -> dict[str, np.ndarray]:
     Args:
         names: names of the inputs in the file.
         inputs: the example inputs.
+
+    Raises:
+        ExportError: an input is in bfloat16, which NumPy lacks.
     """
     if isinstance(inputs, Mapping) and set(names) <= set(inputs):
         values: Iterable[Any] = [inputs[name] for name in names]
     else:
         values = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    return {name: value.detach().cpu().numpy() for name, value in zip(names, values, strict=False)}
+    given = dict(zip(names, values, strict=False))
+    narrow = next((name for name, value in given.items() if value.dtype == torch.bfloat16), None)
+    if narrow is not None:
+        raise ExportError(f"the input {narrow} is in bfloat16, which the runtime cannot be given: use model.float()")
+    return {name: value.detach().cpu().numpy() for name, value in given.items()}
 
 
 def _missing_operator(program: ExportedProgram, error: BaseException) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ def to_program(
     runner = program.module()
     parity = compared(model, lambda given: call_model(runner, given), examples, dynamic_batch, "torch.export program")
     if path is not None:
-        with written_whole(path) as scratch, quietly(), scratch.open("wb") as file:
+        with written(path) as scratch, quietly(), scratch.open("wb") as file:
             try:
                 torch.export.save(program, file)
             except (NotImplementedError, TypeError, ValueError) as error:  # of outputs in classes of the user's
@@ -75,6 +77,25 @@ def check_target(path: str | Path) -> None:
         raise ConfigurationError(f"{target} is a folder: name a file in it")
     if not target.parent.is_dir():
         raise ConfigurationError(f"{target} cannot be written: {target.parent} is no folder")
+    if not os.access(target.parent, os.W_OK):
+        raise ConfigurationError(f"{target} cannot be written: the folder {target.parent} is read-only")
+
+
+@contextmanager
+def written(path: str | Path) -> Iterator[Path]:
+    """Yield an empty file that takes the place of ``path`` in the end; after an error nothing has changed.
+
+    Args:
+        path: the file to write.
+
+    Raises:
+        ExportError: it cannot be written.
+    """
+    try:
+        with written_whole(path) as scratch:
+            yield scratch
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error}") from error
 
 
 def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> ExportedProgram:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from infoprune.export.program import check_target
-from infoprune.files import write_text_whole, written_whole
+from infoprune.export.program import check_target, written
 from infoprune.inputs import Inputs
 from infoprune.shapes import shapes_of
 from infoprune.structure import plan_of, trace
@@ -33,9 +32,9 @@ def to_weights(model: nn.Module, inputs: Inputs, weights: str | Path, structure:
     check_target(weights)
     check_target(structure)
     record = structure_record(model, inputs)
-    with written_whole(weights) as scratch:
-        torch.save({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, scratch)
-    write_text_whole(structure, json.dumps(record, indent=1) + "\n")
+    with written(weights) as tensors, written(structure) as text:
+        torch.save({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, tensors)
+        text.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def structure_record(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
