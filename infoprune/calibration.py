@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from infoprune.distributed import process, world_size
 from infoprune.errors import DataError, InfopruneError
-from infoprune.inputs import ModelCall, advice_on, call_model
+from infoprune.inputs import Arguments, ModelCall, advice_on, call_model, holds_entries
 from infoprune.random_state import undisturbed
 
 
@@ -133,14 +133,26 @@ def batches(model: nn.Module, data: Iterable[Any], images: int | None, caller: s
 
 
 def rows_of(tree: Any, size: int, rows: slice | Tensor) -> Any:
-    """Return some rows of every tensor that has one row for each of ``size`` images.
+    """Return some rows of every tensor that has one row for each of ``size`` images, and those of lists of images.
 
     Args:
         tree: inputs and targets of a batch, nested in any way.
         size: number of images in the batch.
         rows: which of them.
     """
-    return tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) and leaf.shape[:1] == (size,) else leaf, tree)
+
+    def taken(leaf: Any) -> Any:
+        if isinstance(leaf, Arguments):
+            return Arguments(tuple(map(of_argument, leaf.args)), {k: of_argument(v) for k, v in leaf.kwargs.items()})
+        return leaf[rows] if isinstance(leaf, Tensor) and leaf.shape[:1] == (size,) else leaf
+
+    def of_argument(argument: Any) -> Any:
+        if not holds_entries(argument):
+            return rows_of(argument, size, rows)
+        chosen = range(size)[rows] if isinstance(rows, slice) else rows.tolist()
+        return [argument[row] for row in chosen] if len(argument) == size else argument
+
+    return tree_map(taken, tree, is_leaf=lambda node: isinstance(node, Arguments))
 
 
 def on_device(device: torch.device, tree: Any) -> Any:
@@ -186,11 +198,22 @@ def batch_size(inputs: Any, caller: str) -> int:
         DataError: the first of the inputs is no tensor.
     """
     first = inputs.arguments if isinstance(inputs, ModelCall) else inputs
+    if holds_lists_of_images(inputs):
+        return next(len(argument) for argument in first if holds_entries(argument))
     while isinstance(first, (list, tuple, dict)) and first:
         first = next(iter(first.values())) if isinstance(first, dict) else first[0]
     if not isinstance(first, Tensor) or not first.dim():
         raise DataError(f"{caller}: the inputs of a batch must be tensors, got {type(first).__name__}")
     return len(first)
+
+
+def holds_lists_of_images(inputs: Any) -> bool:
+    """Return whether an argument of a call is a list with one image each, as detectors take them.
+
+    Args:
+        inputs: of one batch. Only a `ModelCall` tells an argument that is a list from several arguments.
+    """
+    return isinstance(inputs, ModelCall) and any(map(holds_entries, inputs.arguments))
 
 
 def run(model: nn.Module, inputs: Any) -> Any:

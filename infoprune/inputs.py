@@ -136,6 +136,23 @@ def arguments_of(inputs: Inputs) -> list[Any]:
     return list(inputs) if isinstance(inputs, tuple) else [inputs]
 
 
+def holds_entries(argument: Any) -> bool:
+    """Return whether an argument is a list or tuple with one entry for each example: an image, or a dict with one.
+
+    Args:
+        argument: one argument of the forward.
+    """
+    if not isinstance(argument, (list, tuple)) or not argument:
+        return False
+    return all(_is_image(entry) for entry in argument) or all(
+        isinstance(entry, Mapping) and any(_is_image(value) for value in entry.values()) for entry in argument
+    )
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
+
+
 def check_form(inputs: Inputs) -> None:
     """Refuse iterators, loaders and data sets as example inputs, which several runs of a model could not share.
 

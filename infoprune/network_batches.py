@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from infoprune.inputs import Examples, Inputs, ModelCall
+from infoprune.inputs import Arguments, Examples, Inputs, ModelCall, holds_entries
 
 
 class NetworkBatches:
@@ -83,6 +83,10 @@ def split_like(batch: Any, example_inputs: Inputs) -> Any:
     example = example_inputs.inputs[0] if isinstance(example_inputs, Examples) else example_inputs
     if isinstance(example, tuple) and len(example) == 1 and isinstance(example[0], Tensor):
         example = example[0]
+    if isinstance(example, tuple) and len(example) == 1:
+        example = example[0]
+    if isinstance(example, list) and holds_entries(example):
+        return _split_list(batch)
     if isinstance(example, (ModelCall, list)):
         return batch
     inputs = _find(batch, example)
@@ -91,6 +95,15 @@ def split_like(batch: Any, example_inputs: Inputs) -> Any:
     taken = {id(leaf) for leaf in tree_leaves(inputs)}
     rest = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and id(leaf) not in taken]
     return inputs, (rest[0] if len(rest) == 1 else rest or None)
+
+
+def _split_list(batch: Any) -> Any:
+    """Return a detector's batch, its images a list in one argument, with its targets; any other batch as it is."""
+    if isinstance(batch, (list, tuple)) and holds_entries(batch):
+        return Arguments(([*batch],), {}), None
+    if isinstance(batch, (list, tuple)) and batch and holds_entries(batch[0]):
+        return Arguments(([*batch[0]],), {}), batch[1] if len(batch) > 1 else None
+    return batch
 
 
 def _find(batch: Any, example: Any) -> Any:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
 from infoprune.errors import ConfigurationError
-from infoprune.inputs import Examples
-from infoprune.structure.tracing.examples import count_examples, holds_entries
+from infoprune.inputs import Examples, holds_entries
+from infoprune.structure.tracing.examples import count_examples
 
 if TYPE_CHECKING:
     from infoprune.inputs import Inputs

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import infoprune
-from infoprune.calibration import TrainingBatches
+from infoprune.allocation.sample import sample
+from infoprune.calibration import TrainingBatches, batch_size, rows_of
 from infoprune.criteria import LayerCriterion
 from infoprune.errors import DataError
 from infoprune.network_batches import NetworkBatches, split_like
@@ -220,3 +221,26 @@ def test_a_datamodule_that_cannot_show_anything(loader, message):
     with pytest.raises(DataError, match="the data module Broken is a class: make an object of it"):
         infoprune.prune(net, IMAGES[:1], "hrank", macs=0.6, data=broken)
     assert net.first.out_channels == 16
+
+
+class OfLists(Net):
+    """As detectors do, takes its images as a list in one argument."""
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        return super().forward(torch.stack(images))
+
+
+@pytest.mark.parametrize("count", [2, 3])  # three images of three channels: one number for two things
+def test_a_list_of_images_is_one_argument_with_as_many_images(count: int) -> None:
+    detections = [{"labels": torch.ones(1)} for _ in range(count)]
+    loader = [(tuple(images), detections) for images in IMAGES.split(count) if len(images) == count]
+    call, targets = next(iter(NetworkBatches(loader, list(IMAGES[:1]))))
+    assert targets is detections
+    assert batch_size(call, "test") == count
+    ((kept,),) = rows_of(call, count, slice(1)).args
+    assert torch.equal(kept, IMAGES[0])
+    assert [size for *_, size in sample(iter([(call, targets)] * 3), 2 * count, "test")] == [count, count]
+    result = infoprune.prune(
+        OfLists().eval(), list(IMAGES[:count]), "l1", macs=0.6, data=loader, recalibration_batches=0, round_to=1
+    )
+    assert result.curves is not None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from infoprune.calibration import batch_size, rows_of, split_batch
+from infoprune.calibration import batch_size, holds_lists_of_images, rows_of, split_batch
 from infoprune.errors import DataError
 
 BATCH = 64
@@ -63,7 +63,9 @@ def _divided(batch: Batch) -> Iterator[Batch]:
 
 
 def _has_rows(batch: Batch) -> bool:
-    """Return whether every tensor has a row for each image."""
+    """Return whether every tensor has a row for each image, which those in a list of images never have."""
+    if holds_lists_of_images(batch[0]):
+        return False
     return all(isinstance(leaf, Tensor) and leaf.shape[:1] == (batch[2],) for leaf in tree_leaves(batch[:2])
                if leaf is not None)  # fmt: skip
 
@@ -85,7 +87,7 @@ def _joined(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def _fit(one: Batch, other: Batch) -> bool:
     pairs = [tree_leaves(batch[:2]) for batch in (one, other)]
-    if len(pairs[0]) != len(pairs[1]):
+    if len(pairs[0]) != len(pairs[1]) or holds_lists_of_images(one[0]):
         return False
     return all(
         isinstance(a, Tensor) and isinstance(b, Tensor) and a.dim() and b.dim() and a.shape[1:] == b.shape[1:]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from infoprune.inputs import Examples, Inputs, arguments_of
+from infoprune.inputs import Examples, Inputs, arguments_of, holds_entries
 
 
 def count_examples(inputs: Any) -> int:
@@ -37,23 +37,6 @@ def count_examples(inputs: Any) -> int:
         if count is not None:
             return count
     return 1
-
-
-def holds_entries(argument: Any) -> bool:
-    """Return whether an argument is a list or tuple with one entry for each example: an image, or a dict with one.
-
-    Args:
-        argument: one argument of the forward.
-    """
-    if not isinstance(argument, (list, tuple)) or not argument:
-        return False
-    return all(_is_image(entry) for entry in argument) or all(
-        isinstance(entry, Mapping) and any(_is_image(value) for value in entry.values()) for entry in argument
-    )
-
-
-def _is_image(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
 
 
 def _in_argument(argument: Any) -> int | None:
