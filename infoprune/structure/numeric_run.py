@@ -23,7 +23,7 @@ from infoprune.structure.surgery.slicing import cut
 from infoprune.structure.tensors import OwnedTensor, owned_tensors, swapped
 from infoprune.structure.tracing.rules import tensors_in
 from infoprune.structure.tracing.rules.reduction import reduced_dims
-from infoprune.structure.tracing.tracer import Operator, Tracer, run_labelled
+from infoprune.structure.tracing.tracer import Operator, Tracer, execute, run_labelled
 
 STATISTICS = ("aten.mean", "aten.var", "aten.std", "aten.var_mean")
 
@@ -151,9 +151,10 @@ class NumericRun:
             tensor = tensor.clone() if removed and tensor.data_ptr() == entry.tensor.data_ptr() else tensor
             axes = [space.add_slot(name, dim, size) for dim, size in enumerate(tensor.shape)]
             for dim, indices in removed.items():
-                tensor.index_fill_(dim, torch.tensor(indices, device=tensor.device), 0)
-                axes[dim] = _in_two(axes[dim], list(indices))
-                gone.append(axes[dim][list(indices)])
+                places = np.array(indices, dtype=np.int64)
+                tensor.index_fill_(dim, torch.from_numpy(places).to(tensor.device), 0)
+                axes[dim] = _in_two(axes[dim], places)
+                gone.append(axes[dim][places])
             tensors[name] = tensor
             labelled.append((tensor, TensorLabels(entry.axes(axes), zero=True, origin=name)))
         tracer = _MaskedTracer(space, self._double, np.concatenate(gone))
@@ -193,15 +194,16 @@ class NumericRun:
             return run_labelled(tracer, self._model, self._inputs, labelled).tensors
 
 
-def _in_two(axis: Labels, removed: Sequence[int]) -> Labels:
+def _in_two(axis: Labels, removed: np.ndarray) -> Labels:
     """Return one label for all indices that are removed and one for those that stay.
 
     Then labels vary only along the dimension that is cut, however a view splits it.
 
-    >>> _in_two(np.arange(10, 15), [1, 3]).tolist()
+    >>> _in_two(np.arange(10, 15), np.array([1, 3])).tolist()
     [10, 11, 10, 11, 10]
     """
-    goes = np.isin(np.arange(len(axis)), removed)
+    goes = np.zeros(len(axis), dtype=bool)
+    goes[removed] = True
     return np.where(goes, axis[np.argmax(goes)], axis[np.argmin(goes)])
 
 
@@ -219,9 +221,13 @@ class _NumericTracer(Tracer):
     def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._double:
             args, kwargs = _in_double(operator, args, kwargs)
-        result = super().observe(operator, args, kwargs)
+        result = self._computed(operator, args, kwargs)
         constant = _RANDOM.get(operator.name)
         return result if constant is None else result.fill_(constant)
+
+    def _computed(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator; its result needs no labels where nothing is masked."""
+        return execute(operator, args, kwargs, tensors_in(args, kwargs))
 
 
 class _MaskedTracer(_NumericTracer):
@@ -255,6 +261,10 @@ class _MaskedTracer(_NumericTracer):
             # Removed channels are zero, and 0 / 0 would spread to those that stay.
             result.masked_fill_(result.isnan() & (args[1] == 0), 0)
         return result
+
+    def _computed(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator and label its results, which tells where they are masked."""
+        return Tracer.observe(self, operator, args, kwargs)
 
     def _silence(self, out: Tensor) -> None:
         """Set the removed part of a kernel to zero, since its statistics are of the channels that stay."""
