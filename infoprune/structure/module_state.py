@@ -45,7 +45,10 @@ class Attributes:
                 if kind is bool or kind is int:  # most of what a layer holds
                     continue
                 if value is None or isinstance(value, _CONTAINERS):
-                    self._note(value)
+                    if value:
+                        self._note(value)
+                    elif value is not None:  # a layer has a dozen containers, nearly all of them empty
+                        self._contents[id(value)] = (value, ())
                     if name not in _OWN or name == _BUFFERS:
                         self._fillable.append((module, name))
                 else:
@@ -68,7 +71,7 @@ class Attributes:
         for restore in self._restorers:
             restore()
         for container, content in self._contents.values():
-            if container or content:  # a layer has a dozen containers, nearly all of them empty
+            if container or content:
                 _refill(container, content)
 
     def changed(self) -> Iterator[tuple[nn.Module, str, Any]]:
@@ -103,12 +106,9 @@ class Attributes:
             if any(id(tensor) in ids or labels_of(tensor).labelled for tensor in new):
                 yield module, name
 
-    def _note(self, container: Container | None) -> None:
+    def _note(self, container: Container) -> None:
         """Copy a container and the containers in it, without copying the other values."""
-        if container is None or id(container) in self._contents:
-            return
-        if not container:
-            self._contents[id(container)] = (container, ())
+        if id(container) in self._contents:
             return
         kind = dict if isinstance(container, dict) else list if isinstance(container, list) else set
         self._contents[id(container)] = (container, kind(container))
