@@ -133,6 +133,34 @@ class Decoded(nn.Module):
         return self.decoder(self.queries.weight.unsqueeze(0).repeat(len(x), 1, 1), x)
 
 
+class PositionBias(nn.Module):
+    """A number for each head and pair of positions; attention asks for them by a method, not by a call."""
+
+    def __init__(self, positions: int) -> None:
+        super().__init__()
+        self.num_heads, self.shape = HEADS, (positions, positions, HEADS)
+        self.mlp = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, HEADS))
+        self.register_buffer("offsets", torch.rand(positions * positions, 2))
+
+    def for_heads(self) -> Tensor:
+        return self.mlp(self.offsets).view(-1, self.num_heads).tanh().view(self.shape).permute(2, 0, 1)
+
+
+class Biased(nn.Module):
+    """Attention that adds a bias made by one of its parts, which holds the number of heads too (ViT with RelPosMlp)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.bias = HEADS, WIDTH // HEADS, PositionBias(36)
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias.for_heads())
+        return self.proj(x.transpose(1, 2).reshape(b, n, c))
+
+
 BLOCKS = {
     "linear": (Linear, "attention.to_qkv"),
     "softmax over channels": (OverChannels, "attention.to_qkv"),
@@ -142,6 +170,7 @@ BLOCKS = {
     "repeated queries": (lambda: Queried(False), "stem"),
     "padded": (Padded, "stem"),
     "decoder": (Decoded, "stem"),
+    "bias by a method": (Biased, "stem"),
 }
 
 

@@ -56,7 +56,9 @@ class HeldNumberSearch:
         parts = [[axis for axis in axes if axis is not None] for axes in splits if all(a is not None for a in axes)]
         for axes in [outputs[0].axes] if len(outputs) == 1 else parts:
             sizes = [0 if axis is None else len(axis) for axis in axes] if len(outputs) > 1 else outputs[0].shape
-            paths = [join(module, name) for name in sequence(self._module(module), sizes)]
+            owners = self._owners(module)
+            held = ([join(owner, name) for name in sequence(self._module(owner), sizes)] for owner in owners)
+            paths = next(filter(None, held), [])
             for place, (path, axis) in enumerate(zip(paths, axes, strict=False)):
                 if axis is not None:
                     yield [path], axis, place
@@ -85,8 +87,9 @@ class HeldNumberSearch:
         outputs = structure.records[op].outputs if op >= 0 else []
         axes = [axis for output in outputs for axis in output.axes if axis is not None]
         for place, axis in enumerate(axes):
-            numbers = elements(self._module(conflict.module)).items()
-            yield [join(conflict.module, name) for name, n in numbers if n == len(axis)], axis, place
+            for owner in self._owners(conflict.module):
+                numbers = elements(self._module(owner)).items()
+                yield [join(owner, name) for name, n in numbers if n == len(axis)], axis, place
 
     def by_checks(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
         """Yield each width of a module's tensors once, where the module's own code fails, as if it checked its input.
@@ -103,15 +106,23 @@ class HeldNumberSearch:
 
     def _equal(self, module: str, value: int) -> list[str]:
         """Return the numbers of a module, else of its children that are not PyTorch's own, that have a value."""
+        known = self._head_counts()
+        owner, *children = self._owners(module)
+        for places in ([owner], children):
+            numbers = {join(place, name): n for place in places for name, n in self.integers(place).items()}
+            found = [path for path, number in numbers.items() if number == value and path not in known]
+            if found:
+                return found
+        return []
+
+    def _owners(self, module: str) -> list[str]:
+        """Return the modules whose numbers a module's code may read: itself, then its children that are not PyTorch's.
+
+        A method of a child that is called by another name than ``forward`` runs as code of the module.
+        """
         children = self._module(module).named_children()
         own = [join(module, name) for name, child in children if not type(child).__module__.startswith("torch.nn.")]
-        head_counts = self._head_counts()
-        for places in ([module], own):
-            numbers = {join(place, name): n for place in places for name, n in self.integers(place).items()}
-            found = [path for path, number in numbers.items() if number == value]
-            if found:
-                return [path for path in found if path not in head_counts]
-        return []
+        return [module, *own]
 
     def _module(self, name: str) -> nn.Module:
         return self._session.model.get_submodule(name)
