@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infoprune
@@ -191,3 +194,45 @@ def test_widths_with_one_choice_are_told_apart() -> None:
     (few,) = (group for group in structure.prunable if group.size == 3)
     assert {"squeeze.weight", "again.weight"} <= {slot.tensor for slot in few.slots if slot.dim == 0}
     check_plan(net, X, structure, structure.plan({few.name: [1]}))
+
+
+class Read(nn.Module):
+    """Computes with the width of its map."""
+
+    def __init__(self, follow: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.first, self.head, self.follow = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1), follow
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.first(x)
+        return self.head(self.follow(a, a.shape[1]))
+
+
+def filled(a: Tensor, width: int) -> Tensor:
+    made = torch.zeros_like(a)
+    made[:] = width
+    return a * made
+
+
+WITH_A_WIDTH: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "uniform": lambda a, width: a * torch.full((width, 1, 1), 1 / width, device=a.device),
+    "filled": filled,
+    "a whole tensor": lambda a, width: a * torch.tensor(width),
+    "a tensor of sizes": lambda a, width: a * torch.tensor(a.shape).to(a)[1],
+    "rolled in space": lambda a, width: a.roll(width // 4, 3),
+    "windows": lambda a, width: F.avg_pool2d(a, width // 2 + 1, 1, width // 4),
+    "compared": lambda a, width: a * (8 * a.abs() > width),
+    "a slope": lambda a, width: F.leaky_relu(a, width),
+}
+
+
+@pytest.mark.parametrize("follow", WITH_A_WIDTH)
+def test_a_width_that_is_computed_with_stays(follow: str) -> None:
+    reason = infoprune.trace(randomise(Read(WITH_A_WIDTH[follow])), X).group("first").reason
+    assert reason is not None
+    assert reason.startswith("a factor is computed from its width")
+
+
+def test_windows_and_rolls_by_numbers_freeze_nothing() -> None:
+    net = randomise(Read(lambda a, width: F.avg_pool2d(a.roll((1, width // 2), (3, 1)), 3, 1, 1)))
+    assert [group.name for group in infoprune.trace(net, X).prunable] == ["first"]

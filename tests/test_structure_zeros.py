@@ -125,6 +125,19 @@ def test_zeros_are_seen_through_what_keeps_them(mix: str) -> None:
     assert filters == 4
 
 
+@pytest.mark.parametrize(
+    "mix",
+    {
+        "equal to an image": lambda net, a, b: (a.relu() == X[:, :1].to(a).relu()).to(a.dtype),
+        "classes of rows": lambda net, a, b: F.one_hot(a.mean(2).argmax(2), 8)[..., None].to(a.dtype),
+    }.values(),
+)
+def test_a_removed_channel_may_equal_a_zero_of_another_tensor(mix: Callable[[Summed, Tensor, Tensor], Tensor]) -> None:
+    reason = infoprune.trace(randomise(Summed(mix)), X).group("first").reason
+    assert reason is not None
+    assert reason.startswith("sum over channels would change")
+
+
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(8), nn.GroupNorm(2, 8)])
 def test_a_norm_with_scale_and_shift_makes_zeros_of_anything(norm: nn.Module) -> None:
     class Normed(Summed):

@@ -9,11 +9,23 @@ from torch import Tensor
 
 from infoprune.structure.labels.tensor_labels import labels_of
 
-_ARITHMETIC = frozenset({
+_WITH_NUMBERS = frozenset({
     "aten.add", "aten.sub", "aten.rsub", "aten.mul", "aten.div", "aten.pow", "aten.floor_divide", "aten.remainder",
-    "aten.fmod", "aten.addcmul", "aten.addcdiv", "aten.lerp",
+    "aten.fmod", "aten.addcmul", "aten.addcdiv", "aten.lerp", "aten.full", "aten.new_full", "aten.full_like",
+    "aten.fill", "aten.masked_fill", "aten.clamp", "aten.clamp_min", "aten.clamp_max", "aten.hardtanh",
+    "aten.threshold", "aten.leaky_relu", "aten.elu", "aten.celu", "aten.softplus", "aten.eq", "aten.ne", "aten.lt",
+    "aten.le", "aten.gt", "aten.ge",
 })  # fmt: skip
 """Operators that compute with whole numbers, which elsewhere are dimensions, sizes and places."""
+
+_WITH_WINDOWS = frozenset({
+    "aten.convolution", "aten.avg_pool1d", "aten.avg_pool2d", "aten.avg_pool3d", "aten.max_pool2d_with_indices",
+    "aten.max_pool3d_with_indices", "aten.im2col",
+})  # fmt: skip
+"""Operators whose lists of whole numbers say which places of an image they take: kernel, stride, padding, dilation."""
+
+_WRITTEN_OUT = 16
+"""A tensor of at most so many numbers that the code writes out is compared number by number."""
 
 
 def scalars_in(
@@ -21,9 +33,10 @@ def scalars_in(
 ) -> tuple[float, ...]:
     """Return the factors among an operator's arguments; one that changes when a model shrinks was computed from a size.
 
-    Factors are Python floats, whole numbers too where the operator computes with them (``x / x.shape[1]``), and on
-    shapes also real tensors of one element (``torch.tensor(c).sqrt()``) unless they carry labels: those are uniform
-    tensors that have shrunk to one channel.
+    Factors are Python floats, whole numbers too where the operator computes with them (``x / x.shape[1]``), the windows
+    of convolutions and pooling, how far a roll moves a dimension that keeps its size, and on shapes also real tensors
+    of one element (``torch.tensor(c).sqrt()``) unless they carry labels: those are uniform tensors that have shrunk to
+    one channel.
 
     Args:
         name: the operator, without its overload.
@@ -31,16 +44,33 @@ def scalars_in(
         kwargs: its keyword arguments.
         tensors: the tensors among them.
     """
-    kinds = (float, int) if name.rstrip("_") in _ARITHMETIC else float
+    if name in _WITH_WINDOWS:
+        return tuple(float(n) for value in args if isinstance(value, (list, tuple)) for n in value)
+    if name == "aten.roll" and len(args) > 2:
+        axes = labels_of(args[0]).axes
+        return tuple(float(shift) for shift, dim in zip(args[1], args[2], strict=True) if axes[dim] is None)
+    if name == "aten._to_copy":
+        return _moved_to_shapes(args[0], kwargs)
+    whole = name.rstrip("_") in _WITH_NUMBERS
+    kinds = (float, int) if whole else float
     found = []
     for value in (*args, *kwargs.values()) if kwargs else args:
         number = isinstance(value, kinds) and not isinstance(value, bool)
-        if number or (isinstance(value, Tensor) and not value.is_meta and _is_factor(value, tensors)):
+        if number or (isinstance(value, Tensor) and not value.is_meta and _is_factor(value, tensors, whole)):
             found.append(float(value))
     return tuple(found)
 
 
-def _is_factor(tensor: Tensor, others: Sequence[Tensor]) -> bool:
-    if tensor.numel() != 1 or not tensor.is_floating_point():
+def _is_factor(tensor: Tensor, others: Sequence[Tensor], whole: bool) -> bool:
+    if tensor.numel() != 1 or not (tensor.is_floating_point() or whole) or tensor.is_complex():
         return False
     return any(other.is_meta for other in others) and not labels_of(tensor).labelled
+
+
+def _moved_to_shapes(tensor: Tensor, kwargs: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return the numbers of a small tensor without labels whose values are lost, since it goes to the meta device."""
+    device = kwargs.get("device")
+    if device is None or device.type != "meta" or tensor.is_meta or tensor.numel() > _WRITTEN_OUT:
+        return ()
+    known = not tensor.is_complex() and labels_of(tensor).origin is None and not labels_of(tensor).labelled
+    return tuple(float(n) for n in tensor.flatten().tolist() if n == n) if known else ()  # without those that are none

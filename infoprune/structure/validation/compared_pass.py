@@ -240,7 +240,8 @@ class ComparedPass(Tracer):
         numbers: tuple[float, ...],
     ) -> str | None:
         """Return how an operator's result differs from the original's without the removed labels; None if not."""
-        if rule is not created and numbers != op.record.scalars:
+        other_factors = numbers != op.record.scalars
+        if rule is not created and other_factors:
             return FACTOR
         for out, expected, wanted_axes in zip(outs, op.record.outputs, kept, strict=True):
             if not self._sizes_match(out, expected, wanted_axes):
@@ -252,7 +253,9 @@ class ComparedPass(Tracer):
             if not self._carries(out, wanted_axes):
                 return MISPLACED
         # PyTorch does not check all sizes when it runs on shapes.
-        return MISPLACED if op.met_unequal else None
+        if op.met_unequal:
+            return MISPLACED
+        return FACTOR if other_factors else None  # what a new tensor is filled with
 
     def _take_new_labels(self, op: DryRunContext, out: Tensor, kept: Sequence[Axis]) -> None:
         """Give a stretched dimension the labels that it has in the original."""

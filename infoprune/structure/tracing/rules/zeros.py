@@ -18,7 +18,8 @@ from infoprune.structure.labels import Labels
 from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, number_in
 
 _PROBES = (0.7, -1.3, 2.5, -0.2, 1.0, -3.0, 0.05, 4.0)
-"""What stands for an operand that is not zero."""
+"""What stands for an operand that need not be zero; after these, all such operands are zero at once, as ``a == b`` can
+be true where ``a`` is zero."""
 
 
 class _Operand(NamedTuple):
@@ -86,7 +87,11 @@ def _makes_zeros(name: str, zeros: tuple[bool, ...], args: Any, kwargs: Any) -> 
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
             return False  # not an operator on numbers of any shape, so nothing is known of it
         first = result if isinstance(result, Tensor) else result[0]
-        return not bool(first.isnan().any() or first.any())
+        undefined = first.isnan()
+        nonzero = (first != 0) & ~undefined
+        if first.dim():
+            undefined[-1] = False  # 0 / 0: a divisor that is zero spoils the output of any model
+        return not bool(undefined.any() or nonzero.any())
 
 
 def _numbers(arg: Any, zeros: tuple[bool, ...]) -> Any:
@@ -95,6 +100,6 @@ def _numbers(arg: Any, zeros: tuple[bool, ...]) -> Any:
     if arg.value is not None:
         return torch.tensor(arg.value, dtype=arg.dtype, device="cpu")
     if zeros[arg.place]:
-        return torch.zeros(len(_PROBES), dtype=arg.dtype, device="cpu")
-    probes = torch.tensor(_PROBES, device="cpu").roll(arg.place)
+        return torch.zeros(len(_PROBES) + 1, dtype=arg.dtype, device="cpu")
+    probes = torch.cat([torch.tensor(_PROBES, device="cpu").roll(arg.place), torch.zeros(1, device="cpu")])
     return (probes > 0) if arg.dtype is torch.bool else probes.to(arg.dtype)
