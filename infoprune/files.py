@@ -31,6 +31,8 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise IsADirectoryError(f"{target} is a folder")
     if target.exists() and not target.is_file():
         raise OSError(f"{target} is a device or a pipe, which a file cannot replace")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {target.parent}")
     scratch = target.parent / f".{target.name[:100]}.{uuid.uuid4().hex}.part"
     try:
         os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the umask applies, as for any file

@@ -43,6 +43,8 @@ def read_torch(path: str | os.PathLike[str]) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
+    except FileNotFoundError as error:
+        raise CheckpointError(f"cannot read {path}: there is no such file") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"cannot read {path}: it holds more than tensors and plain values, whose code could do anything, or is "
@@ -50,9 +52,7 @@ def read_torch(path: str | os.PathLike[str]) -> Any:
         ) from error
     except Exception as error:  # a damaged file makes the reader fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"cannot read {path}, it is missing, truncated or not a checkpoint: {reason:.200}"
-        ) from error
+        raise CheckpointError(f"cannot read {path}, it is truncated or not a checkpoint: {reason:.200}") from error
 
 
 def _check_growth(path: str) -> None:
@@ -162,10 +162,10 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
             record = json.loads((file.metadata() or {}).get(RECORD, "{}"))
             aliases = record.get("aliases", {})
             tensors |= {name: tensors[first] for name, first in aliases.items()}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"cannot read {path}: there is no such file") from error
     except Exception as error:  # what the metadata holds may be anything
-        raise CheckpointError(
-            f"cannot read {path}, it is missing, truncated or no safetensors: {error!s:.200}"
-        ) from error
+        raise CheckpointError(f"cannot read {path}, it is truncated or no safetensors: {error!s:.200}") from error
     return tensors, record
 
 

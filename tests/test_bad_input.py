@@ -454,8 +454,27 @@ def damaged(whole: bytes) -> dict[str, bytes]:
 def test_load_of_a_damaged_file(how: str, saved: dict[str, bytes], tmp_path: Path) -> None:
     path, net = tmp_path / "net.pt", TinyNet()
     path.write_bytes(damaged(saved["net.pt"])[how])
-    with refused(CheckpointError, r"cannot read .*net\.pt, it is missing, truncated or not a checkpoint", net):
+    with refused(CheckpointError, r"cannot read .*net\.pt, it is truncated or not a checkpoint", net):
         infoprune.load(path, net)
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])
+def test_load_of_a_file_that_is_not_there(name: str, tmp_path: Path) -> None:
+    net = TinyNet()
+    with refused(CheckpointError, f"cannot read .*{name}: there is no such file", net):
+        infoprune.load(tmp_path / name, net)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with refused(CheckpointError, r"cannot write .*net\.pt: there is no folder .*absent", folder=tmp_path):
+        infoprune.save(TinyNet(), tmp_path / "absent" / "net.pt")
+
+
+def test_costs_of_more_units_than_there_are() -> None:
+    structure = infoprune.trace(TinyNet(), X)
+    name, size = structure.prunable[0].name, structure.prunable[0].size
+    with refused(ConfigurationError, f"group '{name}' has {size} units; its width cannot be {size + 1}"):
+        structure.cost({name: size + 1})
 
 
 @pytest.mark.parametrize(

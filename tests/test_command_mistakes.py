@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from torch.utils.data import BatchSampler, DataLoader
 
 from infoprune.commands.parser_errors import in_one_line
+from infoprune.commands.training import has_gpu
 from tests.commands import NET, Shell, weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,6 +93,22 @@ def test_a_mistake_is_one_line_and_leaves_no_file(words: list[str], message: str
     assert message in said[0]
     assert "NestedArg" not in said[0]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there(shell: Shell) -> None:
+    assert shell.refuses("fit", *FIT, "--trainer.accelerator=gpu").endswith("sees no GPU here; give cpu or auto")
+
+
+def test_a_test_without_a_checkpoint_says_which_weights_it_uses(shell: Shell, caplog: pytest.LogCaptureFixture) -> None:
+    lightning = logging.getLogger("lightning.pytorch")  # whose entries do not reach the root logger
+    lightning.addHandler(caplog.handler)
+    try:
+        with caplog.at_level("INFO", "lightning.pytorch"):
+            assert shell("test", *FIT, "--trainer.logger=false").code == 0
+    finally:
+        lightning.removeHandler(caplog.handler)
+    assert "no --ckpt_path: the model has the weights that it was built with" in caplog.text
 
 
 def test_a_refused_fit_leaves_what_was_there(shell: Shell, tmp_path: Path) -> None:

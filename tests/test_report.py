@@ -90,8 +90,10 @@ class TestSummary:
         assert "as fast" not in summary(record)[1]
         assert [row[-1] for row in total_rows(record) if row[0] == "latency"] == ["within the spread"]
         assert "1.08 times, within the spread of the runs" in speed_remarks(record.before, record.after)[0]
+        assert "<dd>within the spread</dd>" in render_html(record)
         record.before.latency_spread_s = record.after.latency_spread_s = 0.01e-3
         assert "1.08 times as fast" in summary(record)[1]
+        assert '<dd class="gain">\N{MINUS SIGN}7.7 %</dd>' in render_html(record)
 
     def test_a_cut_that_does_not_pay_is_said(self) -> None:
         record = sample_record()

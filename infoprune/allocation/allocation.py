@@ -147,7 +147,7 @@ class Allocation(Part):
     def need_amount(self, amount: float | None) -> float:
         """Return the amount; raise a ConfigurationError where neither it nor a budget was given."""
         if amount is None:
-            raise ConfigurationError(f"{self.label} needs a budget: macs, params, latency or filters")
+            raise ConfigurationError(f"{self.label} needs a budget: give macs=0.5, params, latency or filters")
         return amount
 
     def widths(

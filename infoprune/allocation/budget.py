@@ -45,7 +45,7 @@ class Budget:
         check_choice("budget", "kind", self.kind, KINDS)
         if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)) or not 0 < self.keep <= 1:
             raise ConfigurationError(
-                f"budget: the fraction of {self.kind} to keep must be in (0, 1], got {self.keep!r} (0.5 keeps half"
+                f"budget: the fraction of {self.kind} to keep must be in (0, 1], got {self.keep!r} (0.5 or '50%': half"
                 + (f"; numbers of {self.kind} start at {ABSOLUTE:,})" if self.kind != "latency" else ")")
             )
 

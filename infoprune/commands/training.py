@@ -19,6 +19,7 @@ import torch.distributed as dist
 import yaml
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 # Imported for their names: jsonargparse finds classes by short name among those that are imported.
@@ -138,6 +139,8 @@ class TrainingCLI(LightningCLI):
             check_checkpoint(path)
         elif path and Path(path).suffix and "://" not in path and not Path(path).exists():  # no word such as "best"
             raise CheckpointError(f"--ckpt_path {path}: there is no such file")
+        if self._get(self.config, "trainer.accelerator") == "gpu" and not has_gpu():
+            raise ConfigurationError("--trainer.accelerator gpu: PyTorch sees no GPU here; give cpu or auto")
         threads = self._get(self.config, "num_threads")
         if threads is not None:
             torch.set_num_threads(threads)
@@ -176,7 +179,9 @@ class TrainingCLI(LightningCLI):
         reach_wandb(self.trainer)
 
     def before_validate(self) -> None:
-        """Go on without W&B where it cannot be reached."""
+        """Say which weights are used where no checkpoint is given, and go on without W&B where it cannot be reached."""
+        if not self._get(self.config, "ckpt_path"):
+            rank_zero_info("no --ckpt_path: the model has the weights that it was built with")
         reach_wandb(self.trainer)
 
     before_test = before_predict = before_validate
@@ -192,6 +197,11 @@ class TrainingCLI(LightningCLI):
             print(f"Report: {self.report.folder / 'report.html'}")
             for folder in offline_runs(self.trainer):
                 print(f"W&B run, not sent: wandb sync {folder}")
+
+
+def has_gpu() -> bool:
+    """Return whether PyTorch sees a GPU, NVIDIA's, AMD's or Apple's."""
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
 def check_checkpoint(path: str) -> None:

@@ -16,6 +16,7 @@ from infoprune.report.coupling import places, shortened
 from infoprune.report.record import EventRecord, LayerRow, RunRecord
 from infoprune.report.svg import Panel, loss_curve, run_chart, score_curve
 from infoprune.report.text import (
+    MINUS,
     change,
     choose_metric,
     count,
@@ -100,7 +101,11 @@ def _head(record: RunRecord) -> dict[str, Any]:
         "headline": headline,
         "kicker": " · ".join(fact for fact in facts if fact),
         "sentences": Markup(" ".join(_unbroken(escape(sentence)) for sentence in summary(record))),
-        "tiles": [(what, shift) for what, _, _, shift in total_rows(record) if shift and what in shown],
+        "tiles": [
+            (what, shift, what in shown[:3] and shift.startswith(MINUS))  # a cost that fell
+            for what, _, _, shift in total_rows(record)
+            if shift and what in shown
+        ],
     }
 
 

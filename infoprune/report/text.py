@@ -251,10 +251,10 @@ def speed_remarks(before: Totals, after: Totals) -> list[str]:
     unclear = real > 1.02 and within_spread(before, after)
     verdict = "does not pay" if real <= 1.02 or unclear else "pays little"
     return [
-        f"This cut {verdict} on this device: the MACs would allow {ideal:.1f} times the speed, measured with this "
-        f"example input are {real:.2f} times{', within the spread of the runs' * unclear}. Narrow layers often cost "
-        "more than their MACs say: try round_to=16, "
-        "larger batches, or measure where the model will run (infoprune benchmark)."
+        f"This cut {verdict} on this device: the MACs would allow {ideal:.1f} times the speed; measured on this "
+        f"example input: {real:.2f} times{', within the spread of the runs' * unclear}. Narrow layers often cost more "
+        "than their MACs say: try round_to=16, larger batches, or measure where the model will run (infoprune "
+        "benchmark)."
     ]
 
 

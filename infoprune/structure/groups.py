@@ -256,8 +256,11 @@ class Structure:
 
     def _check_prunable(self, widths: Mapping[str, int]) -> None:
         for name, width in widths.items():
-            if self.group(name).frozen:
+            group = self.group(name)
+            if group.frozen:
                 raise ConfigurationError(f"group {name!r} is frozen; its width cannot be {width}")
+            if not 0 <= width <= group.size:
+                raise ConfigurationError(f"group {name!r} has {group.size} units; its width cannot be {width}")
 
     def cost_of(self, plan: PruningPlan) -> Cost:
         """Return what the model costs after a plan.
