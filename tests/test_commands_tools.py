@@ -235,6 +235,15 @@ class TestReport:
         assert "Their unpruned models differ" in page
         assert "<script" not in page
 
+    def test_settings_of_the_training_that_differ_are_shown(self) -> None:
+        first, second = sample_record(), sample_record()
+        config = "model: Net\ntrainer:\n  callbacks:\n    class_path: my.Own\n  max_epochs: "
+        first.config, second.config = f"{config}30\n", f"{config}8\n"
+        page = render_pair(first, second, "first", "second")
+        assert "the same options" not in page
+        assert "trainer.max_epochs" in page
+        assert "trainer.callbacks" not in page
+
     def test_of_equal_runs_no_option_is_shown(self) -> None:
         page = render_pair(sample_record(), sample_record(), "<b>", "second")
         assert "the same options" in page

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
 from infoprune.report.html import POLICY, as_option, environment, run_charts, style
 from infoprune.report.record import LayerRow, RunRecord, Totals
 from infoprune.report.text import change, count, filters_of, metric_change, metric_value, percent, seconds
@@ -67,12 +69,37 @@ def _latency(totals: Totals) -> str:
 
 
 def _options(first: RunRecord, second: RunRecord) -> list[Cells]:
-    """Return the options in which the runs differ, by name."""
-    sides = [{**_facts(one), **one.options} for one in (first, second)]
-    names = [name for name in {**sides[0], **sides[1]} if sides[0].get(name) != sides[1].get(name)]
-    return [
-        (name.replace("_", " "), *(as_option(side[name]) if name in side else "" for side in sides)) for name in names
-    ]
+    """Return the options in which the runs differ: those of pruning, then those of the whole configuration."""
+    rows = _differing(*({**_facts(one), **one.options} for one in (first, second)))
+    rows = [(name.replace("_", " "), *cells) for name, *cells in rows]
+    if first.config and second.config:
+        rows += _differing(*(_settings(yaml.safe_load(one.config)) for one in (first, second)))
+    return rows
+
+
+def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Cells]:
+    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    return [(name, *(as_option(side[name]) if name in side else "" for side in (first, second))) for name in names]
+
+
+def _settings(config: Any, name: str = "") -> dict[str, Any]:
+    """Return the values of a configuration by dotted name, without those that other rows show or that name places.
+
+    >>> callbacks = [{"class_path": "infoprune.callbacks.Distillation", "init_args": {"weight": 0.5}}]
+    >>> _settings({"trainer": {"max_epochs": 3, "logger": True, "callbacks": callbacks}})
+    {'trainer.max_epochs': 3, 'trainer.callbacks': ['Distillation']}
+    """
+    if name in ("seed_everything", "ckpt_path", "trainer.logger", "trainer.default_root_dir"):
+        return {}
+    if name == "trainer.callbacks":  # the options of FilterPruning have rows of their own
+        several = config if isinstance(config, list) else [config] if config else []
+        return {name: [one["class_path"].rpartition(".")[2] for one in several]}
+    if not isinstance(config, dict):
+        return {name: config}
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= _settings(value, f"{name}.{key}" if name else str(key))
+    return found
 
 
 def _facts(record: RunRecord) -> Mapping[str, Any]:
