@@ -12,6 +12,9 @@ def collector_paused(paused: bool = True) -> Iterator[None]:
     """Pause the garbage collector while thousands of small, lasting objects are made.
 
     Do not use it around many passes on real tensors: cycles of objects could hold these.
+
+    Args:
+        paused: False: leave the collector as it is.
     """
     enabled = gc.isenabled()
     if paused:

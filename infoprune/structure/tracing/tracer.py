@@ -276,7 +276,11 @@ def _carried_to_meta(value: Any) -> Any:
 
 
 def holds_anything(made: Sequence[Tensor]) -> bool:
-    """Return whether new tensors are worth a record: each call of batch norm makes one without any element."""
+    """Return whether new tensors are worth a record: each call of batch norm makes one without any element.
+
+    Args:
+        made: the results of an operator.
+    """
     return any(any(tensor.shape) or not tensor.dim() for tensor in made)
 
 
@@ -323,7 +327,11 @@ def _clear_all_labels(tensors: Sequence[Tensor]) -> None:
 
 
 def inputs_on_meta(inputs: Inputs) -> Inputs:
-    """Return the inputs with floating-point tensors as shapes; integers (token ids, lengths) keep their values."""
+    """Return the inputs with floating-point tensors as shapes; integers (token ids, lengths) keep their values.
+
+    Args:
+        inputs: example inputs, nested in any way.
+    """
 
     def carry(tensor: Tensor) -> Tensor:
         return tensor.to("meta") if tensor.is_floating_point() or tensor.is_complex() else tensor
