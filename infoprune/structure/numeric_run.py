@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
-from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from infoprune.inputs import Inputs
 from infoprune.structure.labels import Labels, LabelSpace
 from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of, set_labels
+from infoprune.structure.module_outputs import ModuleOutputs
 from infoprune.structure.module_state import attributes_restored, drop
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.surgery import attributes
@@ -48,40 +47,6 @@ _RANDOM = {
     "aten.bernoulli_": 1.0,
 }
 """Operators that draw numbers, and what stands for each of them: how many are drawn may depend on widths."""
-
-
-class ModuleOutputs:
-    """The output of each module call of a run, in order, without the channels that a plan removes.
-
-    To save memory, each tensor is summarised by its sum of absolute values and its product with a ramp.
-
-    Attributes:
-        summaries: for each call the module's name and a summary of each of its output tensors.
-    """
-
-    def __init__(self) -> None:
-        self.summaries: list[tuple[str, list[Tensor]]] = []
-
-    @contextmanager
-    def noted(self, names: Mapping[int, str], kept: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Record the outputs of modules that run within the block.
-
-        Args:
-            names: ``id`` of a module -> the name to record it by; other modules are passed over.
-            kept: returns of an output the part that a plan leaves.
-        """
-
-        def leave(module: nn.Module, _: Any, output: Any) -> None:
-            if id(module) in names:
-                tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-                with _disable_current_modes():
-                    self.summaries.append((names[id(module)], [_summary(kept(tensor)) for tensor in tensors]))
-
-        handle = register_module_forward_hook(leave)
-        try:
-            yield
-        finally:
-            handle.remove()
 
 
 class NumericRun:
@@ -349,10 +314,3 @@ def _in_double(
     if dtypes & _WIDER.keys() and dtypes & set(_WIDER.values()) and not operator.name.endswith("_"):
         args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
     return args, kwargs
-
-
-def _summary(tensor: Tensor) -> Tensor:
-    values = tensor.detach().flatten()
-    values = values.to(torch.complex128 if values.is_complex() else torch.float64)
-    ramp = torch.linspace(1, 2, values.numel(), dtype=torch.float64, device=values.device)
-    return torch.stack([values.abs().sum(), (values * ramp).sum()])

@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_map_only
 
 from infoprune.errors import VerificationError
 from infoprune.inputs import Inputs
-from infoprune.structure.numeric_run import ModuleOutputs, NumericRun
+from infoprune.structure.module_outputs import ModuleOutputs
+from infoprune.structure.numeric_run import NumericRun
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tensors import check_model, owned_tensors
 from infoprune.values import check_values
