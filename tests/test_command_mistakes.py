@@ -100,6 +100,19 @@ def test_a_gpu_that_is_not_there(shell: Shell) -> None:
     assert shell.refuses("fit", *FIT, "--trainer.accelerator=gpu").endswith("sees no GPU here; give cpu or auto")
 
 
+def test_a_package_that_a_class_lacks_is_named(shell: Shell, tmp_path: Path) -> None:
+    lines = [
+        "import lightning as L",
+        "class Needy(L.Callback):",
+        "    def __init__(self):",
+        "        import absent_package",
+    ]
+    (tmp_path / "needy_project.py").write_text("\n".join(lines))
+    ran = shell("fit", *FIT, "--trainer.callbacks+=needy_project.Needy")
+    assert ran.code == 2
+    assert ran.err[-1].endswith("a class that is asked for lacks a package: No module named 'absent_package'")
+
+
 def test_a_test_without_a_checkpoint_says_which_weights_it_uses(shell: Shell, caplog: pytest.LogCaptureFixture) -> None:
     lightning = logging.getLogger("lightning.pytorch")  # whose entries do not reach the root logger
     lightning.addHandler(caplog.handler)

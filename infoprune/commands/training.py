@@ -149,6 +149,18 @@ class TrainingCLI(LightningCLI):
         """Leave the configuration alone; newer LightningCLIs let the checkpoint's hyperparameters override it."""
 
     @override
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # the parser's, around what a constructor raised
+            missing: BaseException | None = error
+            while missing is not None and not isinstance(missing, ModuleNotFoundError):
+                missing = missing.__cause__
+            if missing is None:
+                raise
+            raise ConfigurationError(f"a class that is asked for lacks a package: {missing}") from error
+
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         callbacks = self._get(self.config_init, "trainer").get("callbacks") or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
