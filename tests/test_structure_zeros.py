@@ -71,6 +71,8 @@ NOT_ZERO: dict[str, Callable[[Summed, Tensor, Tensor], Tensor]] = {
     "gathered": lambda net, a, b: a.cos().gather(2, torch.zeros_like(a, dtype=torch.long)),
     "distances": lambda net, a, b: torch.cdist(a.flatten(2).mT.exp(), b.flatten(2).mT)[:, None],
     "another number where": lambda net, a, b: torch.where(b > 0, a, 0.5),
+    "a group norm of others": lambda net, a, b: F.group_norm(a, 2),
+    "normed alone, of others": lambda net, a, b: F.instance_norm(a.sigmoid() * b.cos()),
     "batches of products": lambda net, a, b: a.sigmoid() @ b.sigmoid(),
 }
 
@@ -92,6 +94,9 @@ ZERO: dict[str, Callable[[Summed, Tensor, Tensor], Tensor]] = {
     "a quarter turn": lambda net, a, b: torch.rot90(a, 3, (2, 3)) + torch.rot90(b, 1, (1, 2)).transpose(1, 2).flip(1),
     "sorted": lambda net, a, b: a.sort(2)[0] + b.cummax(3)[0] + b.median(3, keepdim=True)[0],
     "a triangle": lambda net, a, b: a.tril() + b.triu(1),
+    "alone in a batch norm": lambda net, a, b: F.batch_norm(a, None, None, training=True) + F.instance_norm(b),
+    "alone in a group norm": lambda net, a, b: F.group_norm(a, a.shape[1]) + F.layer_norm(b, (8, 8)),
+    "pooled and back": lambda net, a, b: F.max_unpool2d(b[..., :4, :4], F.max_pool2d(a, 2, return_indices=True)[1], 2),
     "in place": lambda net, a, b: a.flatten(2).tanh_().mul_(0.5).unflatten(2, (8, 8)),
 }
 

@@ -30,7 +30,9 @@ def batch_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
     zero = len(affine) == 2 and all(f.zero for f in affine)
     of_kernel = operand.origin is not None and not isinstance(args[2], Tensor)  # to standardise it over what stays
     nonzero = [] if of_kernel else [axis for dim, axis in enumerate(axes) if dim != 1]
-    ctx.label(outs[0], axes, zero=zero or (of_kernel and operand.zero), nonzero=nonzero)
+    # A channel of zeros has a mean of zero, and so has what the model has kept of it.
+    unshifted = all(labels_of(t).zero for t in args[2:4] if isinstance(t, Tensor))
+    ctx.label(outs[0], axes, zero=zero or (unshifted and operand.zero_along(operand.axes[1])), nonzero=nonzero)
     ctx.zeros_settled = zero  # scale and shift are zero, whatever the operand is
     for out in outs[1:]:  # saved statistics: one number a channel, or nothing in eval mode
         per_channel = out.dim() == 1 and out.shape[0] == args[0].shape[1]
@@ -62,7 +64,8 @@ def layer_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
         ctx.freeze_all(axes[first:], "layer norm over several removable dimensions")
     scaled = len(args) > 2 and isinstance(args[2], Tensor) and all(f.zero for f in own)
     nonzero = [axis for axis in axes[:first] if len(own) > 1 or not operand.zero_along(axis)]  # the shift stays behind
-    ctx.label(outs[0], axes, zero=scaled, nonzero=nonzero)
+    nonzero += [] if scaled else axes[first:]
+    ctx.label(outs[0], axes, zero=True, nonzero=nonzero)
     ctx.zeros_settled = scaled
     for out in outs[1:]:  # statistics, one for each row
         ctx.label(out, [*axes[:first], *[None] * (out.dim() - first)] if out.dim() >= first else [None] * out.dim())
@@ -79,7 +82,8 @@ def group_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
     if axes[1] is not None and 1 < groups < len(axes[1]):  # where every channel is a group, groups go with channels
         ctx.tie(axes[1].reshape(groups, -1))
     zero = len(own) == 2 and all(f.zero for f in own)
-    ctx.label(outs[0], axes[:2] + [None] * (len(axes) - 2), zero=zero, nonzero=axes[:1])
+    alone = not own and groups == args[0].shape[1] and operand.zero_along(operand.axes[1])
+    ctx.label(outs[0], axes[:2] + [None] * (len(axes) - 2), zero=zero or alone, nonzero=axes[:1])
     ctx.zeros_settled = zero
     for out in outs[1:]:  # statistics, one for each group
         ctx.label(out, [axes[0], axes[1] if axes[1] is not None and groups == len(axes[1]) else None])
@@ -233,6 +237,16 @@ for _rank, _names in {
 }.items():
     for _name in _names.split():
         RULES[f"aten.{_name}"] = _spatial(_rank)
+
+
+@rule("aten.max_unpool2d", "aten.max_unpool3d")
+def unpool(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Put every channel's maxima back at the places that its pooling has found."""
+    values, places = labels_of(args[0]), labels_of(args[1])
+    kept = len(values.axes) - (2 if ctx.short_name == "max_unpool2d" else 3)
+    ctx.freeze_all([*values.axes[kept:], *places.axes[kept:]], f"{ctx.short_name} runs over it")
+    axes = [ctx.unite_all(pair) for pair in zip(values.axes[:kept], places.axes[:kept], strict=True)]
+    ctx.label(outs[0], [*axes, *[None] * (outs[0].dim() - kept)], zero=values.zero)
 
 
 @rule(
