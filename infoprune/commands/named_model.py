@@ -82,7 +82,9 @@ def add_model_arguments(parser: ArgumentParser, words: Sequence[str]) -> None:
     kind: type = str
     if is_class:
         from torch.nn import Module as kind
-    if is_class and named and "." not in named:
+    if named == "ImageClassifier":
+        import infoprune.models.classifier
+    elif is_class and named and "." not in named:
         import infoprune.models  # noqa: F401  # short names are those of imported classes
     parser.add_argument(
         "--model",

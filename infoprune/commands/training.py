@@ -24,7 +24,7 @@ from typing_extensions import override
 
 # Imported for their names: jsonargparse finds classes by short name among those that are imported.
 import infoprune.data
-import infoprune.models  # noqa: F401
+import infoprune.models.classifier  # noqa: F401
 from infoprune.callbacks import FilterPruning, RunReport
 from infoprune.callbacks.time_slice import SliceOver
 from infoprune.commands.model_names import with_full_names
