@@ -501,7 +501,7 @@ def test_load_of_what_is_no_such_file(saved: dict[str, bytes], tmp_path: Path) -
     torch.save(TinyNet().state_dict(), tmp_path / "weights.pt")
     torch.save(TinyNet(), tmp_path / "module.pt")
     for path, message in [
-        (tmp_path / "absent.pt", "No such file"),
+        (tmp_path / "absent.pt", "there is no such file"),
         (tmp_path, "Is a directory"),
         (tmp_path / "module.pt", "cannot read .*more than tensors"),
         (tmp_path / "weights.pt", r"was not written by infoprune\.save"),

@@ -179,7 +179,7 @@ def test_other_architecture_is_refused_by_name(run: tuple[Path, TinyModule]) -> 
         (TinyNet(inner=10), r"net\.conv1\.weight has shape \(10, 12, 3, 3\), the plan expects \(12, 12, 3, 3\)"),
         (
             nn.Sequential(nn.Conv2d(3, 3, 8), nn.Flatten()),
-            r"cuts 'net\.stem\.weight', which this model does not have.*a callback adds",
+            r"cuts 'net\.stem\.weight', which this model does not have.*is added in the fit",
         ),
     ]:
         module = TinyModule(net=net)
