@@ -158,7 +158,7 @@ def prune(
             by least squares, and measure batch norm's statistics anew. 0: not. See :func:`infoprune.reconstruct`.
         optimizers: one or several optimizers, whose parameters and state follow the model.
         verify: run the example inputs through the masked model and the one that is to be left, and cut only if their
-            outputs are the same; see :func:`infoprune.verify`. Takes about three forward passes.
+            outputs are the same; see :func:`infoprune.verify`. Takes three to eight forward passes.
         amount: the share of the filters to remove, as ``filters`` was given before; deprecated.
         recalibrate: the old name of ``recalibration_batches``; deprecated.
 

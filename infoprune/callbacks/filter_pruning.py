@@ -90,7 +90,7 @@ class FilterPruning(ScheduledEvents):
             filters are fitted to their former outputs, by least squares, before batch norm is measured anew; see
             `infoprune.reconstruct`. 0: not.
         verify: before each cut, compare the outputs of the masked and the shrunk network on the example inputs, and
-            cut only if they are the same. Takes about three forward passes an event.
+            cut only if they are the same. Takes three to eight forward passes an event.
         validate_cuts: after each event, run the validation once before any training, so that the log and the report say
             what the cut itself cost (logged as ``prune/after_cut/<metric>``). Takes one more validation an event.
         reset_best: at every event let ModelCheckpoint forget its best score, so that "best" is the best model of the
