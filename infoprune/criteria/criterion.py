@@ -20,6 +20,7 @@ from infoprune.errors import ConfigurationError, nearest
 from infoprune.part import Part
 from infoprune.random_state import undisturbed
 from infoprune.registry import Registry, check_choice
+from infoprune.values import without_values
 
 if TYPE_CHECKING:
     from infoprune.structure import ChannelGroup, GroupSlot, Structure
@@ -87,11 +88,11 @@ class Criterion(Part):
             try:
                 scores = self.group_scores(model, structure, data)
             except NotImplementedError as error:  # what PyTorch raises where a value is read that is not there
-                empty = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
-                if empty is None:
+                empty = without_values(model)
+                if not empty:
                     raise
                 raise ConfigurationError(
-                    f"{self.label} reads weights, and {empty} is on the meta device and has none: load the weights "
+                    f"{self.label} reads weights, and {empty[0]} is on the meta device and has none: load the weights "
                     "first"
                 ) from error
         return self._checked(scores, structure)

@@ -15,7 +15,7 @@ from infoprune.structure.module_outputs import ModuleOutputs
 from infoprune.structure.numeric_run import NumericRun
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tensors import check_model, owned_tensors
-from infoprune.values import check_values
+from infoprune.values import check_values, without_values
 
 TOLERANCE = 1e-8
 """What float64 keeps: on the models of `benchmarks/coverage.py` it errs by 1e-14 at most."""
@@ -104,7 +104,7 @@ def check_exact(model: nn.Module, plan: PruningPlan, example_inputs: Inputs) -> 
     Raises:
         VerificationError: the outputs differ; names the layer where the difference starts.
     """
-    if plan.is_empty or _has_no_values(model):
+    if plan.is_empty or without_values(model):
         return
     inputs = tree_map_only(Tensor, _lively, example_inputs)
     if _is_float32(model):
@@ -125,11 +125,6 @@ def check_exact(model: nn.Module, plan: PruningPlan, example_inputs: Inputs) -> 
         f"largest value, and the difference starts in {_first_difference(run, plan)}. Nothing was changed. Freeze that "
         "layer and those that it reads, or cut without the proof: verify=False"
     )
-
-
-def _has_no_values(model: nn.Module) -> bool:
-    """Return whether a model is on the meta device, where there is nothing to compare."""
-    return any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
 
 
 def _compared(expected: Sequence[Tensor], actual: Sequence[Tensor], tolerance: float) -> Verification:
