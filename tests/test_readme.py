@@ -33,7 +33,7 @@ def blocks(kind: str) -> list[str]:
 
 
 def test_blocks_are_found() -> None:
-    assert {kind for kind, _ in BLOCKS} == {"python", "bash", ""}
+    assert {kind for kind, _ in BLOCKS} == {"python", "bash", "console"}
     assert len(blocks("python")) >= 2
     assert len(COMMANDS) >= 6
 
@@ -94,16 +94,12 @@ def test_links_and_pictures_lead_somewhere() -> None:
         assert target.startswith("http") or (ROOT / target).exists(), target
 
 
-def test_the_layout_is_the_real_one() -> None:
-    (tree,) = (text for text in blocks("") if "├──" in text)
-    folder = ""
-    for line in tree.splitlines()[1:]:
-        names = [word for word in re.split(r"\s{2,}", line.strip("│├└─ "))[0].split() if re.search(r"/$|\.py$", word)]
-        assert names, line
-        nested = line.startswith("│")
-        for name in names:
-            assert (ROOT / "infoprune" / (folder if nested else "") / name).exists(), name
-        folder = folder if nested else names[0]
+def test_files_that_the_architecture_names_exist() -> None:
+    rows = re.findall(r"^\|.*\|(.*)\|$", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`([\w/]+(?:\.py|/))`", row)]
+    assert len(names) > 15
+    for name in names:
+        assert (ROOT / "infoprune" / name).exists() or list((ROOT / "infoprune").rglob(name)), name
 
 
 def test_the_criteria_and_allocations_are_the_registered_ones() -> None:
