@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from infoprune.commands import training_help
 from infoprune.commands.model_names import with_full_names
 from infoprune.errors import ConfigurationError, InfopruneError, nearest
 from infoprune.version import __version__
@@ -55,7 +56,7 @@ any module works too: by the name that torchvision or timm gives it, by class_pa
   infoprune export --model pruned --out exported
 
 finding out more:
-  infoprune fit --help                                   every option of the command
+  infoprune fit --help                                   the options that most runs need; --help=all: every option
   infoprune fit --trainer.callbacks.help=FilterPruning   options of one class
   infoprune fit --config my.yaml --print_config          the configuration with all defaults filled in
   infoprune fit --print_config=comments > my.yaml        the same with every option explained: a file to start from
@@ -119,7 +120,11 @@ def _run(words: list[str], given: bool) -> None:
         raise ConfigurationError(
             f"there is no command {command!r}{nearest(command, TRAINING + TOOLS)}; infoprune --help lists them"
         )
+    if training_help.asked_for(words):
+        training_help.page(next(word for word in words if word in TRAINING)).print_help()
+        return
     # Importing Lightning takes seconds, which the help and the version need not wait for.
     from infoprune.commands import training
 
-    training.run(words, words if given else None)
+    full = ["--help" if word == training_help.FULL else word for word in words]
+    training.run(full, full if given or full != words else None)

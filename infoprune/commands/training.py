@@ -38,6 +38,7 @@ from infoprune.report.run_folder import check_writable, run_folder
 
 # What Lightning and its dependencies say on every run, and no user of this command can act upon.
 warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+warnings.filterwarnings("ignore", message=r"LightningCLI's args parameter")  # names that were replaced by full ones
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda entry: "Tip:" not in entry.getMessage())
 
 
