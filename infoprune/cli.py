@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from infoprune.commands import training_help
 from infoprune.commands.model_names import with_full_names
+from infoprune.commands.unknown_class import check_class_names
 from infoprune.errors import ConfigurationError, InfopruneError, nearest
 from infoprune.version import __version__
 
@@ -123,7 +124,9 @@ def _run(words: list[str], given: bool) -> None:
     if training_help.asked_for(words):
         training_help.page(next(word for word in words if word in TRAINING)).print_help()
         return
-    # Importing Lightning takes seconds, which the help and the version need not wait for.
+    # Importing Lightning takes seconds, which help, version and misspelt classes need not wait for.
+    if "lightning" not in sys.modules:
+        check_class_names(words)
     from infoprune.commands import training
 
     full = ["--help" if word == training_help.FULL else word for word in words]

@@ -1,4 +1,4 @@
-"""Names of parts for the help, so that it need not import PyTorch."""
+"""Names of parts and classes, so that help and errors about names need not import PyTorch."""
 
 CRITERIA = (
     "batchnorm_scale",
@@ -32,3 +32,18 @@ ALLOCATIONS = (
 
 BACKENDS = ("compile", "eager", "executorch", "onnxruntime", "openvino")
 """Names of the backends, as `infoprune.backends.BACKENDS` has them."""
+
+MODULES = ("ImageClassifier", "LightningModule")
+"""LightningModules that ``--model`` of a training command takes by their short names."""
+
+DATA = (
+    "CIFAR100DataModule",
+    "CIFAR10DataModule",
+    "DigitsDataModule",
+    "FashionMNISTDataModule",
+    "ImageDataModule",
+    "ImageFolderDataModule",
+    "InMemoryDataModule",
+    "LightningDataModule",
+)
+"""LightningDataModules that ``--data`` takes by their short names."""

@@ -114,6 +114,17 @@ def _no_class(text: str, option: str) -> str | None:
         return None
     name = found[1] or found[2]
     known = {*_class_names(), *(network_names() if option in ("--model", "--model.model") else ())}
+    return no_such_class(option, name, known)
+
+
+def no_such_class(option: str, name: str, known: Iterable[str]) -> str:
+    """Return what is said about a short name that no class has.
+
+    Args:
+        option: that it was given for.
+        name: the short name.
+        known: names of classes.
+    """
     return (
         f"{option}: no class is called {name!r}{nearest(name, known)}; give a known name or an import path, as in "
         "my_project.MyClass"
