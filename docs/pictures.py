@@ -79,7 +79,7 @@ def dashboard(run: Any) -> None:
     ax.legend(frameon=False, fontsize=8)
 
     ax = figures.axes(made, 2, 3, 3, title="Quality before each event")
-    ax.plot(events, [row["prune/before/val/acc"] for row in rows], "o-", color=figures.ACCENT)
+    ax.plot(events, [row["prune/before_cut/val/acc"] for row in rows], "o-", color=figures.ACCENT)
     ax.set_xlabel("prune/event", fontsize=8)
     ax.set_xticks(events)
 

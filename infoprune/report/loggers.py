@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infoprune.report import tensorboard_panels
 from infoprune.report.record import EventRecord, RunRecord
 from infoprune.report.scalars import event_scalars, summary_values
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
-ARTIFACTS = ("report.html", "record.json", "plan.json", "pruned.pt")
+ARTIFACTS = ("report.html", "record.json", "plan.json", "pruned.pt", "config.yaml")
 """Files of the run folder that MLflow keeps with the run."""
 
 
@@ -68,8 +69,10 @@ class RunLog:
                     wandb_panels.define(logger.experiment, scalars)
                 panels = wandb_panels.event_panels(event, self._events)
                 logger.experiment.log({**scalars, **panels, "trainer/global_step": event.global_step})
-            else:
-                logger.log_metrics(scalars, step=event.global_step)
+                return
+            logger.log_metrics(scalars, step=event.global_step)
+            if _is_tensorboard(logger):
+                tensorboard_panels.add_event(logger.experiment, event)
 
         self._each(send)
 
@@ -91,6 +94,8 @@ class RunLog:
                 logger.experiment.log_artifact(wandb_panels.artifact(logger.experiment.id, record, folder))
                 return
             logger.log_metrics(summary_values(record), step=step)
+            if _is_tensorboard(logger):
+                tensorboard_panels.add_run(logger.experiment, record, step)
             logger.save()
             if _is_mlflow(logger):
                 for name in ARTIFACTS:
@@ -119,6 +124,10 @@ def _is_wandb(logger: object) -> bool:
 
 def _is_mlflow(logger: object) -> bool:
     return _is_a(logger, "MLFlowLogger")
+
+
+def _is_tensorboard(logger: object) -> bool:
+    return _is_a(logger, "TensorBoardLogger")
 
 
 def _is_a(logger: object, name: str) -> bool:

@@ -9,7 +9,8 @@ def event_scalars(event: EventRecord) -> dict[str, float]:
     """Return the per-event and per-layer scalars of one event.
 
     ``prune/event`` counts from 1; ``prune/macs`` and ``prune/params`` are what is left;
-    ``prune/width/<layer>`` is the number of filters that the layer still has.
+    ``prune/width/<layer>`` is the number of filters that the layer still has; ``prune/before_cut/<metric>`` is the last
+    validation before the event.
 
     Args:
         event: the event.
@@ -25,8 +26,27 @@ def event_scalars(event: EventRecord) -> dict[str, float]:
         "prune/params": float(event.params),
     }
     scalars.update({f"prune/width/{row.name}": float(row.channels_after) for row in event.layers})
-    scalars.update(_stages("before", event.metrics_before))
+    scalars.update(_stages("before_cut", event.metrics_before))
     return scalars
+
+
+def scores_by_fate(event: EventRecord) -> dict[str, list[float]]:
+    """Return the scores of all units that an event kept, and of those that it removed.
+
+    Args:
+        event: the event.
+
+    Example:
+        >>> event = EventRecord(0, 2, 40, "l1", 80, 7, scores={"conv": [0.3, 0.1, 0.2]}, kept={"conv": [0, 2]})
+        >>> scores_by_fate(event)
+        {'kept': [0.3, 0.2], 'removed': [0.1]}
+    """
+    fates: dict[str, list[float]] = {"kept": [], "removed": []}
+    for group, scores in event.scores.items():
+        stays = set(event.kept.get(group, range(len(scores))))
+        for unit, score in enumerate(scores):
+            fates["kept" if unit in stays else "removed"].append(score)
+    return fates
 
 
 def summary_values(record: RunRecord) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 import wandb
 
 from infoprune.report.record import EventRecord, LayerRow, RunRecord
-from infoprune.report.scalars import summary_values
+from infoprune.report.scalars import scores_by_fate, summary_values
 from infoprune.report.svg import heat_map
 from infoprune.report.text import group_name
 
@@ -97,16 +97,11 @@ def _units(event: EventRecord) -> wandb.Table:
 
 def _histograms(event: EventRecord) -> dict[str, Any]:
     """Return two histograms over the same bins, so that the cut shows as the gap between what went and what stayed."""
-    kept: list[float] = []
-    removed: list[float] = []
-    for group, scores in event.scores.items():
-        stays = set(event.kept.get(group, range(len(scores))))
-        for unit, score in enumerate(scores):
-            (kept if unit in stays else removed).append(score)
-    edges = np.histogram_bin_edges(np.array(kept + removed), bins=64)
+    fates = scores_by_fate(event)
+    edges = np.histogram_bin_edges(np.concatenate([*fates.values()]), bins=64)
     return {
-        f"prune/scores/{name}": wandb.Histogram(np_histogram=np.histogram(values, bins=edges))
-        for name, values in (("kept", kept), ("removed", removed))
+        f"prune/scores/{fate}": wandb.Histogram(np_histogram=np.histogram(scores, bins=edges))
+        for fate, scores in fates.items()
     }
 
 

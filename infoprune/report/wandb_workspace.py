@@ -46,7 +46,7 @@ def workspace(entity: str, project: str, metric: str = "val/acc", name: str = "P
             panels.LinePlot(title="Quality", x="trainer/global_step", y=[metric]),
             panels.LinePlot(title="Left of the cost", x="prune/event", y=["prune/macs_ratio", "prune/params_ratio"]),
             panels.LinePlot(title="MACs", x="prune/event", y=["prune/macs"]),
-            panels.LinePlot(title="Quality before each event", x="prune/event", y=[f"prune/before/{metric}"]),
+            panels.LinePlot(title="Quality before each event", x="prune/event", y=[f"prune/before_cut/{metric}"]),
         ],
         "Layers": [
             panels.MediaBrowser(title="Left of each layer, event by event", media_keys=["prune/heat_map"]),
