@@ -46,9 +46,7 @@ def blocks(kind: str) -> Iterator[Block]:
                 yield Block(page, kind, match[2], text.count("\n", 0, match.start(2)) + 1)
 
 
-COMMANDS = dict.fromkeys(
-    line.partition("  #")[0].strip() for block in blocks("bash") for line in block.text.splitlines() if line
-)
+COMMANDS = dict.fromkeys(command for block in blocks("bash") for command in test_readme.commands(block.text))
 
 
 def test_fences_are_of_known_kinds() -> None:

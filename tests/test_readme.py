@@ -21,9 +21,14 @@ from tests import warm
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-COMMANDS = [
-    line.partition("  #")[0].strip() for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line
-]
+
+
+def commands(text: str) -> list[str]:
+    """Return the commands of a block, without comments; a line that ends in a backslash goes on."""
+    return [line.partition("  #")[0].strip() for line in text.replace("\\\n", " ").splitlines() if line]
+
+
+COMMANDS = [command for kind, text in BLOCKS if kind == "bash" for command in commands(text)]
 
 ALONE = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
