@@ -1,4 +1,4 @@
-"""What MkDocs does not do by itself: formulas without JavaScript, and the roles that docstrings use."""
+"""What MkDocs does not do by itself: formulas without JavaScript, roles of docstrings, breaks in names of tests."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from typing import Any
 from latex2mathml.converter import convert
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+TEST = re.compile(r"<code>(tests/[\w./:]+)</code>")
 ROLE = re.compile(r":(?:class|data|func|meth|mod):<code>~?([^<]*)</code>")
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Turn formulas into MathML, which browsers draw themselves, and ``:class:`X``` into plain code."""
+    """Turn formulas into MathML, which browsers draw themselves, and ``:class:`X``` into plain code.
+
+    Names of tests may break behind ``::`` and underscores.
+    """
     content = FORMULA.sub(_mathml, content)
+    content = TEST.sub(lambda match: re.sub("(::|_)", r"\1<wbr>", match[0]), content)
     return ROLE.sub(lambda match: f"<code>{match[1]}</code>", content)
 
 

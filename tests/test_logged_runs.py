@@ -89,6 +89,8 @@ class TestTensorBoard:
             assert smaller
             for row in smaller:
                 assert f"| {row.name} | {row.channels_before} → {row.channels_after} |" in text
+            (last,) = (row for row in event.layers if row.name == "linear")  # loses inputs only
+            assert (f"| {last.name} | {last.channels_after} |" in text) == (last.macs_after < last.macs_before)
         (summary,) = events.Tensors("prune/summary/text_summary")
         text = summary.tensor_proto.string_val[0].decode()
         assert text.startswith("CifarResNet lost")

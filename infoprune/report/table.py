@@ -53,9 +53,9 @@ def layer_table(record: RunRecord) -> Table:
         untouched = row.channels_before == row.channels_after and row.macs_before == row.macs_after
         table.add_row(
             Text(row.name),
-            _pair(str(row.channels_before), str(row.channels_after)),
-            _pair(count(row.params_before), count(row.params_after)),
-            _pair(count(row.macs_before), count(row.macs_after)),
+            pair(str(row.channels_before), str(row.channels_after)),
+            pair(count(row.params_before), count(row.params_after)),
+            pair(count(row.macs_before), count(row.macs_after)),
             percent(_kept(row), 0),
             style="dim" if untouched else None,
         )
@@ -80,8 +80,14 @@ def _kept(row: LayerRow) -> float:
     return row.macs_after / row.macs_before if row.macs_before else 1.0
 
 
-def _pair(before: str, after: str) -> str:
+def pair(before: str, after: str) -> str:
+    """Return what stands in a cell: before -> after, or one of them where both are the same.
+
+    Args:
+        before: the text of the value before.
+        after: the text of the value after.
+    """
     return before if before == after else f"{before} → {after}"
 
 
-__all__ = ["layer_table", "print_tables", "tables_as_text", "totals_table"]
+__all__ = ["layer_table", "pair", "print_tables", "tables_as_text", "totals_table"]

@@ -9,6 +9,7 @@ import numpy as np
 
 from infoprune.report.record import EventRecord, RunRecord
 from infoprune.report.scalars import scores_by_fate
+from infoprune.report.table import pair
 from infoprune.report.text import count, summary, total_rows
 
 
@@ -38,7 +39,7 @@ def add_run(writer: Any, record: RunRecord, step: int) -> None:
 
 
 def layers_as_markdown(event: EventRecord) -> str:
-    """Return one row a layer that lost something: filters, parameters and MACs, before -> after.
+    """Return one row a layer that lost filters or inputs: filters, parameters and MACs, before -> after.
 
     Args:
         event: the event.
@@ -46,9 +47,9 @@ def layers_as_markdown(event: EventRecord) -> str:
     rows = [
         [
             row.name,
-            f"{row.channels_before} → {row.channels_after}",
-            f"{count(row.params_before)} → {count(row.params_after)}",
-            f"{count(row.macs_before)} → {count(row.macs_after)}",
+            pair(str(row.channels_before), str(row.channels_after)),
+            pair(count(row.params_before), count(row.params_after)),
+            pair(count(row.macs_before), count(row.macs_after)),
         ]
         for row in event.layers
         if (row.channels_before, row.macs_before) != (row.channels_after, row.macs_after)
