@@ -37,6 +37,7 @@ from infoprune.structure.surgery.shrink import each_once
 from infoprune.structure.surgery.transaction import Transaction
 from infoprune.structure.tensors import check_model
 from infoprune.structure.trace import traced_model
+from infoprune.structure.validation.traced_model import TracedModel
 from infoprune.structure.verify import check_exact
 from infoprune.values import check_values
 
@@ -196,27 +197,46 @@ def prune(
         _check_batches(option, batches_used, as_batches(data))
     check_model(model)
     check_values(model, example_inputs if verify else (), runs=data is not None)
-    traced = traced_model(model, example_inputs, frozen)
-    if count:
+    with collector_paused(data is None and latency is None and not verify):  # the model runs on shapes alone
+        return _prune(
+            model, example_inputs, traced_model(model, example_inputs, frozen), criterion, target,
+            get_allocation(allocation), data, count, reconstruction_batches, each_once(optimizers), verify,
+        )  # fmt: skip
+
+
+def _prune(
+    model: nn.Module,
+    example_inputs: Inputs,
+    traced: TracedModel,
+    criterion: str | Mapping[str, Any] | Criterion,
+    target: Target,
+    allocation: Allocation,
+    data: Iterable[Any] | LightningDataModule | None,
+    recalibrated: int,
+    reconstructed: int,
+    optimizers: Sequence[Optimizer],
+    verify: bool,
+) -> PruneResult:
+    """Shrink a model that was traced: decide, prove, cut."""
+    if recalibrated:
         check_norms(model)
     elif tracked_norms(model):
-        count = reconstruction_batches
+        recalibrated = reconstructed
     batches = None if data is None else NetworkBatches(as_batches(data), example_inputs)
-    if data is not None or latency is not None or not traced.structure.cuts_alike:
+    if data is not None or target.latency is not None or not traced.structure.cuts_alike:
         traced.validate()  # else deciding is cheap, and the plan itself is the best probe plan
     measure = (
         None
-        if latency is None
+        if target.latency is None
         else partial(LatencyShare, model, example_inputs=example_inputs, backend=target.backend or "eager")
     )
     decide_on = partial(decide, model, target=target, criterion=criterion, data=batches)
-    decision = traced.settle(_Decider(decide_on, get_allocation(allocation), measure))
+    decision = traced.settle(_Decider(decide_on, allocation, measure))
     structure = traced.structure
     if verify:
         check_exact(model, decision.plan, example_inputs)
     before, after = structure.cost(), structure.cost_of(decision.plan)
-    fitted = _fitted(model, decision.plan, batches, count, reconstruction_batches)
-    optimizers = each_once(optimizers)
+    fitted = _fitted(model, decision.plan, batches, recalibrated, reconstructed)
     with collector_paused(), Transaction([model], optimizers) as transaction:
         for name in fitted:  # which are written in place
             transaction.keep_values(model.get_submodule(name))

@@ -12,7 +12,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infoprune.allocation.batch_statistics import BatchStatistics
@@ -21,6 +20,7 @@ from infoprune.calibration import as_batches, evaluating, on_device, split_batch
 from infoprune.criteria.activations.suffix_replay import ReplayError
 from infoprune.distributed import all_or_none, broadcast_from_first
 from infoprune.errors import ConfigurationError, DataError
+from infoprune.least_squares import Layer, input_rows, is_regression, output_rows
 from infoprune.registry import check_count, check_number
 from infoprune.structure import PruningPlan, plan_of
 
@@ -37,8 +37,6 @@ POSITIONS = 30_000
 
 AT_ONCE = 16
 """Images whose patches are written out at a time."""
-
-Layer = nn.Conv2d | nn.Linear
 
 
 def reconstruct(
@@ -140,13 +138,9 @@ def readers(model: nn.Module, plan: PruningPlan) -> dict[str, Layer]:
     found: dict[str, Layer] = {}
     for name, module in model.named_modules():
         dims = plan.removed.get(f"{name}.weight", {})
-        if dims.get(1) and (isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and _is_plain(module))):
+        if dims.get(1) and is_regression(module):
             found[name] = module
     return found
-
-
-def _is_plain(layer: nn.Conv2d) -> bool:
-    return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 def _tensors(layer: Layer) -> list[Tensor]:
@@ -198,36 +192,11 @@ def _moments(layer: Layer, inputs: Tensor, outputs: Tensor, kept: Tensor) -> Ten
     most = -(-POSITIONS // len(inputs))
     total = torch.zeros((), dtype=torch.float64)
     for some, wanted in zip(inputs.split(AT_ONCE), outputs.split(AT_ONCE), strict=True):
-        x, y = _patches(layer, some, wanted, most) if isinstance(layer, nn.Conv2d) else _rows(some, wanted, most)
+        x, places = input_rows(layer, some, most)
+        y = output_rows(layer, wanted, places)[:, kept]
         left = torch.cat([torch.ones_like(x[:, :1]), x], dim=1).float()
-        total = total + (left.T @ torch.cat([left, y[:, kept].float()], dim=1)).cpu().double()
+        total = total + (left.T @ torch.cat([left, y.float()], dim=1)).cpu().double()
     return total
-
-
-def _rows(inputs: Tensor, outputs: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Return inputs and outputs of a linear layer as rows, at most so many positions of each image."""
-    places = _places(inputs[0].numel() // inputs.shape[-1], most, inputs.device)
-    x, y = (tensor.reshape(len(tensor), -1, tensor.shape[-1])[:, places] for tensor in (inputs, outputs))
-    return x.flatten(0, 1), y.flatten(0, 1)
-
-
-def _patches(layer: nn.Conv2d, inputs: Tensor, outputs: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Return the inputs of a convolution in the order of its flattened weight, and its outputs, as `_rows` does."""
-    wide = outputs.shape[3]
-    places = _places(outputs.shape[2] * wide, most, inputs.device)
-    down, right = (int(size) for size in layer.padding)
-    padded = F.pad(inputs, (right, right, down, down))
-    over = torch.cartesian_prod(*(torch.arange(size, device=inputs.device) for size in layer.kernel_size)).view(-1, 2)
-    y = (places // wide * layer.stride[0])[:, None] + over[:, 0] * layer.dilation[0]
-    x = (places % wide * layer.stride[1])[:, None] + over[:, 1] * layer.dilation[1]
-    patches = padded[:, :, y, x].transpose(1, 2)  # images, positions, channels, places of the kernel
-    return patches.flatten(2).flatten(0, 1), outputs.flatten(2)[:, :, places].transpose(1, 2).flatten(0, 1)
-
-
-def _places(count: int, most: int, device: torch.device) -> Tensor:
-    """Return at most so many of the positions of an image, always the same."""
-    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most]
-    return chosen.to(device)
 
 
 def _solve(moments: Tensor, columns: int, weight: Tensor, ridge: float, biased: bool) -> tuple[Tensor, Tensor | None]:

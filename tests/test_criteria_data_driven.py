@@ -86,7 +86,7 @@ def test_activations_are_taken_behind_norm_and_activation_function_and_before_th
         )
 
 
-@pytest.mark.parametrize("name", ["hrank", "chip", "taylor"])
+@pytest.mark.parametrize("name", ["hrank", "chip", "taylor", "least_squares"])
 def test_scoring_leaves_no_trace(name: str, net, structure, data):
     net.train()
     net.bn2.eval()

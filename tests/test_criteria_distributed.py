@@ -28,6 +28,7 @@ CRITERIA: list[dict[str, Any]] = [
     {"name": "taylor", "of": "weights"},
     {"name": "grouped_taylor", "images": 19},
     {"name": "hessian", "images": 19},
+    {"name": "least_squares", "images": 19},
     {"name": "shapley", "images": 19},
     {"name": "shapley", "images": 19, "payoff": "probability", "absent": "zero", "min_coalition": 0.0},
     {"name": "shapley", "estimator": "complementary", "remove": 0.5, "required_certainty": 0.0, "rounds": 3},

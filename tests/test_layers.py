@@ -14,7 +14,17 @@ PACKAGE = Path(__file__).resolve().parents[1] / "infoprune"
 
 LEVELS = [
     {"errors", "part", "random_state", "version"},
-    {"files", "registry", "inputs", "values", "distributed", "progress", "calibration", "network_batches"},
+    {
+        "files",
+        "registry",
+        "inputs",
+        "values",
+        "distributed",
+        "progress",
+        "calibration",
+        "network_batches",
+        "least_squares",
+    },
     {"cost", "structure"},
     {"marker", "shapes", "snapshot", "state_dicts", "weight_files", "saving"},
     {"criteria", "recalibration", "evaluate", "checkpoint", "loading"},

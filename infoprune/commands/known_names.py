@@ -11,6 +11,7 @@ CRITERIA = (
     "l1",
     "l2",
     "lamp",
+    "least_squares",
     "random",
     "shapley",
     "taylor",

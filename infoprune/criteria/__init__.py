@@ -24,6 +24,7 @@ from infoprune.criteria.grouped_taylor import GroupedTaylor
 from infoprune.criteria.hessian import Hessian
 from infoprune.criteria.hrank import HRank
 from infoprune.criteria.lamp import LAMP
+from infoprune.criteria.least_squares import LeastSquares
 from infoprune.criteria.norms import L1, L2
 from infoprune.criteria.preserved import preserved
 from infoprune.criteria.random import Random
@@ -45,6 +46,7 @@ __all__ = [
     "HRank",
     "Hessian",
     "LayerCriterion",
+    "LeastSquares",
     "Random",
     "Scores",
     "Shapley",

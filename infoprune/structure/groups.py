@@ -238,9 +238,13 @@ class Structure:
             Multiply-accumulates of convolutions, linear layers and attention for one example, and parameters.
         """
         if not widths:
-            return self.cost_of(PruningPlan())
+            return self._whole_cost
         self._check_prunable(widths)
         return self._costs.at(widths)
+
+    @cached_property
+    def _whole_cost(self) -> Cost:
+        return self.cost_of(PruningPlan())
 
     def cost_of_units(self, widths: Mapping[str, int]) -> dict[str, tuple[float, float]]:
         """Return what one unit of each prunable group costs at the given widths.
