@@ -13,18 +13,8 @@ pytestmark = pytest.mark.smoke
 PACKAGE = Path(__file__).resolve().parents[1] / "infoprune"
 
 LEVELS = [
-    {"errors", "part", "random_state", "version"},
-    {
-        "files",
-        "registry",
-        "inputs",
-        "values",
-        "distributed",
-        "progress",
-        "calibration",
-        "network_batches",
-        "least_squares",
-    },
+    {"errors", "least_squares", "part", "random_state", "version"},
+    {"files", "registry", "inputs", "values", "distributed", "progress", "calibration", "network_batches"},
     {"cost", "structure"},
     {"marker", "shapes", "snapshot", "state_dicts", "weight_files", "saving"},
     {"criteria", "recalibration", "evaluate", "checkpoint", "loading"},
