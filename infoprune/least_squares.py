@@ -1,7 +1,10 @@
-"""Write the inputs and outputs of layers as the rows of a linear regression."""
+"""Fit layers by least squares: their inputs and outputs as rows of a regression, and the moments of their inputs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import TypeGuard
 
 import torch
@@ -10,6 +13,17 @@ from torch import Tensor, nn
 
 Layer = nn.Conv2d | nn.Linear
 """What can be written so: 2-D convolutions without groups, and linear layers."""
+
+
+MOST_COLUMNS = 8192
+"""A layer that reads more numbers at a position is left out: its covariance would take more than 512 MiB."""
+
+ROWS = 8192
+ROWS_FOR_A_COLUMN = 4
+"""So many positions tell the covariance of a layer's inputs: a number, and more for each column."""
+
+AT_ONCE = 16
+"""Images whose patches are written out at a time."""
 
 
 def is_regression(module: nn.Module) -> TypeGuard[Layer]:
@@ -88,3 +102,61 @@ def _pair(padding: tuple[int, ...] | str) -> tuple[int, int]:
 def _places(count: int, most: int, device: torch.device) -> Tensor:
     chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most]
     return chosen.to(device)
+
+
+def columns_of(layer: Layer) -> int:
+    """Return how many numbers a layer reads at a position.
+
+    Args:
+        layer: the layer.
+    """
+    return layer.weight[0].numel()
+
+
+@contextmanager
+def input_moments(layers: Mapping[str, Layer], images: int) -> Iterator[dict[str, Tensor]]:
+    """Sum the products of 1 and the inputs of layers while a model runs in the block.
+
+    Args:
+        layers: the layers, by name.
+        images: about how many images will run, for the number of positions that are taken of each.
+
+    Yields:
+        Layer name -> (1 + columns, 1 + columns) float64 sums on the CPU; zeros of a layer that does not run.
+    """
+    sums = {
+        name: torch.zeros(1 + columns_of(layer), 1 + columns_of(layer), dtype=torch.float64)
+        for name, layer in layers.items()
+    }
+
+    def observe(layer: Layer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], name: str) -> None:
+        most = -(-(ROWS + ROWS_FOR_A_COLUMN * columns_of(layer)) // images)
+        for some in (args[0] if args else kwargs["input"]).split(AT_ONCE):
+            rows, _ = input_rows(layer, some, most)
+            rows = torch.cat([torch.ones_like(rows[:, :1]), rows], dim=1).float()
+            sums[name] += (rows.T @ rows).to("cpu", torch.float64)
+
+    hooks = [
+        layer.register_forward_pre_hook(partial(observe, name=name), with_kwargs=True) for name, layer in layers.items()
+    ]
+    try:
+        yield sums
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def covariance(moments: Tensor, ridge: float) -> Tensor:
+    """Return the covariance of a layer's inputs, with a ridge that holds weights where they are.
+
+    Args:
+        moments: (1 + columns, 1 + columns) sums of `input_moments`.
+        ridge: what is added to the variances, relative to their mean.
+
+    Returns:
+        (columns, columns) float64 covariance.
+    """
+    means = moments[0, 1:] / moments[0, 0]
+    found = moments[1:, 1:] / moments[0, 0] - means[:, None] * means
+    found.diagonal().add_(ridge * found.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
+    return found

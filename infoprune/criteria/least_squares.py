@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -20,21 +19,14 @@ from infoprune.calibration import batches, evaluating, run
 from infoprune.criteria.criterion import CRITERIA, Criterion, Scores
 from infoprune.criteria.norms import L2
 from infoprune.distributed import all_or_none, sum_over_processes
-from infoprune.least_squares import Layer, input_rows, is_regression
+from infoprune.least_squares import MOST_COLUMNS, Layer, columns_of, covariance, input_moments, is_regression
 from infoprune.registry import check_count, check_number
 
 if TYPE_CHECKING:
     from infoprune.structure import ChannelGroup, Structure
 
-MOST_COLUMNS = 8192
-"""A layer that reads more numbers at a position is left out: its covariance would take more than 512 MiB."""
-
-ROWS = 8192
-ROWS_FOR_A_COLUMN = 4
-"""So many positions tell the covariance of a layer's inputs: a number, and more for each column."""
-
-AT_ONCE = 16
-"""Images whose patches are written out at a time, and the share of the remaining units that go in one step."""
+SHARE = 16
+"""Of many units, one in so many goes at a time."""
 
 
 class Reader(NamedTuple):
@@ -85,7 +77,7 @@ class LeastSquares(Criterion):
         layers = {
             layer.name: module
             for layer in structure.layers
-            if is_regression(module := model.get_submodule(layer.name)) and _columns(module) <= MOST_COLUMNS
+            if is_regression(module := model.get_submodule(layer.name)) and columns_of(module) <= MOST_COLUMNS
         }
         moments = self._moments(model, layers, data or ())
         norms = L2().group_scores(model, structure, None)
@@ -104,30 +96,10 @@ class LeastSquares(Criterion):
 
     def _moments(self, model: nn.Module, layers: Mapping[str, Layer], data: Iterable[Any]) -> dict[str, Tensor]:
         """Return the summed products of 1 and inputs, (1 + columns, 1 + columns), of all layers that run."""
-        sums = {
-            name: torch.zeros(1 + _columns(layer), 1 + _columns(layer), dtype=torch.float64)
-            for name, layer in layers.items()
-        }
-
-        def observe(layer: Layer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], name: str) -> None:
-            most = -(-(ROWS + ROWS_FOR_A_COLUMN * _columns(layer)) // self.images)
-            for images in (args[0] if args else kwargs["input"]).split(AT_ONCE):
-                rows, _ = input_rows(layer, images, most)
-                rows = torch.cat([torch.ones_like(rows[:, :1]), rows], dim=1).float()
-                sums[name] += (rows.T @ rows).to("cpu", torch.float64)
-
-        hooks = [
-            layer.register_forward_pre_hook(partial(observe, name=name), with_kwargs=True)
-            for name, layer in layers.items()
-        ]
-        try:
-            with evaluating(model), torch.no_grad(), all_or_none():
-                for inputs, _, count in batches(model, data, self.images, self.label):
-                    if count:
-                        run(model, inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with input_moments(layers, self.images) as sums, evaluating(model), torch.no_grad(), all_or_none():
+            for inputs, _, count in batches(model, data, self.images, self.label):
+                if count:
+                    run(model, inputs)
         totals = {name: sum_over_processes(total) for name, total in sums.items()}
         return {name: total for name, total in totals.items() if total[0, 0] > 0}
 
@@ -139,18 +111,14 @@ class LeastSquares(Criterion):
             moments: the summed products of its inputs.
             slots: pairs of input channels and the units that they belong to.
         """
-        means = moments[0, 1:] / moments[0, 0]
-        covariance = moments[1:, 1:] / moments[0, 0] - means[:, None] * means
-        held = self.ridge * covariance.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
         weight = layer.weight.detach().flatten(1).to("cpu", torch.float64)
-        variance = ((weight @ covariance) * weight).sum(dim=1)
+        variance = ((weight @ covariance(moments, 0)) * weight).sum(dim=1)
         scale = torch.where(variance > 0, variance.clamp_min(torch.finfo(torch.float32).tiny).rsqrt(), 0)
         unit = torch.full((layer.weight.shape[1],), -1)
         for channels, units in slots:
             unit[channels] = units
         inputs = weight.shape[1] // layer.weight.shape[1]
-        covariance.diagonal().add_(held)
-        return Reader(weight * scale[:, None], covariance, unit.repeat_interleave(inputs))
+        return Reader(weight * scale[:, None], covariance(moments, self.ridge), unit.repeat_interleave(inputs))
 
 
 def removal_errors(readers: Sequence[Reader], units: int) -> Tensor:
@@ -176,7 +144,7 @@ def removal_errors(readers: Sequence[Reader], units: int) -> Tensor:
     total = 0.0
     while len(left):
         added = sum((fit.added(left) for fit in fits), torch.zeros(len(left), dtype=torch.float64))
-        order = added.argsort(stable=True)[: max(1, len(left) // AT_ONCE)]
+        order = added.argsort(stable=True)[: max(1, len(left) // SHARE)]
         gone = left[order]
         errors[gone] = total + added[order]
         total += sum(fit.remove(gone) for fit in fits)
@@ -217,10 +185,6 @@ class _Fit:
         self._inverse = self._inverse[~goes][:, ~goes] - self._inverse[~goes][:, goes] @ update
         self._unit = self._unit[~goes]
         return error / len(weights)
-
-
-def _columns(layer: Layer) -> int:
-    return layer.weight[0].numel()
 
 
 def _slots_by_reader(group: ChannelGroup) -> dict[str, list[tuple[Tensor, Tensor]]]:
