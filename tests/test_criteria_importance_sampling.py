@@ -15,7 +15,7 @@ from infoprune.criteria import Shapley
 from infoprune.criteria.shapley import importance_sampling
 from infoprune.criteria.shapley.scoring_run import suffix_shares
 from infoprune.errors import ConfigurationError
-from tests.test_criteria_shapley import TableGame, random_game
+from tests.games import TableGame, random_game
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
