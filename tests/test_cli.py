@@ -15,6 +15,7 @@ import yaml
 
 import infoprune
 from infoprune.cli import main
+from infoprune.commands.training import TrainingCLI, parsers
 from infoprune.report import RunRecord
 from tests import warm
 from tests.tiny import same
@@ -226,6 +227,19 @@ class TestTheCommandItself:
     def test_an_unknown_command_names_the_nearest(self, capsys) -> None:
         assert main(["ft"]) == 2
         assert "did you mean 'fit'" in capsys.readouterr().err
+
+    def test_only_the_parser_of_the_command_that_is_asked_for_is_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each takes a tenth of a second, for which every start of a training would wait."""
+        made, make = [], TrainingCLI._prepare_subcommand_parser
+
+        def noting(cli: TrainingCLI, kind: type, name: str, **options: object) -> object:
+            made.append(name)
+            return make(cli, kind, name, **options)
+
+        monkeypatch.setattr(TrainingCLI, "_prepare_subcommand_parser", noting)
+        assert fit("--trainer.max_epohcs=3") == 2
+        assert made == ["fit"]
+        assert set(parsers()) == {"fit", "validate", "test", "predict"}
 
     def test_help_of_a_callback_by_its_short_name(self, capsys) -> None:
         with pytest.raises(SystemExit, match="0"):
