@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import infoprune
 from infoprune.structure import check_plan
@@ -40,7 +40,15 @@ def of_bilinear(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
     return 2 * out_shape[0] * math.prod(weight)
 
 
-MORE = {torch.ops.torchvision.deform_conv2d: of_deformable, torch.ops.aten._trilinear: of_bilinear}
+def of_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+MORE = {
+    torch.ops.torchvision.deform_conv2d: of_deformable,
+    torch.ops.aten._trilinear: of_bilinear,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: of_attention,
+}
 """What PyTorch's own counter leaves out."""
 
 
