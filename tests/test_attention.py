@@ -264,5 +264,5 @@ def test_a_structure_holds_no_tensor_of_the_passes(net: nn.Module) -> None:
     infoprune.trace(net, X)
     before = alive()["tensors"]
     structure = infoprune.trace(net, X)
-    assert alive()["tensors"] == before
+    assert alive()["tensors"] <= before
     assert structure.prunable
