@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,16 @@ def test_a_backend_tells_seconds_and_leaves_the_model(name: str) -> None:
     assert torch.__version__.partition("+")[0] in backend.versions
 
 
-@pytest.mark.skipif(
-    not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))), reason="no C++ compiler"
-)
-def test_compile_tells_seconds_and_leaves_the_model() -> None:
+def no_compiler() -> bool:
+    return not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl")))
+
+
+@pytest.mark.parametrize("through", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compile_tells_seconds_and_leaves_the_model(through: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the compiler of C++, which takes half a minute, in the slow tests; the quick one stops before it."""
+    if through == "inductor" and no_compiler():
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=through))
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     before = {key: value.clone() for key, value in net.state_dict().items()}
     assert infoprune.latency(net, torch.randn(2, 8), repeats=3, backend="compile").median > 0
@@ -158,7 +165,9 @@ def test_a_function_that_returns_nonsense(answer: Any) -> None:
         infoprune.latency(network(), IMAGES, backend=lambda model, inputs: answer)
 
 
+@pytest.mark.slow
 def test_an_operator_that_it_cannot_take() -> None:
+    """In the quick suite: `test_the_layer_of_an_operator_that_a_backend_lacks`."""
     pytest.importorskip("onnxruntime")
 
     class Spectrum(nn.Module):

@@ -56,6 +56,8 @@ def test_resume_is_bit_identical_from_everywhere(kind: str, tmp_path: Path) -> N
     their callback stands: they write the weights without any record (trap 9)."""
     whole, files = fitted(tmp_path, kind)
     assert len(files) == 10
+    if kind != "sgd":  # from every epoch, and from within one
+        files = [file for file in files if file.startswith("epoch") or file == "step-step=4.ckpt"]
     if "ema" in kind:
         files.remove("epoch-epoch=3.ckpt")  # nothing is left to train, and Lightning keeps the weights unaveraged
     for file in files:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,19 +22,38 @@ from tests.shapley_net import WHOLE, Net, Plain
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def net() -> Plain:
-    return Plain()
+def made() -> tuple[Plain, infoprune.Structure, list[tuple[Tensor, Tensor]]]:
+    """Return a network, its structure and labelled images, the same each time."""
+    torch.manual_seed(0)
+    net = Plain()
+    data = [(torch.randn(n, 3, 8, 8), torch.randint(4, (n,))) for n in (7, 5)]
+    return net, infoprune.trace(net, torch.zeros(1, 3, 8, 8)), data
+
+
+@functools.cache
+def exact_scores(payoff: Any, absent: str = "mean") -> dict[str, Tensor]:
+    """The exact values of every layer of the network, for all tests that ask for them."""
+    return Shapley(estimator="exact", images=12, payoff=payoff, absent=absent)(*made())
 
 
 @pytest.fixture
-def structure(net: Plain) -> infoprune.Structure:
-    return infoprune.trace(net, torch.zeros(1, 3, 8, 8))
+def everything() -> tuple[Plain, infoprune.Structure, list[tuple[Tensor, Tensor]]]:
+    return made()
 
 
 @pytest.fixture
-def data() -> list[tuple[Tensor, Tensor]]:
-    return [(torch.randn(n, 3, 8, 8), torch.randint(4, (n,))) for n in (7, 5)]
+def net(everything) -> Plain:
+    return everything[0]
+
+
+@pytest.fixture
+def structure(everything) -> infoprune.Structure:
+    return everything[1]
+
+
+@pytest.fixture
+def data(everything) -> list[tuple[Tensor, Tensor]]:
+    return everything[2]
 
 
 def gated(net: Plain) -> Net:
@@ -97,19 +119,21 @@ def plain_fidelity(outputs: Tensor, whole: Tensor) -> Tensor:
 def test_exact_scores_against_the_definition_on_the_gated_network(
     name: str, absent: str, payoff: str, net, structure, data
 ):
-    scores = Shapley(estimator="exact", images=12, payoff=payoff, absent=absent)(net, structure, data)[name]
+    scores = exact_scores(payoff, absent)[name]
     twin, n = gated(net), structure.group(name).size
     fill = means_of(twin, data) if absent == "mean" else None
     payoffs = torch.empty(1, 2**n, dtype=torch.float64)
+    with torch.no_grad():
+        whole = [twin(x) for x, _ in data]
     for code in range(2**n):
         gate = torch.tensor([float(code >> i & 1) for i in range(n)])
         gates = {layer: gate if layer == "hidden" else gate[:, None, None] for layer in LAYERS[name]}
         with torch.no_grad():
             paid = [
-                plain_fidelity(twin(x, gates, fill), twin(x))
+                plain_fidelity(twin(x, gates, fill), outputs)
                 if payoff == "fidelity"
                 else twin(x, gates, fill).softmax(dim=1)[torch.arange(len(y)), y]
-                for x, y in data
+                for (x, y), outputs in zip(data, whole, strict=True)
             ]
         payoffs[0, code] = torch.cat(paid).double().mean()
     assert torch.allclose(scores, exact(TableGame(payoffs))[0], atol=1e-6)
@@ -121,10 +145,9 @@ def test_exact_scores_against_the_definition_on_the_gated_network(
 def test_sampled_scores_come_close_to_the_exact_ones_and_lie_within_their_intervals(
     estimator: str, net, structure, data
 ):
-    exact_scores = Shapley(estimator="exact")(net, structure, data)
     sampled = Shapley(estimator=estimator, rounds=60, **WHOLE)
     scores = sampled(net, structure, data)
-    for name, expected in exact_scores.items():
+    for name, expected in exact_scores("fidelity").items():
         assert torch.allclose(scores[name], expected, atol=0.5 * float(expected.std()))
         assert ((scores[name] - expected).abs() <= sampled.intervals[name]).all()
 
@@ -157,7 +180,8 @@ def test_scores_do_not_depend_on_batches_or_on_the_global_generator(net, structu
     assert any(not torch.allclose(first[name], other[name], atol=1e-6) for name in first)
 
 
-def test_size_restricted_scores_are_means_over_large_coalitions(net, structure, data):
+def test_size_restricted_scores_are_means_over_large_coalitions(net, data):
+    structure = infoprune.trace(net, torch.zeros(1, 3, 8, 8), frozen=["stem", "hidden"])
     scores = Shapley(payoff="probability", estimator="permutation", absent="zero", min_coalition=0.75, rounds=60)(
         net, structure, data
     )
@@ -178,13 +202,11 @@ def own_payoff(outputs: Tensor, targets: Tensor) -> Tensor:
     return -F.cross_entropy(outputs, targets, reduction="none")
 
 
-@pytest.mark.parametrize("payoff", ["log_probability", own_payoff, f"{__name__}.own_payoff"])
-def test_payoffs_by_name_path_or_function(payoff, net, structure, data):
-    scores = Shapley(payoff=payoff, estimator="exact")(net, structure, data)
-    expected = Shapley(payoff="log_probability", estimator="exact")(net, structure, data)
+@pytest.mark.parametrize("payoff", [own_payoff, f"{__name__}.own_payoff"])
+def test_payoffs_by_name_path_or_function(payoff):
+    scores, expected = exact_scores(payoff), exact_scores("log_probability")
     assert all(torch.allclose(scores[name], expected[name]) for name in scores)
-    accuracy = Shapley(payoff="accuracy", estimator="exact")(net, structure, data)
-    total = float(accuracy["hidden"].sum())
+    total = float(exact_scores("accuracy")["hidden"].sum())
     assert -1 <= total <= 1
     assert total * 12 == pytest.approx(round(total * 12), abs=1e-9)
 

@@ -62,6 +62,13 @@ class Two(nn.Module):
         return self.a(image).mean((2, 3)) + self.b(vector), vector.relu()
 
 
+class Digits(nn.Sequential):
+    """Two layers, with so many weights that int8 makes the file smaller."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(1024, 10))
+
+
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
     monkeypatch.chdir(tmp_path)
@@ -170,14 +177,21 @@ def test_packages_too_new_for_an_old_torch_are_named(monkeypatch: pytest.MonkeyP
 
 class TestCommand:
     def test_writes_every_form_and_says_how_close_they_are(self, shell: Shell) -> None:
+        """In int8 too, with the images of a datamodule."""
         pytest.importorskip("onnxruntime", reason="needs the export extra")
-        data = shell("export", *NET, *SHAPE, "--out", "out", "--json").json
+        words = ["--model", "tests.test_export.Digits", "--input_shape", "1,1,8,8", "--data", "DigitsDataModule"]
+        forms = shell("export", *words, "--images", "64", "--out", "out", "--int8", "--json").json["forms"]
         assert {file.name for file in Path("out").iterdir()} == {
-            "model.onnx", "model.pt2", "weights.pt", "structure.json"
+            "model.onnx", "model.int8.onnx", "model.pt2", "weights.pt", "structure.json"
         }  # fmt: skip
-        assert set(data["forms"]) == {"onnx", "torch", "weights"}
-        assert data["forms"]["onnx"]["max_error"] < 1e-5
-        assert data["forms"]["onnx"]["bytes"] == Path("out/model.onnx").stat().st_size
+        assert set(forms) == {"onnx", "onnx int8", "torch", "weights"}
+        assert forms["onnx"]["max_error"] < 1e-5
+        assert forms["onnx"]["bytes"] == Path("out/model.onnx").stat().st_size
+        int8 = forms["onnx int8"]
+        assert int8["files"] == ["model.int8.onnx"]
+        assert int8["bytes"] < 0.6 * forms["onnx"]["bytes"]
+        assert {0 <= int8[name] <= 1 for name in ("accuracy_before", "accuracy")} == {True}
+        assert abs(int8["accuracy"] - int8["accuracy_before"]) < 0.1
 
     def test_table(self, shell: Shell) -> None:
         ran = shell("export", *NET, *SHAPE, "--out", "out", "--to", "program")
@@ -208,18 +222,18 @@ def test_runtimes_compute_the_same(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
-def test_int8_comes_close(runtime: str, tmp_path: Path) -> None:
+def test_int8_comes_close_with_images_out_of_pairs_and_mappings(runtime: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime" if runtime == "onnxruntime" else "nncf")
-    torch.manual_seed(0)
-    model = CifarResNet(depth=8).eval()
+    model = TinyNet().eval()
     images = torch.randn(8, 3, 32, 32)
+    labelled, named = (images[:4], torch.zeros(4)), {"id": torch.arange(4), "image": images[4:]}
     path = tmp_path / ("model.onnx" if runtime == "onnxruntime" else "model.xml")
-    quantized = to_int8(model, images, path, [(images, torch.zeros(8))], runtime)
+    quantized = to_int8(model, images, path, [labelled, named], runtime)
     expected = model(images)
     assert 0 < (quantized(images) - expected).norm() / expected.norm() < 0.2
     assert path.exists()
     with pytest.raises(DataError, match="int8: the calibration data holds no image"):
-        to_int8(model, images, tmp_path / f"other{path.suffix}", [], runtime)
+        to_int8(nn.Conv2d(3, 4, 3).eval(), images, tmp_path / f"other{path.suffix}", [], runtime)
     assert not (tmp_path / f"other{path.suffix}").exists()
 
 
@@ -231,26 +245,12 @@ def test_int8_needs_images_and_a_runtime(shell: Shell) -> None:
     assert not Path("out").exists()
 
 
-def test_int8_by_the_images_of_a_datamodule(shell: Shell) -> None:
+def test_int8_of_images_in_bytes_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    words = ["--model.in_channels", "1", "--input_shape", "1,1,8,8", "--data", "DigitsDataModule", "--images", "64"]
-    ran = shell("export", *NET, *words, "--out", "out", "--to", "onnx", "--int8", "--json").json
-    int8 = ran["forms"]["onnx int8"]
-    assert int8["files"] == ["model.int8.onnx"]
-    assert int8["bytes"] < 0.6 * ran["forms"]["onnx"]["bytes"]
-    assert {0 <= int8[name] <= 1 for name in ("accuracy_before", "accuracy")} == {True}
-    assert abs(int8["accuracy"] - int8["accuracy_before"]) < 0.1
-
-
-def test_int8_takes_the_images_out_of_mappings(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    batch = {"id": torch.arange(4), "image": torch.randn(4, 3, 32, 32)}
-    model = TinyNet().eval()
-    to_int8(model, batch["image"][:1], tmp_path / "model.onnx", [batch])
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(DataError, match="the images are bytes"):
-        to_int8(model, batch["image"][:1], tmp_path / "bytes.onnx", [batch["image"].byte()])
-    assert not (tmp_path / "bytes.onnx").exists()
+        to_int8(nn.Conv2d(3, 4, 3).eval(), images[:1].float(), tmp_path / "bytes.onnx", [images])
+    assert list(tmp_path.iterdir()) == []
 
 
 class Named(nn.Module):
@@ -340,7 +340,6 @@ def test_a_model_in_bfloat16_is_refused_by_runtimes_without_it(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
     with pytest.raises(ExportError, match="bfloat16"):
         infoprune.latency(net, images, repeats=1, backend="onnxruntime")
-    to_onnx(net.float(), images.float(), tmp_path / "net.onnx")
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder in which nobody, root included, can write")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import os
 import shlex
@@ -52,39 +54,47 @@ PRINTED = {
 SAME_WIDTHS = [row for row in reproduce.rows() if "method_a" in row and row.startswith("cifar10")]
 
 
-@pytest.fixture(scope="module")
+@functools.cache
 def parser() -> Any:
     return parsers()["fit"]
 
 
-def parsed(parser: Any, row: str, control: str | None = None, extra: Sequence[str] = ()) -> Any:
-    """The configuration of a row, as the command reads it."""
+@functools.cache
+def read(row: str, control: str | None, extra: Sequence[str]) -> Any:
     words = reproduce.command(row, reproduce.run_folder(row, 1, control), 1, control, extra)[1:]
-    config = parser.parse_args([*words, "--trainer.accelerator=cpu"])
+    return parser().parse_args([*words, "--trainer.accelerator=cpu"])
+
+
+def parsed(row: str, control: str | None = None, extra: Sequence[str] = ()) -> Any:
+    """The configuration of a row, as the command reads it."""
+    config = copy.deepcopy(read(row, control, tuple(extra)))
     if row.startswith("imagenet"):
         config.model.init_args.model.init_args.weights = None  # they would be downloaded
     return config
 
 
-def parts(parser: Any, config: Any) -> tuple[ImageClassifier, FilterPruning]:
+def parts(config: Any) -> tuple[ImageClassifier, FilterPruning]:
     """The module and the pruning callback that a configuration makes."""
-    made = parser.instantiate_classes(config)
+    made = parser().instantiate_classes(config)
     (pruning,) = [callback for callback in made.trainer.callbacks if isinstance(callback, FilterPruning)]
     return made.model, pruning
 
 
-def after(module: ImageClassifier, pruning: FilterPruning) -> tuple[list[LayerRow], float]:
-    """Every layer before and after the cut, and the share of the parameters that goes."""
+@functools.cache
+def after(row: str, control: str | None = None) -> tuple[list[LayerRow], float, int]:
+    """Every layer before and after the cut, the share of the parameters that goes, and how many there are."""
+    module, pruning = parts(parsed(row, control))
     given = pruning._engine.options
     structure = trace(module.model.eval(), module.example_input_array, frozen=given.frozen)
     widths = given.allocation.widths(structure, None, given.target.budget)
     plan = structure.plan({name: range(kept, structure.group(name).size) for name, kept in widths.items()})
-    return layer_rows(structure, plan), 1 - structure.cost_of(plan).params / structure.cost().params
+    whole = sum(parameter.numel() for parameter in module.model.parameters())
+    return layer_rows(structure, plan), 1 - structure.cost_of(plan).params / structure.cost().params, whole
 
 
 @pytest.mark.parametrize("row", CUTS)
-def test_the_widths_are_those_that_the_papers_figures_ask_for(parser: Any, row: str) -> None:
-    layers, params = after(*parts(parser, parsed(parser, row)))
+def test_the_widths_are_those_that_the_papers_figures_ask_for(row: str) -> None:
+    layers, params, _ = after(row)
     record = RunRecord("net", "l1", Totals(0, 0), Totals(0, 0), layers=layers)
     ours = 1 - sum(layer.macs_after for layer in layers) / sum(layer.macs_before for layer in layers)
     for share, percent in zip((ours, reproduced.lineage_cut(record), params), CUTS[row], strict=True):
@@ -97,16 +107,14 @@ def test_the_widths_are_those_that_the_papers_figures_ask_for(parser: Any, row: 
 
 
 @pytest.mark.parametrize("row", PRINTED)
-def test_the_parameters_are_those_that_the_papers_code_prints(parser: Any, row: str) -> None:
-    module, pruning = parts(parser, parsed(parser, row))
-    _, share = after(module, pruning)
-    whole = sum(parameter.numel() for parameter in module.model.parameters())
+def test_the_parameters_are_those_that_the_papers_code_prints(row: str) -> None:
+    _, share, whole = after(row)
     assert round((1 - share) * whole / 1e6, 3) == PRINTED[row][2]
 
 
-def test_every_row_is_read_and_prunes_before_the_first_epoch(parser: Any) -> None:
+def test_every_row_is_read_and_prunes_before_the_first_epoch() -> None:
     for row in reproduce.rows():
-        config = parsed(parser, row)
+        config = parsed(row)
         (pruning,) = [entry for entry in config.trainer.callbacks if entry.class_path.endswith("FilterPruning")]
         assert pruning.init_args.schedule == [0]
         assert config.trainer.callbacks[-1] is pruning, "options for the last callback have to mean this one"
@@ -115,17 +123,17 @@ def test_every_row_is_read_and_prunes_before_the_first_epoch(parser: Any) -> Non
 
 
 @pytest.mark.parametrize("row", SAME_WIDTHS)
-def test_both_methods_have_a_row_at_the_same_widths(parser: Any, row: str) -> None:
+def test_both_methods_have_a_row_at_the_same_widths(row: str) -> None:
     other = row.replace("method_a", "method_b")
-    first, second = (parsed(parser, name).trainer.callbacks[-1].init_args for name in (row, other))
+    first, second = (parsed(name).trainer.callbacks[-1].init_args for name in (row, other))
     assert first.allocation == second.allocation
     assert (first.criterion, second.criterion["name"]) == ("capacity_independence", "shapley")
 
 
 @pytest.mark.parametrize("control", reproduce.CONTROLS)
-def test_a_control_differs_in_nothing_but_what_is_cut(parser: Any, control: str) -> None:
+def test_a_control_differs_in_nothing_but_what_is_cut(control: str) -> None:
     row = "cifar10/resnet56/method_b_46"
-    ours, theirs = parsed(parser, row), parsed(parser, row, control)
+    ours, theirs = parsed(row), parsed(row, control)
     cut, other = (config.trainer.callbacks.pop().init_args.as_dict() for config in (ours, theirs))
     for config in (ours, theirs):
         del config["config"], config["trainer"]["logger"]
@@ -134,18 +142,20 @@ def test_a_control_differs_in_nothing_but_what_is_cut(parser: Any, control: str)
     assert differs == ({"criterion", "allocation", "macs"} if control == "dense" else {"criterion"})
 
 
-def test_every_seed_of_the_random_control_draws_its_own_filters(parser: Any) -> None:
+def test_every_seed_of_the_random_control_draws_its_own_filters() -> None:
     row, drawn = "cifar10/resnet56/method_b_46", []
     for seed in (42, 43):
         words = reproduce.command(row, reproduce.run_folder(row, seed, "random"), seed, "random")[1:]
-        drawn.append(parser.parse_args([*words, "--trainer.accelerator=cpu"]).trainer.callbacks[-1].init_args.criterion)
+        drawn.append(
+            parser().parse_args([*words, "--trainer.accelerator=cpu"]).trainer.callbacks[-1].init_args.criterion
+        )
     assert drawn == [{"name": "random", "seed": 42}, {"name": "random", "seed": 43}]
 
 
 @pytest.mark.parametrize("row", [row for row in reproduce.rows() if row.startswith("cifar10")])
-def test_the_short_schedule_changes_nothing_but_lengths(parser: Any, row: str) -> None:
-    whole = parsed(parser, row)
-    short = parsed(parser, row, extra=[f"--config={reproduce.CONFIGS / 'short.yaml'}"])
+def test_the_short_schedule_changes_nothing_but_lengths(row: str) -> None:
+    whole = parsed(row)
+    short = parsed(row, extra=[f"--config={reproduce.CONFIGS / 'short.yaml'}"])
     assert (short.trainer.max_epochs, short.data.init_args.batch_size) == (4, 128)
     assert short.model.init_args.scheduler.init_args.warmup_epochs == 0.5
     for config in (whole, short):
@@ -154,8 +164,8 @@ def test_the_short_schedule_changes_nothing_but_lengths(parser: Any, row: str) -
     assert short == whole
 
 
-def test_the_dense_control_loses_nothing(parser: Any) -> None:
-    layers, params = after(*parts(parser, parsed(parser, "cifar10/resnet56/method_b_46", "dense")))
+def test_the_dense_control_loses_nothing() -> None:
+    layers, params, _ = after("cifar10/resnet56/method_b_46", "dense")
     assert params == 0
     assert all(layer.channels_before == layer.channels_after for layer in layers)
 
