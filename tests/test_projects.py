@@ -68,7 +68,12 @@ def live_through(project: Any, folder: Path) -> None:
         assert torch.allclose(exported.module()(*inputs), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", PROJECTS)
+LONG = ("segmentation", "gan")  # the quick suite prunes projects of both kinds in tests/test_strangers.py
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in PROJECTS]
+)
 def test_project(name: str, tmp_path: Path) -> None:
     """Train, prune, resume, test, load and export."""
     live_through(importlib.import_module(f"tests.projects.{name}"), tmp_path)

@@ -59,7 +59,7 @@ def fit(folder: Path, *callbacks: pl.Callback, ckpt_path: Path | None = None) ->
     return module, report
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_slices_end_as_one_go(steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, history and both tests agree, wherever it was cut off: before, at and after the pruning event."""
     whole, report = fit(tmp_path / "whole")
