@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -111,7 +112,8 @@ def counted_macs(model: nn.Module, x: Any) -> float:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see into the fused kernel
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        # In some versions of PyTorch the counter does not know the fused attention kernel for processors.
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             call_model(model.eval(), x)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
