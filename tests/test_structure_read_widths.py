@@ -218,6 +218,9 @@ WITH_A_WIDTH: dict[str, Callable[[Tensor, int], Tensor]] = {
     "uniform": lambda a, width: a * torch.full((width, 1, 1), 1 / width, device=a.device),
     "filled": filled,
     "a whole tensor": lambda a, width: a * torch.tensor(width),
+    "a tensor on its device": lambda a, width: a * torch.tensor([1 / width], device=a.device),
+    "as a tensor on its device": lambda a, width: a + torch.as_tensor(width, device=a.device),
+    "a new tensor": lambda a, width: a * a.new_tensor(width),
     "a tensor of sizes": lambda a, width: a * torch.tensor(a.shape).to(a)[1],
     "rolled in space": lambda a, width: a.roll(width // 4, 3),
     "windows": lambda a, width: F.avg_pool2d(a, width // 2 + 1, 1, width // 4),
@@ -231,6 +234,9 @@ def test_a_width_that_is_computed_with_stays(follow: str) -> None:
     reason = infoprune.trace(randomise(Read(WITH_A_WIDTH[follow])), X).group("first").reason
     assert reason is not None
     assert reason.startswith("a factor is computed from its width")
+    assert "new_tensor" not in vars(Tensor)
+    assert torch.tensor.__name__ == "tensor"
+    assert not hasattr(torch.tensor, "__wrapped__")
 
 
 def test_windows_and_rolls_by_numbers_freeze_nothing() -> None:

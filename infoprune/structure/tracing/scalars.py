@@ -12,7 +12,8 @@ from infoprune.structure.labels.tensor_labels import labels_of
 _WITH_NUMBERS = frozenset({
     "aten.add", "aten.sub", "aten.rsub", "aten.mul", "aten.div", "aten.pow", "aten.floor_divide", "aten.remainder",
     "aten.fmod", "aten.addcmul", "aten.addcdiv", "aten.lerp", "aten.full", "aten.new_full", "aten.full_like",
-    "aten.fill", "aten.masked_fill", "aten.clamp", "aten.clamp_min", "aten.clamp_max", "aten.hardtanh",
+    "aten.fill", "aten.scalar_tensor", "aten.masked_fill", "aten.clamp", "aten.clamp_min", "aten.clamp_max",
+    "aten.hardtanh",
     "aten.threshold", "aten.leaky_relu", "aten.elu", "aten.celu", "aten.softplus", "aten.eq", "aten.ne", "aten.lt",
     "aten.le", "aten.gt", "aten.ge",
 })  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from infoprune.structure.tracing.relabel import Recording
 from infoprune.structure.tracing.rule_context import OpRecord
 from infoprune.structure.tracing.tracer import Tracer, inputs_on_meta, run_labelled
 from infoprune.structure.tracing.unreached import settle_unreached
-from infoprune.structure.tracing.values import Constants, UnknownConstant, Values
+from infoprune.structure.tracing.values import Values
 
 DRAWS = 4
 """A model that draws random numbers is run with so many different ones, which its control flow may depend on."""
@@ -73,7 +72,6 @@ class TraceSession:
         self._module_names = {id(module): name for name, module in self.modules.items()}
         self._running: Tracer | None = None  # the last tracer that was started
         self._recordings: list[Recording] = []  # of the passes on shapes
-        self._notes_constants = False  # written-out numbers, which control flow reads
         self.numbers_made_up = False  # for control flow to read
 
     @classmethod
@@ -118,7 +116,7 @@ class TraceSession:
 
     def _run_on_shapes(self) -> None:
         self._unite_copies()
-        self.passes = Passes(True, [(False, self._pass_on_shapes())])
+        self.passes = Passes(True, [(False, self._pass(train=False))])
         self._run_with_other_draws(self.passes.traced[0][1])
         if self.numbers_made_up and self._unused():
             raise RuntimeError("with numbers that were made up, the control flow leaves out parts of the model")
@@ -237,15 +235,6 @@ class TraceSession:
             f"{f' in module {where!r}' if where else ''}: {type(error).__name__}: {reason}"
         )
 
-    def _pass_on_shapes(self) -> Tracer:
-        try:
-            return self._pass(train=False)
-        except UnknownConstant:
-            self._forget_operators()
-            self._unite_copies()
-            self._notes_constants = True
-            return self._pass(train=False)
-
     def _pass(self, train: bool, stand_ins: dict[str, Tensor] | None = None, seed: int = 0) -> Tracer:
         """Run the model once, recorded, and freeze what leaves it."""
         self._running = tracer = Tracer(self.space, self._module_names, len(self.records), seed)
@@ -316,8 +305,7 @@ class TraceSession:
         values = Values(weights, zip(tensors_of(inputs), tensors_of(self.inputs), strict=True))
         tracer.values = values
         try:
-            with Constants(values) if self._notes_constants else nullcontext():
-                return run_labelled(tracer, self.model, inputs, labelled_tensors)
+            return run_labelled(tracer, self.model, inputs, labelled_tensors)
         finally:
             tracer.values = None  # holds all tensors of the pass
             self.numbers_made_up |= values.made_up

@@ -27,6 +27,7 @@ from infoprune.structure.labels.tensor_labels import (
     set_labels,
 )
 from infoprune.structure.tracing import meta_kernels, meta_memory
+from infoprune.structure.tracing.constants import constants_in_sight
 from infoprune.structure.tracing.lists import call_one_by_one, is_on_lists
 from infoprune.structure.tracing.meta_kernels import Kernel, kernel_of
 from infoprune.structure.tracing.outputs import Returned, output_tensors
@@ -34,7 +35,7 @@ from infoprune.structure.tracing.relabel import Recording, Step
 from infoprune.structure.tracing.rule_context import Contraction, OpRecord, Output, Read, RuleContext
 from infoprune.structure.tracing.rules import Rule, find_rule, tensors_in
 from infoprune.structure.tracing.scalars import scalars_in
-from infoprune.structure.tracing.values import Call, UnknownConstant, Values
+from infoprune.structure.tracing.values import Call, Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +155,6 @@ class Tracer(TorchDispatchMode):
                 raise
             try:
                 return self.values.read(call), True
-            except UnknownConstant:
-                raise
             except Exception as on_numbers:
                 raise on_shapes from on_numbers
         call.outs = [result] if isinstance(result, Tensor) else tensors_in((result,))
@@ -311,6 +310,7 @@ def run_labelled(
         for tensor, tensor_labels in labelled_tensors:
             set_labels(tensor, tensor_labels)
         stack.enter_context(tracer.watching_modules())
+        stack.enter_context(constants_in_sight())
         stack.enter_context(tracer)
         value = call_model(model, inputs)
         tensors = output_tensors(value)  # what an iterator yields is computed here

@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map, tree_map_only
 
 from infoprune.structure.tracing.rules import tensors_in
@@ -26,14 +24,7 @@ products with the model's weights give: which boxes a detector keeps says nothin
 MOST = 10_000
 """So many readings there may be: random numbers can keep a loop going that waits for something to converge."""
 
-_OF_NUMBERS = "aten.lift_fresh"
-"""What `torch.tensor` calls last."""
-
 _PRODUCTS = frozenset({"aten.convolution", "aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"})
-
-
-class UnknownConstant(Exception):
-    """A constant that the code writes out was moved to shapes before it was recorded: see `Constants`."""
 
 
 @dataclass(eq=False)
@@ -109,17 +100,6 @@ class Values:
         """
         self._calls.append(call)
 
-    def note_constant(self, shape: Tensor, real: Tensor) -> None:
-        """Record the numbers of a tensor that the last recorded call made from constants.
-
-        Args:
-            shape: the tensor on the meta device.
-            real: the same tensor with its numbers.
-        """
-        call = self._calls[-1] if self._calls else None
-        if call is not None and call.name == _OF_NUMBERS and call.outs[0] is shape:
-            self._computed[id(shape)], call.done = real, True
-
     def read(self, call: Call) -> Any:
         """Compute a call whose numbers are needed, and record it.
 
@@ -168,8 +148,6 @@ class Values:
             call = self._calls[place]
             if place in found or call.done:
                 continue
-            if call.name == _OF_NUMBERS and call.args[0].is_meta:
-                raise UnknownConstant
             found.add(place)
             if call.name.endswith("_"):  # whatever read the memory before has to be run before
                 waiting += [at for at in self._waiting(self._readers, call.writes) if at < place]
@@ -210,30 +188,6 @@ class Values:
         if id(value) not in self._computed:
             self._computed[id(value)] = self._sources[id(value)].detach().clone()
         return self._computed[id(value)]
-
-
-class Constants(TorchFunctionMode):
-    """Record constants that code writes out (``torch.tensor([2, 4], device=x.device)``) during a pass on shapes.
-
-    It sees every function of PyTorch that is called, which takes time: only for passes that read such numbers.
-    """
-
-    def __init__(self, values: Values) -> None:
-        super().__init__()
-        self._values = values
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if func in _MAKERS and result.is_meta:
-            with _disable_current_modes():
-                self._values.note_constant(result, torch.tensor(args[-1], dtype=result.dtype))
-        return result
-
-
-_MAKERS = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
 
 
 def _memory(tensor: Tensor) -> int:
