@@ -20,8 +20,8 @@ from infoprune.calibration import as_batches, evaluating, on_device, split_batch
 from infoprune.criteria.activations.suffix_replay import ReplayError
 from infoprune.distributed import all_or_none, broadcast_from_first
 from infoprune.errors import ConfigurationError, DataError
-from infoprune.least_squares import Layer, input_rows, is_regression, output_rows
 from infoprune.registry import check_count, check_number
+from infoprune.regression import Layer, input_rows, is_regression, output_rows
 from infoprune.structure import PruningPlan, plan_of
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import infoprune
 from infoprune.criteria import LeastSquares, get_criterion
 from infoprune.criteria.least_squares import Reader, removal_errors
 from infoprune.errors import ConfigurationError, DataError
-from infoprune.least_squares import input_rows, output_rows
+from infoprune.regression import input_rows, output_rows
 
 IMAGES = torch.randn(256, 3, 10, 10, generator=torch.Generator().manual_seed(0))
 

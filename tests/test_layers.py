@@ -13,7 +13,7 @@ pytestmark = pytest.mark.smoke
 PACKAGE = Path(__file__).resolve().parents[1] / "infoprune"
 
 LEVELS = [
-    {"errors", "least_squares", "part", "random_state", "version"},
+    {"errors", "part", "random_state", "regression", "version"},
     {"files", "registry", "inputs", "values", "distributed", "progress", "calibration", "network_batches"},
     {"cost", "structure"},
     {"marker", "shapes", "snapshot", "state_dicts", "weight_files", "saving"},

@@ -19,8 +19,8 @@ from infoprune.calibration import batches, evaluating, run
 from infoprune.criteria.criterion import CRITERIA, Criterion, Scores
 from infoprune.criteria.norms import L2
 from infoprune.distributed import all_or_none, sum_over_processes
-from infoprune.least_squares import MOST_COLUMNS, Layer, columns_of, covariance, input_moments, is_regression
 from infoprune.registry import check_count, check_number
+from infoprune.regression import MOST_COLUMNS, Layer, columns_of, covariance, input_moments, is_regression
 
 if TYPE_CHECKING:
     from infoprune.structure import ChannelGroup, Structure
@@ -53,7 +53,8 @@ class LeastSquares(Criterion):
     layers: what other units can stand in for goes first. Readers are 2-D convolutions without groups and linear layers
     with up to 8,192 inputs a position; a group without any is scored by the L2 norm of its filters.
 
-    Cost: one forward pass for each image, and the covariance and inverse of each reader's inputs.
+    Cost: one forward pass for each image, and the covariance and inverse of each reader's inputs; the covariances of
+    all readers are in memory at once, at most 512 MiB each.
 
     Args:
         images: Number of calibration images over all processes; all of the data if it holds fewer.

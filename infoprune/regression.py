@@ -1,4 +1,4 @@
-"""Fit layers by least squares: their inputs and outputs as rows of a regression, and the moments of their inputs."""
+"""Write layers as linear regressions: rows of inputs and outputs, the moments and covariance of inputs."""
 
 from __future__ import annotations
 
