@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import infoprune
 from infoprune import FilterPruning
+from infoprune.callbacks.engine.met_weights import WeightMeetings
+from infoprune.callbacks.engine.written_storages import storage_of
 from tests.tiny import TinyModule, loader, trainer
 
 
@@ -137,3 +139,16 @@ def test_a_step_that_cannot_follow_a_cut_is_refused_and_nothing_changes() -> Non
         trainer(FilterPruning("l1", macs=0.5, schedule=[1]), epochs=2).fit(module, loader())
     assert infoprune.plan_of(module).is_empty
     assert module.net.conv1.weight.shape[0] == 12
+
+
+def test_memory_that_is_used_again_is_not_taken_for_a_tensor_that_met_a_weight() -> None:
+    weight = nn.Parameter(torch.ones(3000))
+    with WeightMeetings([("weight", weight)]) as meetings:
+        met = torch.zeros(3000)
+        address = storage_of(met)
+        with torch.no_grad():
+            (met + weight).sum()
+        met.data = torch.zeros(0)  # as code does that moves an average on
+        others = [torch.zeros(3000) for _ in range(20)]
+    assert meetings.found[address] == "weight"
+    assert all(storage_of(tensor) not in meetings.found for tensor in others)

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, DistributedSampler
 
 from infoprune.callbacks import RunReport, filter_pruning
-from infoprune.callbacks.engine import held_copies, pruning_engine, renewal
+from infoprune.callbacks.engine import decider, fit_cut, held_copies, pruning_engine, renewal
 from infoprune.callbacks.event_log import EventLog
 from infoprune.callbacks.shape_guard import ShapeGuard
 from tests import warm
@@ -23,17 +23,18 @@ from tests.tiny import TinyModule, images, pruning, trainer
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 
-ENGINE = pruning_engine.PruningEngine
+ENGINE, DECIDER = pruning_engine.PruningEngine, decider.Decider
 FAULTS: dict[str, tuple[Any, str]] = {
     "finding the network": (ENGINE, "prepare"),
     "the checks before training": (ENGINE, "_check_ahead"),
     "finding copies in the module": (ENGINE, "_find_copies"),
     "finding copies outside of it": (held_copies, "_candidates"),
-    "scoring": (ENGINE, "_score"),
-    "measuring for the allocation": (ENGINE, "_prepare_allocation"),
-    "deciding": (ENGINE, "_choose"),
+    "rehearsing the cut": (fit_cut.FitCut, "rehearse"),
+    "scoring": (DECIDER, "score"),
+    "measuring for the allocation": (DECIDER, "_prepare_allocation"),
+    "deciding": (DECIDER, "_choose"),
     "proving the cut": (ENGINE, "_verify"),
-    "shrinking": (pruning_engine, "shrink_in_fit"),
+    "shrinking": (fit_cut, "shrink_in_fit"),
     "measuring batch norm": (renewal, "recalibrate"),
     "noting the shapes": (ShapeGuard, "update"),
     "noting the event": (EventLog, "add"),

@@ -42,6 +42,11 @@ class Allocation(Part):
     kind: ClassVar[str] = "allocation"
     needs_data: ClassVar[bool] = False
 
+    @property
+    def single_units(self) -> bool:
+        """Return whether single units of single groups use up what its widths leave of a budget."""
+        return True
+
     def prepared(
         self,
         model: nn.Module,
@@ -219,7 +224,7 @@ class Allocation(Part):
                 return _by_amount(grids, as_widths(self.label, widths, grids), amount)
             assert measure is not None
             widths_at = self.checked_widths_at(structure, scores, grids, unit_costs(structure, budget.kind, measure))
-            return within_budget(structure, budget, fraction, widths_at, grids, measure)
+            return within_budget(structure, budget, fraction, widths_at, grids, measure, self.single_units)
 
         chosen_for_the_user = round_to == AUTO or isinstance(round_to, Mapping)
         finer = halved if chosen_for_the_user and not isinstance(measure, LatencyShare) else None
@@ -320,15 +325,19 @@ def within_budget(
     widths_at: WidthsAt,
     grids: Mapping[str, WidthGrid],
     measure: Measure,
+    single_units: bool = True,
 ) -> Attempt:
     """Return the widths among ``widths_at`` that spend the budget; see :meth:`Allocation.widths`."""
     target = 1 - fraction * (1 - budget.keep)
     narrowest, cost = widths_at(1.0), measure
     if isinstance(measure, LatencyShare):
-        widths = measure.within(target, lambda share: solve(widths_at, grids, measure, share, close=CLOSE_IN_TIME))
+        widths = measure.within(
+            target, lambda share: solve(widths_at, grids, measure, share, CLOSE_IN_TIME, single_units)
+        )
         cost = measure.measured
     else:
-        widths = narrowest if measure(narrowest) > target else solve(widths_at, grids, measure, target)
+        fits = measure(narrowest) <= target
+        widths = solve(widths_at, grids, measure, target, single_units=single_units) if fits else narrowest
     reached, spared = cost(widths), CLOSE if budget.kind == "latency" else TOLERANCE
     if reached > target + SLACK:
         raise BudgetError(_too_small(structure, budget, target, reached, narrowest))

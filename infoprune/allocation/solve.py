@@ -31,7 +31,12 @@ STRAY = 0.1
 
 
 def solve(
-    widths_at: WidthsAt, grids: Mapping[str, WidthGrid], measure: Measure, target: float, close: float = CLOSE
+    widths_at: WidthsAt,
+    grids: Mapping[str, WidthGrid],
+    measure: Measure,
+    target: float,
+    close: float = CLOSE,
+    single_units: bool = True,
 ) -> Widths:
     """Return the widths near those of the allocation, give or take single units, that cost the most within ``target``.
 
@@ -41,10 +46,13 @@ def solve(
         measure: Share of the original cost that widths cost; smaller widths must not cost more.
         target: Share that may be spent.
         close: Share of the original cost that is not worth a further step.
+        single_units: Whether single units may take a group from the allocation's widths.
     """
     if measure(widths_at(0.0)) <= target:
         return widths_at(0.0)
     enough, little = bisect(widths_at, measure, target, BISECTIONS)
+    if not single_units:
+        return widths_at(enough)
     low, high = widths_at(enough), widths_at(little)
     reach = {name: near(grid, low[name], high[name], STRAY) for name, grid in grids.items()}
     low, high = _walk(low, high, grids, measure, target)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation
 from infoprune.allocation.budget import UnitCosts, unit_costs
 from infoprune.allocation.grid import WidthGrid
@@ -23,7 +25,19 @@ class Uniform(Allocation):
 
     With an amount a, a group keeps ``int(size * (1 - a))``. Under a budget the one ratio that meets it is found, and
     single units of single groups then use up what rounding leaves.
+
+    Args:
+        equal: Leave those single units out, so that groups of one size keep one width; layers whose weights are
+            stacked need that. What rounding leaves of a budget stays unspent.
     """
+
+    equal: bool = False
+
+    @property
+    @override
+    def single_units(self) -> bool:
+        """Return whether single groups may be a unit wider or narrower, to meet a budget."""
+        return not self.equal
 
     def widths_at(
         self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts

@@ -78,6 +78,11 @@ class CopyTracker:
         self._teachers += [copy for copy in self._unclear if copy not in changed]
         self._unclear = {}
 
+    @property
+    def unclear(self) -> dict[str, str]:
+        """Return the copies of which training has to show whether they follow: path of the copy -> of its original."""
+        return {copy: original for copy, (original, _) in self._unclear.items()}
+
     def check_clear(self) -> None:
         """Refuse unclear copies at an event before any training, which would show whether they change.
 
@@ -85,7 +90,7 @@ class CopyTracker:
             ConfigurationError: names all of them and what to say.
         """
         if self._unclear:
-            raise unclear_copies({copy: original for copy, (original, _) in self._unclear.items()})
+            raise unclear_copies(self.unclear)
 
     def within(self, path: str) -> dict[str, str | None]:
         """Return the copies within the network, by the network's names.

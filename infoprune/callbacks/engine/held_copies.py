@@ -41,11 +41,15 @@ class HeldCopies:
     other shapes. All else stays whole: records of the first weights, teachers, and what has not seen a step of the
     fit. The model's own parameters in such a dict or list are replaced by the new ones. The callbacks of infoprune are
     left alone: Distillation keeps its teacher.
+
+    Attributes:
+        whole: places of the copies that the last call of `following` has left whole.
     """
 
     def __init__(self) -> None:
         self._seen: dict[str, float] = {}  # place -> fingerprint at the first call
         self._updated: set[str] = set()
+        self.whole: list[str] = []
 
     def look(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Record which values have changed since the first call, and which are new; a collective call.
@@ -64,17 +68,23 @@ class HeldCopies:
                     self._updated.add(place)
 
     def following(
-        self, trainer: pl.Trainer, module: pl.LightningModule, plan: PruningPlan, met: MetWeights
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        plan: PruningPlan,
+        met: MetWeights,
+        undecided: bool = False,
     ) -> list[Held]:
-        """Return the copies that follow a plan.
+        """Return the copies that follow a plan, as far as is known since the last `look`.
 
         Args:
             trainer: the Trainer.
             module: its LightningModule.
             plan: what is removed, by the LightningModule's names.
             met: the tensors that the training step compares with weights, which follow too.
+            undecided: also those that training may yet update.
         """
-        self.look(trainer, module)
+        self.whole = []
         originals = Originals(module, plan)
         found: dict[int, Held] = {}  # by identity, since several places may hold the same
         for (part, name), parameter in met.attributes.items():
@@ -83,12 +93,21 @@ class HeldCopies:
             held = compared_tensors(value, met.memory) or originals.match(value)
             if held is None or id(value) in found:
                 continue
-            if held.holds_originals or place in self._updated or is_compared(held, met.memory):
+            if undecided or held.holds_originals or place in self._updated or is_compared(held, met.memory):
                 found[id(value)] = held
             else:
-                level = logging.INFO if trainer.global_step else logging.WARNING  # nothing could have changed it yet
-                log.log(level, "%s has the shapes of the model and stays whole: no training has changed it", place)
+                self.whole.append(place)
         return list(found.values())
+
+    def log_whole(self, trainer: pl.Trainer) -> None:
+        """Log which copies the last call of `following` has left whole.
+
+        Args:
+            trainer: the Trainer.
+        """
+        level = logging.INFO if trainer.global_step else logging.WARNING  # nothing could have changed it yet
+        for place in self.whole:
+            log.log(level, "%s has the shapes of the model and stays whole: no training has changed it", place)
 
     def state_dict(self) -> list[str]:
         """Return what a resumed fit needs."""
@@ -129,18 +148,28 @@ def _walk(place: str, value: Any, seen: set[int], depth: int = 0) -> Iterator[tu
         yield place, value
         return
     if isinstance(value, Collection):
-        # To iterate over another library's container may run any code.
-        if _library(value) not in ("builtins", "collections") or len(value) > LARGEST:
+        if is_foreign(value) or len(value) > LARGEST:
             return
         if isinstance(value, dict | list):
             yield place, value
-    elif _library(value) in LIBRARIES:
+    elif is_foreign(value):
         return
     if id(value) in seen:
         return
     seen.add(id(value))
     for key, part in parts_of(value):
         yield from _walk(f"{place}[{key!r:.40}]", part, seen, depth + 1)
+
+
+def is_foreign(value: Any) -> bool:
+    """Return whether a value is not to be looked into: an object of a library, or a container of another package.
+
+    Args:
+        value: what a callback or an attribute holds.
+    """
+    if isinstance(value, Collection):  # to iterate over another package's container may run any code
+        return _library(value) not in ("builtins", "collections")
+    return _library(value) in LIBRARIES
 
 
 def _library(value: Any) -> str:

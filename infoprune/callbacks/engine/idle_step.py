@@ -28,6 +28,11 @@ class _IdleOptimizer:
         """Evaluate the closure only."""
         return None if closure is None else closure()
 
+    @property
+    def optimizer(self) -> _IdleOptimizer:
+        """Return itself, where Lightning's wrapper has the optimizer that it wraps."""
+        return self
+
     def zero_grad(self, *_: Any, **__: Any) -> None:
         """Do nothing."""
 
@@ -35,6 +40,24 @@ class _IdleOptimizer:
     def toggle_model(self, *_: Any, **__: Any) -> Iterator[None]:
         """Do nothing."""
         yield
+
+
+class _IdleScheduler:
+    """A learning-rate scheduler that takes no step; its settings can be read."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scheduler, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """Return the scheduler's own class, which code asks for to tell kinds of schedulers apart."""
+        return type(self._scheduler)
+
+    def step(self, *_: Any, **__: Any) -> None:
+        """Do nothing."""
 
 
 @contextmanager
@@ -45,6 +68,8 @@ def silenced(module: Any) -> Iterator[None]:
         module: the LightningModule.
     """
     idle = [_IdleOptimizer(optimizer) for optimizer in module._trainer.optimizers] if module._trainer else []
+    configs = module._trainer.lr_scheduler_configs if module._trainer else []
+    schedulers = [_IdleScheduler(config.scheduler) for config in configs]
     stubs = {
         **dict.fromkeys(
             (
@@ -59,6 +84,7 @@ def silenced(module: Any) -> Iterator[None]:
             _nothing,
         ),
         "optimizers": lambda *_, **__: idle[0] if len(idle) == 1 else idle,
+        "lr_schedulers": lambda: (schedulers[0] if len(schedulers) == 1 else schedulers) or None,
     }
     before = {name: vars(module)[name] for name in stubs if name in vars(module)}
     trainer, backward = module._trainer, Tensor.backward

@@ -129,7 +129,7 @@ class LocatedNetwork:
             module: the LightningModule.
         """
         batch = self._batch if self._batch is not None else peek(trainer)
-        return StepCheck(trainer, module, None if self.watched is None else batch)
+        return StepCheck(trainer, module, batch)
 
     def structure(self, module: pl.LightningModule, copies: Mapping[str, str | None]) -> Structure:
         """Trace the network as it is now.

@@ -62,7 +62,7 @@ class WeightMeetings(TorchDispatchMode):
         super().__init__()
         self.found: dict[int, str] = {}
         self._standing = {storage_of(tensor): (name, tensor.shape) for name, tensor in parameters}
-        self._alive: list[Tensor] = []  # so that no other tensor takes their memory
+        self._alive: list[torch.UntypedStorage] = []  # so that no other tensor takes their memory
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -83,10 +83,11 @@ class WeightMeetings(TorchDispatchMode):
         for tensor in operands:
             if tensor.shape == shape and storage_of(tensor) not in self._standing:
                 self.found[storage_of(tensor)] = name
+                self._alive.append(tensor.untyped_storage())
         for tensor in results:
             if tensor.shape == shape:
                 self._standing.setdefault(storage_of(tensor), met)
-                self._alive.append(tensor)
+                self._alive.append(tensor.untyped_storage())
 
     def summary(self, module: nn.Module, own: Mapping[str, Tensor]) -> MetWeights:
         """Return what was found, by name where there is one.

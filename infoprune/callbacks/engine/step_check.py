@@ -1,14 +1,20 @@
-"""`StepCheck`: run a training step before and after a cut."""
+"""`StepCheck`: run the training step and the validation step before and after a cut."""
 
 from __future__ import annotations
 
 import logging
+import traceback
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from infoprune.callbacks.engine.met_weights import MetWeights
+from infoprune.callbacks.engine.training_data import peek_validation
 from infoprune.callbacks.engine.training_step import watch_training_step
+from infoprune.callbacks.engine.validation_step import run_validation_step, validating
 from infoprune.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -18,51 +24,80 @@ log = logging.getLogger(__name__)
 
 
 class StepCheck:
-    """Refuse a cut after which the training step fails; without side effects, and with the same random numbers.
+    """Refuse a cut after which a step fails; without side effects, and with the same random numbers.
 
     A step that fails before the cut too, because it relies on hooks that have not run, say, is not run again.
 
     Args:
         trainer: the Trainer.
         module: its LightningModule, before the cut.
-        batch: a batch on the training device; None if there is none: then nothing is checked.
+        batch: a training batch on its device; None if there is none: then the training step is not checked.
 
     Attributes:
-        met: the tensors that the step compares with weights.
+        met: the tensors that the training step compares with weights.
     """
 
     def __init__(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> None:
         self._trainer = trainer
         self._module = module
-        self._batch = batch
         self.met = MetWeights()
+        self._steps: list[tuple[str, Callable[[], object]]] = []
         if batch is not None:
-            try:
-                self.met = self._run()
-            except Exception as error:  # of the user's code
-                log.debug("The training step could not be run: %s: %s", type(error).__name__, error)
-                self._batch = None
+            self._try("training step", partial(self._train, batch))
+        with validating(trainer), isolate_rng(self._on_gpu):
+            batches = peek_validation(trainer)
+        for number, one in enumerate(batches):
+            if one is not None:
+                loader = (number,) if len(batches) > 1 else ()
+                self._try("validation step", partial(run_validation_step, trainer, module, one, *loader))
 
     def again(self) -> None:
-        """Run the step on the cut model.
+        """Run the steps on the cut model.
 
         Raises:
-            SurgeryError: the step fails.
+            SurgeryError: one fails.
         """
-        if self._batch is None:
-            return
-        try:
-            self._run()
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            raise SurgeryError(
-                f"the training step of {type(self._module).__name__} fails once layers have lost filters ({reason}): "
-                "its code relies on their present widths, in a number or in tensors of its own. Tensors that it "
-                "compares with weights follow a cut if there is one for each parameter (in a dict, a list, an "
-                "attribute or a buffer); else freeze the layers concerned with FilterPruning's frozen. Nothing was "
-                "changed"
-            ) from error
+        met = self.met
+        for name, run in self._steps:
+            try:
+                self._isolated(run)
+            except torch.OutOfMemoryError:
+                log.warning("The %s could not be checked after the cut: no memory for it", name)
+            except Exception as error:
+                raise self._failure(name, error) from error
+        self.met = met
 
-    def _run(self) -> MetWeights:
-        with isolate_rng(self._trainer.strategy.root_device.type == "cuda"):
-            return watch_training_step(self._trainer, self._module, self._batch).met
+    def _try(self, name: str, run: Callable[[], object]) -> None:
+        try:
+            self._isolated(run)
+        except Exception as error:  # of the user's code
+            log.debug("The %s could not be run: %s: %s", name, type(error).__name__, error)
+        else:
+            self._steps.append((name, run))
+
+    def _train(self, batch: Any) -> None:
+        self.met = watch_training_step(self._trainer, self._module, batch).met
+
+    def _isolated(self, run: Callable[[], object]) -> None:
+        with isolate_rng(self._on_gpu):
+            run()
+
+    @property
+    def _on_gpu(self) -> bool:
+        return bool(self._trainer.strategy.root_device.type == "cuda")
+
+    def _failure(self, name: str, error: Exception) -> SurgeryError:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        advice = (
+            "Tensors that it compares with weights follow a cut if there is one for each parameter (in a dict, a list, "
+            "an attribute or a buffer); else freeze the layers concerned with FilterPruning's frozen"
+        )
+        if any(frame.name == "stack_module_state" for frame in traceback.extract_tb(error.__traceback__)):
+            advice = (
+                "Networks that torch.func.stack_module_state stacks need the same widths: give FilterPruning "
+                "allocation={'name': 'uniform', 'equal': True}, or freeze their layers with frozen"
+            )
+        return SurgeryError(
+            f"the {name} of {type(self._module).__name__} fails once layers have lost filters ({reason}): its code "
+            f"relies on their present widths, in a number or in tensors of its own. {advice}. Nothing was changed"
+        )

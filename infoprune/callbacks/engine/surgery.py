@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -45,20 +45,64 @@ def shrink_in_fit(
     if plan.is_empty:
         return
     module.zero_grad(set_to_none=True)  # without validation, the last batch's gradients are still there
+    with _out_of_ddp(trainer.strategy), _cut(trainer, module, plan, held):
+        check()
+        check_processes()  # if another process could not, none does
+    if "torch._dynamo" in sys.modules:
+        # Compiled code is recompiled for the new shapes, but only so often before it silently runs uncompiled.
+        sys.modules["torch._dynamo"].reset()
+
+
+def rehearse_in_fit(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    plan: PruningPlan,
+    held: Sequence[Held],
+    check: Callable[[], None],
+) -> None:
+    """Apply a plan as `shrink_in_fit` does, call a function on the cut model, and undo the cut in any case.
+
+    The DDP wrapper stays: nothing is trained in between, and the parameters come back that it knows. Their memory
+    stays where it is.
+
+    Args:
+        trainer: the Trainer.
+        module: its LightningModule.
+        plan: what is removed, by the LightningModule's names.
+        held: copies outside of the model that follow.
+        check: called on the cut model.
+
+    Raises:
+        SurgeryError: the cut, or what is called, fails.
+    """
+    with suppress(_Over), _cut(trainer, module, plan, held, saves_memory=False):
+        check()
+        raise _Over
+
+
+class _Over(Exception):
+    """The end of a rehearsal."""
+
+
+@contextmanager
+def _cut(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    plan: PruningPlan,
+    held: Sequence[Held],
+    saves_memory: bool = True,
+) -> Iterator[None]:
+    """Cut the model and all that follows it; undo it if the block fails."""
     copies, optimizers = averaged_copies(trainer), with_wrapped(trainer.optimizers)
     changed = [module, *copies, *(entry.module for entry in held if isinstance(entry, HeldModule))]
-    with _out_of_ddp(trainer.strategy), Transaction(changed, optimizers) as current, put_back(held):
+    with Transaction(changed, optimizers, saves_memory) as current, put_back(held):
         replaced = shrink(module, plan, optimizers, transaction=current)
         replace_held(module, replaced)
         for copy in copies:
             shrink(copy, plan, transaction=current)
         for entry in held:
             entry.shrink(plan, replaced, current)
-        check()
-        check_processes()  # if another process could not, none does
-    if "torch._dynamo" in sys.modules:
-        # Compiled code is recompiled for the new shapes, but only so often before it silently runs uncompiled.
-        sys.modules["torch._dynamo"].reset()
+        yield
 
 
 @contextmanager

@@ -70,6 +70,29 @@ def peek(trainer: pl.Trainer) -> Any:
         return None
 
 
+def peek_validation(trainer: pl.Trainer) -> list[Any]:
+    """Return the first examples of each validation loader as a batch, read past the loader.
+
+    Args:
+        trainer: the Trainer of a fit.
+
+    Returns:
+        A batch on the training device for each loader; None in place of one that does not allow that.
+    """
+    loaders = trainer.val_dataloaders
+    loaders = loaders if isinstance(loaders, list | tuple) else [] if loaders is None else [loaders]
+    return [_examples_of(trainer, loader) for loader in loaders]
+
+
+def _examples_of(trainer: pl.Trainer, loader: Any) -> Any:
+    try:
+        batch = _first_of(loader)
+        return None if batch is None else _received(trainer, batch)
+    except Exception as error:  # of the user's data set
+        log.debug("The validation data could not be looked into: %s", error)
+        return None
+
+
 def _received(trainer: pl.Trainer, batch: Any) -> Any:
     """Return a batch as the training step receives it, after the hooks around its way to the device."""
     batch = trainer.lightning_module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch))
@@ -81,6 +104,11 @@ def _first_examples(trainer: pl.Trainer) -> Any:
     sample = getattr(getattr(trainer, "datamodule", None), "calibration_batches", None)
     if sample is not None:
         return next(iter(sample(EXAMPLES)))
+    return _first_of(loader)
+
+
+def _first_of(loader: Any) -> Any:
+    """Return the first examples of a loader's data set; None if it cannot be looked into."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
     dataset: Any = loader.dataset

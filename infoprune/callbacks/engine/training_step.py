@@ -16,10 +16,11 @@ from torch.utils._pytree import register_pytree_node, tree_map_only
 from infoprune.callbacks.engine.idle_step import shapes_as_values, silenced
 from infoprune.callbacks.engine.met_weights import MetWeights, WeightMeetings
 from infoprune.callbacks.engine.teachers import watching_teachers
+from infoprune.callbacks.engine.undisturbed import undisturbed
 from infoprune.callbacks.engine.written_storages import WrittenStorages, storage_of
 from infoprune.inputs import Arguments, Inputs, ModelCall, call_model
 from infoprune.structure.module_state import attributes_restored
-from infoprune.structure.tensors import owned_tensors, swapped
+from infoprune.structure.tensors import owned_tensors
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -137,15 +138,8 @@ def watch_training_step(
     watched = WatchedStep()
     owned = owned_tensors(module)
     with ExitStack() as stack:
-        stack.enter_context(attributes_restored(module.modules()))
-        clones = {name: _clone(entry.tensor) for name, entry in owned.items()}
-        stack.enter_context(swapped(owned, clones))
-        for part in module.modules():
-            for name, value in list(vars(part).items()):
-                if isinstance(value, Tensor):  # the state of a metric, say, which is updated in place
-                    vars(part)[name] = value.detach().clone()
+        clones = stack.enter_context(undisturbed(module))
         stack.enter_context(_watching(module, watched, path))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(trainer.precision_plugin.train_step_context())
         homes = {name: storage_of(clone) for name, clone in clones.items()}
@@ -188,11 +182,6 @@ def modules_run(module: nn.Module, network: nn.Module, inputs: Inputs) -> set[st
         module.eval()
         call_model(network, inputs)
     return {call.path for call in watched.calls}
-
-
-def _clone(tensor: Tensor) -> Tensor:
-    copied = tensor.detach().clone()
-    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
 def _has_parameters(module: nn.Module) -> bool:

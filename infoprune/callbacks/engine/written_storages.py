@@ -24,8 +24,18 @@ class WrittenStorages(TorchDispatchMode):
         for argument in func._schema.arguments:
             if argument.alias_info is not None and argument.alias_info.is_write:
                 tensors = tree_leaves(given.get(argument.name))
-                self.found.update(storage_of(tensor) for tensor in tensors if isinstance(tensor, Tensor))
+                for tensor in tensors:
+                    if isinstance(tensor, Tensor):
+                        self.note(storage_of(tensor))
         return func(*args, **(kwargs or {}))
+
+    def note(self, address: int) -> None:
+        """Record that memory is about to be written to.
+
+        Args:
+            address: of the memory.
+        """
+        self.found.add(address)
 
 
 def storage_of(tensor: Tensor) -> int:

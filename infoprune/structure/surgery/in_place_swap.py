@@ -16,9 +16,14 @@ an old one is given up for the part of it that goes: both parts take no more mem
 
 
 class InPlaceSwap:
-    """Cut tensors; where memory is short, empty an old tensor, which :meth:`undo` fills again."""
+    """Cut tensors; where memory is short, empty an old tensor, which :meth:`undo` fills again.
 
-    def __init__(self) -> None:
+    Args:
+        saves_memory: False: no tensor is emptied.
+    """
+
+    def __init__(self, saves_memory: bool = True) -> None:
+        self._saves_memory = saves_memory
         self._room = 0
         self._given_up: list[tuple[Tensor, Tensor, Tensor, list[Tensor], Removed]] = []
 
@@ -43,7 +48,7 @@ class InPlaceSwap:
             A new tensor.
         """
         stays = cut(old, removed)
-        if nbytes(stays) <= self._room or not _can_be_emptied(old):
+        if not self._saves_memory or nbytes(stays) <= self._room or not _can_be_emptied(old):
             self._room -= nbytes(stays)
         else:
             self._given_up.append((old, on_meta(old), stays, cut_off(old, removed), removed))

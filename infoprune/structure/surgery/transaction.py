@@ -27,6 +27,8 @@ class Transaction:
     Args:
         models: what is to be changed. Parts of each other may be among them.
         optimizers: whose parameters and state are to be changed.
+        saves_memory: whether :func:`shrink` may split tensors; False: every tensor keeps its memory, which others may
+            have views of.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
@@ -40,7 +42,9 @@ class Transaction:
         True
     """
 
-    def __init__(self, models: Iterable[nn.Module], optimizers: Iterable[Optimizer] = ()) -> None:
+    def __init__(
+        self, models: Iterable[nn.Module], optimizers: Iterable[Optimizer] = (), saves_memory: bool = True
+    ) -> None:
         modules = {id(module): module for model in models for module in model.modules()}
         self._attributes = Attributes(modules.values())
         histories = (module.__dict__.get(KEY) for module in modules.values())
@@ -48,7 +52,7 @@ class Transaction:
         self._groups = [(group, group["params"], list(group["params"])) for o in optimizers for group in o.param_groups]
         self._states: list[tuple[Any, dict[Any, Any]]] = [(o.state, dict(o.state)) for o in optimizers]
         self._values: list[tuple[Tensor, Tensor]] = []
-        self.swap = InPlaceSwap()
+        self.swap = InPlaceSwap(saves_memory)
 
     def keep_values(self, model: nn.Module) -> None:
         """Copy the values of a model's tensors before they are overwritten; the copies are freed with the transaction.

@@ -1,0 +1,122 @@
+"""`OutsideState`: a snapshot of what a LightningModule's attributes lead to and no module owns."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infoprune.callbacks.engine.held_copies import LARGEST, is_foreign
+from infoprune.callbacks.engine.written_storages import WrittenStorages, storage_of
+from infoprune.structure.module_state import Attributes
+from infoprune.structure.surgery.held import own_attributes
+from infoprune.structure.surgery.optimizer_state import parts_of
+from infoprune.structure.tensors import owned_tensors
+
+DEPTH = 6
+"""Objects are followed so deep."""
+
+
+class OutsideState:
+    """Record plain objects, queues, containers, and the networks and tensors in them, and restore them.
+
+    An average that a plain object keeps, or a queue of earlier features, changes while a training step runs.
+    Objects of libraries are passed over, as is what large containers hold. Tensors are copied when they are written.
+
+    Args:
+        module: the LightningModule.
+
+    Example:
+        >>> module = nn.Module()
+        >>> module.queue, module.kept = deque([1]), {"mean": [torch.zeros(2)]}
+        >>> with OutsideState(module).restored():
+        ...     module.queue.append(2)
+        ...     _ = module.kept["mean"][0].add_(1)
+        >>> list(module.queue), module.kept["mean"][0].tolist()
+        ([1], [0.0, 0.0])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._own = {id(entry.tensor) for entry in owned_tensors(module).values()}
+        self._seen = {id(part) for part in module.modules()} | {id(getattr(module, "_trainer", None))}
+        self._modules: list[nn.Module] = []
+        self._contents: list[tuple[Any, Any]] = []
+        self._tensors: list[tuple[Tensor, Tensor]] = []  # each with an alias of its memory
+        for _, _, value in own_attributes(module):
+            self._note(value)
+        self._attributes = Attributes(self._modules)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Restore everything at the end of the block."""
+        copies = _CopiesOnWrite(alias for _, alias in self._tensors)
+        try:
+            with copies:
+                yield
+        finally:
+            self._restore()
+            copies.restore()
+
+    def _note(self, value: Any, depth: int = 0) -> None:
+        if isinstance(value, str | bytes | int | float | type(None)) or id(value) in self._seen or depth > DEPTH:
+            return
+        self._seen.add(id(value))
+        if isinstance(value, Tensor):
+            self._note_tensor(value)
+        elif isinstance(value, nn.Module):
+            self._note_module(value, depth)
+        elif not is_foreign(value):
+            if isinstance(value, dict | list | set | deque):
+                if len(value) > LARGEST:
+                    return
+                self._contents.append((value, value.copy()))
+            elif hasattr(value, "__dict__"):
+                self._contents.append((vars(value), dict(vars(value))))
+            for _, inner in list(parts_of(value)):
+                self._note(inner, depth + 1)
+
+    def _note_module(self, module: nn.Module, depth: int) -> None:
+        self._modules += module.modules()
+        self._seen.update(map(id, module.modules()))
+        for entry in owned_tensors(module).values():
+            self._note_tensor(entry.tensor)
+        for _, _, inner in list(own_attributes(module)):
+            self._note(inner, depth + 1)
+
+    def _note_tensor(self, tensor: Tensor) -> None:
+        if id(tensor) not in self._own and storage_of(tensor):
+            self._tensors.append((tensor, tensor.detach()))
+
+    def _restore(self) -> None:
+        self._attributes.restore()
+        for container, content in self._contents:
+            if isinstance(container, list):
+                container[:] = content
+            else:
+                container.clear()
+                (container.extend if isinstance(container, deque) else container.update)(content)
+        for tensor, alias in self._tensors:
+            if storage_of(tensor) != storage_of(alias):  # its ``data`` were set
+                tensor.data = alias
+
+
+class _CopiesOnWrite(WrittenStorages):
+    """Copy the memory of tensors before it is written to, and restore it."""
+
+    def __init__(self, tensors: Any) -> None:
+        super().__init__()
+        self._storages = {storage_of(tensor): tensor.untyped_storage() for tensor in tensors}
+        self._before: list[tuple[torch.UntypedStorage, torch.UntypedStorage]] = []
+
+    def note(self, address: int) -> None:
+        if address in self._storages and address not in self.found:
+            self._before.append((self._storages[address], self._storages[address].clone()))
+        super().note(address)
+
+    def restore(self) -> None:
+        for storage, before in self._before:
+            storage.copy_(before)
