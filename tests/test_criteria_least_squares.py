@@ -12,7 +12,7 @@ import infoprune
 from infoprune.criteria import LeastSquares, get_criterion
 from infoprune.criteria.least_squares import Reader, removal_errors
 from infoprune.errors import ConfigurationError, DataError
-from infoprune.regression import input_rows, output_rows
+from infoprune.regression import input_rows, is_regression, output_rows
 
 IMAGES = torch.randn(256, 3, 10, 10, generator=torch.Generator().manual_seed(0))
 
@@ -121,6 +121,97 @@ def test_rows_are_what_the_layer_computes_from(layer: nn.Module, inputs: Tensor)
     rows, places = input_rows(layer, inputs, most=6)
     outputs = output_rows(layer, layer(inputs), places)
     assert torch.allclose(rows @ layer.weight.flatten(1).T + layer.bias, outputs, atol=1e-5)
+
+
+def test_scores_of_a_network_are_those_of_regressions():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+    inputs = torch.randn(300, 6).double()
+    read = net[:2](inputs).detach() - net[:2](inputs).detach().mean(dim=0)
+    scores = LeastSquares(ridge=0)(net, infoprune.trace(net, inputs[:2]), [inputs])["0"]
+    alone = [refitted_error(read, net[2].weight.detach(), torch.arange(5) != unit) for unit in range(5)]
+    assert scores.argmin().item() == alone.index(min(alone))
+    assert scores.min().item() == pytest.approx(min(alone), rel=1e-4)
+
+
+@pytest.mark.parametrize("ridge", [0, 0.01])
+@pytest.mark.parametrize("case", ["twins", "dead", "all dead", "far from zero"])
+def test_inputs_that_depend_on_each_other(case: str, ridge: float):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    with torch.no_grad():
+        if case == "twins":
+            net[0].weight[1], net[0].bias[1] = net[0].weight[2], net[0].bias[2]
+        elif case == "far from zero":
+            net[0].bias += 30_000
+        else:
+            net[0].bias[slice(3, 5) if case == "dead" else slice(None)] = -100
+    inputs = torch.randn(256, 6)
+    scores = LeastSquares(ridge=ridge)(net, infoprune.trace(net, inputs[:2]), [inputs])["0"]
+    assert scores.min() > -1e-4
+    if case != "far from zero":
+        assert scores.max() < 1.1
+    if case in ("twins", "dead"):
+        assert scores.argmin().item() in ((1, 2) if case == "twins" else (3, 4))
+
+
+class ByImage(nn.Module):
+    """Layers that get one image at a time, and nothing of those that are dark."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.dark = nn.Conv2d(3, 40, 3), nn.Conv2d(40, 4, 3), nn.Conv2d(40, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.first(x).relu()
+        nothing = self.dark(maps[x.amax((1, 2, 3)) < -100]).sum()
+        return torch.stack([self.second(image) for image in maps]) + nothing
+
+
+def test_layers_that_get_one_image_or_none():
+    net = ByImage()
+    structure, data = infoprune.trace(net, IMAGES[:2]), [IMAGES[:24]]
+    scores = LeastSquares()(net, structure, data)["first"]
+    assert scores.min() < 0.5 * scores.max()
+    original = copy.deepcopy(net)
+    infoprune.shrink(net, structure.plan({"first": scores.argsort()[:20].tolist()}))
+    before = (net(IMAGES) - original(IMAGES)).square().mean()
+    infoprune.reconstruct(net, original, data)
+    assert (net(IMAGES) - original(IMAGES)).square().mean() < 0.5 * before
+
+
+def test_attention_in_the_network():
+    net = nn.Sequential(nn.Linear(6, 8), nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), nn.Linear(8, 3)).eval()
+    inputs = torch.randn(4, 5, 6)
+    scores = LeastSquares()(net, infoprune.trace(net, inputs), [inputs])
+    assert len(scores["1.linear1"]) == 12
+
+
+def test_inputs_that_are_not_finite_are_refused_by_the_name_of_the_layer(net: Net):
+    structure, images = infoprune.trace(net, IMAGES[:1]), IMAGES.clone()
+    images[3, 0, 0, 0] = float("nan")
+    with pytest.raises(DataError, match="the inputs of layer 'second' are not finite"):
+        LeastSquares()(net, structure, [images])
+
+
+class Standardised(nn.Conv2d):
+    """Weights are standardised before use."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight / self.weight.std(), self.bias)
+
+
+class Padding(nn.Conv2d):
+    """The image is padded before."""
+
+    def _conv_forward(self, x: Tensor, *rest: Tensor) -> Tensor:
+        return super()._conv_forward(nn.functional.pad(x, (1, 1, 1, 1)), *rest)
+
+
+def test_layers_with_a_forward_of_their_own_are_no_regressions():
+    assert not is_regression(Standardised(3, 4, 3))
+    assert not is_regression(Padding(3, 4, 3))
+    assert is_regression(nn.MultiheadAttention(4, 2).out_proj)
 
 
 def test_bad_input(net: Net):

@@ -76,6 +76,35 @@ def test_each_layer_is_fitted_to_what_the_layers_before_it_now_give():
     assert errors[1] < 0.5 * errors[0]
 
 
+class Shared(nn.Module):
+    """One head for two maps, whose second one is much larger."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 12, 3), nn.Conv2d(3, 12, 3)
+        self.head, self.other = nn.Conv2d(12, 4, 1), nn.Conv2d(12, 4, 1)
+        if tied:
+            self.other.weight = self.head.weight
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        second = self.other if self.other.weight is self.head.weight else self.head
+        return self.head(input=self.a(x).relu()), second(10 * self.b(x) + 3)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_layer_that_is_called_twice_is_fitted_to_both(tied: bool):
+    torch.manual_seed(0)
+    net = Shared(tied)
+    smaller = copy.deepcopy(net)
+    infoprune.prune(smaller, IMAGES[:1], "l1", filters=0.5, round_to=1)
+    weight, wanted = smaller.head.weight.clone(), net(IMAGES)
+    before = [(now - then).square().mean() for now, then in zip(smaller(IMAGES), wanted, strict=True)]
+    reconstruct(smaller, net, [IMAGES])
+    after = [(now - then).square().mean() for now, then in zip(smaller(IMAGES), wanted, strict=True)]
+    assert (sum(after) < 0.9 * sum(before)) == (not tied)
+    assert torch.equal(weight, smaller.head.weight) == tied
+
+
 def test_nothing_else_changes():
     net = network(nn.Conv2d(8, 4, 3))
     net.append(nn.Dropout()).train()

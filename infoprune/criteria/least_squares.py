@@ -19,6 +19,7 @@ from infoprune.calibration import batches, evaluating, run
 from infoprune.criteria.criterion import CRITERIA, Criterion, Scores
 from infoprune.criteria.norms import L2
 from infoprune.distributed import all_or_none, sum_over_processes
+from infoprune.errors import DataError
 from infoprune.registry import check_count, check_number
 from infoprune.regression import MOST_COLUMNS, Layer, columns_of, covariance, input_moments, is_regression
 
@@ -61,7 +62,7 @@ class LeastSquares(Criterion):
         ridge: How strongly weights are held while they are fitted, relative to the mean square of a layer's inputs.
 
     Raises:
-        DataError: the data holds no image.
+        DataError: the data holds no image, or a layer's inputs are not finite.
     """
 
     images: int = 512
@@ -75,10 +76,11 @@ class LeastSquares(Criterion):
 
     def group_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> Scores:
         """Return group name -> (units,) errors."""
+        modules = dict(model.named_modules())  # some layers are bare parameters
         layers = {
             layer.name: module
             for layer in structure.layers
-            if is_regression(module := model.get_submodule(layer.name)) and columns_of(module) <= MOST_COLUMNS
+            if is_regression(module := modules.get(layer.name)) and columns_of(module) <= MOST_COLUMNS
         }
         moments = self._moments(model, layers, data or ())
         norms = L2().group_scores(model, structure, None)
@@ -102,6 +104,9 @@ class LeastSquares(Criterion):
                 if count:
                     run(model, inputs)
         totals = {name: sum_over_processes(total) for name, total in sums.items()}
+        for name, total in totals.items():
+            if not bool(torch.isfinite(total).all()):
+                raise DataError(f"{self.label}: the inputs of layer {name!r} are not finite; give other images")
         return {name: total for name, total in totals.items() if total[0, 0] > 0}
 
     def _reader(self, layer: Layer, moments: Tensor, slots: Sequence[tuple[Tensor, Tensor]]) -> Reader:
