@@ -2,58 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
-_new_tensor = Tensor.new_tensor
 
-
-@contextmanager
-def constants_in_sight() -> Iterator[None]:
+class ConstantsInSight(TorchFunctionMode):
     """Make tensors of written-out numbers on the CPU and move them to the meta device, until the end of the block.
 
     On the meta device ``torch.tensor(1 / width, device=x.device)`` loses its numbers, and in some versions of PyTorch
     no operator runs for it. A move from the CPU is an operator that has the numbers.
 
     Example:
-        >>> with constants_in_sight():
+        >>> with ConstantsInSight():
         ...     torch.tensor([1.0, 2.0], device="meta").device
         device(type='meta')
     """
-    before = torch.tensor, torch.as_tensor
-    torch.tensor, torch.as_tensor = map(_from_cpu, before)
-    Tensor.new_tensor = _new_from_cpu  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        torch.tensor, torch.as_tensor = before
-        if "new_tensor" in vars(Tensor):  # it belongs to the base class
-            del Tensor.new_tensor
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.new_tensor or (func is Tensor.new and _holds_numbers(args[1:])):
+            like, *args = args  # type: ignore[assignment]
+            given = {key: value for key, value in kwargs.items() if value is not None}
+            func, kwargs = torch.tensor, {"dtype": like.dtype, "device": like.device, **given}
+        if func in _FROM_NUMBERS and _is_meta(kwargs.get("device")) and not _copies(func, args, kwargs):
+            return _moved(func, args, kwargs)
+        return func(*args, **kwargs)
 
 
-def _from_cpu(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    @wraps(function)
-    def made(*args: Any, **kwargs: Any) -> Tensor:
-        if _is_meta(kwargs.get("device")) and not _copies_a_tensor(args, kwargs):
-            return function(*args, **{**kwargs, "device": "cpu"}).to("meta")
-        return function(*args, **kwargs)
-
-    return made
+_FROM_NUMBERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
 
 
-def _new_from_cpu(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    if _is_meta(kwargs.get("device") or self.device) and not _copies_a_tensor(args, kwargs):
-        return _new_tensor(self, *args, **{"dtype": self.dtype, **kwargs, "device": "cpu"}).to("meta")
-    return _new_tensor(self, *args, **kwargs)
+def _moved(func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    args, kwargs = tree_map_only(Tensor, _number_of, (args, {**kwargs, "device": "cpu"}))
+    wants_gradient = kwargs.pop("requires_grad", False)
+    return func(*args, **kwargs).to("meta").requires_grad_(wants_gradient)
 
 
-def _copies_a_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    return isinstance(args[0] if args else kwargs.get("data"), Tensor)
+def _number_of(value: Tensor) -> Any:
+    """Return what a tensor within a list, as in ``torch.tensor([2.0, x.mean()])``, stands for there."""
+    return value if value.dim() else value.item()
+
+
+def _copies(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    return isinstance(args[0] if args else kwargs.get("obj" if func is torch.asarray else "data"), Tensor)
+
+
+def _holds_numbers(args: Sequence[Any]) -> bool:
+    """Return whether ``x.new(...)`` gets the numbers, not the shape, of a tensor."""
+    return len(args) == 1 and isinstance(args[0], (list, tuple)) and not isinstance(args[0], torch.Size)
 
 
 def _is_meta(device: Any) -> bool:

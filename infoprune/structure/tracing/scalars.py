@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from infoprune.structure.labels.tensor_labels import labels_of
@@ -26,7 +27,7 @@ _WITH_WINDOWS = frozenset({
 """Operators whose lists of whole numbers say which places of an image they take: kernel, stride, padding, dilation."""
 
 _WRITTEN_OUT = 16
-"""A tensor of at most so many numbers that the code writes out is compared number by number."""
+"""A tensor of at most so many numbers that the code writes out is compared number by number, a larger one by sums."""
 
 
 def scalars_in(
@@ -35,8 +36,8 @@ def scalars_in(
     """Return the factors among an operator's arguments; one that changes when a model shrinks was computed from a size.
 
     Factors are Python floats, whole numbers too where the operator computes with them (``x / x.shape[1]``), the windows
-    of convolutions and pooling, how far a roll moves a dimension that keeps its size, and on shapes also real tensors
-    of one element (``torch.tensor(c).sqrt()``) unless they carry labels: those are uniform tensors that have shrunk to
+    of convolutions and pooling, how far a roll moves a dimension that keeps its size, and on shapes also the numbers of
+    real tensors (``torch.tensor(c).sqrt()``) unless they carry labels: those are uniform tensors that have shrunk to
     one channel.
 
     Args:
@@ -53,25 +54,40 @@ def scalars_in(
     if name == "aten._to_copy":
         return _moved_to_shapes(args[0], kwargs)
     whole = name.rstrip("_") in _WITH_NUMBERS
-    kinds = (float, int) if whole else float
-    found = []
+    kinds = (float, complex, int) if whole else (float, complex)
+    found: list[float] = []
     for value in (*args, *kwargs.values()) if kwargs else args:
-        number = isinstance(value, kinds) and not isinstance(value, bool)
-        if number or (isinstance(value, Tensor) and not value.is_meta and _is_factor(value, tensors, whole)):
-            found.append(float(value))
+        if isinstance(value, kinds) and not isinstance(value, bool):
+            found += (value.real, value.imag) if isinstance(value, complex) else (float(value),)
+        elif isinstance(value, Tensor) and not value.is_meta and _are_factors(value, tensors, whole):
+            found += _numbers(value)
     return tuple(found)
 
 
-def _is_factor(tensor: Tensor, others: Sequence[Tensor], whole: bool) -> bool:
-    if tensor.numel() != 1 or not (tensor.is_floating_point() or whole) or tensor.is_complex():
+def _are_factors(tensor: Tensor, others: Sequence[Tensor], whole: bool) -> bool:
+    """Return whether a real tensor among shapes holds factors: neither places to pick nor values of the model."""
+    if not (tensor.is_floating_point() or tensor.is_complex() or whole) or not tensor.numel():
         return False
-    return any(other.is_meta for other in others) and not labels_of(tensor).labelled
+    return any(other.is_meta for other in others) and not _is_known(tensor)
+
+
+def _is_known(tensor: Tensor) -> bool:
+    labels = labels_of(tensor)
+    return labels.origin is not None or labels.labelled
+
+
+def _numbers(tensor: Tensor) -> tuple[float, ...]:
+    """Return the numbers of a tensor, or their sums if they are many, without those that are none."""
+    flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).flatten()
+    if len(flat) > _WRITTEN_OUT:
+        flat = flat.double()
+        flat = torch.stack([flat.sum(), flat @ torch.arange(1.0, len(flat) + 1, dtype=flat.dtype)])
+    return tuple(float(n) for n in flat.tolist() if n == n)
 
 
 def _moved_to_shapes(tensor: Tensor, kwargs: Mapping[str, Any]) -> tuple[float, ...]:
-    """Return the numbers of a small tensor without labels whose values are lost, since it goes to the meta device."""
+    """Return the numbers of a tensor without labels whose values are lost, since it goes to the meta device."""
     device = kwargs.get("device")
-    if device is None or device.type != "meta" or tensor.is_meta or tensor.numel() > _WRITTEN_OUT:
+    if device is None or device.type != "meta" or tensor.is_meta or _is_known(tensor):
         return ()
-    known = not tensor.is_complex() and labels_of(tensor).origin is None and not labels_of(tensor).labelled
-    return tuple(float(n) for n in tensor.flatten().tolist() if n == n) if known else ()  # without those that are none
+    return _numbers(tensor)

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import RLock, get_ident
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from infoprune.structure.labels.tensor_labels import (
     set_labels,
 )
 from infoprune.structure.tracing import meta_kernels, meta_memory
-from infoprune.structure.tracing.constants import constants_in_sight
+from infoprune.structure.tracing.constants import ConstantsInSight
 from infoprune.structure.tracing.lists import call_one_by_one, is_on_lists
 from infoprune.structure.tracing.meta_kernels import Kernel, kernel_of
 from infoprune.structure.tracing.outputs import Returned, output_tensors
@@ -208,12 +209,15 @@ class Tracer(TorchDispatchMode):
     @contextmanager
     def watching_modules(self) -> Iterator[None]:
         """Keep `module` up to date while modules run."""
+        own = get_ident()  # other threads may run models of their own meanwhile
 
         def enter(module: nn.Module, _: Any) -> None:
-            self._modules.append(self._names.get(id(module), self.module))
+            if get_ident() == own:
+                self._modules.append(self._names.get(id(module), self.module))
 
         def leave(*_: Any) -> None:
-            self._modules.pop()
+            if get_ident() == own:
+                self._modules.pop()
 
         first = register_module_forward_pre_hook(enter)
         last = register_module_forward_hook(leave)
@@ -283,6 +287,10 @@ def holds_anything(made: Sequence[Tensor]) -> bool:
     return any(any(tensor.shape) or not tensor.dim() for tensor in made)
 
 
+_ONE_PASS = RLock()
+"""Passes of several threads take turns: each holds PyTorch's switches and random numbers for a while."""
+
+
 def run_labelled(
     tracer: Tracer, model: nn.Module, inputs: Inputs, labelled_tensors: Sequence[tuple[Tensor, TensorLabels]]
 ) -> Returned:
@@ -298,6 +306,7 @@ def run_labelled(
         What the model returned, and what left it another way.
     """
     with ExitStack() as stack:
+        stack.enter_context(_ONE_PASS)
         stack.enter_context(torch.no_grad())
         drew_elsewhere = stack.enter_context(repeatable(tracer.seed))
         stack.callback(tracer.draws.restore)
@@ -310,7 +319,7 @@ def run_labelled(
         for tensor, tensor_labels in labelled_tensors:
             set_labels(tensor, tensor_labels)
         stack.enter_context(tracer.watching_modules())
-        stack.enter_context(constants_in_sight())
+        stack.enter_context(ConstantsInSight())
         stack.enter_context(tracer)
         value = call_model(model, inputs)
         tensors = output_tensors(value)  # what an iterator yields is computed here
