@@ -279,3 +279,28 @@ def test_threads_that_trace_at_the_same_time() -> None:
         thread.join()
     assert len(found) == 4
     assert all(groups == found[0] for groups in found)
+
+
+class States(nn.Module):
+    """Four states of each channel, a number that stands in the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gates, self.head = nn.Linear(8, 12), nn.Linear(12, 4), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.first(x[:, 0])
+        state = tokens.new_zeros(len(tokens), tokens.shape[2], 4)
+        for token, gates in zip(tokens.unbind(1), self.gates(tokens).unbind(1), strict=True):
+            state = state + token[:, :, None] * gates[:, None]
+        return self.head(state.sum(2))
+
+
+def test_a_new_tensor_of_one_fixed_size_can_lose_channels_in_another_dimension() -> None:
+    net = randomise(States()).eval()
+    structure = infoprune.trace(net, X)
+    assert [group.name for group in structure.prunable] == ["first"]
+    assert "its size is fixed in the model's code (new_zeros" in str(structure.group("gates").reason)
+    original, plan = copy.deepcopy(net), structure.plan({"first": [0, 3, 7]})
+    infoprune.shrink(net, plan)
+    assert relative_error(original, net, plan, X) < 1e-12

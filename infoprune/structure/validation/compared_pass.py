@@ -136,7 +136,8 @@ class ComparedPass(Tracer):
         if reason is None:
             self._take_labels(outs, kept)
             return result
-        self._note_conflict(record, tensors, reason, args, numbers)
+        misfits = self._misfits(outs[0], record) if rule is created and reason == FIXED else None
+        self._note_conflict(record, tensors, reason, args, numbers, misfits)
         # A result of the right size is used as it is, and one in place is held by others already.
         if record.name.endswith("_") or reason != FIXED:
             return result
@@ -257,6 +258,14 @@ class ComparedPass(Tracer):
             return MISPLACED
         return FACTOR if other_factors else None  # what a new tensor is filled with
 
+    def _misfits(self, out: Tensor, record: OpRecord) -> list[Axis]:
+        """Return the dimensions in which a new tensor has another size than the plan leaves."""
+        axes = record.outputs[0].axes
+        if out.dim() != len(axes):
+            return []
+        sized = [(axis, size) for axis, size in zip(axes, out.shape, strict=True) if axis is not None]
+        return [axis for axis, size in sized if size != len(self._kept.of(axis))]
+
     def _take_new_labels(self, op: DryRunContext, out: Tensor, kept: Sequence[Axis]) -> None:
         """Give a stretched dimension the labels that it has in the original."""
         found = labels_of(out)
@@ -287,6 +296,7 @@ class ComparedPass(Tracer):
         reason: str,
         args: Sequence[Any] = (),
         numbers: Sequence[float] = (),
+        only: Sequence[Axis] | None = None,
     ) -> None:
         """Record a conflict of the width behind a factor, else of labels cut from the operator's results or inputs."""
         number = self.first + self._alignment.next - 1
@@ -294,8 +304,8 @@ class ComparedPass(Tracer):
         if reason == FACTOR:
             cut = widths_behind(self._structure, self._session, self._plan, self._keep, record, numbers)
         if not cut:
-            axes = (axis for output in record.outputs for axis in output.axes if axis is not None)
-            cut = [axis[~self._keep[axis]] for axis in axes]
+            results = only or [axis for output in record.outputs for axis in output.axes]
+            cut = [axis[~self._keep[axis]] for axis in results if axis is not None]
         if not any(len(labels) for labels in cut):
             axes = (axis for t in inputs for axis in labels_of(t).axes if axis is not None)
             cut = [cut_around(self.space, axis, self._keep) for axis in axes]
