@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import deque
+from enum import Enum
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 import infoprune
 from infoprune import FilterPruning
 from infoprune.callbacks.engine.fit_cut import FitCut
+from infoprune.callbacks.engine.outside_state import OutsideState
 from infoprune.errors import SurgeryError
 from tests.tiny import TinyModule, TinyNet, averaging, loader, sgd, trainer, widths
 
@@ -232,3 +235,63 @@ def test_the_allocation_that_the_refusal_names_works() -> None:
     module = Ensemble()
     trainer(line(allocation={"name": "uniform", "equal": True})).fit(module, loader(), loader())
     assert widths(module.net[0]) == widths(module.net[1]) != widths(TinyNet(16, 16))
+
+
+class Kind(Enum):
+    """One of two kinds."""
+
+    FIRST = 1
+
+
+class Worker:
+    """Fills a queue while others may read it."""
+
+    def __init__(self) -> None:
+        self.lock, self.items = threading.Lock(), [1]
+
+
+def test_code_and_what_threads_share_are_left_alone() -> None:
+    module = nn.Module()
+    module.kinds = [Kind.FIRST, Kind, threading, Worker, len]
+    module.worker, module.notes, module.names = Worker(), {"a": [1]}, {1}
+    with OutsideState(module).restored():
+        module.worker.items.append(2)
+        module.notes["a"].append(2)
+        module.notes["b"] = []
+        module.names.add(2)
+        Worker.new = 1  # type: ignore[attr-defined]
+    assert module.worker.items == [1, 2]
+    assert (module.notes, module.names) == ({"a": [1]}, {1})
+    assert Worker.new == 1  # type: ignore[attr-defined]
+
+
+class Prototypes(TinyModule):
+    """Pulls features towards prototypes of their size, whose gradients the step scales by hand."""
+
+    def __init__(self) -> None:
+        layers = [nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        super().__init__(net=nn.Sequential(*layers))
+        self.automatic_optimization = False
+        self.head, self.prototypes = nn.Linear(12, 3), nn.Parameter(torch.randn(3, 12))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.net(images))
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        features = self.net(batch[0])
+        loss = nn.functional.cross_entropy(self.head(features), batch[1])
+        loss = loss + (features - self.prototypes[batch[1]]).pow(2).mean()
+        self.optimizers().zero_grad()
+        self.manual_backward(loss)
+        self.prototypes.grad *= 2
+        self.optimizers().step()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/distance", torch.cdist(self.net(batch[0]), self.prototypes).min())
+
+
+def test_a_step_that_goes_on_with_gradients_is_known() -> None:
+    module = Prototypes()
+    trainer(line(allocation="uniform")).fit(module, loader(), loader())
+    assert module.net[0].out_channels < 12
+    assert module.prototypes.shape[1] == module.net[2].out_channels

@@ -75,7 +75,6 @@ def silenced(module: Any) -> Iterator[None]:
             (
                 "log",
                 "log_dict",
-                "manual_backward",
                 "clip_gradients",
                 "print",
                 "toggle_optimizer",
@@ -86,11 +85,21 @@ def silenced(module: Any) -> Iterator[None]:
         "optimizers": lambda *_, **__: idle[0] if len(idle) == 1 else idle,
         "lr_schedulers": lambda: (schedulers[0] if len(schedulers) == 1 else schedulers) or None,
     }
+    filled: list[Tensor] = []
+
+    def backward_into_zeros(*_: Any, **__: Any) -> None:
+        """Give parameters gradients of zero, for code that goes on with them."""
+        for parameter in module.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+                filled.append(parameter)
+
+    stubs["manual_backward"] = backward_into_zeros
     before = {name: vars(module)[name] for name in stubs if name in vars(module)}
     trainer, backward = module._trainer, Tensor.backward
     loggers = trainer.loggers if trainer else []
     vars(module).update(stubs)
-    Tensor.backward = _nothing  # type: ignore[method-assign]
+    Tensor.backward = backward_into_zeros  # type: ignore[method-assign]
     if loggers:
         trainer.loggers = [DummyLogger() for _ in loggers]
     try:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import operator
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -69,13 +73,15 @@ class OutsideState:
             self._note_tensor(value)
         elif isinstance(value, nn.Module):
             self._note_module(value, depth)
-        elif not is_foreign(value):
+        elif not is_foreign(value) and not _is_code(value):
             if isinstance(value, dict | list | set | deque):
                 if len(value) > LARGEST:
                     return
                 self._contents.append((value, value.copy()))
-            elif hasattr(value, "__dict__"):
-                self._contents.append((vars(value), dict(vars(value))))
+            elif isinstance(attributes := getattr(value, "__dict__", None), dict):
+                if any(type(inner).__module__ in ("_thread", "threading") for inner in attributes.values()):
+                    return  # another thread may be at work on it
+                self._contents.append((attributes, dict(attributes)))
             for _, inner in list(parts_of(value)):
                 self._note(inner, depth + 1)
 
@@ -94,6 +100,8 @@ class OutsideState:
     def _restore(self) -> None:
         self._attributes.restore()
         for container, content in self._contents:
+            if _same(container, content):
+                continue
             if isinstance(container, list):
                 container[:] = content
             else:
@@ -102,6 +110,18 @@ class OutsideState:
         for tensor, alias in self._tensors:
             if storage_of(tensor) != storage_of(alias):  # its ``data`` were set
                 tensor.data = alias
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, type | ModuleType | Enum) or inspect.isroutine(value)
+
+
+def _same(container: Any, content: Any) -> bool:
+    """Return whether a container holds just these objects."""
+    if isinstance(container, set):
+        return bool(container == content)
+    same = len(container) == len(content) and all(map(operator.is_, container, content))
+    return same and (not isinstance(container, dict) or all(map(operator.is_, container.values(), content.values())))
 
 
 class _CopiesOnWrite(WrittenStorages):
