@@ -32,6 +32,8 @@ from benchmarks.accuracy_table import write
 from benchmarks.criteria import read
 from benchmarks.rivals import IMPORTANCES, SHARINGS, cut
 from benchmarks.tasks import Task, makers
+from infoprune.allocation import InformationLoss
+from infoprune.criteria import get_criterion
 
 OUT = Path(__file__).parent / "results" / "accuracy.jsonl"
 BUDGETS = (0.5, 0.3, 0.7, 0.2)
@@ -88,10 +90,21 @@ def streams_whole(task: Task, budget: float, seed: int, **options: Any) -> nn.Mo
     return ours(task, budget, seed, criterion="l1", allocation="uniform", frozen=streams, **options)
 
 
+def least_squares(task: Task, budget: float, seed: int) -> nn.Module:
+    """Choose the units that a fit of the layers behind replaces best, with widths measured by L1, and make that fit."""
+    structure = infoprune.trace(task.model, task.example)
+    scores = get_criterion("l1")(task.model, structure)
+    images = task.calibration(seed)
+    widths = InformationLoss().prepared(task.model, structure, images, scores=scores, keep=budget)
+    options: dict[str, Any] = {"criterion": "least_squares", "allocation": widths, "reconstruction_batches": RECONSTRUCTION_BATCHES}
+    return ours(task, budget, seed, **options)
+
+
 METHODS: dict[str, Method] = {
     "default": partial(ours, round_to="auto"),
     "default, any widths": ours,
     "default, any widths, reconstructed": partial(ours, reconstruction_batches=RECONSTRUCTION_BATCHES),
+    "least_squares, widths by l1, reconstructed": least_squares,
     "information_loss, l1": partial(ours, criterion="l1", allocation="information_loss"),
     "uniform, l1": partial(ours, criterion="l1", allocation="uniform"),
     "global, taylor": partial(ours, criterion={"name": "taylor"}, allocation="global"),
