@@ -38,7 +38,7 @@ def blocks(kind: str) -> list[str]:
 
 
 def test_blocks_are_found() -> None:
-    assert {kind for kind, _ in BLOCKS} == {"python", "bash", "console"}
+    assert {kind for kind, _ in BLOCKS} == {"python", "bash"}
     assert len(blocks("python")) >= 2
     assert len(COMMANDS) >= 6
 
