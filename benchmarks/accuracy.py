@@ -96,7 +96,11 @@ def least_squares(task: Task, budget: float, seed: int) -> nn.Module:
     scores = get_criterion("l1")(task.model, structure)
     images = task.calibration(seed)
     widths = InformationLoss().prepared(task.model, structure, images, scores=scores, keep=budget)
-    options: dict[str, Any] = {"criterion": "least_squares", "allocation": widths, "reconstruction_batches": RECONSTRUCTION_BATCHES}
+    options: dict[str, Any] = {
+        "criterion": "least_squares",
+        "allocation": widths,
+        "reconstruction_batches": RECONSTRUCTION_BATCHES,
+    }
     return ours(task, budget, seed, **options)
 
 
