@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
+from infoprune.allocation.attempt import Attempt, finest_needed
 from infoprune.allocation.budget import Budget, UnitCosts, check_amount, cost_share, unit_costs
 from infoprune.allocation.checks import as_widths
 from infoprune.allocation.grid import WidthGrid
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from infoprune.cost import Cost
     from infoprune.criteria import Scores
     from infoprune.structure import ChannelGroup, Structure
-
-
-COARSE = 0.1
-"""Rounding by itself becomes finer while it leaves more than this share of a budget unspent."""
 
 
 @dataclass(kw_only=True)
@@ -270,47 +267,6 @@ def prunable_groups(structure: Structure, scores: Scores | None) -> list[Channel
             f"({reasons or 'the model has none'})"
         )
     return groups
-
-
-class Attempt(NamedTuple):
-    """Widths that were found at some steps.
-
-    Attributes:
-        widths: Group name -> units.
-        unspent: Share of the budget that they leave unspent.
-        unmet: What was not reached, in words; empty if nothing.
-    """
-
-    widths: Widths
-    unspent: float = 0.0
-    unmet: str = ""
-
-
-def finest_needed(
-    step: Mapping[str, int],
-    attempt: Callable[[Mapping[str, int]], Attempt],
-    finer: Callable[[Mapping[str, int]], Mapping[str, int]] | None,
-) -> Attempt:
-    """Return the first attempt that spends most of the budget, with ever finer steps, or the last one.
-
-    Rounding is for speed, so it is left out where it would leave a small network far below its budget.
-
-    Args:
-        step: Group name -> what its width is a multiple of, at first.
-        attempt: Decides the widths at some steps.
-        finer: Makes the steps finer, until they no longer change; None keeps them as they are.
-
-    Raises:
-        BudgetError: even the finest steps do not reach the budget.
-    """
-    following = finer(step) if finer else step
-    try:
-        made = attempt(step)
-    except BudgetError:
-        if following == step:
-            raise
-        return finest_needed(following, attempt, finer)
-    return made if made.unspent <= COARSE or following == step else finest_needed(following, attempt, finer)
 
 
 def _by_amount(grids: Mapping[str, WidthGrid], widths: Widths, amount: float | None) -> Attempt:
