@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 OWNER = "reconstruction"
 
 RIDGE = 0.1
-"""How strongly the fit holds on to the weights as they are, as a share of the mean square of the inputs."""
+"""How strongly the fit holds on to the weights as they are, as a share of the mean variance of the inputs."""
 
 POSITIONS = 30_000
 """Positions of the outputs that a layer is fitted on in each batch, about, drawn at random."""
@@ -73,7 +73,7 @@ def reconstruct(
         data: Batches of training images, shown as in training; or a LightningDataModule after ``setup("fit")``.
         batches: How many to take; all of them by default.
         plan: What the cut removed from ``original``; by default all that ``model`` ever lost.
-        ridge: How strongly weights are held where they are, relative to the mean square of a layer's inputs.
+        ridge: How strongly weights are held where they are, relative to the mean variance of a layer's inputs.
 
     Raises:
         ConfigurationError: an option out of range, or a model that was never cut.

@@ -59,7 +59,7 @@ class LeastSquares(Criterion):
 
     Args:
         images: Number of calibration images over all processes; all of the data if it holds fewer.
-        ridge: How strongly weights are held while they are fitted, relative to the mean square of a layer's inputs.
+        ridge: How strongly weights are held while they are fitted, relative to the mean variance of a layer's inputs.
 
     Raises:
         DataError: the data holds no image, or a layer's inputs are not finite.
