@@ -10,6 +10,7 @@ import pytest
 
 from infoprune import PruningPlan
 from infoprune.errors import PlanError
+from infoprune.structure.plan import part_of
 from infoprune.structure.plan_format import MAX_INDICES
 
 
@@ -61,3 +62,19 @@ def test_plans_made_in_python_are_checked_too() -> None:
     for indices in ((10**20,), ("a",), (1, (2, 3))):
         with pytest.raises(PlanError, match=r"net\.weight are no whole numbers"):
             PruningPlan({"net.weight": {0: indices}}, {"net.weight": (16, 4)})  # type: ignore[dict-item]
+
+
+def test_a_part_of_a_plan_is_the_plan_of_those_tensors_alone() -> None:
+    both = PruningPlan(
+        {"conv.weight": {0: (1, 2), 1: (0,)}, "conv.bias": {0: (1, 2)}},
+        {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,)},
+        {"width": (4, 2)},
+        ("cache",),
+    )
+    part = part_of(both, {"weight": "conv.weight"})
+    alone = PruningPlan({"weight": {0: (1, 2), 1: (0,)}}, {"weight": (4, 3, 3, 3)})
+    assert part == alone
+    assert part.shape_after("weight") == (2, 2, 3, 3)
+    assert part.indices("weight", 0).tolist() == [1, 2]
+    assert PruningPlan.from_json(part.to_json()) == alone
+    assert both.shape_after("conv.bias") == (2,)

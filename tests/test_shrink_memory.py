@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
+import weakref
 from pathlib import Path
 
 import pytest
@@ -35,14 +37,17 @@ def losses(draw: st.DrawFn) -> tuple[Tensor, dict[int, tuple[int, ...]]]:
     return tensor, removed
 
 
-@given(losses(), st.sampled_from([1, 8, 1 << 19]))
-def test_what_stays_and_what_goes_make_up_the_whole(case: tuple[Tensor, dict[int, tuple[int, ...]]], size: int) -> None:
+@given(losses(), st.sampled_from([1, 8, 1 << 19]), st.sampled_from([0, 20, 1 << 16]))
+def test_what_stays_and_what_goes_make_up_the_whole(
+    case: tuple[Tensor, dict[int, tuple[int, ...]]], size: int, small: int
+) -> None:
     tensor, removed = case
     expected = tensor
     for dim, gone in removed.items():
         expected = expected.index_select(dim, torch.tensor([i for i in range(tensor.shape[dim]) if i not in gone]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("infoprune.structure.surgery.slicing.SLICE", size)
+        patch.setattr("infoprune.structure.surgery.slicing.SMALL", small)
         stays, rests = cut(tensor, removed), cut_off(tensor, removed)
     assert torch.equal(stays, expected)
     assert stays.dtype == tensor.dtype
@@ -170,6 +175,19 @@ def test_sparse_tensors_are_cut_beside_the_old_ones(monkeypatch: pytest.MonkeyPa
     assert net.table.is_sparse
     assert net.table.to_dense().tolist() == [[0, 1, 2], [6, 7, 8], [9, 10, 11]]
     assert old.shape == (4, 3)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_old_weights_are_freed_at_once_not_when_the_collector_runs(verify: bool) -> None:
+    net = Net()
+    old = [weakref.ref(parameter) for parameter in net.wide.parameters()]
+    gc.collect()
+    gc.disable()
+    try:
+        infoprune.prune(net, X, "l1", filters=0.5, verify=verify)
+        assert [parameter() for parameter in old] == [None, None]
+    finally:
+        gc.enable()
 
 
 def peak(beside: int) -> float:

@@ -70,7 +70,7 @@ class Structure:
             self._grouping,
             self.component,
             self.shapes,
-            {name: [self._slots[name, dim].labels for dim in range(len(shapes[name]))] for name in parameters},
+            {name: [self._slots[name, dim] for dim in range(len(shapes[name]))] for name in parameters},
             contractions,
             measure,
             batch,

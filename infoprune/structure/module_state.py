@@ -28,7 +28,13 @@ ABSENT = object()
 """What an attribute holds that is not there."""
 
 _OWN = frozenset(vars(nn.Module()))
-"""What every module has: the only place there for what a forward has computed are its buffers."""
+"""What every module has."""
+
+_NEVER_FILLED = _OWN - {_BUFFERS}
+"""Of this, only the buffers are a place for what a forward has computed."""
+
+_PLAIN = frozenset({type(None), bool, int, float, str, tuple, Tensor, nn.Parameter})
+"""What most attributes are that are neither containers nor generators."""
 
 
 class Attributes:
@@ -39,20 +45,23 @@ class Attributes:
         self._contents: dict[int, tuple[Container, Container | tuple[()]]] = {}
         self._fillable: list[tuple[nn.Module, str]] = []
         others: list[Any] = []  # generators, perhaps
+        holds: dict[type, bool] = dict.fromkeys(_PLAIN, False)  # whether values of a type are containers
         for module, attributes in self._before:
             for name, value in attributes.items():
                 kind = type(value)
-                if kind is bool or kind is int:  # most of what a layer holds
-                    continue
-                if value is None or isinstance(value, _CONTAINERS):
+                container = holds.get(kind)
+                if container is None:
+                    container = holds[kind] = issubclass(kind, _CONTAINERS)
+                if container:
                     if value:
                         self._note(value)
-                    elif value is not None:  # a layer has a dozen containers, nearly all of them empty
+                    else:  # a layer has a dozen containers, nearly all of them empty
                         self._contents[id(value)] = (value, ())
-                    if name not in _OWN or name == _BUFFERS:
-                        self._fillable.append((module, name))
-                else:
+                elif kind not in _PLAIN:
                     others.append(value)
+                    continue
+                if name not in _NEVER_FILLED and (container or value is None):
+                    self._fillable.append((module, name))
         self._restorers = restorers(others)
 
     @contextmanager

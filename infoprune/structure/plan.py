@@ -264,6 +264,24 @@ def _check_indices(tensor: str, size: int, dim: int, listed: Labels) -> None:
         raise PlanError(f"the plan removes all {size} of dimension {dim} of {tensor}; at least one must stay")
 
 
+def part_of(plan: PruningPlan, names: Mapping[str, str]) -> PruningPlan:
+    """Return what a plan removes of some tensors; the plan is known to be sound, so that nothing is checked again.
+
+    Args:
+        plan: the plan.
+        names: name of a tensor in the new plan -> its name in ``plan``.
+    """
+    part = object.__new__(PruningPlan)
+    vars(part).update(
+        removed={new: plan.removed[old] for new, old in names.items()},
+        shapes={new: plan.shapes[old] for new, old in names.items()},
+        attributes={},
+        caches=(),
+        _arrays={(new, dim): plan._arrays[old, dim] for new, old in names.items() for dim in plan.removed[old]},
+    )
+    return part
+
+
 def check_belongs(plan: PruningPlan, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a plan made for a model whose tensors have other names or shapes.
 

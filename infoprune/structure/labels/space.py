@@ -22,8 +22,7 @@ OUTSIDE = -1
 """The label of an index that is not ours to remove: of an input, a constant, a padded border."""
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """One dimension of one parameter or buffer; its labels are ``start .. start + size - 1``."""
 
     tensor: str

@@ -37,8 +37,8 @@ def changes(modules: Mapping[str, nn.Module], plan: PruningPlan, names: Mapping[
     """
     found: list[Change] = []
     for module in modules.values():
-        own = {key: names[id(tensor)] for key, tensor in _own_tensors(module).items()}
-        cut = {key: name for key, name in own.items() if name in plan.shapes}
+        own = ((key, names[id(tensor)]) for key, tensor in _own_tensors(module).items())
+        cut = {key: name for key, name in own if name in plan.shapes}
         if cut:
             found += [
                 (module, key, value) for key, value in _of_layer(module, cut, plan) if getattr(module, key) != value
@@ -48,9 +48,14 @@ def changes(modules: Mapping[str, nn.Module], plan: PruningPlan, names: Mapping[
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return a module's own tensors; for a weight that it computes, the parameter of the weight's shape."""
-    held = [*module._parameters.items(), *module._buffers.items()]
-    own = {key: tensor for key, tensor in held if tensor is not None}
-    for key, originals in getattr(module, "parametrizations", {}).items():
+    own = {
+        key: tensor
+        for held in (module._parameters, module._buffers)
+        for key, tensor in held.items()
+        if tensor is not None
+    }
+    parametrized = getattr(module, "parametrizations", {}) if "parametrizations" in module._modules else {}
+    for key, originals in parametrized.items():
         own[key] = max(originals.parameters(recurse=False), key=Tensor.numel)
     computed = own.get("weight_orig", own.get("weight_v"))
     return own if computed is None else {"weight": computed, **own}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infoprune.structure.plan import PruningPlan
+from infoprune.structure.plan import PruningPlan, part_of
 from infoprune.structure.surgery.attributes import number
 from infoprune.structure.tensors import OwnedTensor, owned_tensors
 
@@ -62,8 +62,7 @@ def remember(
             lost.setdefault(module, {})[key] = name
     for module, keys in lost.items():
         history = _history_of(module)
-        part = PruningPlan({k: plan.removed[n] for k, n in keys.items()}, {k: plan.shapes[n] for k, n in keys.items()})
-        history.plan = history.plan.then(part)
+        history.plan = history.plan.then(part_of(plan, keys))
     for module, key, value in old_values:
         history = _history_of(module)
         # The first value stays: it belongs to the unpruned model.

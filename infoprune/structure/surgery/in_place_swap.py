@@ -48,8 +48,9 @@ class InPlaceSwap:
             A new tensor.
         """
         stays = cut(old, removed)
-        if not self._saves_memory or nbytes(stays) <= self._room or not _can_be_emptied(old):
-            self._room -= nbytes(stays)
+        size = nbytes(stays)
+        if not self._saves_memory or size <= self._room or not _can_be_emptied(old):
+            self._room -= size
         else:
             self._given_up.append((old, on_meta(old), stays, cut_off(old, removed), removed))
             old.data = old.new_empty(0)

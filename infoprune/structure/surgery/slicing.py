@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -12,6 +11,9 @@ from torch import Tensor
 
 SLICE = 1 << 19
 """So many entries of a tensor that loses along several dimensions are looked at at once."""
+
+SMALL = 1 << 16
+"""Tensors of fewer entries are cut by ``index_select``, which takes fewer steps than NumPy's ``take``."""
 
 Removed: TypeAlias = Mapping[int, tuple[int, ...]]
 """Dimension -> the indices that go, as in a plan."""
@@ -41,7 +43,7 @@ def cut(tensor: Tensor, removed: Removed) -> Tensor:
         tensor: any tensor.
         removed: dimension -> indices that go.
     """
-    return _select(tensor.detach(), _parts(tensor.shape, removed)[0])
+    return _select(tensor.detach(), _stays(tensor.shape, removed))
 
 
 def cut_off(tensor: Tensor, removed: Removed) -> list[Tensor]:
@@ -75,33 +77,49 @@ def join(stays: Tensor, rests: Sequence[Tensor], like: Tensor, removed: Removed)
 
 def forget() -> None:
     """Clear the cache of indices that tensors share."""
-    _both.cache_clear()
+    _known.clear()
+
+
+def _stays(shape: Sequence[int], removed: Removed) -> Selection:
+    """Return the part that stays."""
+    return {dim: _both(gone, shape[dim])[0] for dim, gone in sorted(removed.items()) if gone}
 
 
 def _parts(shape: Sequence[int], removed: Removed) -> list[Selection]:
     """Return the part that stays; then, for each dimension, the part that it loses of what earlier dimensions leave."""
-    stays: dict[int, Wanted] = {}
-    rests: list[Selection] = []
-    for dim, gone in sorted((dim, gone) for dim, gone in removed.items() if gone):
-        stay, go = _both(gone, shape[dim])
-        rests.append({**stays, dim: go})
-        stays[dim] = stay
-    return [stays, *rests]
+    stays = _stays(shape, removed)
+    before = {dim: {other: wanted for other, wanted in stays.items() if other < dim} for dim in stays}
+    return [stays, *({**before[dim], dim: _both(removed[dim], shape[dim])[1]} for dim in stays)]
 
 
-@lru_cache(maxsize=256)  # a layer, its norm and its optimizer state all keep the same
+_known: dict[tuple[int, int], tuple[tuple[int, ...], Wanted, Wanted]] = {}
+"""What `_both` has computed, by the identity of the indices, which are held here, and the size of the dimension."""
+
+_MOST_KNOWN = 256
+
+
 def _both(gone: tuple[int, ...], size: int) -> tuple[Wanted, Wanted]:
-    """Return the indices of a dimension that stay, and those that go."""
-    stays = np.ones(size, dtype=bool)
-    stays[np.asarray(gone)] = False
-    block = int(np.gcd.reduce(np.flatnonzero(stays[1:] != stays[:-1]) + 1, initial=size))
-    stay, go = np.flatnonzero(stays), np.flatnonzero(~stays)
-    return Wanted(stay, stay[::block] // block, block), Wanted(go, go[::block] // block, block)
+    """Return the indices of a dimension that stay, and those that go.
+
+    A layer, its norm and its optimizer state all lose one tuple of indices, which takes long to hash.
+    """
+    key = id(gone), size
+    if key not in _known:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        stays = np.ones(size, dtype=bool)
+        stays[np.asarray(gone)] = False
+        block = int(np.gcd.reduce(np.flatnonzero(stays[1:] != stays[:-1]) + 1, initial=size))
+        stay, go = np.flatnonzero(stays), np.flatnonzero(~stays)
+        _known[key] = gone, Wanted(stay, stay[::block] // block, block), Wanted(go, go[::block] // block, block)
+    return _known[key][1:]
 
 
 def _select(tensor: Tensor, wanted: Selection) -> Tensor:
     """Return the wanted part, as a new tensor in the same memory format."""
-    if wanted and _numpy_can(tensor):
+    # What takes a single byte may be a float8, which not every version of PyTorch indexes.
+    small = tensor.numel() < SMALL and tensor.element_size() > 1
+    if wanted and not small and _numpy_can(tensor):
         return _taken(tensor, wanted)
     layout, result = _memory_format(tensor), tensor
     for dim, (indices, _, _) in wanted.items():

@@ -26,6 +26,8 @@ class ConstantsInSight(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func not in _MAKE_TENSORS:  # as nearly all
+            return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
         if func is Tensor.new_tensor or (func is Tensor.new and _holds_numbers(args[1:])):
             like, *args = args  # type: ignore[assignment]
@@ -37,6 +39,7 @@ class ConstantsInSight(TorchFunctionMode):
 
 
 _FROM_NUMBERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
+_MAKE_TENSORS = _FROM_NUMBERS | {Tensor.new_tensor, Tensor.new}
 
 
 def _moved(func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:

@@ -67,6 +67,8 @@ def kernel_of(func: Callable[..., Any]) -> Kernel | None:
         return lambda args, kwargs: NotImplemented if kwargs else _cat(*args)
     if func is _aten.clone.default:
         return _on_floats(lambda args, kwargs: _clone(*args, **kwargs))
+    if func is _aten.empty.memory_format:
+        return lambda args, kwargs: _new(*args, **kwargs)
     if func in _ELEMENTWISE:
         return _on_floats(_elementwise)
     if func in _IN_PLACE:
@@ -141,6 +143,17 @@ def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
 @lru_cache(maxsize=1024)  # a clone costs a sixth of a new tensor, and models repeat their shapes
 def _prototype(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _new(
+    size: Sequence[int], *, dtype: torch.dtype | None = None, device: torch.device | None = None, **others: Any
+) -> Any:
+    plain = dtype is not None and device is not None and device.type == "meta" and others in _USUAL
+    return _prototype(dtype, tuple(size)).clone() if plain else NotImplemented
+
+
+_USUAL: tuple[dict[str, Any], ...] = ({}, {"layout": torch.strided})
+"""What a new tensor is asked for besides size, type and device, if it is an ordinary one."""
 
 
 def _like(x: Tensor) -> Tensor:

@@ -170,15 +170,10 @@ class Tracer(TorchDispatchMode):
         """
         record, rule, args, kwargs, tensors, outs = step
         op = RuleContext(self.space, record, self.first + len(self.records), self.contractions)
-        origins: dict[str | None, int] = {}  # of what is computed from the model's own tensors alone
-        given = [labels_of(tensor) for tensor in tensors]
-        for tensor, labels in zip(tensors, given, strict=True):
-            origin = labels.origin
-            if origin is not None:
-                self.used.add(origin)
-            if tensor.dim():
-                origins[origin] = max(tensor.numel(), origins.get(origin, 0))
         # Read before the rule runs: an in-place operator writes to the labels of its operand.
+        given = [labels_of(tensor) for tensor in tensors]
+        sources = [(labels.origin, tensor) for tensor, labels in zip(tensors, given, strict=True) if tensor.dim()]
+        self.used.update(labels.origin for labels in given if labels.origin is not None)
         statistics = [s for labels in given for s in labels.statistics]
         nonzero = {id(axis): axis for labels in given for axis in labels.nonzero}
         apply(rule, op, args, kwargs, outs)
@@ -186,8 +181,8 @@ class Tracer(TorchDispatchMode):
         for statistic in () if op.carried_statistics else statistics:
             self.space.freeze(statistic.axis[statistic.axis >= 0], statistic.reason, statistic.op)
         # What is computed from parameters alone is a kernel in another form; the largest parameter gives its name.
-        if origins and None not in origins and not record.name.startswith("aten.new_"):
-            main = max(origins, key=lambda origin: (origin in self.space.parameters, origins[origin]))
+        if sources and all(origin is not None for origin, _ in sources) and not record.name.startswith("aten.new_"):
+            main, _ = max(sources, key=lambda source: (source[0] in self.space.parameters, source[1].numel()))
             for out in outs:
                 labels_of(out).origin = main
         if nonzero and not op.zeros_settled:

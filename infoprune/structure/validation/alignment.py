@@ -67,9 +67,9 @@ class Alignment:
         Returns:
             The slice in the traced pass; None if nothing was skipped.
         """
-        pair = self._records[self.next : self.next + 2] if self.holds else ()
-        if len(pair) < 2 or pair[0].name != "aten.slice":
+        if not self.holds or self.next + 1 >= len(self._records) or self._records[self.next].name != "aten.slice":
             return None
+        pair = self._records[self.next : self.next + 2]
         if same_operator(pair[0], name) or not same_operator(pair[1], name):
             return None
         self.next += 1

@@ -64,8 +64,7 @@ class ComparedPass(Tracer):
         self._plan = plan
         self._expected = traced.records
         self._unaligned_outs: Sequence[Tensor] = ()
-        self._numbers: Counter[float] = Counter()
-        self._ran: list[str] = []
+        self._ran: list[tuple[str, tuple[float, ...]]] = []  # operators and their factors
         self._structure = structure
         self._component = np.append(structure.component, -1)
         self._keep = keep
@@ -112,8 +111,7 @@ class ComparedPass(Tracer):
         if not tensors and not holds_anything(outs):
             return result
         numbers = scalars_in(name, args, kwargs, tensors)
-        self._numbers.update(numbers)
-        self._ran.append(name)
+        self._ran.append((name, numbers))
         if alignment.holds and record is not None and same_operator(record, name) and len(record.outputs) != len(outs):
             alignment.next += 1  # a split into parts of a fixed size
             self._note_conflict(record, tensors, FIXED, args)
@@ -217,9 +215,9 @@ class ComparedPass(Tracer):
             return
         self._modules[:] = [self._alignment.lost_in]  # where to look for what stands in the way
         expected = Counter(number for record in self._expected for number in record.scalars)
-        if self._numbers != expected:
+        if Counter(number for _, numbers in self._ran for number in numbers) != expected:
             raise Diverged("it runs other operators with other factors")
-        if other := differing_operators([record.name for record in self._expected], self._ran):
+        if other := differing_operators([record.name for record in self._expected], [name for name, _ in self._ran]):
             raise Diverged(f"which operators it runs depends on its width ({other})")
 
     # -- comparing ----------------------------------------------------------------------------------------------------

@@ -118,7 +118,8 @@ def _shrunk(session: TraceSession, name: str, shape: tuple[int, ...]) -> Tensor:
     """Return a tensor on meta with the shape that the plan leaves."""
     tensor = session.owned[name].tensor
     on_shapes = session.on_shapes and tensor.is_floating_point()
-    cut = torch.zeros(shape, dtype=tensor.dtype, device="meta" if on_shapes else tensor.device)
+    make = torch.empty if on_shapes else torch.zeros  # on meta, where zeros take four times as long
+    cut = make(shape, dtype=tensor.dtype, device="meta" if on_shapes else tensor.device)
     last = not tensor.is_contiguous() and tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     return cut.to(memory_format=torch.channels_last) if last else cut
 

@@ -83,7 +83,11 @@ class SizeAttributeFinder:
         self._rewrites: dict[str, Rewrite] = {}
         self._tried: set[Candidate] = set()
         self._seen: set[str] = set()
-        self._numbers = HeldNumberSearch(session, self._head_count_paths)
+
+    @property
+    def _numbers(self) -> HeldNumberSearch:
+        # Made anew for each question: an attribute would be a reference cycle, which keeps the model's old weights.
+        return HeldNumberSearch(self._session, self._head_count_paths)
 
     def slots(self) -> Iterator[AttributeSlot]:
         """Return every attribute found, with the labels whose number it is."""

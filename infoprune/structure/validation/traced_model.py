@@ -62,12 +62,6 @@ class TracedModel:
         self._size_attributes.add_pytorch_heads()
         session.run()
         self._ways = WayFinder(session)
-        self._resolvers: Sequence[Resolver] = (
-            self._alias_sizes,
-            self._size_attributes.find,  # splits dimensions into heads, or rewrites numbers that modules hold
-            self._take_other_ways,
-            self._freeze,
-        )
         self._followed: Sequence[ChannelGroup] = ()  # the groups whose probe plans had no conflict
         self._built: tuple[tuple[list[Tracer], int, int], Structure] | None = None
         self._size_attributes.find_frozen_heads()
@@ -165,7 +159,14 @@ class TracedModel:
             return dry_run(self.session, structure, plan)
 
     def _resolve(self, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> None:
-        any(resolve(structure, plan, conflicts) for resolve in self._resolvers)
+        # A tuple kept as an attribute would be a reference cycle, which keeps the model's old weights.
+        resolvers: Sequence[Resolver] = (
+            self._alias_sizes,
+            self._size_attributes.find,  # splits dimensions into heads, or rewrites numbers that modules hold
+            self._take_other_ways,
+            self._freeze,
+        )
+        any(resolve(structure, plan, conflicts) for resolve in resolvers)
 
     def _alias_sizes(self, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> bool:
         """Resolver: unite dimensions with those from which the code reads their width."""
