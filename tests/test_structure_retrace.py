@@ -102,3 +102,65 @@ def test_train_mode_is_kept_where_it_uses_more(in_training: bool) -> None:
     assert [train for train, _ in structure.passes.traced] == [False, True][: 1 + in_training]
     assert not structure.group("stem").frozen
     assert ("spare.weight" in {slot.tensor for slot in structure.group("stem").slots}) is in_training
+
+
+class Grouped(nn.Module):
+    """Groups of two channels, whose positions are added up; an auxiliary head that training alone uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.grouped = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, groups=4, bias=False)
+        self.head, self.auxiliary = nn.Conv2d(2, 5, 1), nn.Conv2d(2, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        features = sum(self.grouped(self.stem(x).relu()).chunk(4, 1))
+        made: Tensor = self.head(features)
+        return (made, self.auxiliary(features)) if self.training else made
+
+
+def test_an_operator_lets_channels_go_in_the_same_way_in_eval_and_train_mode() -> None:
+    net = randomise(Grouped())
+    structure, original = infoprune.trace(net, X), copy.deepcopy(net)
+    assert [train for train, _ in structure.passes.traced] == [False, True]
+    assert [(group.name, group.size) for group in structure.prunable] == [("stem", 2), ("grouped", 2)]
+    plan = structure.plan({"stem": [0], "grouped": [1]})
+    infoprune.shrink(net, plan)
+    assert net.grouped.weight.shape == (4, 1, 1, 1)
+    assert relative_error(original, net, plan, X) < 1e-12
+    assert [tuple(made.shape) for made in net.train()(X)] == [(2, 5, 4, 4)] * 2
+
+
+class Points(nn.Module):
+    """Each query reads four tokens in each head, with weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.width = 3, 24
+        self.values, self.weights, self.out = nn.Linear(24, 24), nn.Linear(24, 3 * 4), nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, count, _ = x.shape
+        values = self.values(x).view(batch, count, self.heads, self.width // self.heads)[:, :4]
+        weights = self.weights(x).view(batch, count, self.heads, 4).softmax(-1)
+        return self.out(torch.einsum("bnhp,bphd->bnhd", weights, values).reshape(batch, count, self.width))
+
+
+class Reading(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.points, self.head = nn.Conv2d(3, 24, 1), Points(), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        RUNS.append(1)
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        return self.head(tokens + self.points(tokens))
+
+
+RUNS: list[int] = []
+
+
+def test_a_probe_plan_is_not_run_dry_again_where_nothing_has_changed() -> None:
+    RUNS.clear()
+    structure = infoprune.trace(randomise(Reading()), X)
+    assert [group.name for group in structure.prunable] == ["stem"]
+    assert len(RUNS) == 3  # traced, run dry with a conflict, and without

@@ -7,9 +7,11 @@ labels (these indices must go together) or freeze them (this index must stay). C
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -308,7 +310,18 @@ class LabelSpace:
         Args:
             label: a label.
         """
-        return next((slot.dim for slot in self.slots if slot.start <= label < slot.start + slot.size), None)
+        slot = self.slot_of(label)
+        return None if slot is None else slot.dim
+
+    def slot_of(self, label: int) -> Slot | None:
+        """Return the slot that a label belongs to; None if it has none.
+
+        Args:
+            label: a label.
+        """
+        place = bisect_right(self.slots, label, key=attrgetter("start")) - 1
+        found = self.slots[place] if place >= 0 else None
+        return found if found is not None and label < found.start + found.size else None
 
     def slot_ranges(self) -> Iterator[tuple[Slot, slice]]:
         """Return every slot with the range of its labels."""

@@ -23,7 +23,6 @@ from infoprune.structure.tracing.rules.contraction import HEAD_WIDTH
 from infoprune.structure.tracing.rules.reduction import SOFTMAX
 from infoprune.structure.tracing.rules.shape import MERGED
 from infoprune.structure.validation.conflict import FACTOR, Conflict
-from infoprune.structure.validation.conflict_labels import meets
 from infoprune.structure.validation.held_number_search import AskedFor, HeldNumberSearch
 from infoprune.structure.validation.module_paths import join, siblings
 from infoprune.structure.validation.operators import operators_inside
@@ -152,7 +151,8 @@ class SizeAttributeFinder:
 
     def _makes(self, module: str, labels: Labels) -> bool:
         """Return whether labels are of filters inside a module."""
-        slot = next((slot for slot, where in self._session.space.slot_ranges() if meets(labels, where)), None)
+        inside = labels[(labels >= 0) & (labels < self._session.space.slots_end())]
+        slot = self._session.space.slot_of(int(inside.min())) if len(inside) else None
         return slot is not None and slot.dim == 0 and slot.tensor.startswith(f"{module}." if module else "")
 
     # -- heads --------------------------------------------------------------------------------------------------------
@@ -266,6 +266,7 @@ class SizeAttributeFinder:
             return False
         alike = self._with_siblings(module)
         inside = operators_inside(structure.records, alike)
+        known = len(self._session.space.unions)
         for sibling in alike:
             heads, labels = self._heads.get(sibling), self._session.space.head_labels.get(sibling)
             if heads is None or heads.tied or labels is None:
@@ -277,7 +278,7 @@ class SizeAttributeFinder:
             for axis, op in self._axes_made(structure, inside[sibling], size):
                 if not np.isin(structure.component[axis], of_heads).any():  # the heads of a batch may be as many
                     self._session.space.unite(np.repeat(labels, len(axis) // heads.count), axis, op)
-        return self._heads[module].tied
+        return len(self._session.space.unions) > known  # else a dry run would find what the last one found
 
     def _axes_made(self, structure: Structure, numbers: Sequence[int], size: int) -> Iterator[tuple[Labels, int]]:
         """Yield the removable dimensions of a size that operators make, except those that the code stretches."""

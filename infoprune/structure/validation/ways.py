@@ -14,6 +14,7 @@ import numpy as np
 from infoprune.structure.groups import Structure
 from infoprune.structure.labels import Labels
 from infoprune.structure.tracing.session import TraceSession
+from infoprune.structure.tracing.tracer import Tracer
 from infoprune.structure.validation.module_paths import siblings
 
 MOST_TRIES = 6
@@ -75,7 +76,7 @@ class WayFinder:
         self._session.space.ways |= {number: way % records[number].ways for number in numbers}
 
     def _alike(self, structure: Structure, labels: Labels) -> Iterator[list[int]]:
-        """Yield the operators with several ways that tie some of these labels, each with the same one in siblings."""
+        """Yield the operators with several ways that tie some of these labels, each with those of the same code."""
         several = {number for number, record in enumerate(structure.records) if record.ways > 1}
         ties = [union for union in structure.space.unions if union.op in several and len(union.a)]
         if not ties:
@@ -85,20 +86,23 @@ class WayFinder:
         numbers = {union.op for union in ties if meant[structure.component[union.a[0]]]}
         while numbers:
             number = min(numbers)
-            alike = self._same_in_siblings(number)
+            alike = self._same_code(number)
             numbers.difference_update(alike)
             yield alike
 
-    def _same_in_siblings(self, number: int) -> list[int]:
-        """Return an operator and those in the same place of modules that run the same code."""
+    def _same_code(self, number: int) -> list[int]:
+        """Return an operator and those in the same place of other passes and of modules that run the same code."""
         record = self._session.records[number]
-        place = self._session.operators_of(record.module).index(number)
-        found = [number]
-        for module in siblings(self._session.modules, record.module):
-            operators = self._session.operators_of(module)
-            if place < len(operators) and self._session.records[operators[place]].ways == record.ways:
-                found.append(operators[place])
-        return sorted(found)
+        modules = [record.module, *siblings(self._session.modules, record.module)]
+        runs = [self._operators_of(tracer, module) for module in modules for tracer in self._session.passes.tracers]
+        place = next(run.index(number) for run in runs if number in run)
+        alike = (run[place] for run in runs if place < len(run))
+        others = (other for other in alike if self._session.records[other].name == record.name)
+        return sorted(other for other in others if self._session.records[other].ways == record.ways)
+
+    def _operators_of(self, tracer: Tracer, module: str) -> list[int]:
+        """Return the numbers of the operators that a module itself runs in one pass."""
+        return [number for number, ran in enumerate(tracer.records, tracer.first) if ran.module == module]
 
 
 def free_channels(structure: Structure) -> tuple[int, int]:
