@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from typing import Any
 
 import pytest
 import torch
@@ -141,3 +142,31 @@ def test_a_whole_call_runs_its_own_plan_dry_and_falls_back_on_probe_plans() -> N
     assert mild.plan.shape_after("first.weight")[0] == 7
     with pytest.raises(ConfigurationError, match=r"depends on its width \(nothing, aten.tanh\)"):
         infoprune.prune(_Chooses(), X, "l1", filters=0.5)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "shape"),
+    [
+        (torch.zeros(1, 0, 8), r"\(1, 0, 8\)"),
+        ((torch.zeros(0, 5, 8),), r"\(0, 5, 8\)"),
+        (infoprune.Examples(torch.zeros(1, 5, 8), torch.zeros(1, 0, 8)), r"\(1, 0, 8\)"),
+    ],
+)
+def test_an_empty_first_input_is_refused(inputs: Any, shape: str) -> None:
+    net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    with pytest.raises(TraceError, match=f"of shape {shape} hold no example: .*dimension of size 0"):
+        infoprune.trace(net, inputs)
+
+
+def test_an_empty_further_input_keeps_the_channels_that_are_reshaped_in_it() -> None:
+    class WithBoxes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.boxes, self.head = nn.Conv2d(3, 8, 1), nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+            made = self.boxes(boxes)[:, None].expand(-1, 3, -1).reshape(-1, 8)
+            return self.stem(x).mean((2, 3)), self.head(made)
+
+    structure = infoprune.trace(WithBoxes(), (X, torch.zeros(0, 4)))
+    assert "in a tensor without entries" in str(structure.group("boxes").reason)

@@ -123,6 +123,7 @@ def test_a_contiguous_copy_has_the_layout_that_pytorch_gives_it() -> None:
         (aten.convolution.default, (X, meta(6, 4, 9), None, [1], [1], [1], False, [0], 1)),  # wider than its input
         (aten.convolution.default, (LAST, meta(6, 4, 3, 3), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)),
         (aten.convolution.default, (X, meta(4, 6, 3), None, [1], [1], [1], True, [0], 1)),
+        (aten.linalg_vector_norm.default, (X,)),  # over all dimensions
         (aten.add.Tensor, (torch.ones(2), torch.ones(2))),  # real tensors
     ],
 )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from infoprune.errors import PlanError, TraceError
-from infoprune.inputs import Inputs, check_form
+from infoprune.inputs import Examples, Inputs, check_form
 from infoprune.structure.collector import collector_paused
 from infoprune.structure.groups import Structure
 from infoprune.structure.plan import PruningPlan
@@ -83,8 +83,7 @@ def traced_model(
     with collector_paused():
         owned = owned_tensors(model)
         _check_materialised(owned)
-        if not all(len(tensor) for tensor in tensors_of(example_inputs)[:1] if tensor.dim()):
-            raise TraceError(f"the example inputs {in_words(example_inputs)} hold no example: give at least one")
+        _check_entries(example_inputs)
         session = TraceSession(model, example_inputs, owned, follow)
         session.narrow_too.update(plan_of(model).removed)  # what was cut before is no colour
         freeze_patterns(session, frozen_names(model, frozen))
@@ -121,6 +120,16 @@ def check_plan(model: nn.Module, example_inputs: Inputs, structure: Structure, p
         first = conflicts[0]
         where = f" ({structure.records[first.op]})" if first.op >= 0 else ""
         raise PlanError(f"the model cannot follow this plan: a channel {first.reason}{where}; freeze that layer")
+
+
+def _check_entries(example_inputs: Inputs) -> None:
+    """Refuse an empty tensor as a model's first input: no cost and no proof would hold for others."""
+    for inputs in example_inputs.inputs if isinstance(example_inputs, Examples) else [example_inputs]:
+        if any(not tensor.numel() for tensor in tensors_of(inputs)[:1]):
+            raise TraceError(
+                f"the example inputs {in_words(inputs)} hold no example: the first tensor has a dimension of size 0; "
+                "give at least one entry along each dimension"
+            )
 
 
 def _check_materialised(owned: dict[str, OwnedTensor]) -> None:

@@ -1,8 +1,9 @@
-"""Let the operators of a traced pass see the numbers that code writes out."""
+"""Let the operators of a traced pass see what PyTorch does without one: numbers written out, data replaced."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -10,12 +11,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from infoprune.errors import TraceError
+from infoprune.structure.labels.tensor_labels import labels_of
+
 
 class ConstantsInSight(TorchFunctionMode):
     """Make tensors of written-out numbers on the CPU and move them to the meta device, until the end of the block.
 
     On the meta device ``torch.tensor(1 / width, device=x.device)`` loses its numbers, and in some versions of PyTorch
-    no operator runs for it. A move from the CPU is an operator that has the numbers.
+    no operator runs for it. A move from the CPU is an operator that has the numbers. Nor does one run for
+    ``x.data = y``, which is ``x.set_(y)`` here.
 
     Example:
         >>> with ConstantsInSight():
@@ -26,8 +31,10 @@ class ConstantsInSight(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func not in _MAKE_TENSORS:  # as nearly all
+        if func not in _CONCERNED:  # as nearly all
             return func(*args, **kwargs) if kwargs else func(*args)
+        if func == _SET_DATA:
+            return _replace_data(*args)
         kwargs = kwargs or {}
         if func is Tensor.new_tensor or (func is Tensor.new and _holds_numbers(args[1:])):
             like, *args = args  # type: ignore[assignment]
@@ -39,7 +46,21 @@ class ConstantsInSight(TorchFunctionMode):
 
 
 _FROM_NUMBERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
-_MAKE_TENSORS = _FROM_NUMBERS | {Tensor.new_tensor, Tensor.new}
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
+_CONCERNED = _FROM_NUMBERS | {Tensor.new_tensor, Tensor.new, _SET_DATA}
+
+
+def _replace_data(tensor: Tensor, data: Tensor) -> None:
+    if data is tensor:  # as where a layer is moved to the device that it is on
+        return
+    if data.dtype != tensor.dtype and _same_axes(data, tensor):
+        return _SET_DATA(tensor, data)
+    if data.dtype != tensor.dtype:
+        raise TraceError(
+            f"the forward assigns to the .data of a tensor of {tensor.dtype} one of {data.dtype}, which cannot be "
+            "traced: convert it first, or assign to a new name"
+        )
+    tensor.set_(data)  # type: ignore[call-overload]
 
 
 def _moved(func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
@@ -51,6 +72,11 @@ def _moved(func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, A
 def _number_of(value: Tensor) -> Any:
     """Return what a tensor within a list, as in ``torch.tensor([2.0, x.mean()])``, stands for there."""
     return value if value.dim() else value.item()
+
+
+def _same_axes(a: Tensor, b: Tensor) -> bool:
+    pairs = zip_longest(labels_of(a).axes, labels_of(b).axes)
+    return all(one is other for one, other in pairs)
 
 
 def _copies(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

@@ -226,7 +226,7 @@ def _mean(x: Tensor, dims: Sequence[int] | None = None, keepdim: bool = False) -
     return _empty(x, sizes)
 
 
-def _norm(x: Tensor, order: float, *dims: Any) -> Any:
+def _norm(x: Tensor, order: float = 2, *dims: Any) -> Any:
     return _mean(x, *dims) if dims and len(dims) <= 2 else NotImplemented
 
 

@@ -13,8 +13,22 @@ from torch import Tensor
 from infoprune.structure.labels import OUTSIDE, Labels
 from infoprune.structure.labels.tensor_labels import Axis, labels_of, number_in
 from infoprune.structure.tracing.rule_context import RuleContext
+from infoprune.structure.tracing.rules import statistics
 from infoprune.structure.tracing.rules.elementwise import broadcast_axes
 from infoprune.structure.tracing.rules.registry import rule, unknown
+
+
+@rule("aten.set")
+def replaced(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Label a tensor whose data is replaced like its new data; parameters keep what does not stay in its place."""
+    if len(args) != 2 or not isinstance(args[1], Tensor):
+        return unknown(ctx, args, kwargs, outs)
+    own, new = labels_of(args[0]), labels_of(args[1])
+    same = len(own.axes) == len(new.axes) and all(a is b for a, b in zip(own.axes, new.axes, strict=True))
+    if own.origin is not None and not (same and new.zero and not new.nonzero):
+        ctx.freeze_all([*own.axes, *new.axes], "replaces the data of a parameter or buffer")
+    ctx.label(outs[0], new.axes, zero=new.zero, origin=own.origin and new.origin, nonzero=new.nonzero)
+    statistics.carry(ctx, new, labels_of(outs[0]))
 
 
 @rule("aten.slice")

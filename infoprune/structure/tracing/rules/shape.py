@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,6 +15,9 @@ from infoprune.structure.labels.tensor_labels import Axis, labels_of
 from infoprune.structure.tracing.rule_context import RuleContext
 from infoprune.structure.tracing.rules import statistics
 from infoprune.structure.tracing.rules.registry import rule, unknown
+
+EMPTY = 1_000_003
+"""An empty dimension counts as this size, which divides no other."""
 
 MERGED = "two removable dimensions merge into one"
 """Why both stay where neither can lose an index without holes in the other."""
@@ -45,6 +49,10 @@ def reshape_axes(ctx: RuleContext, axes: Sequence[Axis], before: tuple[int, ...]
         return result
     merging: dict[int, dict[int, Labels]] = {}  # new dimension -> dimensions that it is made of, with their labels
     for ins, outs in _segments(before, after):
+        # Sizes of nothing tell not which dimension has become which.
+        if 0 in before and math.prod(before[d] or EMPTY for d in ins) != math.prod(after[d] or EMPTY for d in outs):
+            ctx.freeze_all([axes[d] for d in ins], "is reshaped in a tensor without entries")
+            continue
         wide_ins = [d for d in ins if before[d] != 1]
         wide_outs = [d for d in outs if after[d] != 1]
         # Nothing but dimensions of one comes or goes: the labels stay as they are.
@@ -100,8 +108,7 @@ def _segments(before: tuple[int, ...], after: tuple[int, ...]) -> Sequence[tuple
     >>> _segments((2, 12, 5), (2, 3, 4, 5))
     [([0], [0]), ([1], [1, 2]), ([2], [3])]
     """
-    # An empty dimension counts as a size that divides no other.
-    before, after = (tuple(n or 1_000_003 for n in shape) for shape in (before, after))
+    before, after = (tuple(n or EMPTY for n in shape) for shape in (before, after))
     i = j = 0
     segments = []
     while i < len(before) or j < len(after):
