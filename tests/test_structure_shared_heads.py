@@ -66,6 +66,40 @@ def test_a_shared_head_goes_with_its_query_heads(spelling: str, inferred: bool) 
     assert infoprune.verify(original, net, plan, X).ok
 
 
+class WrittenOut(nn.Module):
+    """Four query heads share two of keys and values, as many as the code says; how wide they are it leaves open."""
+
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.spelling = spelling
+        self.query, self.key, self.value = nn.Linear(20, 24), nn.Linear(20, 12), nn.Linear(20, 12)
+        self.out = nn.Linear(24, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q = self.query(x).view(b, t, 4, -1).transpose(1, 2)
+        k, v = (f(x).view(b, t, 2, -1).transpose(1, 2) for f in (self.key, self.value))
+        if self.spelling == "repeat_interleave":
+            k, v = k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1)
+        elif self.spelling == "expand":
+            k, v = (each[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1, 2) for each in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=self.spelling == "enable_gqa")
+        return x + self.out(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("spelling", ["repeat_interleave", "expand", "enable_gqa"])
+def test_where_the_number_of_heads_is_written_out_their_values_lose_width(spelling: str) -> None:
+    net = Net(WrittenOut(spelling)).double().eval()
+    structure, original = infoprune.trace(net, X.double()), copy.deepcopy(net)
+    assert [group.name for group in structure.prunable] == ["embed", "attention.value"]
+    assert "computed from its width" in str(structure.group("attention.query").reason)
+    plan = structure.plan({"attention.value": [1, 4], "embed": [0, 5]})
+    infoprune.shrink(net, plan)
+    attention = net.attention
+    assert (attention.value.out_features, attention.out.in_features) == (8, 16)  # type: ignore[union-attr]
+    assert infoprune.verify(original, net, plan, X.double()).ok
+
+
 @pytest.mark.parametrize("need_weights", [True, False])
 def test_averaged_weights_that_nobody_reads_keep_no_head(need_weights: bool) -> None:
     class OfTokens(nn.Module):

@@ -9,8 +9,7 @@ is still in the way then stays.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from torch import nn
@@ -22,10 +21,11 @@ from infoprune.structure.tracing.rule_context import STILL_ADDS
 from infoprune.structure.tracing.rules.contraction import HEAD_WIDTH
 from infoprune.structure.tracing.rules.reduction import SOFTMAX
 from infoprune.structure.tracing.rules.shape import MERGED
-from infoprune.structure.validation.conflict import FACTOR, Conflict
+from infoprune.structure.validation.conflict import FACTOR, FIXED, Conflict
 from infoprune.structure.validation.held_number_search import AskedFor, HeldNumberSearch
 from infoprune.structure.validation.module_paths import join, siblings
 from infoprune.structure.validation.operators import operators_inside
+from infoprune.structure.validation.taken_numbers import Candidate, Heads, Rewrite
 from infoprune.structure.validation.ways import free_channels
 
 if TYPE_CHECKING:
@@ -39,40 +39,6 @@ MOST_TRIES = 6
 """So many times at most a number is taken for a width that one operator asks for: each takes a dry run."""
 
 
-@dataclass
-class Heads:
-    """Parts of a dimension of one module (attention heads) that go as wholes, their number an attribute of it.
-
-    ``others``: further attributes that may be their number; ``doubtful``: there were any.
-    """
-
-    attribute: str
-    count: int
-    others: Sequence[str]
-    doubtful: bool
-    tied: bool = False
-
-
-class Candidate(NamedTuple):
-    """A number that may be the width of a dimension, because an operator was asked for that size."""
-
-    path: str
-    op: int
-    place: int
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """A number that follows a cut: its dimension, and the candidate that explained it.
-
-    ``guessed``: because a module failed that runs the same code, not yet its own.
-    """
-
-    slot: AttributeSlot
-    candidate: Candidate
-    guessed: bool
-
-
 class SizeAttributeFinder:
     """Find the attributes of a model that follow its widths."""
 
@@ -82,6 +48,7 @@ class SizeAttributeFinder:
         self._rewrites: dict[str, Rewrite] = {}
         self._tried: set[Candidate] = set()
         self._seen: set[str] = set()
+        self._shared: set[str] = set()  # modules whose heads are not counted by one attribute
 
     @property
     def _numbers(self) -> HeldNumberSearch:
@@ -236,13 +203,33 @@ class SizeAttributeFinder:
             for sibling in self._with_siblings(module):
                 counts = splits.get(sibling, {})
                 widths = set().union(*counts.values())
-                if sibling not in head_splits and len(widths) == 1:
+                if sibling not in head_splits and sibling not in self._shared and len(widths) == 1:
+                    self._shared.add(sibling)
                     head_splits[sibling] = {(count, width) for count in counts for width in widths}
                     found = True
         if found:
             self._rewrites.clear()  # they were made for the widths of heads
             self._tried.clear()
             self._session.retrace()
+        return found
+
+    def give_up_shared_heads(self, structure: Structure, plan: PruningPlan, conflicts: Sequence[Conflict]) -> bool:
+        """Let no whole heads go where the code writes out how many there are; what heads are not made of then may go.
+
+        Args:
+            structure: the channel groups.
+            plan: the plan.
+            conflicts: what its dry run returned.
+        """
+        space, component = self._session.space, structure.component
+        found = False
+        for module in {c.module for c in conflicts if c.reason == FIXED} & self._shared & space.head_splits.keys():
+            heads, labels = space.head_labels.get(module), [c.labels for c in conflicts if c.module == module]
+            if heads is not None and np.isin(component[np.concatenate(labels)], component[heads]).any():
+                for sibling in self._with_siblings(module):
+                    found |= sibling in self._shared and space.head_splits.pop(sibling, None) is not None
+        if found:
+            self.retrace()
         return found
 
     def _head_counts(self, module: str, splits: Splits) -> list[str]:

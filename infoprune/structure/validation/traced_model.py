@@ -164,6 +164,7 @@ class TracedModel:
             self._alias_sizes,
             self._size_attributes.find,  # splits dimensions into heads, or rewrites numbers that modules hold
             self._take_other_ways,
+            self._size_attributes.give_up_shared_heads,
             self._freeze,
         )
         any(resolve(structure, plan, conflicts) for resolve in resolvers)
