@@ -116,6 +116,16 @@ class PartlyUnused(TinyModule):
         return loss + self.sometimes(self(batch[0])).square().mean() if batch_idx == 0 else loss
 
 
+class EqualWidths(TinyModule):
+    """A step that multiplies two layers' biases, which have to stay of one size."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx) + (self.net.norm.bias * self.net.conv1.bias).sum()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        torch.stack([self.net.norm.running_mean, self.net.conv1.bias])
+
+
 DOUBLE = {"precision": "64-true"}  # Adam divides by tiny numbers: in single precision it blows rounding up
 
 SCENARIOS: dict[str, dict[str, Any]] = {
@@ -126,6 +136,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "static": {"strategy": {"static_graph": True, "gradient_as_bucket_view": True}, "options": DOUBLE},
     "synchronised": {"norms": Synchronised, "optimizer": adamw, "options": DOUBLE},
     "noisy": {"criterion": Noisy, "optimizer": adamw},
+    "equal": {"module": EqualWidths, "cut": {"allocation": "auto", "macs": 0.5}, "options": DOUBLE},
     "distilled": {"callbacks": (Distillation,), "options": DOUBLE},
     **({"ema": {"ema": True}} if hasattr(pl.callbacks, "EMAWeightAveraging") else {}),  # since Lightning 2.6
     "fails": {"criterion": FailsOnOne},
@@ -137,7 +148,7 @@ def run(scenario: str, folder: Path, processes: int, ckpt_path: Path | None = No
     spec = SCENARIOS[scenario]
     torch.manual_seed(5)
     module = spec.get("module", TinyModule)(spec.get("optimizer", sgd))
-    cut = pruning((1, 2), criterion=spec.get("criterion", L1)())
+    cut = pruning((1, 2), criterion=spec.get("criterion", L1)(), **spec.get("cut", {}))
     gradients = Gradients()
     still = () if "norms" in spec else (StillNorm(),)
     callbacks = [*still, *(make() for make in spec.get("callbacks", ())), cut, Sound(), gradients]

@@ -11,7 +11,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 import infoprune
 from infoprune.errors import ConfigurationError
@@ -142,17 +141,21 @@ def test_an_average_that_starts_equal_and_is_moved_in_place_follows_unasked(thro
 
 
 class Averaged(TinyModule):
-    """Keeps an average of the network, and updates it behind the training step, or never (a teacher)."""
+    """Has a second network of the same shape, and averages into it behind the training step, or never (a teacher)."""
 
     def __init__(self, updated: bool) -> None:
         super().__init__()
-        self.average = AveragedModel(self.net)
+        self.average = copy.deepcopy(self.net).requires_grad_(False)
         self.updated = updated
         self.make_optimizer = lambda _: sgd(self.net.parameters())
 
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.loss(batch) + nn.functional.mse_loss(self.net(batch[0]), self.average(batch[0]))
+
     def on_train_batch_end(self, *_: Any) -> None:
-        if self.updated:
-            self.average.update_parameters(self.net)
+        with torch.no_grad():
+            for p, average in zip(self.net.parameters(), self.average.parameters() if self.updated else (), strict=False):
+                average.lerp_(p, 0.1)
 
 
 @pytest.mark.parametrize("updated", [True, False])
@@ -165,7 +168,7 @@ def test_a_copy_that_has_changed_by_the_first_event_follows_and_a_teacher_stays(
 
 def test_before_any_training_copies_have_to_be_spoken_of() -> None:
     """An average and a teacher look the same then; a wrong guess would break the first or spoil the second."""
-    message = r"'average\.module' has the tensors of 'net'.*follow=\{'average\.module': 'net'\}.*teacher\), give"
+    message = r"'average' has the tensors of 'net'.*follow=\{'average': 'net'\}.*teacher\), give"
     with pytest.raises(ConfigurationError, match=message):
         trainer(pruning((0,)), epochs=1).fit(Averaged(True), loader())
 

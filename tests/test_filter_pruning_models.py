@@ -286,12 +286,10 @@ def test_compiled_module_through_many_events(way: str, limit: int, events: int) 
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
-def test_averaging_and_pruning_that_cannot_follow_are_refused() -> None:
-    """Trap 9: SWA keeps its own copy; ModelPruning parametrizes layers."""
-    from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
+def test_pruning_that_cannot_follow_is_refused() -> None:
+    """Trap 9: ModelPruning parametrizes layers."""
+    from lightning.pytorch.callbacks import ModelPruning
 
-    with pytest.raises(ConfigurationError, match="EMAWeightAveraging"):
-        trainer(pruning((1,)), StochasticWeightAveraging(0.1)).fit(TinyModule(), loader())
     with pytest.raises(ConfigurationError, match="ModelPruning"):
         trainer(pruning((1,)), ModelPruning("l1_unstructured", amount=0.5)).fit(TinyModule(), loader())
 

@@ -90,12 +90,15 @@ def test_an_average_in_a_callback_follows(kind: Any, first: bool) -> None:
 
 @pytest.mark.parametrize("updated", [True, False])
 def test_a_copy_behind_an_attribute_follows_if_it_is_updated(updated: bool) -> None:
-    """In a list, where Lightning does not see it: a teacher stays whole, an average follows."""
+    """In a list, where Lightning does not see it: a teacher, which is run, stays whole; an average follows."""
 
     class Hidden(TinyModule):
         def __init__(self) -> None:
             super().__init__()
             self.hidden = [copy.deepcopy(self.net)]
+
+        def loss(self, batch: Any) -> Tensor:
+            return super().loss(batch) + (self(batch[0]) - self.hidden[0](batch[0]).detach()).square().mean()
 
         @torch.no_grad()
         def on_train_batch_end(self, *_: Any) -> None:
@@ -156,10 +159,10 @@ def test_tensors_that_are_held_are_put_back_after_an_error() -> None:
 
 
 class Notes(pl.Callback):
-    """Keeps what the model was when training started, in several forms, and never changes it."""
+    """Keeps a teacher, and what the model was when training started, in several forms, and never changes it."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.teacher = copy.deepcopy(pl_module.net)
+        self.teacher = TinyNet()
         self.by_name = {name: parameter.detach().clone() for name, parameter in pl_module.named_parameters()}
         self.by_order = list(self.by_name.values())
 

@@ -200,6 +200,31 @@ def test_members_of_an_ensemble_that_validation_stacks_keep_equal_widths() -> No
     assert widths(module.net[0]) == widths(module.net[1]) != widths(TinyNet(16, 16))
 
 
+def test_an_event_runs_each_step_once_on_the_cut_model() -> None:
+    seen: list[tuple[str, list[int]]] = []
+
+    class Noted(TinyModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            seen.append(("training", widths(self.net)))
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            seen.append(("validation", widths(self.net)))
+            super().validation_step(batch, batch_idx)
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            if self.current_epoch == 2:
+                self.trainer.should_stop = True
+                seen.append(("fit", widths(self.net)))
+
+    module = Noted()
+    trainer(line(), epochs=3, limit_train_batches=1).fit(module, loader(), loader())
+    after = seen[[kind for kind, _ in seen].index("fit")][1]
+    behind = seen[: [kind for kind, _ in seen].index("fit")]
+    assert after != widths(TinyNet())
+    assert [kind for kind, now in behind if now == after] == ["training", "validation"]
+
+
 def test_an_allocation_that_gives_stacked_members_other_widths_is_refused_at_the_start() -> None:
     torch.manual_seed(0)
     module = Ensemble()

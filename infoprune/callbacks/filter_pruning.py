@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ from infoprune.structure import PruningPlan, Structure
 if TYPE_CHECKING:
     from infoprune.inputs import Inputs
     from infoprune.report.collect import UnprunedStats
+
+log = logging.getLogger(__name__)
 
 
 class FilterPruning(ScheduledEvents):
@@ -81,7 +84,8 @@ class FilterPruning(ScheduledEvents):
             ``example_input_array``, else what the network receives in a training step.
         module: attribute path of the network within the LightningModule; ``example_inputs`` are then the network's.
         follow: parts of the LightningModule that follow another part by hand and have to keep its shape, such as a
-            momentum encoder: ``{"momentum_net": "net"}``. Default: copies that training updates; ``{}``: none.
+            momentum encoder: ``{"momentum_net": "net"}``. Default: copies that training updates, and averages that it
+            may update later; ``{}``: none.
         calibration_images: training images that a criterion or allocation which looks at data is shown.
         recalibration_batches: training batches, transformed as in training, with which batch norm's statistics are
             measured anew right after each event; see `infoprune.recalibrate`. 0: not, so that the training that
@@ -310,6 +314,18 @@ class FilterPruning(ScheduledEvents):
         """
         upcoming = [fraction for epoch, fraction in self.schedule.events if epoch > trainer.current_epoch]
         return self._engine.plan_event(trainer, pl_module, upcoming[0]) if upcoming else None
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        stayed = self._engine.copies.stayed
+        if stayed and self.history and isinstance(exception, RuntimeError):
+            log.error(
+                "If the update of an average has failed: copies that the training step runs are taken for teachers and "
+                "stay whole, unless they have changed by the first event. With FilterPruning(follow=%s) they are cut "
+                "alike",
+                stayed,
+            )
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 

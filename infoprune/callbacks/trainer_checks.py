@@ -65,11 +65,6 @@ def check_callbacks(trainer: pl.Trainer, pruning: FilterPruning) -> None:
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         kinds = {cls.__name__ for cls in type(callback).__mro__}
-        if "StochasticWeightAveraging" in kinds:
-            raise ConfigurationError(
-                "StochasticWeightAveraging keeps a copy of the model that cannot follow when it shrinks: use "
-                "WeightAveraging or EMAWeightAveraging, which can"
-            )
         if "ModelPruning" in kinds:
             raise ConfigurationError(
                 "ModelPruning masks weights by a parametrization, and a parametrized layer cannot be shrunk: leave one "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, TypeVar
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel
 
 from infoprune.errors import ConfigurationError, nearest
 from infoprune.structure import PruningPlan
@@ -93,13 +94,19 @@ class Copies:
     """Copies of trained parts of a LightningModule, which no optimizer trains: path of the copy -> of its original.
 
     Attributes:
-        following: copies that follow: the training step updates them or compares their weights with those of their
-            originals, or they replace their originals in eval mode.
+        following: copies that follow: they are averages of PyTorch, the training step updates them or compares their
+            weights with those of their originals, or they replace their originals in eval mode.
+        assumed: copies that most likely follow, as averages that are updated later: their weights are those of their
+            originals, and the training step does not run them, as it would run a teacher.
         unclear: copies that may follow, or may be teachers, which stay as they are.
     """
 
     following: dict[str, str]
+    assumed: dict[str, str]
     unclear: dict[str, str]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self.following, **self.assumed, **self.unclear})
 
 
 def find_copies(
@@ -127,10 +134,10 @@ def find_copies(
     trained = optimized & _own_parameters(module, (c.path for c in calls if c.learns)) if calls else optimized
     parts = {path: part for path, part in module.named_modules() if path}
     originals = {path: part for path, part in parts.items() if _ids(part) & trained}
-    found = Copies({}, {})
+    found = Copies({}, {}, {})
     for path, part in parts.items():
         own = _ids(part)
-        if own & trained or any(path.startswith(f"{other}.") for other in found.following | found.unclear):
+        if own & trained or any(path.startswith(f"{other}.") for other in found):
             continue
         # Scales and shifts of a frozen norm resemble those of every other norm.
         if not any(parameter.dim() > 1 for parameter in part.parameters()):
@@ -145,9 +152,21 @@ def find_copies(
             continue
         stands_in = own & in_eval and not _ids(originals[original]) & in_eval
         compared = watched is not None and watched.met.meets(path)
-        follows = stands_in or compared or is_updated
-        (found.following if follows else found.unclear)[path] = original
+        if stands_in or compared or is_updated or _is_average(module, path):
+            found.following[path] = original
+        elif watched is not None and not watched.runs(part) and _same_values(part, originals[original]):
+            found.assumed[path] = original
+        else:
+            found.unclear[path] = original
     return found
+
+
+def _is_average(module: nn.Module, path: str) -> bool:
+    """Return whether a part is kept by an ``AveragedModel`` of PyTorch, or is one."""
+    names = path.split(".")
+    return any(
+        isinstance(module.get_submodule(".".join(names[:depth])), AveragedModel) for depth in range(1, len(names) + 1)
+    )
 
 
 def unclear_copies(unclear: Mapping[str, str]) -> ConfigurationError:

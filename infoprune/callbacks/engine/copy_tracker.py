@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
     from infoprune.callbacks.engine.training_step import WatchedStep
 
 
+log = logging.getLogger(__name__)
+
+ASSUMED = (
+    "%s is a %s that training has neither run nor changed so far. It is cut alike, so that it can be averaged later; "
+    "with FilterPruning(follow={}) it would stay whole"
+)
+
+
 class CopyTracker:
     """Decide during a fit which copies of parts of a LightningModule follow its cuts.
 
@@ -28,12 +37,16 @@ class CopyTracker:
 
     Attributes:
         follow: path of each copy that loses what its original loses -> path of the original.
+        all_stay: whether no copy follows that training has not changed.
+        stayed: path of each copy that stays whole, unless it was asked for -> path of its original.
     """
 
     def __init__(self, given: Mapping[str, str] | None) -> None:
         self.follow: dict[str, str] = dict(given or {})
-        self._all_stay = given is not None and not given
+        self.all_stay = given is not None and not given
+        self.stayed: dict[str, str] = {}
         self._unclear: dict[str, tuple[str, float]] = {}  # copy -> its original, its fingerprint when the fit started
+        self._assumed: dict[str, float] = {}  # copy that most likely follows -> its fingerprint when the fit started
         self._teachers: list[str] = []  # copies that stay as they are
 
     def check(self, module: pl.LightningModule) -> None:
@@ -56,26 +69,47 @@ class CopyTracker:
             watched: what the training step did; None if that is not known.
         """
         copies = find_copies(trainer, module, run_in_eval, watched)
-        if self._all_stay:
-            self._teachers = [*copies.following, *copies.unclear]
+        if self.all_stay:
+            self._teachers = list(copies)
             return
-        self.follow = copies.following | self.follow
+        self._assumed = {copy: _fingerprint(module, copy) for copy in copies.assumed.keys() - self.follow.keys()}
+        self.follow = copies.following | copies.assumed | self.follow
         self._unclear = {copy: (original, _fingerprint(module, copy)) for copy, original in copies.unclear.items()}
         if watched is not None:
             spoken_of = {*self.follow, *self.follow.values(), *self._unclear}
             self._teachers = [path for path in watched.teachers if path not in spoken_of]
 
-    def settle(self, module: nn.Module) -> None:
-        """Let unclear copies follow if they have changed since the fit started; the others are teachers and stay.
+    @property
+    def assumes(self) -> bool:
+        """Return whether some copies follow only as long as no training step runs them."""
+        return bool(self._assumed)
+
+    def settle(self, module: nn.Module, watched: WatchedStep | None = None) -> None:
+        """Decide by what training has done so far, at the first event.
+
+        Unclear copies follow if they have changed since the fit started; the others are teachers and stay. Copies that
+        most likely follow stay if they have not changed and the training step runs them by now.
 
         Args:
             module: the LightningModule.
+            watched: what a training step does at the event; None if that is not known.
         """
+        stay: dict[str, str] = {}
+        for copy, first in self._assumed.items():
+            if _fingerprint(module, copy) != first:
+                continue
+            if watched is not None and watched.runs(module.get_submodule(copy)):
+                stay[copy] = self.follow.pop(copy)
+            else:
+                log.warning(ASSUMED, copy, f"copy of {self.follow[copy]!r}")
+        self._assumed = {}
         changed = {
             copy: original for copy, (original, first) in self._unclear.items() if _fingerprint(module, copy) != first
         }
         self.follow = {**self.follow, **changed}
-        self._teachers += [copy for copy in self._unclear if copy not in changed]
+        stay |= {copy: original for copy, original in self.unclear.items() if copy not in changed}
+        self.stayed |= stay
+        self._teachers += stay
         self._unclear = {}
 
     @property
@@ -111,6 +145,7 @@ class CopyTracker:
             "follow": dict(self.follow),
             "teachers": list(self._teachers),
             "unclear": {copy: list(known) for copy, known in self._unclear.items()},
+            "assumed": dict(self._assumed),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -122,6 +157,7 @@ class CopyTracker:
         self.follow = dict(state.get("follow", self.follow))
         self._teachers = list(state.get("teachers", []))
         self._unclear = {copy: (known[0], known[1]) for copy, known in state.get("unclear", {}).items()}
+        self._assumed = dict(state.get("assumed", {}))
 
 
 def _fingerprint(module: nn.Module, path: str) -> float:

@@ -17,6 +17,8 @@ from infoprune.structure import PruningPlan
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
+    from infoprune.callbacks.engine.training_step import WatchedStep
+
 
 class FitCut:
     """Cut the network of a fit, the copies of it, its optimizers and its wrapper.
@@ -44,6 +46,11 @@ class FitCut:
         self._held = held
         self._step = located.step_check(trainer, module)
 
+    @property
+    def watched(self) -> WatchedStep | None:
+        """Return what the training step did before the cut; None if that is not known."""
+        return self._step.watched
+
     def apply(self, plan: PruningPlan) -> None:
         """Cut for good.
 
@@ -53,15 +60,14 @@ class FitCut:
         Raises:
             SurgeryError: a step would fail afterwards; nothing was changed.
         """
-        self._held.look(self._trainer, self._module)
         whole, held = self._with_followers(plan)
-        self._held.log_whole(self._trainer)
+        self._held.log_guesses(self._trainer)
         shrink_in_fit(self._trainer, self._module, whole, held, self._step.again)
 
     def rehearse(self, plan: PruningPlan) -> None:
         """Cut, run the steps, and undo the cut.
 
-        Copies of which training has not shown yet whether they follow stay; if the steps fail with that, they follow.
+        Copies of which it is not known yet whether they follow stay; if the steps fail with that, they follow.
 
         Args:
             plan: what is removed, by the network's names.
@@ -86,5 +92,7 @@ class FitCut:
         assert path is not None
         plan = in_names_of(module, self._located.within(module), path, plan)
         follow = {**self._copies.follow, **(self._copies.unclear if undecided else {})}
-        plan = with_compared(module, with_followers(plan, follow), self._step.met.own)
-        return plan, self._held.following(self._trainer, module, plan, self._step.met, undecided)
+        watched, assume = self._step.watched, not self._copies.all_stay
+        plan = with_followers(plan, follow)
+        plan = plan if watched is None else with_compared(module, plan, watched.met.own)
+        return plan, self._held.following(self._trainer, module, plan, watched, assume, undecided)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel
 
 from infoprune.callbacks.engine.copies import fingerprint
+from infoprune.callbacks.engine.copy_tracker import ASSUMED
 from infoprune.callbacks.engine.held_match import Held, HeldTensors, Originals, compared_tensors, is_compared
 from infoprune.callbacks.engine.met_weights import MetWeights
+from infoprune.callbacks.engine.surgery import averaged_copies
 from infoprune.distributed import all_or_none
 from infoprune.structure import PruningPlan
 from infoprune.structure.surgery.held import own_attributes
@@ -18,6 +23,8 @@ from infoprune.structure.surgery.optimizer_state import parts_of
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+
+    from infoprune.callbacks.engine.training_step import WatchedStep
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +45,23 @@ class HeldCopies:
     if it has the names and shapes of what is cut, and **if training updates it**. Its values are compared when
     training starts, before the first two batches of each epoch, at the end of each epoch and at the event. What the
     training step compares with the model's weights, element by element, follows as well, since a step cannot compare
-    other shapes. All else stays whole: records of the first weights, teachers, and what has not seen a step of the
-    fit. The model's own parameters in such a dict or list are replaced by the new ones. The callbacks of infoprune are
-    left alone: Distillation keeps its teacher.
+    other shapes. So does PyTorch's ``AveragedModel``, and a network that had the model's weights when it was first
+    seen and that the training step does not run: most likely an average that is updated later. All else stays whole:
+    dicts and lists of the first weights, teachers, and what has not seen a step of the fit. The model's own parameters
+    in such a dict or list are replaced by the new ones. The callbacks of infoprune are left alone: Distillation keeps
+    its teacher.
 
     Attributes:
         whole: places of the copies that the last call of `following` has left whole.
+        assumed: places of the copies that it took for averages that are updated later.
     """
 
     def __init__(self) -> None:
         self._seen: dict[str, float] = {}  # place -> fingerprint at the first call
         self._updated: set[str] = set()
+        self._equal: set[str] = set()  # places of networks with the weights of the model at the first call
         self.whole: list[str] = []
+        self.assumed: list[str] = []
 
     def look(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Record which values have changed since the first call, and which are new; a collective call.
@@ -64,7 +76,11 @@ class HeldCopies:
         with all_or_none():
             for place, value in _candidates(trainer, module):
                 now = _fingerprint(value)
-                if now is not None and self._seen.setdefault(place, now) != now:
+                if now is None:
+                    continue
+                if place not in self._seen and isinstance(value, nn.Module) and _has_weights_of(module, value):
+                    self._equal.add(place)
+                if self._seen.setdefault(place, now) != now:
                     self._updated.add(place)
 
     def following(
@@ -72,7 +88,8 @@ class HeldCopies:
         trainer: pl.Trainer,
         module: pl.LightningModule,
         plan: PruningPlan,
-        met: MetWeights,
+        watched: WatchedStep | None,
+        assume: bool = True,
         undecided: bool = False,
     ) -> list[Held]:
         """Return the copies that follow a plan, as far as is known since the last `look`.
@@ -81,10 +98,12 @@ class HeldCopies:
             trainer: the Trainer.
             module: its LightningModule.
             plan: what is removed, by the LightningModule's names.
-            met: the tensors that the training step compares with weights, which follow too.
-            undecided: also those that training may yet update.
+            watched: what the training step does, which tells teachers from averages; None if that is not known.
+            assume: whether networks follow that are most likely averages.
+            undecided: also all that training may yet update.
         """
-        self.whole = []
+        self.whole, self.assumed = [], []
+        met = MetWeights() if watched is None else watched.met
         originals = Originals(module, plan)
         found: dict[int, Held] = {}  # by identity, since several places may hold the same
         for (part, name), parameter in met.attributes.items():
@@ -93,33 +112,39 @@ class HeldCopies:
             held = compared_tensors(value, met.memory) or originals.match(value)
             if held is None or id(value) in found:
                 continue
-            if undecided or held.holds_originals or place in self._updated or is_compared(held, met.memory):
+            is_updated = place in self._updated or (assume and isinstance(value, AveragedModel))
+            if undecided or is_updated or held.holds_originals or is_compared(held, met.memory):
                 found[id(value)] = held
+            elif assume and place in self._equal and watched is not None and not watched.runs(value):
+                found[id(value)] = held
+                self.assumed.append(place)
             else:
                 self.whole.append(place)
         return list(found.values())
 
-    def log_whole(self, trainer: pl.Trainer) -> None:
-        """Log which copies the last call of `following` has left whole.
+    def log_guesses(self, trainer: pl.Trainer) -> None:
+        """Log which copies the last call of `following` has left whole, and which it took for averages.
 
         Args:
             trainer: the Trainer.
         """
+        for place in self.assumed:
+            log.warning(ASSUMED, place, "copy of the model")
         level = logging.INFO if trainer.global_step else logging.WARNING  # nothing could have changed it yet
         for place in self.whole:
             log.log(level, "%s has the shapes of the model and stays whole: no training has changed it", place)
 
-    def state_dict(self) -> list[str]:
+    def state_dict(self) -> dict[str, list[str]]:
         """Return what a resumed fit needs."""
-        return sorted(self._updated)
+        return {"held": sorted(self._updated), "held_equal": sorted(self._equal)}
 
-    def load_state_dict(self, updated: list[str]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `state_dict` returned.
 
         Args:
-            updated: As read from a checkpoint.
+            state: as read from a checkpoint; those of older versions lack some entries.
         """
-        self._updated = set(updated)
+        self._updated, self._equal = set(state.get("held", [])), set(state.get("held_equal", []))
 
 
 def _candidates(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[tuple[str, Any]]:
@@ -132,12 +157,16 @@ def _candidates(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[tup
     roots: list[tuple[str, Any]] = []
     for number, callback in enumerate(trainer.callbacks):  # type: ignore[attr-defined]
         if _library(callback) != "infoprune":
-            # The copy of Lightning's WeightAveraging always follows, see `averaged_copies`.
-            own = {name: value for name, value in vars(callback).items() if name != "_average_model"}
-            roots += [(f"{type(callback).__name__} {number}.{name}", value) for name, value in own.items()]
+            roots += [(f"{type(callback).__name__} {number}.{name}", own) for name, own in vars(callback).items()]
+    averages = {id(copy) for copy in averaged_copies(trainer)}  # which always follow
+    roots = [(place, own) for place, own in roots if not (isinstance(own, nn.Module) and _wraps(own, averages))]
     roots += [(f"{type(part).__name__}.{name}", value) for part, name, value in own_attributes(module)]
     for place, value in roots:
         yield from ((where, found) for where, found in _walk(place, value, seen) if id(found) not in registered)
+
+
+def _wraps(value: nn.Module, averages: set[int]) -> bool:
+    return bool({id(value), id(getattr(value, "module", None))} & averages)
 
 
 def _walk(place: str, value: Any, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -170,6 +199,19 @@ def is_foreign(value: Any) -> bool:
     if isinstance(value, Collection):  # to iterate over another package's container may run any code
         return _library(value) not in ("builtins", "collections")
     return _library(value) in LIBRARIES
+
+
+def _has_weights_of(module: nn.Module, copy: nn.Module) -> bool:
+    """Return whether each weight of a network is equal to one of a module's."""
+    own = [parameter for parameter in module.parameters() if _is_weight(parameter)]
+    weights = [parameter for parameter in copy.parameters() if _is_weight(parameter)]
+    return bool(weights) and all(
+        any(weight.shape == one.shape and torch.equal(weight.to(one), one) for one in own) for weight in weights
+    )
+
+
+def _is_weight(parameter: nn.Parameter) -> bool:
+    return not is_lazy(parameter) and parameter.dim() > 1 and not parameter.is_meta
 
 
 def _library(value: Any) -> str:

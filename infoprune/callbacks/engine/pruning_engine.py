@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,8 @@ from infoprune.callbacks.engine.training_data import no_batch_yet, training_batc
 from infoprune.callbacks.engine.training_step import TrainingStep, modules_run
 from infoprune.criteria.checks import check_weights
 from infoprune.decide import Decision
-from infoprune.distributed import broadcast_from_first, mean_over_ranks, on_all_ranks
-from infoprune.errors import InfopruneError
+from infoprune.distributed import broadcast_from_first, mean_over_ranks, on_all_ranks, sum_over_processes
+from infoprune.errors import PlanError, SurgeryError
 from infoprune.recalibration import check_norms
 from infoprune.report.collect import UnprunedStats
 from infoprune.structure import PruningPlan, Structure
@@ -176,12 +176,15 @@ class PruningEngine:
         if self.located.inputs is None:
             raise no_batch_yet()
         with _rng_isolated(trainer):
-            structure, decision = self._decide(trainer, module, fraction)
-            assert self.located.path is not None
-            if self.options.verify and not isinstance(self.located.inputs, TrainingStep):  # a step may write parameters
-                on_all_ranks(lambda: self._verify(module, decision.plan))
+            cut = self._settled_cut(trainer, module)
             renewal = Renewal(trainer, module, self.located, self.options)
-            self._cut(trainer, module).apply(decision.plan)
+
+            def apply(plan: PruningPlan) -> None:
+                if self.options.verify and not isinstance(self.located.inputs, TrainingStep):  # it may write parameters
+                    self._verify(module, plan)
+                cut.apply(plan)
+
+            structure, decision = self._decide(trainer, module, fraction, apply)
             self.decider.latency_ratio = decision.latency or self.latency_ratio
             renewal.run(decision.plan)
         return structure, decision
@@ -203,38 +206,48 @@ class PruningEngine:
         if self.located.inputs is None:
             return None
         with _rng_isolated(trainer):
-            structure, decision = self._decide(trainer, module, fraction)
+            cut = self._settled_cut(trainer, module)
+            rehearse = cut.rehearse if isinstance(self.options.allocation, Auto) else lambda _: None
+            structure, decision = self._decide(trainer, module, fraction, rehearse)
         self.pending = PendingEvent(fraction, decision.plan, decision.scores, decision.latency)
         return structure, decision.plan
 
-    def _decide(self, trainer: pl.Trainer, module: pl.LightningModule, fraction: float) -> tuple[Structure, Decision]:
-        """Score on every process, average the scores, and decide alike on all processes."""
+    def _settled_cut(self, trainer: pl.Trainer, module: pl.LightningModule) -> FitCut:
+        """Return how to cut, once it is decided which copies follow."""
         if trainer.global_step == 0:
             self.copies.check_clear()
-        self.copies.settle(module)
+        cut = self._cut(trainer, module)
+        self.copies.settle(module, cut.watched)
+        self.held.look(trainer, module)
+        return cut
+
+    def _decide(
+        self, trainer: pl.Trainer, module: pl.LightningModule, fraction: float, attempt: Callable[[PruningPlan], None]
+    ) -> tuple[Structure, Decision]:
+        """Score on every process, average the scores, decide alike on all processes, and try the plan.
+
+        Where the allocation is "auto" and the plan cannot be applied, groups of one size keep equal widths.
+        """
         self._ahead = None
         pending, self.pending = self.pending, None
-        if pending is not None and pending.fraction == fraction:
-            return self.structure(module), Decision(pending.plan, pending.scores, latency=pending.latency)
         self.check_ahead(trainer, module)  # a stream gives example inputs only once training runs
         structure = on_all_ranks(lambda: self.structure(module))
+        if pending is not None and pending.fraction == fraction:
+            on_all_ranks(lambda: attempt(pending.plan))
+            return structure, Decision(pending.plan, pending.scores, latency=pending.latency)
         scores = mean_over_ranks(on_all_ranks(lambda: self.decider.score(trainer, module, structure)))
         allocation = self.options.allocation
         decision = self.decider.alike(trainer, module, structure, scores, allocation, fraction)
-        if isinstance(allocation, Auto) and not self._passes(trainer, module, decision.plan):
-            log.warning("A step of the fit needs equal widths, so that they are those of the allocation uniform(equal)")
-            decision = self.decider.alike(trainer, module, structure, scores, Uniform(equal=True), fraction)
-        return structure, decision
-
-    def _passes(self, trainer: pl.Trainer, module: pl.LightningModule, plan: PruningPlan) -> bool:
-        """Return whether the steps of the fit run on the cut model, on all processes."""
-        self.held.look(trainer, module)
         try:
-            on_all_ranks(lambda: self._cut(trainer, module).rehearse(plan))
-        except InfopruneError as error:
+            on_all_ranks(lambda: attempt(decision.plan))
+        except Exception as error:
+            if not isinstance(allocation, Auto) or not _is_refused_by_all(error):
+                raise
+            log.warning("Groups of one size keep equal widths, which a step of the fit needs")
             log.debug("The plan cannot be applied: %s", error)
-            return False
-        return True
+            decision = self.decider.alike(trainer, module, structure, scores, Uniform(equal=True), fraction)
+            on_all_ranks(lambda: attempt(decision.plan))
+        return structure, decision
 
     def _cut(self, trainer: pl.Trainer, module: pl.LightningModule) -> FitCut:
         return FitCut(trainer, module, self.located, self.copies, self.held)
@@ -252,7 +265,7 @@ class PruningEngine:
             "original": None if self.unpruned is None else self.unpruned.to_dict(),
             "seen": None,
             **self.copies.state_dict(),
-            "held": self.held.state_dict(),
+            **self.held.state_dict(),
             "latency": self.latency_ratio,
             "announced": None if self.pending is None else self.pending.to_dict(),
         }
@@ -266,9 +279,15 @@ class PruningEngine:
         unpruned, pending = state["original"], state.get("announced")
         self.decider.unpruned = None if unpruned is None else UnprunedStats.from_dict(unpruned)
         self.copies.load_state_dict(state)
-        self.held.load_state_dict(state.get("held", []))
+        self.held.load_state_dict(state)
         self.decider.latency_ratio = state.get("latency", 1.0)
         self.pending = None if pending is None else PendingEvent.from_dict(pending)
+
+
+def _is_refused_by_all(error: Exception) -> bool:
+    """Return whether all processes have failed because the cut cannot be made; a collective call."""
+    refused = isinstance(error, SurgeryError | PlanError)
+    return float(sum_over_processes(torch.tensor(float(not refused), dtype=torch.float64))) == 0
 
 
 def _rng_isolated(trainer: pl.Trainer) -> AbstractContextManager[None]:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from infoprune.callbacks.engine.met_weights import MetWeights
 from infoprune.callbacks.engine.training_data import peek_validation
-from infoprune.callbacks.engine.training_step import watch_training_step
+from infoprune.callbacks.engine.training_step import WatchedStep, watch_training_step
 from infoprune.callbacks.engine.validation_step import run_validation_step, validating
 from infoprune.errors import SurgeryError
 
@@ -34,13 +33,13 @@ class StepCheck:
         batch: a training batch on its device; None if there is none: then the training step is not checked.
 
     Attributes:
-        met: the tensors that the training step compares with weights.
+        watched: what the training step did; None if it is not checked.
     """
 
     def __init__(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> None:
         self._trainer = trainer
         self._module = module
-        self.met = MetWeights()
+        self.watched: WatchedStep | None = None
         self._steps: list[tuple[str, Callable[[], object]]] = []
         if batch is not None:
             self._try("training step", partial(self._train, batch))
@@ -57,15 +56,20 @@ class StepCheck:
         Raises:
             SurgeryError: one fails.
         """
-        met = self.met
-        for name, run in self._steps:
-            try:
-                self._isolated(run)
-            except torch.OutOfMemoryError:
-                log.warning("The %s could not be checked after the cut: no memory for it", name)
-            except Exception as error:
-                raise self._failure(name, error) from error
-        self.met = met
+        watched = self.watched
+        try:
+            for name, run in self._steps:
+                self._run_again(name, run)
+        finally:
+            self.watched = watched
+
+    def _run_again(self, name: str, run: Callable[[], object]) -> None:
+        try:
+            self._isolated(run)
+        except torch.OutOfMemoryError:
+            log.warning("The %s could not be checked after the cut: no memory for it", name)
+        except Exception as error:
+            raise self._failure(name, error) from error
 
     def _try(self, name: str, run: Callable[[], object]) -> None:
         try:
@@ -76,7 +80,7 @@ class StepCheck:
             self._steps.append((name, run))
 
     def _train(self, batch: Any) -> None:
-        self.met = watch_training_step(self._trainer, self._module, batch).met
+        self.watched = watch_training_step(self._trainer, self._module, batch)
 
     def _isolated(self, run: Callable[[], object]) -> None:
         with isolate_rng(self._on_gpu):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from infoprune.callbacks.engine.held_match import Held, HeldModule, put_back
 from infoprune.distributed import check_processes
@@ -45,9 +46,10 @@ def shrink_in_fit(
     if plan.is_empty:
         return
     module.zero_grad(set_to_none=True)  # without validation, the last batch's gradients are still there
-    with _out_of_ddp(trainer.strategy), _cut(trainer, module, plan, held):
+    with _cut(trainer, module, plan, held):
         check()
         check_processes()  # if another process could not, none does
+    _wrap_anew(trainer.strategy)
     if "torch._dynamo" in sys.modules:
         # Compiled code is recompiled for the new shapes, but only so often before it silently runs uncompiled.
         sys.modules["torch._dynamo"].reset()
@@ -105,8 +107,7 @@ def _cut(
         yield
 
 
-@contextmanager
-def _out_of_ddp(strategy: Any) -> Iterator[None]:
+def _wrap_anew(strategy: Any) -> None:
     """Take the model out of its DDP wrapper and put it into a new one, which knows the new parameters.
 
     A reducer that is left with the old ones fails in the next iteration; with ``find_unused_parameters`` it silently
@@ -114,25 +115,24 @@ def _out_of_ddp(strategy: Any) -> Iterator[None]:
     """
     wrapper = strategy.model
     if not isinstance(wrapper, DistributedDataParallel):
-        yield
         return
     wrapper._remove_autograd_hooks()
     strategy.model = strategy.lightning_module
     del wrapper
-    yield  # after an error the fit is over: no new wrapper, whose constructor waits for all processes
     if hasattr(strategy, "_pl_static_graph_delay_done"):
         strategy._pl_static_graph_delay_done = False
     strategy.configure_ddp()  # with the user's own arguments and communication hooks; broadcasts rank 0's weights
 
 
 def averaged_copies(trainer: pl.Trainer) -> list[nn.Module]:
-    """Return the copies of the LightningModule that WeightAveraging callbacks hold.
+    """Return the copies of the LightningModule that WeightAveraging and StochasticWeightAveraging callbacks hold.
 
     Args:
         trainer: the Trainer.
     """
     averages = (getattr(callback, "_average_model", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    return [average.module for average in averages if average is not None and hasattr(average, "module")]
+    copies = (average.module if isinstance(average, AveragedModel) else average for average in averages)
+    return [copy for copy in copies if type(copy) is type(trainer.lightning_module)]
 
 
 def in_names_of(root: nn.Module, network: nn.Module, path: str, plan: PruningPlan) -> PruningPlan:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import register_pytree_node, tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 from infoprune.callbacks.engine.idle_step import shapes_as_values, silenced
 from infoprune.callbacks.engine.met_weights import MetWeights, WeightMeetings
@@ -54,12 +56,22 @@ class WatchedStep:
         updated: names of the parameters and buffers that it wrote itself, without an optimizer.
         teachers: paths of the networks that are not trained and whose outputs the loss reads.
         met: the tensors that it compared with parameters, element by element.
+        ran: identities of all modules that it ran, those outside of the LightningModule too.
     """
 
     calls: list[CalledModule] = field(default_factory=list)
     updated: set[str] = field(default_factory=set)
     teachers: list[str] = field(default_factory=list)
     met: MetWeights = field(default_factory=MetWeights)
+    ran: set[int] = field(default_factory=set)
+
+    def runs(self, part: nn.Module) -> bool:
+        """Return whether the step ran a module or a part of it.
+
+        Args:
+            part: the module.
+        """
+        return any(id(inner) in self.ran for inner in part.modules())
 
     def inputs_of(self, path: str) -> Inputs | None:
         """Return the arguments of the first call of a module; None if it was not called.
@@ -192,7 +204,7 @@ def _has_parameters(module: nn.Module) -> bool:
 def _watching(module: nn.Module, watched: WatchedStep, wanted: str | None = None) -> Iterator[None]:
     """Record every module that runs, and the inputs of the outer ones."""
     running: list[str] = []
-    handles = []
+    handles: list[RemovableHandle] = []
 
     def enter(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name = path.removesuffix("._orig_mod")  # of a compiled module
@@ -213,6 +225,7 @@ def _watching(module: nn.Module, watched: WatchedStep, wanted: str | None = None
 
     # Many training steps call self.forward(x), which runs no hook.
     own_forward, replaced = module.forward, vars(module).get("forward")
+    handles.append(register_module_forward_pre_hook(lambda part, _: watched.ran.add(id(part))))
     vars(module)["forward"] = forward
     for path, part in module.named_modules():
         if path:

@@ -1,0 +1,194 @@
+"""Averages that a project makes at the start and first updates after an event follow the cut; teachers stay whole."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+import infoprune
+from tests.tiny import TinyModule, TinyNet, loader, pruning, same, sgd, trainer, widths
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WHOLE = widths(TinyNet())
+GUESSED = "training has neither run nor changed so far"
+
+
+@torch.no_grad()
+def move(average: nn.Module, net: nn.Module) -> None:
+    for old, new in zip(average.parameters(), net.parameters(), strict=True):
+        old.lerp_(new, 0.1)
+
+
+class Late(TinyModule):
+    """Averages the network from the third epoch on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average = self.copied()
+        self.make_optimizer = lambda _: sgd(self.net.parameters())
+
+    def copied(self) -> Any:
+        return copy.deepcopy(self.net).requires_grad_(False)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.current_epoch >= 2:
+            self.update()
+
+    def update(self) -> None:
+        move(self.average, self.net)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.average(batch[0])
+
+
+class LateOfPyTorch(Late):
+    def copied(self) -> Any:
+        return AveragedModel(self.net)
+
+    def update(self) -> None:
+        self.average.update_parameters(self.net)
+
+
+class LateInAList(LateOfPyTorch):
+    def copied(self) -> Any:
+        return [AveragedModel(self.net)]
+
+    def update(self) -> None:
+        self.average[0].update_parameters(self.net)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.average[0](batch[0])
+
+
+@pytest.mark.parametrize("event", [0, 1])
+@pytest.mark.parametrize("kind", [Late, LateOfPyTorch, LateInAList])
+def test_an_average_that_is_first_updated_after_the_event_follows(
+    kind: type[Late], event: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = kind()
+    trainer(pruning((event,))).fit(module, loader(), loader())
+    average = module.average[0] if kind is LateInAList else module.average
+    assert widths(average) == widths(module.net) != WHOLE
+    assert (GUESSED in caplog.text) == (kind is Late)
+
+
+class LateCallback(pl.Callback):
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self.average = copy.deepcopy(pl_module)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch >= 1:
+            move(self.average, pl_module)
+
+
+def test_an_average_of_a_callback_that_is_first_updated_after_the_event_follows(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    module, late = TinyModule(), LateCallback()
+    trainer(late, pruning((1,)), epochs=2).fit(module, loader())
+    assert widths(late.average) == widths(module) != WHOLE
+    assert f"LateCallback 0.average is a copy of the model that {GUESSED}" in caplog.text
+
+
+class Taught(TinyModule):
+    """Learns from a frozen copy of itself from some epoch on."""
+
+    def __init__(self, start: int, hidden: bool) -> None:
+        super().__init__()
+        teacher = copy.deepcopy(self.net).requires_grad_(False)
+        self.teacher = [teacher] if hidden else teacher
+        self.start = start
+        self.make_optimizer = lambda _: sgd(self.net.parameters())
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        if self.current_epoch < self.start:
+            return loss
+        teacher = self.teacher[0] if isinstance(self.teacher, list) else self.teacher
+        return loss + nn.functional.mse_loss(self.net(batch[0]), teacher(batch[0]))
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_frozen_teacher_stays_whole(start: int, hidden: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """It starts with the network's weights too, but the training step runs it by the event."""
+    module = Taught(start, hidden)
+    trainer(pruning((1,)), epochs=2).fit(module, loader())
+    assert widths(module.net) != WHOLE
+    assert widths(module.teacher[0] if hidden else module.teacher) == WHOLE
+    assert GUESSED not in caplog.text
+
+
+def test_a_network_with_weights_of_its_own_that_training_does_not_run_stays_whole() -> None:
+    module = Late()
+    module.average = TinyNet().requires_grad_(False)
+    trainer(pruning((1,)), epochs=2).fit(module, loader())
+    assert widths(module.net) != WHOLE == widths(module.average)
+
+
+@pytest.mark.parametrize("kind", [Late, LateOfPyTorch])
+def test_follow_nothing_keeps_what_nobody_updates_whole(kind: type[Late]) -> None:
+    module, late = kind(), LateCallback()
+    trainer(late, pruning((0,), follow={}), epochs=1).fit(module, loader())
+    assert widths(module.net) != WHOLE == widths(module.average) == widths(late.average.net)
+
+
+def test_a_run_that_resumes_before_the_event_cuts_the_average_alike(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    whole, keep = Late(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    trainer(pruning((1,)), keep, enable_checkpointing=True).fit(whole, loader(), loader())
+    for epoch in (0, 1):
+        module = Late()
+        trainer(pruning((1,))).fit(module, loader(), loader(), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        assert same(module, whole)
+    assert same(infoprune.load_from_checkpoint(Late, tmp_path / "epoch=2.ckpt"), whole)
+
+
+@pytest.mark.parametrize("start", [1, 3], ids=["before the event", "after the event"])
+@pytest.mark.parametrize("first", [True, False])
+def test_stochastic_weight_averaging_follows(start: int, first: bool, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    whole, keep = TinyModule(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+
+    def fit(module: TinyModule, *others: Any, **options: Any) -> StochasticWeightAveraging:
+        swa, line = StochasticWeightAveraging(0.01, swa_epoch_start=start), pruning((1,))
+        callbacks = [swa, line] if first else [line, swa]
+        trainer(*callbacks, *others, epochs=3, enable_checkpointing=bool(others)).fit(module, loader(), **options)
+        return swa
+
+    swa = fit(whole, keep)
+    assert widths(swa._average_model) == widths(whole) != WHOLE
+    module = TinyModule()
+    fit(module, ckpt_path=tmp_path / "epoch=1.ckpt")
+    assert same(module, whole)
+
+
+class LateTeacher(Taught):
+    """A mean teacher that the training step runs from the start, and that follows the network late."""
+
+    def __init__(self) -> None:
+        super().__init__(start=0, hidden=False)
+
+    def on_train_epoch_end(self) -> None:
+        if self.current_epoch == 1:
+            move(self.teacher, self.net)
+
+
+def test_the_option_is_named_where_a_supposed_teacher_turns_out_to_be_an_average(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(RuntimeError, match="size"):
+        trainer(pruning((1,)), epochs=2).fit(LateTeacher(), loader())
+    assert "FilterPruning(follow={'teacher': 'net'})" in caplog.text
+    module = LateTeacher()
+    trainer(pruning((1,), follow={"teacher": "net"}), epochs=2).fit(module, loader())
+    assert widths(module.teacher) == widths(module.net) != WHOLE
