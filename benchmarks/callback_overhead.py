@@ -3,6 +3,8 @@
 - *Idle*: time of a step and of an epoch with the callback (its only event still to come) and without, in turns;
   tensors and memory of a fit with and without it.
 - *Afterwards*: time of a training step of a network that was pruned in a fit, and of one built with its widths.
+- *Before the first batch*: tracing and deciding ahead, and the rehearsal of the cut, in seconds and as a share of a
+  short fit.
 - *An event*: tracing, deciding, dry runs, surgery and records on a ResNet-50, and scoring apart.
 
 Run from the repository root, on a machine that does nothing else:
@@ -220,30 +222,55 @@ def afterwards(steps: int, device: str) -> str:
     return compared("one step: built narrow, pruned to it", *seconds)
 
 
-def event(criterion: str, device: str) -> tuple[float, float]:
-    """Seconds of one event on a ResNet-50 in a fit, and of the scoring within."""
-    seconds: dict[str, float] = {}
+class Stopwatch:
+    """Sums the seconds of calls, by name."""
 
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that does the same and is timed."""
+
         def call(*args: Any, **options: Any) -> Any:
             start = now()
             result = function(*args, **options)
-            seconds[name] = seconds.get(name, 0.0) + now() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + now() - start
             return result
 
         return call
 
-    callback = FilterPruning(criterion, macs=0.5, schedule=1)
-    callback.on_train_epoch_start = timed("event", callback.on_train_epoch_start)  # type: ignore[method-assign]
+
+def before(name: str, module: Plain, batch: int, batches: int, device: str, epochs: int = 5) -> str:
+    """Return a row with the seconds before the first batch of a short fit, and their share of it."""
+    watch, callback = Stopwatch(), FilterPruning("l1", macs=0.5, schedule=1)
+    callback.on_train_start = watch.timed("ahead", callback.on_train_start)  # type: ignore[method-assign]
+    start_batch = callback.on_train_batch_start
+
+    def first_batch(trainer: Any, module: Any, data: Any, index: int) -> None:
+        # The rehearsal with the check of the steps before it, but not the event, which may be at a batch too.
+        key = "rehearsal" if (trainer.current_epoch, index) == (0, 0) else "later"
+        watch.timed(key, start_batch)(trainer, module, data, index)
+
+    callback.on_train_batch_start = first_batch  # type: ignore[method-assign]
+    watch.timed("fit", fit)(module, epochs, callback, batch=batch, batches=batches, device=device)
+    ahead, rehearsal, whole = (watch.seconds[key] for key in ("ahead", "rehearsal", "fit"))
+    share = (ahead + rehearsal) / whole
+    return f"| {name} | {ahead:.2f} s | {rehearsal:.2f} s | {whole:.1f} s | {share:.1%} | {rehearsal / whole:.1%} |"
+
+
+def event(criterion: str, device: str) -> tuple[float, float]:
+    """Seconds of one event on a ResNet-50 in a fit, and of the scoring within."""
+    watch, callback = Stopwatch(), FilterPruning(criterion, macs=0.5, schedule=1)
+    callback.on_train_epoch_start = watch.timed("event", callback.on_train_epoch_start)  # type: ignore[method-assign]
     kind = type(callback.criterion)
     score = kind.__call__
-    kind.__call__ = timed("scoring", score)  # type: ignore[method-assign]
+    kind.__call__ = watch.timed("scoring", score)  # type: ignore[method-assign]
     try:
         module = Plain(torchvision.models.resnet50(), (3, 224, 224))
         fit(module, 2, callback, batch=2, batches=1, device=device)
     finally:
         kind.__call__ = score  # type: ignore[method-assign]
-    return seconds["event"], seconds["scoring"]
+    return watch.seconds["event"], watch.seconds["scoring"]
 
 
 def main() -> None:
@@ -261,6 +288,17 @@ def main() -> None:
         *memory(),
         afterwards(20 * options.epochs, options.device),
     ]
+    short = [
+        before("ResNet-8, batches of 32 images of 32 x 32", Plain(CifarResNet(depth=8)), 32, BATCHES, options.device),
+        before("ResNet-56, batches of 32 images of 32 x 32", Plain(CifarResNet(depth=56)), 32, BATCHES, options.device),
+        before(
+            "ResNet-50, batches of 8 images of 224 x 224",
+            Plain(torchvision.models.resnet50(), (3, 224, 224)),
+            8,
+            2,
+            options.device,
+        ),
+    ]
     events = []
     for criterion in ("l1", "capacity_independence"):
         whole, scoring = event(criterion, options.device)
@@ -274,6 +312,12 @@ def main() -> None:
             "| | without | with | difference | of minima |",
             "|---|---|---|---|---|",
             *rows,
+            "",
+            "Before the first batch of a fit of five epochs of 20 batches (ResNet-50: of 2), with an event at epoch 1:",
+            "",
+            "| network | tracing, deciding ahead | rehearsal | fit | share of both | of the rehearsal |",
+            "|---|---|---|---|---|---|",
+            *short,
             "",
             "One event on a ResNet-50 (25.6 million parameters, 224 × 224 pixels) with SGD, to half of the MACs:",
             "",
