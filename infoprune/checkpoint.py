@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from infoprune import loading
 from infoprune.errors import CheckpointError, PlanError
-from infoprune.state_dicts import shapes_after
+from infoprune.state_dicts import cut_already, renamed, shapes_after, without, without_late
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.surgery.held import held_optimizers, replace_held, with_wrapped
-from infoprune.structure.surgery.history import first_shapes, plan_of, regrow
+from infoprune.structure.surgery.history import first_shapes, note, plan_of, regrow
 from infoprune.structure.surgery.shrink import shrink
 from infoprune.structure.surgery.transaction import Transaction
 
@@ -72,8 +72,43 @@ def take_shape(models: Iterable[nn.Module], checkpoint: Mapping[str, Any]) -> No
     metadata = getattr(checkpoint.get("state_dict"), "_metadata", {})
     record = checkpoint.get(RECORD, metadata.get("", {}).get(RECORD))
     if isinstance(record, Mapping):
+        shapes = _shapes(checkpoint.get("state_dict", {}))
         for model in models:
-            adapt(model, _plan(record))
+            adapt(model, without_late(model, _plan(record), shapes))
+
+
+def take_shape_around(models: Iterable[nn.Module], checkpoint: Mapping[str, Any], hook: Callable[[], object]) -> None:
+    """Call `take_shape` before a module's own hook, which may need the shape, or behind it if it renames the weights.
+
+    Args:
+        models: the module, and the copies of it that are averaged.
+        checkpoint: what was read.
+        hook: calls the module's ``on_load_checkpoint``, which may change the checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint belongs to another architecture; the models are as they were.
+    """
+    models, before = list(models), dict(checkpoint.get("state_dict", {}))
+    try:
+        take_shape(models, checkpoint)
+    except CheckpointError:
+        hook()
+        if not _rename_plan(checkpoint, before):
+            raise
+        take_shape(models, checkpoint)
+    else:
+        hook()
+
+
+def _rename_plan(checkpoint: Any, before: Mapping[str, Any]) -> bool:
+    """Give the plan of a checkpoint the names that its weights have been given; return whether they have new ones."""
+    state = checkpoint.get("state_dict", {})
+    old = {id(value): name for name, value in before.items()}
+    names = {old[id(value)]: name for name, value in state.items() if old.get(id(value), name) != name}
+    metadata = getattr(state, "_metadata", {}).get("", {})
+    for place in (place for place in (checkpoint, metadata) if names and RECORD in place):
+        place[RECORD] = {"plan": renamed(_plan(place[RECORD]), names).to_dict()}
+    return bool(names)
 
 
 def plan_in(content: Any, prefix: str = "") -> PruningPlan:
@@ -122,7 +157,7 @@ def with_plan(model: nn.Module, state: Mapping[str, Any], plan: Mapping[str, Any
     if plan is None or RECORD in metadata.get("", {}):
         return state
     own, whole = first_shapes(model), _plan({"plan": plan})
-    incoming = {key: tuple(value.shape) for key, value in state.items() if isinstance(value, Tensor)}
+    incoming = _shapes(state)
     for prefix in _prefixes(whole.shapes):
         inside = _within(whole, prefix)
         fits = all(own.get(name) == shape for name, shape in inside.shapes.items())
@@ -157,12 +192,14 @@ def adapt(model: nn.Module, plan: PruningPlan) -> None:
     if plan_of(model) == plan:
         return
     _check_architecture(model, plan)
+    ready = cut_already(model, plan)
     try:
         optimizers = with_wrapped(held_optimizers(model))
         with Transaction([model], optimizers) as transaction:
             regrow(model)
-            replaced = shrink(model, plan, optimizers, transaction=transaction)
+            replaced = shrink(model, without(plan, ready), optimizers, transaction=transaction)
             replace_held(model, replaced)
+            note(model, plan, ready)
     except PlanError as error:
         raise CheckpointError(f"the checkpoint belongs to another architecture: {error}") from error
 
@@ -183,9 +220,8 @@ def load_from_checkpoint(cls: type[Module], path: Any, **options: Any) -> Module
     """
 
     def on_load_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
-        take_shape([self], checkpoint)
         attach(self)
-        cls.on_load_checkpoint(self, checkpoint)  # type: ignore[attr-defined]
+        take_shape_around([self], checkpoint, lambda: cls.on_load_checkpoint(self, checkpoint))  # type: ignore[attr-defined]
 
     shaped = type(cls.__name__, (cls,), {"on_load_checkpoint": on_load_checkpoint, "__module__": cls.__module__})
     module = shaped.load_from_checkpoint(path, **options)  # type: ignore[attr-defined]
@@ -230,13 +266,9 @@ def _follow_plan(
     """Take the shape of weights that are about to be loaded, or refuse them while nothing has changed."""
     now = plan_of(module)
     record = local_metadata.get(RECORD)
-    incoming = {
-        key.removeprefix(prefix): tuple(value.shape)
-        for key, value in state.items()
-        if key.startswith(prefix) and isinstance(value, Tensor)
-    }
+    incoming = {key.removeprefix(prefix): shape for key, shape in _shapes(state).items() if key.startswith(prefix)}
     if record is not None:
-        plan = _plan(record)
+        plan = without_late(module, _plan(record), incoming)
     elif _clash(module, now, incoming) and not _clash(module, PruningPlan(), incoming):
         plan = PruningPlan()  # weights from before the first cut, whose record somebody dropped
     else:
@@ -252,7 +284,7 @@ def _follow_plan(
 
 def _check_architecture(model: nn.Module, plan: PruningPlan) -> None:
     """Raise a CheckpointError that names the tensor where a plan is for another model."""
-    own = first_shapes(model)
+    own = first_shapes(model) | {name: plan.shapes[name] for name in cut_already(model, plan)}
     try:
         check_belongs(plan, own)
     except PlanError as error:
@@ -262,6 +294,10 @@ def _check_architecture(model: nn.Module, plan: PruningPlan) -> None:
             advice = "; in one of them the network is wrapped by torch.compile: wrap it in both, or call net.compile()"
         advice = advice if unknown else ""
         raise CheckpointError(f"the checkpoint belongs to another architecture: {error}{advice}") from error
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in state.items() if isinstance(value, Tensor)}
 
 
 def _clash(module: nn.Module, plan: PruningPlan, incoming: Mapping[str, tuple[int, ...]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,100 @@ def shapes_after(model: nn.Module, plan: PruningPlan) -> dict[str, tuple[int, ..
         for key, name in keys.items()
         if name is not None
     }
+
+
+def renamed(plan: PruningPlan, names: Mapping[str, str]) -> PruningPlan:
+    """Return a plan by other names.
+
+    Args:
+        plan: the plan.
+        names: old name of a tensor -> new name. Modules are renamed as the tensors in them.
+
+    Example:
+        >>> plan = PruningPlan({"model.weight": {0: (1,)}}, {"model.weight": (4, 3)}, {"model.width": (4, 3)})
+        >>> new = renamed(plan, {"model.weight": "net.weight"})
+        >>> list(new.removed), dict(new.attributes)
+        (['net.weight'], {'net.width': (4, 3)})
+    """
+
+    def of_part(path: str) -> str:
+        owner, _, key = path.rpartition(".")
+        for old, new in names.items():
+            rest = old.removeprefix(f"{owner}.")
+            if rest != old and new.endswith(f".{rest}"):
+                return f"{new.removesuffix(rest)}{key}"
+        return path
+
+    return PruningPlan(
+        {names.get(name, name): dims for name, dims in plan.removed.items()},
+        {names.get(name, name): shape for name, shape in plan.shapes.items()},
+        {of_part(path): values for path, values in plan.attributes.items()},
+        tuple(of_part(path) for path in plan.caches),
+    )
+
+
+def without_late(model: nn.Module, plan: PruningPlan, incoming: Mapping[str, tuple[int, ...]]) -> PruningPlan:
+    """Return a plan without the tensors that a fit has added and this model does not have, or not yet.
+
+    PyTorch has its own words for them, or passes over them. Where the model lacks tensors of the same shape, it is of
+    another architecture, or names them otherwise: then the plan is returned as it is.
+
+    Args:
+        model: the architecture.
+        plan: as a checkpoint tells it.
+        incoming: name and shape of the tensors that are to be loaded.
+    """
+    first = shapes_after(model, PruningPlan())
+    late = plan.shapes.keys() - first_shapes(model).keys()
+    lacking = {shape for key, shape in first.items() if key not in incoming}
+    return plan if lacking & {plan.shapes[name] for name in late} else without(plan, late)
+
+
+def without(plan: PruningPlan, names: Collection[str]) -> PruningPlan:
+    """Return a plan that leaves some tensors alone, and the numbers and caches of modules that hold only such.
+
+    Args:
+        plan: the plan.
+        names: of the tensors.
+
+    Example:
+        >>> plan = PruningPlan({"a.w": {0: (1,)}, "b": {0: (1,)}}, {"a.w": (4, 3), "b": (4,)}, {"a.width": (4, 3)})
+        >>> list(without(plan, ["a.w"]).removed), dict(without(plan, ["a.w"]).attributes)
+        (['b'], {})
+    """
+    if not names:
+        return plan
+    rest = [name for name in plan.shapes if name not in names]
+
+    def stays(path: str) -> bool:
+        prefix = path.rpartition(".")[0] + "."
+        return not any(name.startswith(prefix) for name in names) or any(name.startswith(prefix) for name in rest)
+
+    return PruningPlan(
+        {name: plan.removed[name] for name in rest if name in plan.removed},
+        {name: plan.shapes[name] for name in rest},
+        {path: values for path, values in plan.attributes.items() if stays(path)},
+        tuple(path for path in plan.caches if stays(path)),
+    )
+
+
+def cut_already(model: nn.Module, plan: PruningPlan) -> list[str]:
+    """Return the tensors that a model has in the shape that a plan leaves of them, without having been cut.
+
+    Code of the model has made them so, to load a checkpoint into them. PyTorch's own layers are made as a whole.
+
+    Args:
+        model: the architecture, pruned or not.
+        plan: for it.
+    """
+    first = first_shapes(model)
+    return [
+        name
+        for name, entry in owned_tensors(model).items()
+        if name in plan.shapes
+        and first[name] == plan.shape_after(name) != plan.shapes[name]
+        and not type(entry.owners[0][0]).__module__.startswith("torch.nn.")
+    ]
 
 
 def difference(model: nn.Module, plan: PruningPlan, state: Mapping[str, Any]) -> str:

@@ -154,7 +154,9 @@ class Averaged(TinyModule):
 
     def on_train_batch_end(self, *_: Any) -> None:
         with torch.no_grad():
-            for p, average in zip(self.net.parameters(), self.average.parameters() if self.updated else (), strict=False):
+            for p, average in zip(
+                self.net.parameters(), self.average.parameters() if self.updated else (), strict=False
+            ):
                 average.lerp_(p, 0.1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from infoprune.callbacks.engine.surgery import averaged_copies
-from infoprune.checkpoint import take_shape
+from infoprune.checkpoint import take_shape_around
 from infoprune.marker import mark
 from infoprune.structure import plan_of
 
@@ -78,5 +78,4 @@ class _ResizeOnLoad(_Hook):
     def __call__(self, checkpoint: dict[str, Any]) -> None:
         trainer = self.module._trainer
         copies = averaged_copies(trainer) if trainer is not None else []
-        take_shape([self.module, *copies], checkpoint)
-        self.own(checkpoint)
+        take_shape_around([self.module, *copies], checkpoint, lambda: self.own(checkpoint))

@@ -83,6 +83,18 @@ def remember(
             _history_of(module).children = known
 
 
+def note(model: nn.Module, plan: PruningPlan, names: Iterable[str]) -> None:
+    """Record what tensors lack that were made in the shapes that a plan leaves of them.
+
+    Args:
+        model: the model.
+        plan: of the whole model.
+        names: the tensors.
+    """
+    part = PruningPlan({name: plan.removed[name] for name in names}, {name: plan.shapes[name] for name in names})
+    remember(model, part, owned_tensors(model), [])
+
+
 def plan_of(model: nn.Module) -> PruningPlan:
     """Return the joined plan of all cuts made to a model, in coordinates of its architecture; empty if there were none.
 
