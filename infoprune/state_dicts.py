@@ -69,8 +69,8 @@ def renamed(plan: PruningPlan, names: Mapping[str, str]) -> PruningPlan:
 def without_late(model: nn.Module, plan: PruningPlan, incoming: Mapping[str, tuple[int, ...]]) -> PruningPlan:
     """Return a plan without the tensors that a fit has added and this model does not have, or not yet.
 
-    PyTorch has its own words for them, or passes over them. Where the model lacks tensors of the same shape, it is of
-    another architecture, or names them otherwise: then the plan is returned as it is.
+    PyTorch has its own words for them, or passes over them. Where the model has no tensor of the plan, or lacks others
+    of the same shape, it is of another architecture or has other names: then the plan is returned as it is.
 
     Args:
         model: the architecture.
@@ -80,7 +80,8 @@ def without_late(model: nn.Module, plan: PruningPlan, incoming: Mapping[str, tup
     first = shapes_after(model, PruningPlan())
     late = plan.shapes.keys() - first_shapes(model).keys()
     lacking = {shape for key, shape in first.items() if key not in incoming}
-    return plan if lacking & {plan.shapes[name] for name in late} else without(plan, late)
+    is_other = late == plan.shapes.keys() or lacking & {plan.shapes[name] for name in late}
+    return plan if is_other else without(plan, late)
 
 
 def without(plan: PruningPlan, names: Collection[str]) -> PruningPlan:

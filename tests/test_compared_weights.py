@@ -112,17 +112,6 @@ def test_a_copy_that_is_compared_stays_a_network() -> None:
     assert module.start.eval()(images).shape == (2, 3)
 
 
-def test_notes_that_nothing_compares_stay_whole() -> None:
-    class Notes(TinyModule):
-        def on_train_start(self) -> None:
-            self.first = {name: parameter.detach().clone() for name, parameter in self.net.named_parameters()}
-
-    module = Notes()
-    trainer(FilterPruning("l1", macs=0.5, schedule=[1]), epochs=2).fit(module, loader())
-    assert module.first["conv1.weight"].shape[0] == 12
-    assert isinstance(module.net, nn.Module)
-
-
 def test_a_step_that_cannot_follow_a_cut_is_refused_and_nothing_changes() -> None:
     class Flat(TinyModule):
         def on_train_start(self) -> None:

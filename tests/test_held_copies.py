@@ -1,4 +1,4 @@
-"""Averages kept by hand, outside of the model, follow a cut; what training does not change stays whole."""
+"""Averages and first weights kept by hand, outside of the model, follow a cut; teachers stay whole."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def test_a_copy_behind_an_attribute_follows_if_it_is_updated(updated: bool) -> N
 
 @pytest.mark.parametrize("updated", [True, False], ids=["average", "first weights"])
 @pytest.mark.parametrize("kind", [dict, list])
-def test_tensors_that_the_model_keeps_follow_if_they_are_updated(kind: Any, updated: bool) -> None:
-    """An average follows, in a dict or a list that is made anew each step; a note of the first weights stays whole."""
+def test_tensors_that_the_model_keeps_follow(kind: Any, updated: bool) -> None:
+    """An average in a dict or a list that is made anew each step, and the first weights, which may be needed later."""
 
     class Keeps(TinyModule):
         def on_fit_start(self) -> None:
@@ -134,9 +134,8 @@ def test_tensors_that_the_model_keeps_follow_if_they_are_updated(kind: Any, upda
     module = Keeps()
     trainer(pruning((1,)), epochs=2).fit(module, loader())
     kept = module.kept.values() if kind is dict else module.kept
-    expected = (module if updated else TinyModule()).parameters()
     assert widths(module.net) != widths(TinyNet())
-    assert [tensor.shape for tensor in kept] == [parameter.shape for parameter in expected]
+    assert [tensor.shape for tensor in kept] == [parameter.shape for parameter in module.parameters()]
 
 
 def test_tensors_that_are_held_are_put_back_after_an_error() -> None:
@@ -167,13 +166,32 @@ class Notes(pl.Callback):
         self.by_order = list(self.by_name.values())
 
 
-def test_notes_and_teachers_in_a_callback_stay_whole() -> None:
-    module, notes = TinyModule(), Notes()
-    trainer(notes, pruning((1, 2)), epochs=3).fit(module, loader())
-    whole = [parameter.shape for parameter in TinyModule().parameters()]
-    assert [parameter.shape for parameter in module.parameters()] != whole
-    for kept in (notes.teacher.parameters(), notes.by_name.values(), notes.by_order):
-        assert [tensor.shape for tensor in kept] == whole
+def shapes(tensors: Any) -> list[torch.Size]:
+    return [tensor.shape for tensor in tensors]
+
+
+@pytest.mark.parametrize("follow", [None, {}])
+def test_first_weights_in_a_callback_follow_and_a_teacher_stays_whole(follow: Any) -> None:
+    module, notes, whole = TinyModule(), Notes(), shapes(TinyModule().parameters())
+    trainer(notes, pruning((1,), follow=follow), epochs=2).fit(module, loader())
+    now = shapes(module.parameters())
+    assert shapes(notes.teacher.parameters()) == whole != now
+    assert shapes(notes.by_name.values()) == shapes(notes.by_order) == (now if follow is None else whole)
+
+
+def test_a_teacher_in_a_dict_stays_whole() -> None:
+    class Taught(TinyModule):
+        def on_fit_start(self) -> None:
+            self.teacher = {name: parameter.detach().clone() for name, parameter in self.net.named_parameters()}
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            wanted = torch.func.functional_call(TinyNet(), self.teacher, (batch[0],))
+            return self.loss(batch) + nn.functional.mse_loss(self(batch[0]), wanted)
+
+    module = Taught()
+    trainer(pruning((1,)), epochs=2).fit(module, loader())
+    assert widths(module.net) != widths(TinyNet())
+    assert shapes(module.teacher.values()) == shapes(TinyNet().parameters())
 
 
 def test_the_models_own_parameters_in_a_callback_give_way_to_the_new() -> None:

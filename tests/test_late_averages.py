@@ -19,7 +19,7 @@ from tests.tiny import TinyModule, TinyNet, loader, pruning, same, sgd, trainer,
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 WHOLE = widths(TinyNet())
-GUESSED = "training has neither run nor changed so far"
+GUESSED = "training has neither used nor changed so far"
 
 
 @torch.no_grad()
@@ -192,3 +192,44 @@ def test_the_option_is_named_where_a_supposed_teacher_turns_out_to_be_an_average
     module = LateTeacher()
     trainer(pruning((1,), follow={"teacher": "net"}), epochs=2).fit(module, loader())
     assert widths(module.teacher) == widths(module.net) != WHOLE
+
+
+class LateShadow(pl.Callback):
+    """Averages the state dict by name from the second epoch on, and swaps it in for validation."""
+
+    shadow: dict[str, Tensor] | None = None
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if self.shadow is None:
+            self.shadow = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        assert self.shadow is not None
+        for name, value in pl_module.state_dict().items() if trainer.current_epoch >= 2 else ():
+            if value.is_floating_point():
+                self.shadow[name].lerp_(value, 0.1)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        assert self.shadow is not None
+        self.trained = {name: value.clone() for name, value in pl_module.state_dict().items()}
+        pl_module.load_state_dict(self.shadow)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.load_state_dict(self.trained)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["average"] = self.shadow
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        self.shadow = checkpoint["average"]
+
+
+def test_a_late_average_by_name_follows_also_when_resumed(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    whole, keep = TinyModule(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    trainer(LateShadow(), pruning((1,)), keep, enable_checkpointing=True).fit(whole, loader(), loader())
+    assert widths(whole) != WHOLE
+    for epoch in (0, 1):
+        module, ckpt_path = TinyModule(), tmp_path / f"epoch={epoch}.ckpt"
+        trainer(LateShadow(), pruning((1,))).fit(module, loader(), loader(), ckpt_path=ckpt_path)
+        assert same(module, whole)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ASSUMED = (
-    "%s is a %s that training has neither run nor changed so far. It is cut alike, so that it can be averaged later; "
+    "%s is a %s that training has neither used nor changed so far. It is cut alike, so that it can be averaged later; "
     "with FilterPruning(follow={}) it would stay whole"
 )
 

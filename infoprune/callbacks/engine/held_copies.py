@@ -16,6 +16,7 @@ from infoprune.callbacks.engine.copy_tracker import ASSUMED
 from infoprune.callbacks.engine.held_match import Held, HeldTensors, Originals, compared_tensors, is_compared
 from infoprune.callbacks.engine.met_weights import MetWeights
 from infoprune.callbacks.engine.surgery import averaged_copies
+from infoprune.callbacks.engine.written_storages import storage_of
 from infoprune.distributed import all_or_none
 from infoprune.structure import PruningPlan
 from infoprune.structure.surgery.held import own_attributes
@@ -45,11 +46,10 @@ class HeldCopies:
     if it has the names and shapes of what is cut, and **if training updates it**. Its values are compared when
     training starts, before the first two batches of each epoch, at the end of each epoch and at the event. What the
     training step compares with the model's weights, element by element, follows as well, since a step cannot compare
-    other shapes. So does PyTorch's ``AveragedModel``, and a network that had the model's weights when it was first
-    seen and that the training step does not run: most likely an average that is updated later. All else stays whole:
-    dicts and lists of the first weights, teachers, and what has not seen a step of the fit. The model's own parameters
-    in such a dict or list are replaced by the new ones. The callbacks of infoprune are left alone: Distillation keeps
-    its teacher.
+    other shapes. So does PyTorch's ``AveragedModel``, and what had the model's weights when it was first seen and the
+    training step does not use: most likely an average that is updated later. All else stays whole, as teachers do. The
+    model's own parameters in such a dict or list are replaced by the new ones. The callbacks of infoprune are left
+    alone: Distillation keeps its teacher.
 
     Attributes:
         whole: places of the copies that the last call of `following` has left whole.
@@ -59,7 +59,7 @@ class HeldCopies:
     def __init__(self) -> None:
         self._seen: dict[str, float] = {}  # place -> fingerprint at the first call
         self._updated: set[str] = set()
-        self._equal: set[str] = set()  # places of networks with the weights of the model at the first call
+        self._equal: set[str] = set()  # places of what had the weights of the model at the first call
         self.whole: list[str] = []
         self.assumed: list[str] = []
 
@@ -78,7 +78,7 @@ class HeldCopies:
                 now = _fingerprint(value)
                 if now is None:
                     continue
-                if place not in self._seen and isinstance(value, nn.Module) and _has_weights_of(module, value):
+                if place not in self._seen and _has_weights_of(module, value):
                     self._equal.add(place)
                 if self._seen.setdefault(place, now) != now:
                     self._updated.add(place)
@@ -99,7 +99,7 @@ class HeldCopies:
             module: its LightningModule.
             plan: what is removed, by the LightningModule's names.
             watched: what the training step does, which tells teachers from averages; None if that is not known.
-            assume: whether networks follow that are most likely averages.
+            assume: whether what is most likely an average follows.
             undecided: also all that training may yet update.
         """
         self.whole, self.assumed = [], []
@@ -115,7 +115,7 @@ class HeldCopies:
             is_updated = place in self._updated or (assume and isinstance(value, AveragedModel))
             if undecided or is_updated or held.holds_originals or is_compared(held, met.memory):
                 found[id(value)] = held
-            elif assume and place in self._equal and watched is not None and not watched.runs(value):
+            elif assume and place in self._equal and watched is not None and not _is_used(value, watched):
                 found[id(value)] = held
                 self.assumed.append(place)
             else:
@@ -201,17 +201,30 @@ def is_foreign(value: Any) -> bool:
     return _library(value) in LIBRARIES
 
 
-def _has_weights_of(module: nn.Module, copy: nn.Module) -> bool:
-    """Return whether each weight of a network is equal to one of a module's."""
+def _is_used(value: Any, watched: WatchedStep) -> bool:
+    """Return whether a training step runs a network, or reads tensors of a dict or list."""
+    if isinstance(value, nn.Module):
+        return watched.runs(value)
+    return any(storage_of(tensor) in watched.met.read for tensor in _tensors_of(value))
+
+
+def _has_weights_of(module: nn.Module, value: Any) -> bool:
+    """Return whether each weight in a module, dict or list is equal to one of a module's."""
     own = [parameter for parameter in module.parameters() if _is_weight(parameter)]
-    weights = [parameter for parameter in copy.parameters() if _is_weight(parameter)]
+    weights = [tensor for tensor in _tensors_of(value) if _is_weight(tensor)]
     return bool(weights) and all(
         any(weight.shape == one.shape and torch.equal(weight.to(one), one) for one in own) for weight in weights
     )
 
 
-def _is_weight(parameter: nn.Parameter) -> bool:
-    return not is_lazy(parameter) and parameter.dim() > 1 and not parameter.is_meta
+def _is_weight(tensor: Tensor) -> bool:
+    return not is_lazy(tensor) and tensor.dim() > 1 and not tensor.is_meta and tensor.layout == torch.strided
+
+
+def _tensors_of(value: Any) -> list[Tensor]:
+    if isinstance(value, nn.Module):
+        return list(value.parameters())
+    return [item for item in (value.values() if isinstance(value, dict) else value) if isinstance(item, Tensor)]
 
 
 def _library(value: Any) -> str:
@@ -220,7 +233,5 @@ def _library(value: Any) -> str:
 
 def _fingerprint(value: Any) -> float | None:
     """Return a number that changes when the tensors in a module, dict or list do; None if there are none."""
-    if isinstance(value, nn.Module):
-        return fingerprint(value.parameters())
-    tensors = [item for item in (value.values() if isinstance(value, dict) else value) if isinstance(item, Tensor)]
-    return fingerprint(tensors) if tensors else None
+    tensors = _tensors_of(value)
+    return fingerprint(tensors) if tensors or isinstance(value, nn.Module) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,11 +26,13 @@ class MetWeights:
         own: name of a parameter or buffer of the module -> name of the parameter that it meets.
         attributes: module, name of an attribute that holds one tensor -> name of the parameter.
         memory: address of a tensor's memory -> name of the parameter.
+        read: addresses of the memory of all tensors that the step reads.
     """
 
     own: Mapping[str, str] = field(default_factory=dict)
     attributes: Mapping[tuple[nn.Module, str], str] = field(default_factory=dict)
     memory: Mapping[int, str] = field(default_factory=dict)
+    read: Set[int] = frozenset()
 
     def meets(self, path: str) -> bool:
         """Return whether a parameter or buffer of a part of the module meets a parameter elsewhere.
@@ -61,11 +63,13 @@ class WeightMeetings(TorchDispatchMode):
     def __init__(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
         super().__init__()
         self.found: dict[int, str] = {}
+        self.read: set[int] = set()
         self._standing = {storage_of(tensor): (name, tensor.shape) for name, tensor in parameters}
         self._alive: list[torch.UntypedStorage] = []  # so that no other tensor takes their memory
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.read.update(map(storage_of, _tensors([args, kwargs])))
         if torch.Tag.pointwise in func.tags or func in _COPIES:
             self._meet(_tensors([args, kwargs]), _tensors(result))
         elif func.__name__.startswith("_foreach_"):
@@ -103,7 +107,7 @@ class WeightMeetings(TorchDispatchMode):
             for key, value in vars(part).items()
             if isinstance(value, Tensor) and storage_of(value) in self.found
         }
-        return MetWeights(names, attributes, dict(self.found))
+        return MetWeights(names, attributes, dict(self.found), frozenset(self.read))
 
 
 def with_compared(module: nn.Module, plan: PruningPlan, met: Mapping[str, str]) -> PruningPlan:
