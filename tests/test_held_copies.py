@@ -257,3 +257,32 @@ def test_what_callbacks_hold_beside_copies_ends_no_fit() -> None:
     callback = pruning((1,))
     trainer(Holds(), callback, epochs=2).fit(TinyModule(), loader())
     assert len(callback.history) == 1
+
+
+def test_a_state_dict_of_the_first_weights_follows_and_loads_wherever_it_is_loaded() -> None:
+    class Rewinds(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.weights = copy.deepcopy(pl_module.state_dict())
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.load_state_dict(self.weights)
+
+    module, rewinds, fresh = TinyModule(), Rewinds(), TinyModule()
+    trainer(rewinds, pruning((1, 2)), epochs=3).fit(module, loader())
+    assert widths(module.net) != widths(TinyNet())
+    assert torch.equal(module.net.stem.weight, rewinds.weights["net.stem.weight"])
+    fresh.load_state_dict(rewinds.weights)
+    assert widths(fresh) == widths(module)
+
+
+def test_snapshots_that_are_taken_during_the_fit_stay_whole() -> None:
+    class Snapshots(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.networks: list[nn.Module] = []
+
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            self.networks.append(copy.deepcopy(pl_module.net))
+
+    module, snapshots = TinyModule(), Snapshots()
+    trainer(snapshots, pruning((1,)), epochs=2).fit(module, loader())
+    assert [widths(network) for network in snapshots.networks] == [widths(TinyNet()), widths(module.net)]

@@ -233,3 +233,70 @@ def test_a_late_average_by_name_follows_also_when_resumed(tmp_path: Path) -> Non
         module, ckpt_path = TinyModule(), tmp_path / f"epoch={epoch}.ckpt"
         trainer(LateShadow(), pruning((1,))).fit(module, loader(), loader(), ckpt_path=ckpt_path)
         assert same(module, whole)
+
+
+class Shadow(nn.Module):
+    """Keeps an average as buffers, as in latent diffusion."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.register_buffer("updates", torch.tensor(0))
+        self.names = {name: name.replace(".", "") for name, _ in net.named_parameters()}
+        for name, parameter in net.named_parameters():
+            self.register_buffer(self.names[name], parameter.detach().clone())
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        self.updates += 1
+        for name, parameter in net.named_parameters():
+            self.get_buffer(self.names[name]).lerp_(parameter, 0.1)
+
+    def copy_to(self, net: nn.Module) -> None:
+        for name, parameter in net.named_parameters():
+            parameter.data.copy_(self.get_buffer(self.names[name]))
+
+
+class InBuffers(LateOfPyTorch):
+    """Validates with the average."""
+
+    def copied(self) -> Any:
+        return Shadow(self.net)
+
+    def update(self) -> None:
+        self.average.update(self.net)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        before = copy.deepcopy(self.net.state_dict())
+        self.average.copy_to(self.net)
+        self.net(batch[0])
+        self.net.load_state_dict(before)
+
+
+class InAParameterList(LateOfPyTorch):
+    def copied(self) -> Any:
+        return nn.ParameterList(nn.Parameter(p.detach().clone(), requires_grad=False) for p in self.net.parameters())
+
+    def update(self) -> None:
+        for old, new in zip(self.average, self.net.parameters(), strict=True):
+            old.data.lerp_(new.data, 0.1)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        torch.func.functional_call(
+            self.net, dict(zip(dict(self.net.named_parameters()), self.average, strict=True)), batch[0]
+        )
+
+
+@pytest.mark.parametrize("kind", [InBuffers, InAParameterList])
+def test_an_average_that_is_registered_tensor_by_tensor_follows_also_when_resumed(
+    kind: type[Late], tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    whole, keep = kind(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    trainer(pruning((1,)), keep, enable_checkpointing=True).fit(whole, loader(), loader())
+    tensors = [*whole.average.parameters(), *(buffer for buffer in whole.average.buffers() if buffer.dim())]
+    assert [tensor.shape for tensor in tensors] == [parameter.shape for parameter in whole.net.parameters()]
+    assert widths(whole.net) != WHOLE
+    for epoch in (0, 1):
+        module = kind()
+        trainer(pruning((1,))).fit(module, loader(), loader(), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        assert same(module, whole)

@@ -124,14 +124,12 @@ def find_copies(
         run_in_eval: paths of the modules that eval mode runs.
         watched: what the training step did; None if that is not known.
     """
-    # What requires gradients but is in no optimizer is not trained: so momentum encoders are often left.
-    optimized = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
-    optimized &= {id(p) for p in module.parameters() if p.requires_grad}
+    in_optimizer = optimized(trainer, module)
     calls = watched.calls if watched is not None else []
     updated = watched.updated if watched is not None else set()
     in_eval = _own_parameters(module, run_in_eval)
     in_step = _own_parameters(module, (call.path for call in calls))
-    trained = optimized & _own_parameters(module, (c.path for c in calls if c.learns)) if calls else optimized
+    trained = in_optimizer & _own_parameters(module, (c.path for c in calls if c.learns)) if calls else in_optimizer
     parts = {path: part for path, part in module.named_modules() if path}
     originals = {path: part for path, part in parts.items() if _ids(part) & trained}
     found = Copies({}, {}, {})
@@ -146,7 +144,7 @@ def find_copies(
         both_modes = bool(own & in_eval) and (bool(own & in_step) or not calls)
         # An update without gradients tells a momentum encoder from a teacher, which is run in training only too.
         is_updated = any(name.startswith(f"{path}.") for name in updated)
-        might_be_layer = not is_updated and (both_modes or bool(own & optimized))
+        might_be_layer = not is_updated and (both_modes or bool(own & in_optimizer))
         original = _original_of(path, part, originals, only_equal=might_be_layer)
         if original is None:
             continue
@@ -159,6 +157,19 @@ def find_copies(
         else:
             found.unclear[path] = original
     return found
+
+
+def optimized(trainer: pl.Trainer, module: nn.Module) -> set[int]:
+    """Return the identities of the parameters that are trained.
+
+    What requires gradients but is in no optimizer is not: so momentum encoders are often left.
+
+    Args:
+        trainer: the Trainer, with its optimizers.
+        module: its LightningModule.
+    """
+    groups = (group["params"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    return {id(p) for group in groups for p in group} & {id(p) for p in module.parameters() if p.requires_grad}
 
 
 def _is_average(module: nn.Module, path: str) -> bool:

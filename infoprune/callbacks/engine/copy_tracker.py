@@ -11,14 +11,18 @@ from infoprune.callbacks.engine.copies import (
     find_copies,
     fingerprint,
     followers_within,
+    optimized,
     unclear_copies,
 )
+from infoprune.callbacks.engine.met_weights import with_compared
+from infoprune.callbacks.engine.tensor_copies import find_tensor_copies
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from torch import nn
 
     from infoprune.callbacks.engine.training_step import WatchedStep
+    from infoprune.structure import PruningPlan
 
 
 log = logging.getLogger(__name__)
@@ -47,6 +51,7 @@ class CopyTracker:
         self.stayed: dict[str, str] = {}
         self._unclear: dict[str, tuple[str, float]] = {}  # copy -> its original, its fingerprint when the fit started
         self._assumed: dict[str, float] = {}  # copy that most likely follows -> its fingerprint when the fit started
+        self._tensors: dict[str, str] = {}  # tensor that a module registers -> parameter that it is a copy of
         self._teachers: list[str] = []  # copies that stay as they are
 
     def check(self, module: pl.LightningModule) -> None:
@@ -76,6 +81,8 @@ class CopyTracker:
         self.follow = copies.following | copies.assumed | self.follow
         self._unclear = {copy: (original, _fingerprint(module, copy)) for copy, original in copies.unclear.items()}
         if watched is not None:
+            trained = optimized(trainer, module)
+            self._tensors = find_tensor_copies(module, trained, watched.met.used, {*copies, *self.follow})
             spoken_of = {*self.follow, *self.follow.values(), *self._unclear}
             self._teachers = [path for path in watched.teachers if path not in spoken_of]
 
@@ -117,6 +124,15 @@ class CopyTracker:
         """Return the copies of which training has to show whether they follow: path of the copy -> of its original."""
         return {copy: original for copy, (original, _) in self._unclear.items()}
 
+    def with_tensors(self, module: nn.Module, plan: PruningPlan) -> PruningPlan:
+        """Return a plan under which copies that are registered tensor by tensor lose what their originals lose.
+
+        Args:
+            module: the LightningModule.
+            plan: what is removed, by its names.
+        """
+        return with_compared(module, plan, self._tensors)
+
     def check_clear(self) -> None:
         """Refuse unclear copies at an event before any training, which would show whether they change.
 
@@ -146,6 +162,7 @@ class CopyTracker:
             "teachers": list(self._teachers),
             "unclear": {copy: list(known) for copy, known in self._unclear.items()},
             "assumed": dict(self._assumed),
+            "tensors": dict(self._tensors),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -158,6 +175,7 @@ class CopyTracker:
         self._teachers = list(state.get("teachers", []))
         self._unclear = {copy: (known[0], known[1]) for copy, known in state.get("unclear", {}).items()}
         self._assumed = dict(state.get("assumed", {}))
+        self._tensors = dict(state.get("tensors", {}))
 
 
 def _fingerprint(module: nn.Module, path: str) -> float:

@@ -93,6 +93,6 @@ class FitCut:
         plan = in_names_of(module, self._located.within(module), path, plan)
         follow = {**self._copies.follow, **(self._copies.unclear if undecided else {})}
         watched, assume = self._step.watched, not self._copies.all_stay
-        plan = with_followers(plan, follow)
+        plan = self._copies.with_tensors(module, with_followers(plan, follow))
         plan = plan if watched is None else with_compared(module, plan, watched.met.own)
         return plan, self._held.following(self._trainer, module, plan, watched, assume, undecided)

@@ -46,10 +46,10 @@ class HeldCopies:
     if it has the names and shapes of what is cut, and **if training updates it**. Its values are compared when
     training starts, before the first two batches of each epoch, at the end of each epoch and at the event. What the
     training step compares with the model's weights, element by element, follows as well, since a step cannot compare
-    other shapes. So does PyTorch's ``AveragedModel``, and what had the model's weights when it was first seen and the
-    training step does not use: most likely an average that is updated later. All else stays whole, as teachers do. The
-    model's own parameters in such a dict or list are replaced by the new ones. The callbacks of infoprune are left
-    alone: Distillation keeps its teacher.
+    other shapes. So does PyTorch's ``AveragedModel``, and what had the model's weights when the fit started and the
+    training step does not use: most likely an average that is updated later. All else stays whole: teachers, and
+    copies that are made during the fit. The model's own parameters in such a dict or list are replaced by the new
+    ones. The callbacks of infoprune are left alone: Distillation keeps its teacher.
 
     Attributes:
         whole: places of the copies that the last call of `following` has left whole.
@@ -60,6 +60,7 @@ class HeldCopies:
         self._seen: dict[str, float] = {}  # place -> fingerprint at the first call
         self._updated: set[str] = set()
         self._equal: set[str] = set()  # places of what had the weights of the model at the first call
+        self._has_looked = False
         self.whole: list[str] = []
         self.assumed: list[str] = []
 
@@ -73,12 +74,13 @@ class HeldCopies:
         Raises:
             ProcessError: another process failed; the message is its error.
         """
+        is_first, self._has_looked = not self._has_looked, True
         with all_or_none():
             for place, value in _candidates(trainer, module):
                 now = _fingerprint(value)
                 if now is None:
                     continue
-                if place not in self._seen and _has_weights_of(module, value):
+                if is_first and _has_weights_of(module, value):
                     self._equal.add(place)
                 if self._seen.setdefault(place, now) != now:
                     self._updated.add(place)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from infoprune.callbacks.engine.written_storages import storage_of
+from infoprune.checkpoint import RECORD
 from infoprune.structure import PruningPlan, shrink
 from infoprune.structure.surgery.slicing import cut
 from infoprune.structure.surgery.transaction import Transaction
@@ -73,9 +74,24 @@ class HeldTensors:
                 new = cut(old, plan.removed[name])
                 is_parameter = isinstance(old, nn.Parameter)
                 self.container[key] = nn.Parameter(new, old.requires_grad) if is_parameter else new
+        self._record(plan)
+
+    def _record(self, plan: PruningPlan) -> None:
+        """Let a state dict that tells what its tensors have lost tell of this cut too."""
+        told = _told_by(self.container)
+        if RECORD in told:
+            key, name = next(iter(self.names.items()))
+            part = part_of(plan, name.removesuffix(str(key)).removesuffix("."))
+            told[RECORD] = {"plan": PruningPlan.from_dict(told[RECORD]["plan"]).then(part).to_dict()}
 
 
 Held = HeldModule | HeldTensors
+
+
+def _told_by(container: Any) -> dict[str, Any]:
+    """Return the metadata of a state dict as a whole; of another container, none."""
+    metadata: dict[str, Any] = getattr(container, "_metadata", {}).get("", {})
+    return metadata
 
 
 @contextmanager
@@ -85,11 +101,13 @@ def put_back(held: Iterable[Held]) -> Iterator[None]:
     Args:
         held: the copies that are to be cut.
     """
-    before = [(entry.container, entry.container.copy()) for entry in held if isinstance(entry, HeldTensors)]
+    containers = [entry.container for entry in held if isinstance(entry, HeldTensors)]
+    before = [(container, container.copy(), dict(_told_by(container))) for container in containers]
     try:
         yield
     except BaseException:
-        for container, content in before:
+        for container, content, told in before:
+            _told_by(container).update(told)
             if isinstance(container, list):
                 container[:] = content
             else:

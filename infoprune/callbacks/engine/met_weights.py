@@ -27,12 +27,14 @@ class MetWeights:
         attributes: module, name of an attribute that holds one tensor -> name of the parameter.
         memory: address of a tensor's memory -> name of the parameter.
         read: addresses of the memory of all tensors that the step reads.
+        used: names of the module's parameters and buffers among them.
     """
 
     own: Mapping[str, str] = field(default_factory=dict)
     attributes: Mapping[tuple[nn.Module, str], str] = field(default_factory=dict)
     memory: Mapping[int, str] = field(default_factory=dict)
     read: Set[int] = frozenset()
+    used: Set[str] = frozenset()
 
     def meets(self, path: str) -> bool:
         """Return whether a parameter or buffer of a part of the module meets a parameter elsewhere.
@@ -107,7 +109,8 @@ class WeightMeetings(TorchDispatchMode):
             for key, value in vars(part).items()
             if isinstance(value, Tensor) and storage_of(value) in self.found
         }
-        return MetWeights(names, attributes, dict(self.found), frozenset(self.read))
+        used = frozenset(name for name, tensor in own.items() if storage_of(tensor) in self.read)
+        return MetWeights(names, attributes, dict(self.found), frozenset(self.read), used)
 
 
 def with_compared(module: nn.Module, plan: PruningPlan, met: Mapping[str, str]) -> PruningPlan:
