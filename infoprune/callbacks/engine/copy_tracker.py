@@ -86,11 +86,6 @@ class CopyTracker:
             spoken_of = {*self.follow, *self.follow.values(), *self._unclear}
             self._teachers = [path for path in watched.teachers if path not in spoken_of]
 
-    @property
-    def assumes(self) -> bool:
-        """Return whether some copies follow only as long as no training step runs them."""
-        return bool(self._assumed)
-
     def settle(self, module: nn.Module, watched: WatchedStep | None = None) -> None:
         """Decide by what training has done so far, at the first event.
 
@@ -131,7 +126,11 @@ class CopyTracker:
             module: the LightningModule.
             plan: what is removed, by its names.
         """
-        return with_compared(module, plan, self._tensors)
+        own = dict(module.named_parameters()) | dict(module.named_buffers())
+        present = {copy: name for copy, name in self._tensors.items() if copy in own and name in own}
+        return with_compared(
+            module, plan, {copy: name for copy, name in present.items() if own[copy].shape == own[name].shape}
+        )
 
     def check_clear(self) -> None:
         """Refuse unclear copies at an event before any training, which would show whether they change.
