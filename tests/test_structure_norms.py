@@ -83,7 +83,7 @@ STATISTICS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "gate": (lambda x: x * x.mean(1, keepdim=True).sigmoid(), "mean over channels would change"),
     "centred": (lambda x: x - x.mean(1, keepdim=True), "mean over channels would change"),
     "times its mean": (lambda x: x * x.mean(1, keepdim=True), "mean over channels would change"),
-    "largest": (lambda x: x / (x.amax(1, keepdim=True) + 1e-6), "amax over channels would change"),
+    "smallest": (lambda x: x / (x.amin(1, keepdim=True) + 1e-6), "amin over channels would change"),
     "sigmoid over its sum": (
         lambda x: x.sigmoid() / x.sigmoid().sum(1, keepdim=True),
         "sum over channels would change",

@@ -26,12 +26,14 @@ class Storage:
 
     Attributes:
         zero: nothing was written there that is not zero at removed channels.
+        nonnegative: nothing was written there that may be below zero.
     """
 
-    __slots__ = ("zero",)
+    __slots__ = ("nonnegative", "zero")
 
     def __init__(self) -> None:
         self.zero = True
+        self.nonnegative = True
 
 
 class TensorLabels:
@@ -55,6 +57,7 @@ class TensorLabels:
 
     __slots__ = (
         "_base",
+        "_nonnegative",
         "_zero",
         "axes",
         "degree",
@@ -69,6 +72,7 @@ class TensorLabels:
     def __init__(self, axes: Sequence[Axis], zero: bool = False, origin: str | None = None) -> None:
         self.axes = tuple(axes)
         self._zero = zero
+        self._nonnegative = False
         self.origin = origin
         self.degree: float | None = 1.0
         self.statistics: tuple[Statistic, ...] = ()
@@ -110,6 +114,15 @@ class TensorLabels:
     def zero(self) -> bool:
         """Return whether the entries of removed units are zero in this tensor."""
         return self._zero and (self.storage is None or self.storage.zero)
+
+    @property
+    def nonnegative(self) -> bool:
+        """Return whether no entry is below zero, whatever is removed."""
+        return self._nonnegative and (self.storage is None or self.storage.nonnegative)
+
+    def note_nonnegative(self) -> None:
+        """Record that no entry is below zero."""
+        self._nonnegative = True
 
     def zero_along(self, axis: Axis) -> bool:
         """Return whether the entries of removed units are zero along one of the tensor's dimensions.
@@ -192,6 +205,7 @@ def note_written(tensor: torch.Tensor) -> None:
     if storage is not None:
         whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
         storage.zero = found._zero and not found.nonzero and (whole or storage.zero)
+        storage.nonnegative = found._nonnegative and (whole or storage.nonnegative)
 
 
 def clear_labels(tensor: torch.Tensor) -> None:

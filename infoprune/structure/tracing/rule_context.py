@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,10 +20,8 @@ GIVEN_SIZES = frozenset({
 })  # fmt: skip
 """Operators that are told the sizes of what they make, all of them."""
 
-
 MEETS_OTHERS = "meets an input, a constant or channels that stay"
 """Why channels stay that meet a dimension of which nothing can be removed."""
-
 
 STILL_ADDS = "what is removed would still add to a sum"
 """Why channels stay that are summed over and not zero once removed."""
@@ -142,8 +141,7 @@ class RuleContext:
         if not labelled:
             return None
         if len(labelled) < len(axes):
-            for axis in labelled:
-                self.freeze(axis, MEETS_OTHERS)
+            self.freeze_all(labelled, MEETS_OTHERS)
             return None
         first = labelled[0]
         for other in labelled[1:]:
@@ -328,6 +326,15 @@ class RuleContext:
         """
         return axis is not None and bool((axis >= 0).all()) and self._space.dim_of(int(axis[0])) == 0
 
+    def is_of_buffer(self, axis: Axis) -> bool:
+        """Return whether these are labels of a buffer, which has no filters to choose among.
+
+        Args:
+            axis: (n,) labels, or None.
+        """
+        slot = None if axis is None or not len(axis) else self._space.slot_of(int(axis[0]))
+        return slot is not None and slot.tensor not in self._space.parameters
+
     def cost(self, kind: str, kernel: str | None, filters: Axis, dims: Iterable[tuple[Axis, int]]) -> None:
         """Count this call's multiply-accumulates: the product of all its dimensions, given as (labels, size).
 
@@ -337,10 +344,7 @@ class RuleContext:
             filters: axis of the kernel's filters, None if it has none.
             dims: every dimension of the product: its labels (None: a fixed size) and its size.
         """
-        times, sides = 1, []
-        for axis, size in dims:
-            if axis is None:
-                times *= size
-            else:
-                sides.append(axis)
-        self._contractions.append(Contraction(kernel or "", self.record.module, kind, times, filters, tuple(sides)))
+        dims = list(dims)
+        times = math.prod(size for axis, size in dims if axis is None)
+        sides = tuple(axis for axis, _ in dims if axis is not None)
+        self._contractions.append(Contraction(kernel or "", self.record.module, kind, times, filters, sides))

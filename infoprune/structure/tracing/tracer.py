@@ -35,6 +35,7 @@ from infoprune.structure.tracing.outputs import Returned, output_tensors
 from infoprune.structure.tracing.relabel import Recording, Step
 from infoprune.structure.tracing.rule_context import Contraction, OpRecord, Output, Read, RuleContext
 from infoprune.structure.tracing.rules import Rule, find_rule, tensors_in
+from infoprune.structure.tracing.rules.signs import has_no_negatives
 from infoprune.structure.tracing.scalars import scalars_in
 from infoprune.structure.tracing.values import Call, Values
 
@@ -176,7 +177,10 @@ class Tracer(TorchDispatchMode):
         self.used.update(labels.origin for labels in given if labels.origin is not None)
         statistics = [s for labels in given for s in labels.statistics]
         nonzero = {id(axis): axis for labels in given for axis in labels.nonzero}
+        no_negatives = has_no_negatives(op.short_name, args, kwargs, [labels.nonnegative for labels in given])
         apply(rule, op, args, kwargs, outs)
+        if no_negatives and outs:
+            labels_of(outs[0]).note_nonnegative()
         # A statistic that the rule does not carry on has become an ordinary number: its channels have to stay.
         for statistic in () if op.carried_statistics else statistics:
             self.space.freeze(statistic.axis[statistic.axis >= 0], statistic.reason, statistic.op)

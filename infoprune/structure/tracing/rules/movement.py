@@ -216,9 +216,16 @@ def repeat(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
     axes: list[Axis] = []
     stretched: list[Axis] = []
     for axis, n, size in zip(before, times, outs[0].shape, strict=True):
-        if n > 1 and size == n:
-            stretched.append(ctx.new_labels(n))
-        axes.append(stretched[-1] if n > 1 and size == n else axis if axis is None or n == 1 else np.tile(axis, n))
+        # The same kernels for each channel.
+        kernels = n > 1 and not axes and len(before) > 2 and ctx.is_of_buffer(axis)
+        if kernels:
+            ctx.freeze(axis, "belongs to a buffer that is repeated")
+        if n > 1 and (size == n or kernels):
+            copies = ctx.new_labels(n)
+            stretched.append(None if copies is None else np.repeat(copies, size // n))
+            axes.append(stretched[-1])
+        else:
+            axes.append(axis if axis is None or n == 1 else np.tile(axis, n))
     ctx.label(outs[0], axes, zero=operand.zero, nonzero=stretched)
 
 

@@ -116,18 +116,22 @@ def reduction(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
     name, order = ctx.short_name, args[1] if ctx.short_name in _NORMS and len(args) > 1 else 2
     # Removed channels are zero, which changes no sum and no norm of positive order; a mean divides by their number.
     exact = all(operand.zero_along(operand.axes[d]) for d in dims) and (
-        name == "sum" or (name in _NORMS and isinstance(order, (int, float)) and order > 0)
+        name == "sum"
+        or (name in _NORMS and isinstance(order, (int, float)) and order > 0)
+        or (name in ("amax", "max") and operand.nonnegative)  # at least one channel stays, and is not below zero
     )
-    over = [] if exact else [axis for d in dims if (axis := operand.axes[d]) is not None]
+    channels = [axis for d in dims if (axis := operand.axes[d]) is not None]
+    over = [] if exact else channels
     keepdim = bool(rank) and outs[0].dim() == rank
     # A dimension kept with size one has no channels.
     axes = [None if d in dims else a for d, a in enumerate(operand.axes) if keepdim or d not in dims]
     # A mean of squares may turn out to be the statistic of a norm, which is exact over the channels that stay.
     powers = _POWERS.get(name, ()) if not over or name in _OF_NORMALISATIONS else ()
-    for out, power in zip_longest(outs, powers):
+    for number, (out, power) in enumerate(zip_longest(outs, powers)):
         ctx.label(out, axes, zero=operand.zero and name in _KEEP_ZERO)
-        if over or operand.statistics or power is not None:
-            statistics.take(ctx, operand, labels_of(out), power, over)
+        lost = channels if number and name == "max" else over  # places change in any case
+        if lost or operand.statistics or power is not None:
+            statistics.take(ctx, operand, labels_of(out), power, lost)
 
 
 def reduced_dims(name: str, args: Sequence[Any], kwargs: dict[str, Any], rank: int) -> set[int]:

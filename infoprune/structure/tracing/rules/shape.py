@@ -85,6 +85,10 @@ def _merged(ctx: RuleContext, target: int, parts: Mapping[int, Labels], before: 
         return next(iter(parts.values()))
     made = {dim: labels for dim, labels in parts.items() if ctx.is_new(labels)}
     removable = {dim: labels for dim, labels in parts.items() if dim not in made} or made
+    # The same kernels for each channel.
+    if made and target == 0 and len(before) > 3 and all(map(ctx.is_of_buffer, removable.values())):
+        ctx.freeze_all(list(removable.values()), "belongs to a buffer that is repeated")
+        removable = made
     for labels in made.values() if removable is not made else ():
         ctx.freeze(labels, "its size is fixed where it merges with another dimension")
     # Of several that the code makes itself, any may be the one that follows another tensor's width.

@@ -1,0 +1,34 @@
+"""Know where no entry is below zero: there a maximum over channels does not miss those that are removed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_MAKE = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", "abs", "square", "exp", "_softmax"})
+_CLAMP = frozenset({"clamp", "clamp_min", "hardtanh"})
+_CARRY = frozenset({
+    "mul", "add", "cat", "mean", "sum", "amax", "maximum", "max_pool2d_with_indices", "avg_pool2d",
+    "_adaptive_avg_pool2d", "upsample_nearest2d", "upsample_bilinear2d", "view", "_unsafe_view", "clone", "detach",
+    "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "slice", "native_dropout",
+})  # fmt: skip
+"""What gives no entry below zero where its operands have none, and no number among its arguments is below zero."""
+
+
+def has_no_negatives(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], operands: Sequence[bool]) -> bool:
+    """Return whether no entry of an operator's first result is below zero.
+
+    Args:
+        name: the operator, without namespace and in-place mark.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        operands: for each tensor among these, in order, whether it has no entry below zero.
+    """
+    if name in _MAKE:
+        return True
+    if name in _CLAMP:
+        lowest = args[1] if len(args) > 1 else kwargs.get("min", -1 if name == "hardtanh" else None)
+        return isinstance(lowest, int | float) and lowest >= 0
+    numbers = [value for value in (*args, *kwargs.values()) if isinstance(value, int | float)]
+    factors = numbers if name in ("mul", "add") else []
+    return name in _CARRY and bool(operands) and all(operands) and all(number >= 0 for number in factors)
