@@ -46,6 +46,7 @@ KEPT: dict[str, Callable[[Tensor], Tensor]] = {
     "amin": lambda x: x.amin(1, keepdim=True),
     "lowered": lambda x: (x - 0.3).amax(1, keepdim=True),
     "lowered in place": lambda x: x.sub_(0.3).amax(1, keepdim=True),
+    "clamped below zero": lambda x: x.clamp(min=0.0, max=-0.1).amax(1, keepdim=True),
     "turned": lambda x: (x * -0.5).amax(1, keepdim=True),
     "difference": lambda x: torch.add(x, x.flip(3), alpha=-1).amax(1, keepdim=True),
     "not zero": lambda x: x.sigmoid().amax(1, keepdim=True),

@@ -177,7 +177,7 @@ class Tracer(TorchDispatchMode):
         self.used.update(labels.origin for labels in given if labels.origin is not None)
         statistics = [s for labels in given for s in labels.statistics]
         nonzero = {id(axis): axis for labels in given for axis in labels.nonzero}
-        no_negatives = has_no_negatives(op.short_name, args, kwargs, [labels.nonnegative for labels in given])
+        no_negatives = has_no_negatives(record.name, args, kwargs, [labels.nonnegative for labels in given])
         apply(rule, op, args, kwargs, outs)
         if no_negatives and outs:
             labels_of(outs[0]).note_nonnegative()

@@ -19,16 +19,18 @@ def has_no_negatives(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], 
     """Return whether no entry of an operator's first result is below zero.
 
     Args:
-        name: the operator, without namespace and in-place mark.
+        name: the operator, such as ``"aten.relu_"``.
         args: its positional arguments.
         kwargs: its keyword arguments.
         operands: for each tensor among these, in order, whether it has no entry below zero.
     """
-    if name in _MAKE:
+    function = name.removeprefix("aten.").rstrip("_")
+    if function in _MAKE:
         return True
-    if name in _CLAMP:
-        lowest = args[1] if len(args) > 1 else kwargs.get("min", -1 if name == "hardtanh" else None)
-        return isinstance(lowest, int | float) and lowest >= 0
     numbers = [value for value in (*args, *kwargs.values()) if isinstance(value, int | float)]
-    factors = numbers if name in ("mul", "add") else []
-    return name in _CARRY and bool(operands) and all(operands) and all(number >= 0 for number in factors)
+    none_below_zero = all(number >= 0 for number in numbers)
+    if function in _CLAMP:  # of which the upper bound counts if it is the lower one
+        lowest = args[1] if len(args) > 1 else kwargs.get("min", -1 if function == "hardtanh" else None)
+        return isinstance(lowest, int | float) and none_below_zero
+    carries = function in _CARRY and bool(operands) and all(operands)
+    return carries and (none_below_zero or function not in ("mul", "add"))
