@@ -262,7 +262,7 @@ def event(criterion: str, device: str) -> tuple[float, float]:
     """Seconds of one event on a ResNet-50 in a fit, and of the scoring within."""
     watch, callback = Stopwatch(), FilterPruning(criterion, macs=0.5, schedule=1)
     callback.on_train_epoch_start = watch.timed("event", callback.on_train_epoch_start)  # type: ignore[method-assign]
-    kind = type(callback.criterion)
+    kind = type(callback._engine.options.criterion)
     score = kind.__call__
     kind.__call__ = watch.timed("scoring", score)  # type: ignore[method-assign]
     try:
