@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -27,7 +28,7 @@ from infoprune.errors import ConfigurationError
 from infoprune.inputs import Inputs
 from infoprune.network_batches import NetworkBatches
 from infoprune.recalibration import check_norms, tracked_norms
-from infoprune.reconstruction import readers, reconstruct
+from infoprune.reconstruction import few_examples, fit_readers
 from infoprune.registry import check_count
 from infoprune.snapshot import snapshot
 from infoprune.structure import PruningPlan, Structure, shrink
@@ -115,7 +116,7 @@ def prune(
     data: Iterable[Any] | LightningDataModule | None = None,
     validation: Iterable[Any] | Callable[[nn.Module], float] | None = None,
     recalibration_batches: int = 0,
-    reconstruction_batches: int = 0,
+    reconstruction_batches: int | Literal["auto"] = "auto",
     optimizers: Optimizer | Sequence[Optimizer] = (),
     verify: bool = True,
     amount: float | None = None,
@@ -156,7 +157,9 @@ def prune(
             them as in training, augmentation included. 0: not, or 16 with ``max_drop``. See
             :func:`infoprune.recalibrate`.
         reconstruction_batches: so many batches of ``data`` fit the layers that read what went to their former outputs,
-            by least squares, and measure batch norm's statistics anew. 0: not. See :func:`infoprune.reconstruct`.
+            by least squares, and measure batch norm's statistics anew. "auto": where ``data`` are given and can be gone
+            through twice, the first 640 examples, or as many as hold ten million numbers. 0: weights that stay are not
+            changed. See :func:`infoprune.reconstruct`.
         optimizers: one or several optimizers, whose parameters and state follow the model.
         verify: run the example inputs through the masked model and the one that is to be left, and cut only if their
             outputs are the same; see :func:`infoprune.verify`. Takes three to eight forward passes.
@@ -193,8 +196,11 @@ def prune(
         )  # fmt: skip
     if validation is not None:
         raise ConfigurationError("prune looks at validation images for max_drop only: give max_drop, or leave them out")
-    for option, batches_used in (("recalibration_batches", count), ("reconstruction_batches", reconstruction_batches)):
-        _check_batches(option, batches_used, as_batches(data))
+    _check_batches("recalibration_batches", count, as_batches(data))
+    if reconstruction_batches != "auto":
+        _check_batches("reconstruction_batches", reconstruction_batches, as_batches(data))
+    elif data is None or _runs_out(as_batches(data)):
+        reconstruction_batches = 0
     check_model(model)
     check_values(model, example_inputs if verify else (), runs=data is not None)
     with collector_paused(data is None and latency is None and not verify):  # the model runs on shapes alone
@@ -213,15 +219,13 @@ def _prune(
     allocation: Allocation,
     data: Iterable[Any] | LightningDataModule | None,
     recalibrated: int,
-    reconstructed: int,
+    reconstructed: int | Literal["auto"],
     optimizers: Sequence[Optimizer],
     verify: bool,
 ) -> PruneResult:
     """Shrink a model that was traced: decide, prove, cut."""
     if recalibrated:
         check_norms(model)
-    elif tracked_norms(model):
-        recalibrated = reconstructed
     batches = None if data is None else NetworkBatches(as_batches(data), example_inputs)
     if data is not None or target.latency is not None or not traced.structure.cuts_alike:
         traced.validate()  # else deciding is cheap, and the plan itself is the best probe plan
@@ -298,25 +302,35 @@ def _check_batches(option: str, count: int, data: Iterable[Any] | None) -> None:
     check_count("prune", option, count, 0)
     if count and data is None:
         raise ConfigurationError(f"{option}={count} takes batches from data: pass batches of training images")
-    if count and iter(data) is data:  # type: ignore[arg-type]
+    if count and _runs_out(data):
         raise ConfigurationError(
             f"{option}={count} goes through data after the criterion has: pass a list or a loader, not an iterator"
         )
 
 
+def _runs_out(data: Any) -> bool:
+    return iter(data) is data
+
+
 def _fitted(
-    model: nn.Module, plan: PruningPlan, data: Iterable[Any] | None, recalibrated: int, reconstructed: int
+    model: nn.Module,
+    plan: PruningPlan,
+    data: Iterable[Any] | None,
+    recalibrated: int,
+    reconstructed: int | Literal["auto"],
 ) -> dict[str, nn.Module]:
     """Return the layers of a cut copy that were fitted to data, so that the model is as it was if anything fails."""
-    if not recalibrated and not reconstructed:
+    if not recalibrated and (not reconstructed or plan.is_empty):
         return {}
     trial = snapshot(model)
     fitted: dict[str, nn.Module] = {}
     shrink(trial, plan)
     if reconstructed and not plan.is_empty:
-        reconstruct(trial, model, data or (), reconstructed, plan=plan)
-        fitted.update(readers(trial, plan))
-        recalibrated = recalibrated or (reconstructed if tracked_norms(trial) else 0)
+        shown = (
+            few_examples(data or (), "prune") if reconstructed == "auto" else list(islice(data or (), reconstructed))
+        )
+        fitted.update(fit_readers(trial, model, shown, None, plan))
+        recalibrated = recalibrated or (len(shown) if tracked_norms(trial) else 0)
     if recalibrated:
         recalibration.recalibrate(trial, data or (), recalibrated)
         fitted.update(check_norms(trial))

@@ -228,10 +228,11 @@ class TestPrune:
         words = [*NET, "--model.in_channels", "1", "--input_shape", "1,1,8,8", "--data", "DigitsDataModule"]
         words += ["--macs", "0.5", "--criterion", "l1", "--images", "64", "--latency_repeats", "0", "--json"]
         nets = []
-        for option in ("recalibrate", "reconstruct"):
+        for out, options in (("plain", ["--recalibrate", "--no-reconstruct"]), ("fitted", [])):
             torch.manual_seed(0)
-            assert shell("prune", *words, f"--{option}", "--out", option).json["record"]["options"][option] is True
-            nets.append(infoprune.load(f"{option}/pruned.pt", CifarResNet(depth=8, in_channels=1)))
+            used = shell("prune", *words, *options, "--out", out).json["record"]["options"]
+            assert [used.get(name, False) for name in ("recalibrate", "reconstruct")] == [bool(options), not options]
+            nets.append(infoprune.load(f"{out}/pruned.pt", CifarResNet(depth=8, in_channels=1)))
         plain, fitted = nets
         assert plain.layer1[0].conv1.out_channels == fitted.layer1[0].conv1.out_channels
         assert torch.equal(plain.layer1[0].conv1.weight, fitted.layer1[0].conv1.weight)

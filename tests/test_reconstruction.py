@@ -105,6 +105,68 @@ def test_a_layer_that_is_called_twice_is_fitted_to_both(tied: bool):
     assert torch.equal(weight, smaller.head.weight) == tied
 
 
+class Residual(nn.Module):
+    """A branch beside a shortcut that reads the same cut channels and cannot be fitted."""
+
+    def __init__(self, norm: bool, in_place: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = network(nn.Conv2d(8, 4, 3))[0]
+        self.shortcut, self.branch = nn.ConvTranspose2d(8, 6, 1), nn.Conv2d(8, 6, 1, bias=not norm)
+        self.norm = nn.BatchNorm2d(6) if norm else nn.Identity()
+        self.in_place = in_place
+        if norm:
+            nn.init.uniform_(self.norm.weight, -2, 2)
+            nn.init.uniform_(self.norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        out = self.norm(self.branch(x))
+        if self.in_place:
+            out += self.shortcut(x)
+            return out
+        return self.shortcut(x) + out
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_residual_branch_makes_up_for_the_shortcut(norm: bool, in_place: bool):
+    net = Residual(norm, in_place)
+    if norm:
+        infoprune.recalibrate(net, [IMAGES])
+    net.eval()
+    smaller = copy.deepcopy(net)
+    infoprune.shrink(smaller, infoprune.trace(net, IMAGES[:1]).plan({"stem": [4, 5, 6, 7]}))
+    with torch.no_grad():
+        wanted = net(IMAGES)
+        assert (smaller(IMAGES) - wanted).std() > 0.3
+        lengths = smaller.branch.weight.flatten(1).norm(dim=1)
+        reconstruct(smaller, net, [IMAGES], ridge=1e-9)
+        if norm:
+            infoprune.recalibrate(smaller, [IMAGES])
+            torch.testing.assert_close(smaller.branch.weight.flatten(1).norm(dim=1), lengths)
+        torch.testing.assert_close(smaller(IMAGES), wanted, rtol=1e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("use", ["twice", "tied"])
+def test_a_batch_norm_that_others_use_is_not_fitted(use: str):
+    class Net(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            first = super().forward(x)
+            return first + (self.norm if use == "twice" else self.other)(first)
+
+    net = Net(True, False)
+    net.other = nn.BatchNorm2d(6)
+    net.other.weight = net.norm.weight
+    infoprune.recalibrate(net, [IMAGES])
+    net.eval()
+    smaller = copy.deepcopy(net)
+    infoprune.shrink(smaller, infoprune.trace(net, IMAGES[:1]).plan({"stem": [4, 5, 6, 7]}))
+    reconstruct(smaller, net, [IMAGES])
+    assert torch.equal(smaller.norm.weight, net.norm.weight)
+    assert torch.equal(smaller.norm.bias, net.norm.bias)
+
+
 def test_nothing_else_changes():
     net = network(nn.Conv2d(8, 4, 3))
     net.append(nn.Dropout()).train()
@@ -176,7 +238,7 @@ class TestPrune:
         net = CifarResNet(depth=8).eval()
         data, by_hand, optimizer = [torch.randn(16, 3, 16, 16)] * 2, copy.deepcopy(net), None
         original = copy.deepcopy(net)
-        result = infoprune.prune(by_hand, data[0][:1], "l1", macs=0.5, data=data)
+        result = infoprune.prune(by_hand, data[0][:1], "l1", macs=0.5, data=data, reconstruction_batches=0)
         reconstruct(by_hand, original, data)
         infoprune.recalibrate(by_hand, data)
         optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
@@ -187,6 +249,16 @@ class TestPrune:
         assert same(net, by_hand)
         net(data[0]).sum().backward()
         optimizer.step()
+
+    def test_is_the_default_where_data_can_be_gone_through_twice(self):
+        net = network(nn.Conv2d(8, 4, 3))
+        plain, by_default, once = (copy.deepcopy(net) for _ in range(3))
+        infoprune.prune(plain, IMAGES[:1], "l1", filters=0.5, data=[IMAGES], reconstruction_batches=0)
+        infoprune.prune(by_default, IMAGES[:1], "l1", filters=0.5, data=[IMAGES])
+        infoprune.prune(once, IMAGES[:1], "l1", filters=0.5, data=iter([IMAGES]))
+        assert same(once, plain)
+        assert torch.equal(by_default[0].weight, plain[0].weight)
+        assert not torch.equal(by_default[1].weight, plain[1].weight)
 
     def test_bad_input_leaves_the_model(self):
         net = network(nn.Conv2d(8, 4, 3))

@@ -105,7 +105,13 @@ def asks_for_a_cut(options: Namespace) -> bool:
     return any(options.get(name) is not None for name in (*HOW_FAR, "max_drop"))
 
 
-def cut(named: NamedModel, options: Namespace, data: NamedData | None, backend: str | None = None) -> PruneResult:
+def cut(
+    named: NamedModel,
+    options: Namespace,
+    data: NamedData | None,
+    backend: str | None = None,
+    reconstruction_batches: int | Literal["auto"] = 0,
+) -> PruneResult:
     """Cut the named model in place, as the options say.
 
     Args:
@@ -113,6 +119,7 @@ def cut(named: NamedModel, options: Namespace, data: NamedData | None, backend: 
         options: The parsed options of the command.
         data: The images of ``--data``, None if it is not given.
         backend: Where the model will run, instead of ``--backend``.
+        reconstruction_batches: As in `infoprune.prune`.
 
     Raises:
         ConfigurationError: options that clash or are missing.
@@ -137,6 +144,7 @@ def cut(named: NamedModel, options: Namespace, data: NamedData | None, backend: 
         data=data.training() if data else None,
         max_drop=options.get("max_drop"),
         validation=data.validation() if data and options.get("max_drop") is not None else None,
+        reconstruction_batches=reconstruction_batches,
         verify=options.verify,
     )
 

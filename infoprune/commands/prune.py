@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from rich.console import Console
 from rich.text import Text
 
@@ -44,7 +44,7 @@ take the folder as --model. One cut costs accuracy: fine-tune afterwards, or pru
 EXAMPLES = """\
   infoprune prune --model torchvision.models.resnet18 --input_shape 1,3,224,224 --macs 0.5 --out pruned
   infoprune prune --model CifarResNet --model.depth 56 --weights resnet56.pt --input_shape 1,3,32,32 --macs 0.5 \\
-      --data CIFAR10DataModule --data.root data --reconstruct --out pruned
+      --data CIFAR10DataModule --data.root data --out pruned
   infoprune prune --model runs/quickstart/version_0 --criterion l1 --filters 0.8 --out smaller
   infoprune prune --model runs/quickstart/version_0 --max_drop 0.5 --data DigitsDataModule --out smaller
 then fine-tune what is left:
@@ -72,9 +72,10 @@ def make(words: Sequence[str] = ()) -> ArgumentParser:
     )
     parser.add_argument(
         "--reconstruct",
-        action="store_true",
-        help="fit the layers that read what went to their former outputs, by least squares on training images of "
-        "--data, and measure batch norm's statistics anew",
+        action=ActionYesNo(no_prefix="no-"),
+        default=None,
+        help="with --data: fit the layers that read what went to their former outputs, by least squares on training "
+        "images, and measure batch norm's statistics anew; --no-reconstruct leaves the weights that stay as they are",
     )
     parser.add_argument("--out", type=str, required=True, help="the folder to write; it must not exist yet")
     parser.add_argument("--latency_repeats", type=int, default=20, help="timed passes of each model; 0 leaves them out")
@@ -98,25 +99,21 @@ def run(words: Sequence[str]) -> None:
     named = open_model(parser, options)
     data = open_data(parser, options)
     original = copied(named.network)
-    result = cut(named, options, data)
-    if data is not None:
-        _renew(named, original, result, options, data)
+    options.reconstruct = data is not None and options.reconstruct is not False
+    result = cut(named, options, data, reconstruction_batches="auto" if options.reconstruct else 0)
+    if data is not None and options.recalibrate:
+        _recalibrate(named, data)
     record = _record(named, original, result, options, data, ["infoprune", "prune", *words])
     _write(out, named, record)
     facts = {"out": str(out), "record": record.to_dict()} | _drop_facts(result, options)
     show("prune", facts, options.json, lambda console: _print(console, record, out, result, options))
 
 
-def _renew(named: NamedModel, original: nn.Module, result: PruneResult, options: Namespace, data: NamedData) -> None:
-    """Fit the layers behind the cut and recalibrate batch norm, as the options say."""
+def _recalibrate(named: NamedModel, data: NamedData) -> None:
+    """Measure batch norm anew on images shown as in training."""
     from infoprune.network_batches import NetworkBatches
-    from infoprune.recalibration import tracked_norms
 
-    batches = NetworkBatches(data.training(augment=True), named.inputs)
-    if options.reconstruct and not result.plan.is_empty:
-        infoprune.reconstruct(named.network, original, batches, plan=result.plan)
-    if options.recalibrate or (options.reconstruct and tracked_norms(named.network)):
-        infoprune.recalibrate(named.network, batches)
+    infoprune.recalibrate(named.network, NetworkBatches(data.training(augment=True), named.inputs))
 
 
 def _record(
