@@ -39,8 +39,6 @@ OUT = Path(__file__).parent / "results" / "accuracy.jsonl"
 BUDGETS = (0.5, 0.3, 0.7, 0.2)
 STEPS = (100, 400)
 SEEDS = (0, 1, 2)
-RECONSTRUCTION_BATCHES = 5
-"""Of the images that criteria and allocations look at: all of them."""
 QUICK_IMAGES = 2000
 """Test images for the scores before fine-tuning; all of them after it."""
 SMALL = ("digits", "unet", "measurer")
@@ -71,9 +69,10 @@ Method = Callable[[Task, float, int], nn.Module]
 
 
 def ours(task: Task, budget: float, seed: int, **options: Any) -> nn.Module:
-    """Prune a copy with infoprune, with widths of any number, as Torch-Pruning chooses them."""
+    """Prune a copy with infoprune, with widths of any number and the weights that stay as Torch-Pruning leaves them."""
     model = copy.deepcopy(task.model)
-    infoprune.prune(model, task.example, macs=budget, data=task.calibration(seed), **{"round_to": 1, **options})
+    options = {"round_to": 1, "reconstruction_batches": 0, **options}
+    infoprune.prune(model, task.example, macs=budget, data=task.calibration(seed), **options)
     return model
 
 
@@ -96,18 +95,14 @@ def least_squares(task: Task, budget: float, seed: int) -> nn.Module:
     scores = get_criterion("l1")(task.model, structure)
     images = task.calibration(seed)
     widths = InformationLoss().prepared(task.model, structure, images, scores=scores, keep=budget)
-    options: dict[str, Any] = {
-        "criterion": "least_squares",
-        "allocation": widths,
-        "reconstruction_batches": RECONSTRUCTION_BATCHES,
-    }
-    return ours(task, budget, seed, **options)
+    return ours(task, budget, seed, criterion="least_squares", allocation=widths, reconstruction_batches="auto")
 
 
 METHODS: dict[str, Method] = {
-    "default": partial(ours, round_to="auto"),
-    "default, any widths": ours,
-    "default, any widths, reconstructed": partial(ours, reconstruction_batches=RECONSTRUCTION_BATCHES),
+    "default": partial(ours, round_to="auto", reconstruction_batches="auto"),
+    "default, any widths": partial(ours, reconstruction_batches="auto"),
+    "default, not reconstructed": partial(ours, round_to="auto"),
+    "default, any widths, not reconstructed": ours,
     "least_squares, widths by l1, reconstructed": least_squares,
     "information_loss, l1": partial(ours, criterion="l1", allocation="information_loss"),
     "uniform, l1": partial(ours, criterion="l1", allocation="uniform"),
@@ -117,15 +112,15 @@ METHODS: dict[str, Method] = {
     "global, hessian": partial(ours, criterion="hessian", allocation="global"),
     "information_concentration, l1": partial(ours, criterion="l1", allocation="information_concentration"),
     "rule of thumb, l1": streams_whole,
-    "rule of thumb, l1, reconstructed": partial(streams_whole, reconstruction_batches=RECONSTRUCTION_BATCHES),
+    "rule of thumb, l1, reconstructed": partial(streams_whole, reconstruction_batches="auto"),
     **{
         f"TP {sharing}, {importance}": partial(theirs, importance=importance, sharing=sharing)
         for importance in IMPORTANCES
         for sharing in SHARINGS
     },
 }
-METHODS["default, any widths, reconstructed, distilled"] = METHODS["default, any widths, reconstructed"]
-DISTILLED = {"default, any widths, reconstructed, distilled": 0.5}
+METHODS["default, distilled"] = METHODS["default"]
+DISTILLED = {"default, distilled": 0.5}
 """Share of the loss in fine-tuning that is the distance to the unpruned network's class probabilities."""
 
 LEADING = ("default", "TP global, taylor", "TP global, magnitude", "rule of thumb, l1", "TP local, magnitude")
