@@ -277,8 +277,9 @@ def test_prune_that_cannot_recalibrate_leaves_the_model(data: Any, error: type[E
     before, held = copy.deepcopy(model), list(model.parameters())
     with pytest.raises(error, match=message):
         infoprune.prune(
-            model, torch.zeros(1, 3, 6, 6), "l1", filters=0.5, data=data, recalibration_batches=2, optimizers=optimizer
-        )
+            model, torch.zeros(1, 3, 6, 6), "l1", filters=0.5, data=data, recalibration_batches=2, optimizers=optimizer,
+            reconstruction_batches=0,
+        )  # fmt: skip
     assert same(model, before)
     assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], held, strict=True))
 
