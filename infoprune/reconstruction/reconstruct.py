@@ -32,6 +32,9 @@ POSITIONS = 16_000
 POSITIONS_FOR_A_COLUMN = 8
 """A layer is fitted on so many positions of its outputs, about, drawn at random: a number, or more for each column."""
 
+ALONE, SUMMED = "", "+"
+"""What a layer is fitted to: its own outputs, or a sum that they enter directly. No batch norm has such a name."""
+
 
 def reconstruct(
     model: nn.Module,
@@ -205,53 +208,65 @@ class _Fit:
         kept = torch.as_tensor(self._plan.kept(f"{name}.weight", 0), device=layer.weight.device)
         positions = max(POSITIONS, POSITIONS_FOR_A_COLUMN * columns_of(layer)) / len(recorded)
         moments = torch.zeros((), dtype=torch.float64)
-        norms = set()
+        kinds: set[str] = set()
         for batch in recorded:
             with BatchStatistics():
-                targets, norm = self._targets(name, calls, batch, kept)
-            norms.add(norm)
+                targets, kind = self._targets(name, calls, batch, kept, follow=kinds != {ALONE})
+            kinds.add(kind)
             for inputs, wanted in targets:
                 most = math.ceil(positions / max(len(batched(layer, inputs)), 1))
                 moments = moments + moments_on(layer, inputs, wanted, most)
-        if len(norms) > 1 or not moments.any() or not moments[0, 0]:
+        if len(kinds) > 1 or not moments.any() or not moments[0, 0]:
             return {}
-        return self._write(name, norms.pop(), moments)
+        return self._write(name, kinds.pop(), moments)
 
     def _targets(
-        self, name: str, calls: Counter[str], batch: RecordedBatch, kept: Tensor
-    ) -> tuple[list[tuple[Tensor, Tensor]], str | None]:
-        """Return inputs and wanted outputs of a layer, and the name of the batch norm behind which these are wanted."""
+        self, name: str, calls: Counter[str], batch: RecordedBatch, kept: Tensor, follow: bool
+    ) -> tuple[list[tuple[Tensor, Tensor]], str]:
+        """Return inputs and wanted outputs of a layer, and the name of the batch norm behind which these are wanted.
+
+        Args:
+            name: the layer's.
+            calls: how often a run calls each layer.
+            batch: where to look.
+            kept: the layer's units that stay.
+            follow: whether to look for a sum that the outputs enter.
+
+        Returns:
+            A pair for each call. `ALONE` in place of a name where the layer's own outputs are wanted, `SUMMED` where
+            they are wanted in a sum without a batch norm.
+        """
         layer, former = self._layers[name], self._original.get_submodule(name)
         now, then = (batch.inputs_of(name, which, calls[name]) for which in ("model", "original"))
         if not now or len(now) != len(then):
-            return [], None
+            return [], ALONE
         dim = -1 if isinstance(layer, nn.Linear) else 1
-        if calls[name] == 1:
-            sums = batch.sum_behind(name, "model"), batch.sum_behind(name, "original")
-            if sums[0] is not None and sums[1] is not None and len(sums[0].norm) == len(sums[1].norm):
-                norm = self._norm_of(sums[0].norm, calls)
-                if (norm is None) == (not sums[0].norm):
-                    whole = batched(layer, sums[1].own + sums[1].other).index_select(dim, kept)
-                    return [(now[0], whole - batched(layer, sums[0].other))], norm
+        if follow and calls[name] == 1:
+            mine, former_sum = batch.sum_behind(name, "model"), batch.sum_behind(name, "original")
+            if mine is not None and former_sum is not None and len(mine.norm) == len(former_sum.norm):
+                norm = self._norm_of(mine.norm, calls) if mine.norm else SUMMED
+                if norm is not None:
+                    whole = batched(layer, former_sum.own + former_sum.other).index_select(dim, kept)
+                    return [(now[0], whole - batched(layer, mine.other))], norm
         wanted = [batched(layer, former(inputs)).index_select(dim, kept) for inputs in then]
-        return list(zip(now, wanted, strict=True)), None
+        return list(zip(now, wanted, strict=True)), ALONE
 
     def _norm_of(self, parameters: tuple[Tensor, ...], calls: Counter[str]) -> str | None:
         """Return the name of the batch norm that holds some parameters, if it can be fitted."""
         for name, module in self._norms.items():
-            if parameters and module.weight is parameters[0] and calls[name] == 1:
+            if module.weight is parameters[0] and calls[name] == 1:
                 return name
         return None
 
-    def _write(self, name: str, norm: str | None, moments: Tensor) -> dict[str, nn.Module]:
-        """Solve the regression, write its solution into the layer and the batch norm, and return both."""
-        layer = self._layers[name]
+    def _write(self, name: str, kind: str, moments: Tensor) -> dict[str, nn.Module]:
+        """Solve the regression, write its solution into the layer and the batch norm behind, and return these."""
+        layer, norm = self._layers[name], self._norms.get(kind)
         weight = layer.weight.flatten(1).cpu().double()
         if norm is None:
             solution = solve(moments, weight, self._ridge, layer.bias is not None)
         else:
-            solution = solve_behind_norm(moments, weight, self._ridge, self._norms[norm].eps)
-        written: dict[str, nn.Module] = {name: layer} if norm is None else {name: layer, norm: self._norms[norm]}
+            solution = solve_behind_norm(moments, weight, self._ridge, norm.eps)
+        written: dict[str, nn.Module] = {name: layer} if norm is None else {name: layer, kind: norm}
         tensors = [tensor for module in written.values() for tensor in (module.weight, module.bias)]
         for tensor, values in zip(tensors, broadcast_from_first(solution), strict=False):
             if values is not None:

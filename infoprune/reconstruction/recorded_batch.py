@@ -46,8 +46,8 @@ class RecordedBatch:
         seen = self._at_all_calls(name, which) if calls > 1 else self._at_first_use(name, which)
         if not all(bool(torch.isfinite(inputs).all()) for inputs in seen):
             raise DataError(
-                f"{OWNER}: the inputs of {name} are not finite on the given data: look at the images and the weights, or "
-                "cut without reconstruction (reconstruction_batches=0)"
+                f"{OWNER}: the inputs of {name} are not finite on the given data: look at the images and the weights, "
+                "or cut without reconstruction (reconstruction_batches=0)"
             )
         return seen
 
