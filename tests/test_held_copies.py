@@ -275,14 +275,18 @@ def test_a_state_dict_of_the_first_weights_follows_and_loads_wherever_it_is_load
     assert widths(fresh) == widths(module)
 
 
-def test_snapshots_that_are_taken_during_the_fit_stay_whole() -> None:
+@pytest.mark.parametrize("hook", ["on_train_epoch_start", "on_train_epoch_end"])
+def test_snapshots_that_are_taken_during_the_fit_stay_whole(hook: str) -> None:
     class Snapshots(pl.Callback):
-        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            self.networks: list[nn.Module] = []
+        def __init__(self) -> None:
+            self.networks: list[tuple[int, nn.Module]] = []
+            setattr(self, hook, self.take)
 
-        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-            self.networks.append(copy.deepcopy(pl_module.net))
+        def take(self, trainer: Any, pl_module: Any) -> None:
+            self.networks.append((trainer.current_epoch, copy.deepcopy(pl_module.net)))
 
     module, snapshots = TinyModule(), Snapshots()
     trainer(snapshots, pruning((1,)), epochs=2).fit(module, loader())
-    assert [widths(network) for network in snapshots.networks] == [widths(TinyNet()), widths(module.net)]
+    first, second = (network for _, network in snapshots.networks)
+    assert widths(first) == widths(TinyNet())
+    assert widths(second) == (widths(module.net) if hook == "on_train_epoch_end" else widths(TinyNet()))

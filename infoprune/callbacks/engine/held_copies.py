@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,9 @@ DEPTH = 4
 LARGEST = 10_000
 """Containers of more items are not looked into."""
 
+ITEM = re.compile(r"\[\d+\]")
+"""In the place of what a list, a tuple or a dict by numbers holds: one of several snapshots rather than an average."""
+
 LIBRARIES = ("torch", "lightning", "pytorch_lightning", "torchmetrics", "numpy", "logging", "infoprune")
 """Objects of these packages are not looked into."""
 
@@ -47,9 +51,10 @@ class HeldCopies:
     training starts, before the first two batches of each epoch, at the end of each epoch and at the event. What the
     training step compares with the model's weights, element by element, follows as well, since a step cannot compare
     other shapes. So does PyTorch's ``AveragedModel``, and what had the model's weights when the fit started and the
-    training step does not use: most likely an average that is updated later. All else stays whole: teachers, and
-    copies that are made during the fit. The model's own parameters in such a dict or list are replaced by the new
-    ones. The callbacks of infoprune are left alone: Distillation keeps its teacher.
+    training step does not use: most likely an average that is updated later. All else stays whole: teachers, items
+    of lists, which are snapshots rather, and copies that are made during the fit. The model's own parameters in
+    such a dict or list are replaced by the new ones. The callbacks of infoprune are left alone: Distillation keeps
+    its teacher.
 
     Attributes:
         whole: places of the copies that the last call of `following` has left whole.
@@ -80,7 +85,7 @@ class HeldCopies:
                 now = _fingerprint(value)
                 if now is None:
                     continue
-                if is_first and _has_weights_of(module, value):
+                if is_first and not ITEM.search(place) and _has_weights_of(module, value):
                     self._equal.add(place)
                 if self._seen.setdefault(place, now) != now:
                     self._updated.add(place)
