@@ -223,7 +223,8 @@ def test_every_criterion_prunes_around_a_kernel_that_is_a_buffer(criterion: str)
     net.append(nn.Linear(8, 4))
     original, before = copy.deepcopy(net), counted(net, X)
     assert infoprune.trace(net, X).cost().macs == pytest.approx(before, abs=0.51)
-    result = infoprune.prune(net, X, criterion, filters=0.5, data=[(X, torch.tensor([0, 3]))])
+    data = [(X, torch.tensor([0, 3]))]
+    result = infoprune.prune(net, X, criterion, filters=0.5, data=data, reconstruction_batches=0)
     assert infoprune.verify(original, net, result.plan, X).ok
     assert net[1].edges.shape[0] == net[0].out_channels == 3
 
