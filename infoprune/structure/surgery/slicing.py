@@ -104,15 +104,17 @@ def _both(gone: tuple[int, ...], size: int) -> tuple[Wanted, Wanted]:
     A layer, its norm and its optimizer state all lose one tuple of indices, which takes long to hash.
     """
     key = id(gone), size
-    if key not in _known:
-        if len(_known) >= _MOST_KNOWN:
-            _known.clear()
+    found = _known.get(key)
+    if found is None:
         stays = np.ones(size, dtype=bool)
         stays[np.asarray(gone)] = False
         block = int(np.gcd.reduce(np.flatnonzero(stays[1:] != stays[:-1]) + 1, initial=size))
         stay, go = np.flatnonzero(stays), np.flatnonzero(~stays)
-        _known[key] = gone, Wanted(stay, stay[::block] // block, block), Wanted(go, go[::block] // block, block)
-    return _known[key][1:]
+        found = gone, Wanted(stay, stay[::block] // block, block), Wanted(go, go[::block] // block, block)
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[key] = found
+    return found[1:]
 
 
 def _select(tensor: Tensor, wanted: Selection) -> Tensor:
