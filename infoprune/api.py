@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import islice
@@ -309,7 +309,7 @@ def _check_batches(option: str, count: int, data: Iterable[Any] | None) -> None:
 
 
 def _runs_out(data: Any) -> bool:
-    return iter(data) is data
+    return isinstance(data, Iterator)  # iter(data) would start the workers of a loader
 
 
 def _fitted(
