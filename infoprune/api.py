@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from infoprune.cost import Cost
 from infoprune.criteria import Criterion, Scores
 from infoprune.decide import Decision, Target, decide, share_of_time
 from infoprune.deprecated import filters_to_keep, renamed
-from infoprune.errors import ConfigurationError
+from infoprune.errors import ConfigurationError, DataError
 from infoprune.inputs import Inputs
 from infoprune.network_batches import NetworkBatches
 from infoprune.recalibration import check_norms, tracked_norms
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
 
     from infoprune.within_drop import Trial
+
+log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -159,7 +162,7 @@ def prune(
         reconstruction_batches: so many batches of ``data`` fit the layers that read what went to their former outputs,
             by least squares, and measure batch norm's statistics anew. "auto": where ``data`` are given and can be gone
             through twice, the first 640 examples, or as many as hold ten million numbers. 0: weights that stay are not
-            changed. See :func:`infoprune.reconstruct`.
+            changed, as they are if "auto" finds too few examples (the log says so). See :func:`infoprune.reconstruct`.
         optimizers: one or several optimizers, whose parameters and state follow the model.
         verify: run the example inputs through the masked model and the one that is to be left, and cut only if their
             outputs are the same; see :func:`infoprune.verify`. Takes three to eight forward passes.
@@ -322,16 +325,31 @@ def _fitted(
     """Return the layers of a cut copy that were fitted to data, so that the model is as it was if anything fails."""
     if not recalibrated and (not reconstructed or plan.is_empty):
         return {}
+    try:
+        return _renewed(model, plan, data or (), recalibrated, reconstructed)
+    except DataError as error:
+        if reconstructed != "auto":
+            raise
+        log.warning("the layers behind the cut are not fitted to their former outputs: %s", error)
+        return _fitted(model, plan, data, recalibrated, 0)
+
+
+def _renewed(
+    model: nn.Module,
+    plan: PruningPlan,
+    data: Iterable[Any],
+    recalibrated: int,
+    reconstructed: int | Literal["auto"],
+) -> dict[str, nn.Module]:
+    """Cut a copy, fit it, and return the layers that were fitted."""
     trial = snapshot(model)
     fitted: dict[str, nn.Module] = {}
     shrink(trial, plan)
     if reconstructed and not plan.is_empty:
-        shown = (
-            few_examples(data or (), "prune") if reconstructed == "auto" else list(islice(data or (), reconstructed))
-        )
+        shown = few_examples(data, "prune") if reconstructed == "auto" else list(islice(data, reconstructed))
         fitted.update(fit_readers(trial, model, shown, None, plan))
         recalibrated = recalibrated or (len(shown) if tracked_norms(trial) else 0)
     if recalibrated:
-        recalibration.recalibrate(trial, data or (), recalibrated)
+        recalibration.recalibrate(trial, data, recalibrated)
         fitted.update(check_norms(trial))
     return fitted

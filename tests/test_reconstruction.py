@@ -260,6 +260,17 @@ class TestPrune:
         assert torch.equal(by_default[0].weight, plain[0].weight)
         assert not torch.equal(by_default[1].weight, plain[1].weight)
 
+    def test_by_default_leaves_the_weights_where_the_images_are_too_few(self, caplog: pytest.LogCaptureFixture):
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, 4)
+        )
+        plain, by_default = copy.deepcopy(net), copy.deepcopy(net)
+        infoprune.prune(plain, IMAGES[:1], "l1", filters=0.5, data=[IMAGES[:1]], reconstruction_batches=0)
+        assert not caplog.messages
+        infoprune.prune(by_default, IMAGES[:1], "l1", filters=0.5, data=[IMAGES[:1]])
+        assert same(plain, by_default)
+        assert "pass more images" in caplog.messages[-1]
+
     def test_bad_input_leaves_the_model(self):
         net = network(nn.Conv2d(8, 4, 3))
         before = copy.deepcopy(net)
