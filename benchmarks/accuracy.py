@@ -69,10 +69,9 @@ Method = Callable[[Task, float, int], nn.Module]
 
 
 def ours(task: Task, budget: float, seed: int, **options: Any) -> nn.Module:
-    """Prune a copy with infoprune, with widths of any number and the weights that stay as Torch-Pruning leaves them."""
+    """Prune a copy with infoprune, with widths of any number, as Torch-Pruning chooses them."""
     model = copy.deepcopy(task.model)
-    options = {"round_to": 1, "reconstruction_batches": 0, **options}
-    infoprune.prune(model, task.example, macs=budget, data=task.calibration(seed), **options)
+    infoprune.prune(model, task.example, macs=budget, data=task.calibration(seed), **{"round_to": 1, **options})
     return model
 
 
@@ -99,10 +98,9 @@ def least_squares(task: Task, budget: float, seed: int) -> nn.Module:
 
 
 METHODS: dict[str, Method] = {
-    "default": partial(ours, round_to="auto", reconstruction_batches="auto"),
-    "default, any widths": partial(ours, reconstruction_batches="auto"),
-    "default, not reconstructed": partial(ours, round_to="auto"),
-    "default, any widths, not reconstructed": ours,
+    "default": partial(ours, round_to="auto"),
+    "default, any widths": ours,
+    "default, reconstructed": partial(ours, round_to="auto", reconstruction_batches="auto"),
     "least_squares, widths by l1, reconstructed": least_squares,
     "information_loss, l1": partial(ours, criterion="l1", allocation="information_loss"),
     "uniform, l1": partial(ours, criterion="l1", allocation="uniform"),
@@ -119,8 +117,8 @@ METHODS: dict[str, Method] = {
         for sharing in SHARINGS
     },
 }
-METHODS["default, distilled"] = METHODS["default"]
-DISTILLED = {"default, distilled": 0.5}
+METHODS["default, reconstructed, distilled"] = METHODS["default, reconstructed"]
+DISTILLED = {"default, reconstructed, distilled": 0.5}
 """Share of the loss in fine-tuning that is the distance to the unpruned network's class probabilities."""
 
 LEADING = ("default", "TP global, taylor", "TP global, magnitude", "rule of thumb, l1", "TP local, magnitude")

@@ -30,11 +30,11 @@ their augmentation; mean (lowest…highest) over seeds. One standard error of an
 0.3.
 
 - Without prefix: infoprune, as allocation and criterion. `default`: `infoprune.prune(model, example, macs=...,
-  data=...)`, which rounds widths to what runtimes like and, right after the cut, fits the layers that read what went
-  by least squares, before anything is trained. Rows named `default` or `reconstructed` do so, all others leave the
-  weights that stay as they are (`reconstruction_batches=0`), and take any width. `rule of thumb`: groups that several
-  layers make stay whole, the others lose alike. `distilled`: half of the loss in fine-tuning is the distance to the
-  unpruned network's class probabilities, chosen on held-out training images (`recovery.md`); all other rows learn
+  data=...)`, which rounds widths to what runtimes like; all others take any width. `rule of thumb`: groups that
+  several layers make stay whole, the others lose alike. `reconstructed`: right after the cut, the layers that read
+  what went are fitted to their former outputs by least squares (`reconstruction_batches="auto"`), before anything is
+  trained; `default, reconstructed` rounds widths too. `distilled`: half of the loss in fine-tuning is the distance to
+  the unpruned network's class probabilities, chosen on held-out training images (`recovery.md`); all other rows learn
   from labels alone.
 - `TP`: Torch-Pruning 1.6.1 with `GroupMagnitudeImportance` (L2), `GroupTaylorImportance` or `BNScaleImportance`
   (without its sparse training), ranked in each group (`local`), over all (`global`), or over groups of equal

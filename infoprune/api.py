@@ -119,7 +119,7 @@ def prune(
     data: Iterable[Any] | LightningDataModule | None = None,
     validation: Iterable[Any] | Callable[[nn.Module], float] | None = None,
     recalibration_batches: int = 0,
-    reconstruction_batches: int | Literal["auto"] = "auto",
+    reconstruction_batches: int | Literal["auto"] = 0,
     optimizers: Optimizer | Sequence[Optimizer] = (),
     verify: bool = True,
     amount: float | None = None,
@@ -160,9 +160,9 @@ def prune(
             them as in training, augmentation included. 0: not, or 16 with ``max_drop``. See
             :func:`infoprune.recalibrate`.
         reconstruction_batches: so many batches of ``data`` fit the layers that read what went to their former outputs,
-            by least squares, and measure batch norm's statistics anew. "auto": where ``data`` are given and can be gone
-            through twice, the first 640 examples, or as many as hold ten million numbers. 0: weights that stay are not
-            changed, as they are if "auto" finds too few examples (the log says so). See :func:`infoprune.reconstruct`.
+            by least squares, and measure batch norm's statistics anew. "auto": the first 640 examples, or as many as
+            hold ten million numbers; if these are too few, weights stay as they are and the log says so. 0: not. See
+            :func:`infoprune.reconstruct`.
         optimizers: one or several optimizers, whose parameters and state follow the model.
         verify: run the example inputs through the masked model and the one that is to be left, and cut only if their
             outputs are the same; see :func:`infoprune.verify`. Takes three to eight forward passes.
@@ -200,10 +200,7 @@ def prune(
     if validation is not None:
         raise ConfigurationError("prune looks at validation images for max_drop only: give max_drop, or leave them out")
     _check_batches("recalibration_batches", count, as_batches(data))
-    if reconstruction_batches != "auto":
-        _check_batches("reconstruction_batches", reconstruction_batches, as_batches(data))
-    elif data is None or _runs_out(as_batches(data)):
-        reconstruction_batches = 0
+    _check_batches("reconstruction_batches", reconstruction_batches, as_batches(data))
     check_model(model)
     check_values(model, example_inputs if verify else (), runs=data is not None)
     with collector_paused(data is None and latency is None and not verify):  # the model runs on shapes alone
@@ -301,18 +298,15 @@ class _Decider:
         return decision
 
 
-def _check_batches(option: str, count: int, data: Iterable[Any] | None) -> None:
-    check_count("prune", option, count, 0)
+def _check_batches(option: str, count: int | Literal["auto"], data: Iterable[Any] | None) -> None:
+    if count != "auto":
+        check_count("prune", option, count, 0)
     if count and data is None:
         raise ConfigurationError(f"{option}={count} takes batches from data: pass batches of training images")
-    if count and _runs_out(data):
+    if count and isinstance(data, Iterator):  # iter(data) would start the workers of a loader
         raise ConfigurationError(
             f"{option}={count} goes through data after the criterion has: pass a list or a loader, not an iterator"
         )
-
-
-def _runs_out(data: Any) -> bool:
-    return isinstance(data, Iterator)  # iter(data) would start the workers of a loader
 
 
 def _fitted(

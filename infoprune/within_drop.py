@@ -123,7 +123,7 @@ def find_macs(
 ) -> FoundMacs:
     """Find the smallest share of the MACs at which a model loses at most ``max_drop`` of its quality.
 
-    Copies of the model are cut as :func:`infoprune.prune` cuts them (which fits the layers behind the cut to ``data``),
+    Copies of the model are cut as :func:`infoprune.prune` cuts them, with its options,
     batch norm is measured anew, and the quality is compared with the original's. Nothing is trained unless ``recover``
     does, so fine-tuning brings the drop further down. The search halves the range, as if a deeper cut never did better.
     :func:`infoprune.prune` with ``max_drop`` finds and cuts in one go.

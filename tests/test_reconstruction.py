@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -250,33 +251,32 @@ class TestPrune:
         net(data[0]).sum().backward()
         optimizer.step()
 
-    def test_is_the_default_where_data_can_be_gone_through_twice(self):
+    def test_auto_takes_as_many_images_as_help(self):
         net = network(nn.Conv2d(8, 4, 3))
-        plain, by_default, once = (copy.deepcopy(net) for _ in range(3))
-        infoprune.prune(plain, IMAGES[:1], "l1", filters=0.5, data=[IMAGES], reconstruction_batches=0)
-        infoprune.prune(by_default, IMAGES[:1], "l1", filters=0.5, data=[IMAGES])
-        infoprune.prune(once, IMAGES[:1], "l1", filters=0.5, data=iter([IMAGES]))
-        assert same(once, plain)
-        assert torch.equal(by_default[0].weight, plain[0].weight)
-        assert not torch.equal(by_default[1].weight, plain[1].weight)
+        plain, fitted, automatic = (copy.deepcopy(net) for _ in range(3))
+        infoprune.prune(plain, IMAGES[:1], "l1", filters=0.5, data=[IMAGES])
+        infoprune.prune(fitted, IMAGES[:1], "l1", filters=0.5, data=[IMAGES], reconstruction_batches=1)
+        infoprune.prune(automatic, IMAGES[:1], "l1", filters=0.5, data=[IMAGES], reconstruction_batches="auto")
+        assert same(automatic, fitted)
+        assert torch.equal(automatic[0].weight, plain[0].weight)
+        assert not torch.equal(automatic[1].weight, plain[1].weight)
 
-    def test_by_default_leaves_the_weights_where_the_images_are_too_few(self, caplog: pytest.LogCaptureFixture):
-        net = nn.Sequential(
-            nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, 4)
-        )
-        plain, by_default = copy.deepcopy(net), copy.deepcopy(net)
-        infoprune.prune(plain, IMAGES[:1], "l1", filters=0.5, data=[IMAGES[:1]], reconstruction_batches=0)
+    def test_auto_leaves_the_weights_where_the_images_are_too_few(self, caplog: pytest.LogCaptureFixture):
+        behind = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, 4)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), *behind)
+        plain, automatic = copy.deepcopy(net), copy.deepcopy(net)
+        infoprune.prune(plain, IMAGES[:1], "l1", filters=0.5, data=[IMAGES[:1]])
         assert not caplog.messages
-        infoprune.prune(by_default, IMAGES[:1], "l1", filters=0.5, data=[IMAGES[:1]])
-        assert same(plain, by_default)
+        infoprune.prune(automatic, IMAGES[:1], "l1", filters=0.5, data=[IMAGES[:1]], reconstruction_batches="auto")
+        assert same(plain, automatic)
         assert "pass more images" in caplog.messages[-1]
 
     def test_bad_input_leaves_the_model(self):
         net = network(nn.Conv2d(8, 4, 3))
         before = copy.deepcopy(net)
-        for data in (None, iter([IMAGES])):
-            with pytest.raises(ConfigurationError, match="reconstruction_batches=2"):
-                infoprune.prune(net, IMAGES[:1], "l1", filters=0.5, data=data, reconstruction_batches=2)
+        for data, count in itertools.product((None, iter([IMAGES])), (2, "auto")):
+            with pytest.raises(ConfigurationError, match=f"reconstruction_batches={count}"):
+                infoprune.prune(net, IMAGES[:1], "l1", filters=0.5, data=data, reconstruction_batches=count)
         with pytest.raises(DataError, match="not finite"):
             infoprune.prune(net, IMAGES[:1], "l1", filters=0.5, data=[IMAGES * torch.nan], reconstruction_batches=1)
         assert same(net, before)

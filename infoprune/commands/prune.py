@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.text import Text
 
@@ -44,7 +44,7 @@ take the folder as --model. One cut costs accuracy: fine-tune afterwards, or pru
 EXAMPLES = """\
   infoprune prune --model torchvision.models.resnet18 --input_shape 1,3,224,224 --macs 0.5 --out pruned
   infoprune prune --model CifarResNet --model.depth 56 --weights resnet56.pt --input_shape 1,3,32,32 --macs 0.5 \\
-      --data CIFAR10DataModule --data.root data --out pruned
+      --data CIFAR10DataModule --data.root data --reconstruct --out pruned
   infoprune prune --model runs/quickstart/version_0 --criterion l1 --filters 0.8 --out smaller
   infoprune prune --model runs/quickstart/version_0 --max_drop 0.5 --data DigitsDataModule --out smaller
 then fine-tune what is left:
@@ -72,10 +72,9 @@ def make(words: Sequence[str] = ()) -> ArgumentParser:
     )
     parser.add_argument(
         "--reconstruct",
-        action=ActionYesNo(no_prefix="no-"),
-        default=None,
-        help="with --data: fit the layers that read what went to their former outputs, by least squares on training "
-        "images, and measure batch norm's statistics anew; --no-reconstruct leaves the weights that stay as they are",
+        action="store_true",
+        help="fit the layers that read what went to their former outputs, by least squares on training images of "
+        "--data, and measure batch norm's statistics anew",
     )
     parser.add_argument("--out", type=str, required=True, help="the folder to write; it must not exist yet")
     parser.add_argument("--latency_repeats", type=int, default=20, help="timed passes of each model; 0 leaves them out")
@@ -99,7 +98,6 @@ def run(words: Sequence[str]) -> None:
     named = open_model(parser, options)
     data = open_data(parser, options)
     original = copied(named.network)
-    options.reconstruct = data is not None and options.reconstruct is not False
     result = cut(named, options, data, reconstruction_batches="auto" if options.reconstruct else 0)
     if data is not None and options.recalibrate:
         _recalibrate(named, data)

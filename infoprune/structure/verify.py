@@ -58,9 +58,8 @@ def verify(
     constants. Neither model is changed: each runs with other tensors for a while, and what its code keeps for the next
     call is computed anew.
 
-    Weights that changed after the cut, by training or by reconstruction (which ``prune`` with ``data`` does), are not
-    those of the masked original, and neither are the outputs. To check such a cut, make it with
-    ``reconstruction_batches=0``, or on a copy: ``infoprune.shrink(copy, plan)``.
+    Weights that changed after the cut, by training or by reconstruction, are not those of the masked original, and
+    neither are the outputs. To check such a cut, make it on a copy: ``infoprune.shrink(copy, plan)``.
 
     Args:
         original: the model before the cut.
