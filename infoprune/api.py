@@ -199,6 +199,7 @@ def prune(
         )  # fmt: skip
     if validation is not None:
         raise ConfigurationError("prune looks at validation images for max_drop only: give max_drop, or leave them out")
+    check_count("prune", "recalibration_batches", count, 0)  # which knows no "auto"
     _check_batches("recalibration_batches", count, as_batches(data))
     _check_batches("reconstruction_batches", reconstruction_batches, as_batches(data))
     check_model(model)

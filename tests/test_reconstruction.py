@@ -277,6 +277,8 @@ class TestPrune:
         for data, count in itertools.product((None, iter([IMAGES])), (2, "auto")):
             with pytest.raises(ConfigurationError, match=f"reconstruction_batches={count}"):
                 infoprune.prune(net, IMAGES[:1], "l1", filters=0.5, data=data, reconstruction_batches=count)
+        with pytest.raises(ConfigurationError, match="recalibration_batches must be a whole number"):
+            infoprune.prune(net, IMAGES[:1], "l1", filters=0.5, data=[IMAGES], recalibration_batches="auto")  # type: ignore[arg-type]
         with pytest.raises(DataError, match="not finite"):
             infoprune.prune(net, IMAGES[:1], "l1", filters=0.5, data=[IMAGES * torch.nan], reconstruction_batches=1)
         assert same(net, before)

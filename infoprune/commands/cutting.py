@@ -105,13 +105,7 @@ def asks_for_a_cut(options: Namespace) -> bool:
     return any(options.get(name) is not None for name in (*HOW_FAR, "max_drop"))
 
 
-def cut(
-    named: NamedModel,
-    options: Namespace,
-    data: NamedData | None,
-    backend: str | None = None,
-    reconstruction_batches: int | Literal["auto"] = 0,
-) -> PruneResult:
+def cut(named: NamedModel, options: Namespace, data: NamedData | None, backend: str | None = None) -> PruneResult:
     """Cut the named model in place, as the options say.
 
     Args:
@@ -119,7 +113,6 @@ def cut(
         options: The parsed options of the command.
         data: The images of ``--data``, None if it is not given.
         backend: Where the model will run, instead of ``--backend``.
-        reconstruction_batches: As in `infoprune.prune`.
 
     Raises:
         ConfigurationError: options that clash or are missing.
@@ -144,7 +137,6 @@ def cut(
         data=data.training() if data else None,
         max_drop=options.get("max_drop"),
         validation=data.validation() if data and options.get("max_drop") is not None else None,
-        reconstruction_batches=reconstruction_batches,
         verify=options.verify,
     )
 

@@ -98,20 +98,25 @@ def run(words: Sequence[str]) -> None:
     named = open_model(parser, options)
     data = open_data(parser, options)
     original = copied(named.network)
-    result = cut(named, options, data, reconstruction_batches="auto" if options.reconstruct else 0)
-    if data is not None and options.recalibrate:
-        _recalibrate(named, data)
+    result = cut(named, options, data)
+    if data is not None:
+        _renew(named, original, result, options, data)
     record = _record(named, original, result, options, data, ["infoprune", "prune", *words])
     _write(out, named, record)
     facts = {"out": str(out), "record": record.to_dict()} | _drop_facts(result, options)
     show("prune", facts, options.json, lambda console: _print(console, record, out, result, options))
 
 
-def _recalibrate(named: NamedModel, data: NamedData) -> None:
-    """Measure batch norm anew on images shown as in training."""
+def _renew(named: NamedModel, original: nn.Module, result: PruneResult, options: Namespace, data: NamedData) -> None:
+    """Fit the layers behind the cut and recalibrate batch norm, as the options say."""
     from infoprune.network_batches import NetworkBatches
+    from infoprune.recalibration import tracked_norms
 
-    infoprune.recalibrate(named.network, NetworkBatches(data.training(augment=True), named.inputs))
+    batches = NetworkBatches(data.training(augment=True), named.inputs)
+    if options.reconstruct and not result.plan.is_empty:
+        infoprune.reconstruct(named.network, original, batches, plan=result.plan)
+    if options.recalibrate or (options.reconstruct and tracked_norms(named.network)):
+        infoprune.recalibrate(named.network, batches)
 
 
 def _record(

@@ -132,11 +132,12 @@ def readers(model: nn.Module, plan: PruningPlan) -> dict[str, Layer]:
         plan: what was removed.
     """
     found: dict[str, Layer] = {}
+    alone = _held_once(model)
     for name, module in model.named_modules():
         dims = plan.removed.get(f"{name}.weight", {})
         if dims.get(1) and is_regression(module) and columns_of(module) <= MOST_COLUMNS:
             found[name] = module
-    return {name: layer for name, layer in found.items() if _held_once(model)[id(layer.weight)]}
+    return {name: layer for name, layer in found.items() if alone[id(layer.weight)]}
 
 
 def _held_once(model: nn.Module) -> dict[int, bool]:
