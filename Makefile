@@ -40,6 +40,9 @@ venv: $(VENV)/.dev  ## make .venv with everything that development needs
 demo: $(VENV)/.demo  ## train, prune and fine-tune a small CNN on two CPU cores, in under two minutes
 	$(BIN)/infoprune fit --config configs/quickstart.yaml
 
+# pytest takes six seconds to compile the test files, and keeps them for the next run where Python may write.
+test-smoke test coverage test-all: export PYTHONDONTWRITEBYTECODE =
+
 test-smoke: $(VENV)/.dev  ## the heart of every part, in about a minute
 	$(PYTEST) -q -m smoke
 

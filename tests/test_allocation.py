@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping
 
@@ -43,9 +44,14 @@ def small_net() -> nn.Module:
     )
 
 
-NET = torchvision.models.resnet18(num_classes=10)
-STRUCTURE = infoprune.trace(NET, torch.zeros(1, 3, 32, 32))
-SCORES = get_criterion("l1")(NET, STRUCTURE)
+@functools.cache
+def resnet() -> tuple[Structure, Mapping[str, torch.Tensor]]:
+    """Return the structure of a ResNet-18 and its L1 scores."""
+    net = torchvision.models.resnet18(num_classes=10)
+    structure = infoprune.trace(net, torch.zeros(1, 3, 32, 32))
+    return structure, get_criterion("l1")(net, structure)
+
+
 SMALL = infoprune.trace(small_net(), torch.zeros(1, 3, 8, 8))
 SMALL_SCORES = {group.name: torch.rand(group.size, dtype=torch.float64) for group in SMALL.prunable}
 
@@ -66,19 +72,21 @@ def share(structure: Structure, widths: dict[str, int], kind: str) -> float:
 @pytest.mark.parametrize("kind", ["macs", "params"])
 @pytest.mark.parametrize("keep", [0.9, 0.5, 0.25])
 def test_a_budget_is_met_within_one_percent_and_never_exceeded(allocation: Allocation, kind: str, keep: float):
-    widths = allocation.widths(STRUCTURE, SCORES, Budget(kind, keep))
-    assert list(widths) == [group.name for group in STRUCTURE.prunable]
-    assert 0.99 * keep <= share(STRUCTURE, widths, kind) <= keep
-    assert share(STRUCTURE, widths, kind) == pytest.approx(keep, rel=2e-3)
+    structure, scores = resnet()
+    widths = allocation.widths(structure, scores, Budget(kind, keep))
+    assert list(widths) == [group.name for group in structure.prunable]
+    assert 0.99 * keep <= share(structure, widths, kind) <= keep
+    assert share(structure, widths, kind) == pytest.approx(keep, rel=2e-3)
 
 
 @pytest.mark.parametrize("kind", ["macs", "params"])
 def test_the_budget_holds_in_the_shrunk_model(kind: str):
+    structure, scores = resnet()
     net = torchvision.models.resnet18(num_classes=10)
-    widths = Uniform().widths(STRUCTURE, SCORES, Budget(kind, 0.5))
-    infoprune.shrink(net, select(STRUCTURE, SCORES, widths))
+    widths = Uniform().widths(structure, scores, Budget(kind, 0.5))
+    infoprune.shrink(net, select(structure, scores, widths))
     left = infoprune.trace(net, torch.zeros(1, 3, 32, 32)).cost()
-    assert getattr(left, kind) / getattr(STRUCTURE.cost(), kind) == pytest.approx(0.5, rel=0.01)
+    assert getattr(left, kind) / getattr(structure.cost(), kind) == pytest.approx(0.5, rel=0.01)
     assert sum(p.numel() for p in net.parameters()) == left.params
 
 
@@ -256,10 +264,11 @@ def test_global_ranking_takes_the_lowest_units_of_the_model_and_respects_the_flo
 
 
 def test_per_layer_later_patterns_override_earlier_ones_and_name_coupled_layers():
-    widths = PerLayer(ratios={"layer*": 0.5, "layer1.0.conv1": 0.25}).widths(STRUCTURE)
+    structure, _ = resnet()
+    widths = PerLayer(ratios={"layer*": 0.5, "layer1.0.conv1": 0.25}).widths(structure)
     assert (widths["layer1.0.conv1"], widths["layer1.1.conv1"]) == (48, 32)
-    coupled = PerLayer(ratios={"layer1.1.conv2": 0.5}).widths(STRUCTURE)
-    assert {name for name, width in coupled.items() if width < STRUCTURE.group(name).size} == {"conv1"}
+    coupled = PerLayer(ratios={"layer1.1.conv2": 0.5}).widths(structure)
+    assert {name for name, width in coupled.items() if width < structure.group(name).size} == {"conv1"}
 
 
 def test_groups_without_scores_keep_everything():
@@ -325,11 +334,12 @@ def test_a_timed_budget_that_the_widths_cannot_meet_is_met_from_below_with_a_war
 
 @pytest.mark.parametrize("allocation", ["uniform", "global", "coupled_last"])
 def test_layers_keep_what_min_width_says(allocation: str):
+    structure, scores = resnet()
     rules = {"*": 0.25, "layer1.*": 40, "layer4.1.conv1": 7}
-    widths = get_allocation(allocation).widths(STRUCTURE, SCORES, Budget("macs", 0.2), min_width=rules)
+    widths = get_allocation(allocation).widths(structure, scores, Budget("macs", 0.2), min_width=rules)
     for name, width in widths.items():
-        size = STRUCTURE.group(name).size
-        layers = {layer.name for layer, _ in STRUCTURE.producers(STRUCTURE.group(name))}
+        size = structure.group(name).size
+        layers = {layer.name for layer, _ in structure.producers(structure.group(name))}
         wanted = 40 if any(layer.startswith("layer1.") for layer in layers) else size // 4
         assert width >= (7 if name == "layer4.1.conv1" else wanted), name
     assert widths["layer4.1.conv1"] < 160
@@ -337,8 +347,9 @@ def test_layers_keep_what_min_width_says(allocation: str):
 
 @pytest.mark.parametrize("rules", [0, True, {"layer1.*": 0}, {"layer1.*": 1.5}, {"*": "4"}])
 def test_min_width_out_of_range_is_refused(rules):
+    structure, scores = resnet()
     with pytest.raises(ConfigurationError, match="min_width must be a whole number of at least 1, got"):
-        Uniform().widths(STRUCTURE, SCORES, Budget("macs", 0.5), min_width=rules)
+        Uniform().widths(structure, scores, Budget("macs", 0.5), min_width=rules)
 
 
 def test_a_min_width_for_no_layer_is_refused():
@@ -348,11 +359,10 @@ def test_a_min_width_for_no_layer_is_refused():
 
 def test_isomorphic_rankings_stay_within_a_kind_of_structure():
     """A global ranking spares streams with scores a thousand times as high; this one does not notice."""
-    streams = [g.name for g in STRUCTURE.prunable if len(STRUCTURE.producers(g)) > 1]
-    scores = {name: values * (1000 if name in streams else 1) for name, values in SCORES.items()}
+    structure, l1 = resnet()
+    streams = [g.name for g in structure.prunable if len(structure.producers(g)) > 1]
+    scores = {name: values * (1000 if name in streams else 1) for name, values in l1.items()}
     plain = Isomorphic(normalize="none")
-    assert plain.widths(STRUCTURE, scores, Budget("macs", 0.5)) == plain.widths(STRUCTURE, SCORES, Budget("macs", 0.5))
+    assert plain.widths(structure, scores, Budget("macs", 0.5)) == plain.widths(structure, l1, Budget("macs", 0.5))
     ranked = GlobalRanking(normalize="none")
-    assert ranked.widths(STRUCTURE, scores, Budget("macs", 0.5)) != ranked.widths(
-        STRUCTURE, SCORES, Budget("macs", 0.5)
-    )
+    assert ranked.widths(structure, scores, Budget("macs", 0.5)) != ranked.widths(structure, l1, Budget("macs", 0.5))

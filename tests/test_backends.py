@@ -24,7 +24,7 @@ from infoprune.backends.table import LatencyTable
 from infoprune.errors import BudgetError, ConfigurationError, ExportError
 from infoprune.models import CifarResNet
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "onnx_operators")
 
 IMAGES = torch.randn(1, 3, 16, 16)
 

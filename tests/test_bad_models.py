@@ -21,12 +21,6 @@ pytestmark = pytest.mark.usefixtures("surroundings")
     ("model", "inputs", "error", "message"),
     [
         ("resnet18", X, ConfigurationError, r"must be a torch\.nn\.Module in Python, got a str"),
-        (
-            torch.jit.trace(TinyNet(), X),
-            X,
-            ConfigurationError,
-            r"must be a torch\.nn\.Module in Python, got a TopLevelTracedModule",
-        ),
         (TinyNet(), None, TraceError, "example inputs of type NoneType in module 'stem'"),
         (TinyNet(), X.double(), TraceError, r"inputs are float64 and the model is float32: cast the inputs with \.to"),
         (TinyNet(), X.numpy(), TraceError, r"give tensors as inputs, as torch\.from_numpy\(array\), not ndarray"),
@@ -39,6 +33,11 @@ pytestmark = pytest.mark.usefixtures("surroundings")
 def test_things_that_are_no_model_and_no_input(model: Any, inputs: Any, error: Any, message: str) -> None:
     with refused(error, message, *([model] if type(model) is TinyNet else [])):
         infoprune.prune(model, inputs, "l1", filters=0.5)
+
+
+def test_a_traced_module_is_no_model() -> None:
+    with refused(ConfigurationError, r"must be a torch\.nn\.Module in Python, got a TopLevelTracedModule"):
+        infoprune.prune(torch.jit.trace(TinyNet(), X), X, "l1", filters=0.5)
 
 
 def test_lazy_layers_that_have_not_seen_an_input() -> None:

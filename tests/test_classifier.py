@@ -253,8 +253,11 @@ def parse(*args: str) -> ImageClassifier:
     return cli.model
 
 
+LARGER = [pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenet_v3_small", "vit_b_16")]
+
+
 class TestCommandLine:
-    @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "vit_b_16"])
+    @pytest.mark.parametrize("name", ["resnet18", *LARGER])
     def test_torchvision_functions_by_class_path(self, name: str) -> None:
         module = parse(
             f"--model.model=torchvision.models.{name}", "--model.model.num_classes=7", "--model.num_classes=7"

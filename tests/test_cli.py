@@ -164,7 +164,7 @@ class TestAfterwards:
         assert record.layers[0].channels_before == 8
         assert record.coupling["features.0"].startswith("features.0: 8 units can be pruned")
 
-    @pytest.mark.parametrize("epoch", [0, 1, 2], ids=["before", "between", "after"])
+    @pytest.mark.parametrize("epoch", [1, *(pytest.param(epoch, marks=pytest.mark.slow) for epoch in (0, 2))])
     def test_a_run_that_resumes_ends_with_the_same_bits(self, epoch: int, kept: Path, folder: Path) -> None:
         config = [f"--config={kept / 'logs/whole/version_0/config.yaml'}", "--trainer.logger.name=resumed"]
         assert main(["fit", *config, f"--ckpt_path={kept / f'kept/epoch={epoch}.ckpt'}"]) == 0

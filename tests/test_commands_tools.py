@@ -265,7 +265,7 @@ class TestReport:
 class TestPlot:
     def test_pictures_of_a_whole_run(self, tmp_path: Path) -> None:
         pytest.importorskip("matplotlib", reason="needs the plot extra")
-        record = sample_record()
+        record = sample_record(blocks=1)
         pictures = of_run(record)
         assert set(pictures) == {"widths", "heat_map", "scores_1", "scores_2", "along"}
         (bars,) = pictures["widths"].axes

@@ -85,7 +85,9 @@ class InACopy(Penalty):
         return self.start.get_parameter(name), torch.ones(())
 
 
-@pytest.mark.parametrize("kind", [InDicts, InBuffers, InAttributes, InACopy])
+@pytest.mark.parametrize(
+    "kind", [InDicts, InACopy, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (InBuffers, InAttributes))]
+)
 def test_what_a_penalty_compares_with_weights_is_cut_alike(kind: type[Penalty]) -> None:
     torch.manual_seed(0)
     module = kind()

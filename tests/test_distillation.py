@@ -157,7 +157,7 @@ def test_an_event_before_any_training_and_a_quick_try() -> None:
         assert module.net.stem.out_channels == 6
 
 
-@pytest.mark.parametrize("start", [0, 1, 2])
+@pytest.mark.parametrize("start", [1, *(pytest.param(start, marks=pytest.mark.slow) for start in (0, 2))])
 def test_a_resumed_run_ends_bit_identical(start: int, tmp_path: Path) -> None:
     def callbacks() -> list[Any]:
         saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)

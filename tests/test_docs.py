@@ -59,6 +59,7 @@ def test_fences_are_of_known_kinds() -> None:
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in blocks("python")} - {RECIPES}))
+@pytest.mark.usefixtures("batches")
 def test_python_blocks_run_from_top_to_bottom(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for registry in (CRITERIA, ALLOCATIONS):  # what a page registers is gone afterwards

@@ -19,6 +19,8 @@ from infoprune.structure import PruningPlan
 from tests.commands import NET, SHAPE, Shell
 from tests.tiny import TinyNet, same
 
+pytestmark = pytest.mark.usefixtures("onnx_operators")
+
 IMAGES = torch.randn(1, 3, 16, 16)
 
 
@@ -132,7 +134,7 @@ def test_plain_weights_and_the_structure_record_rebuild_the_model(tmp_path: Path
     ("kind", "message"),
     [
         ("custom", "no operator for infoprune_tests.doubled"),
-        ("svd", "no operator for aten._linalg_svd"),
+        pytest.param("svd", "no operator for aten._linalg_svd", marks=pytest.mark.slow),
         ("batch", "fixes its batch size at 2"),
         ("values", r"test_export.py:\d+ \(return x if x.sum\(\) > 0 else -x\)"),
     ],
@@ -279,7 +281,7 @@ def test_int8_in_openvino_computes_nearly_the_same_at_any_batch_size(tmp_path: P
     assert (tmp_path / "net.bin").exists()
 
 
-@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize("by_name", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_openvino_takes_several_inputs_and_numbers(by_name: bool, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     named = {"vector": torch.randn(2, 5), "image": torch.randn(2, 3, 8, 8), "scale": 2.0}

@@ -117,7 +117,7 @@ def test_many_random_plans_are_exact(net: Net, seed: int) -> None:
     check_exact(net, seed)
 
 
-@pytest.mark.parametrize("number", [0, 1, *(pytest.param(more, marks=pytest.mark.slow) for more in (2, 3))])
+@pytest.mark.parametrize("number", [0, *(pytest.param(more, marks=pytest.mark.slow) for more in (1, 2, 3))])
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_every_block_by_itself_is_exact(kind: str, number: int) -> None:
     check_exact(randomise(Net([(kind, number)], flatten=False)), seed=number)  # type: ignore[arg-type]

@@ -286,7 +286,7 @@ class InAParameterList(LateOfPyTorch):
         )
 
 
-@pytest.mark.parametrize("kind", [InBuffers, InAParameterList])
+@pytest.mark.parametrize("kind", [InBuffers, pytest.param(InAParameterList, marks=pytest.mark.slow)])
 def test_an_average_that_is_registered_tensor_by_tensor_follows_also_when_resumed(
     kind: type[Late], tmp_path: Path
 ) -> None:

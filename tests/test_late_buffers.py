@@ -72,8 +72,12 @@ def fitted(folder: Path, kind: type[Remembers], after: int, *callbacks: Any) -> 
     return module
 
 
-@pytest.mark.parametrize("after", [0, 1], ids=["before the event", "after the event"])
-@pytest.mark.parametrize("kind", [Restores, RestoresByShape])
+# A checkpoint of before the event and of after it; where both go the same way, one of them is among the slow tests.
+MORE = [pytest.param(*case, marks=pytest.mark.slow) for case in ((Restores, 1), (RestoresByShape, 0))]
+BEFORE_AND_AFTER = pytest.mark.parametrize("after", [0, pytest.param(1, marks=pytest.mark.slow)])
+
+
+@pytest.mark.parametrize(("kind", "after"), [(Restores, 0), (RestoresByShape, 1), *MORE])
 def test_a_project_that_makes_its_buffers_when_it_loads_resumes(
     kind: type[Remembers], after: int, tmp_path: Path
 ) -> None:
@@ -94,7 +98,7 @@ def test_a_project_that_makes_its_buffers_when_it_loads_resumes(
     assert widths(tested) == widths(TinyNet())
 
 
-@pytest.mark.parametrize("after", [0, 1], ids=["before the event", "after the event"])
+@BEFORE_AND_AFTER
 def test_a_project_that_passes_over_unknown_keys_loads(after: int, tmp_path: Path) -> None:
     whole = fitted(tmp_path, Passes, after, pruning((1,)))
     path = tmp_path / "epoch=2.ckpt"
@@ -107,7 +111,7 @@ def test_a_project_that_passes_over_unknown_keys_loads(after: int, tmp_path: Pat
     assert widths(module) == widths(whole)
 
 
-@pytest.mark.parametrize("after", [0, 1], ids=["before the event", "after the event"])
+@BEFORE_AND_AFTER
 def test_a_strict_project_gets_the_error_of_pytorch(after: int, tmp_path: Path) -> None:
     fitted(tmp_path / "plain", Remembers, after)
     fitted(tmp_path / "pruned", Remembers, after, pruning((1,)))

@@ -72,7 +72,12 @@ def test_a_step_that_normalises_is_measured_on_what_it_makes(monkeypatch: pytest
     assert all(images.abs().max() > 50 for images in seen)
 
 
-@pytest.mark.parametrize("name", PROJECTS)
+LONG = ("byol", "detection", "volumes")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in PROJECTS]
+)
 def test_the_shortest_line_measures_on_projects_of_all_kinds(name: str, caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     callback = FilterPruning(macs=0.5, schedule=[1])

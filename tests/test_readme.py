@@ -43,6 +43,7 @@ def test_blocks_are_found() -> None:
     assert len(COMMANDS) >= 6
 
 
+@pytest.mark.usefixtures("batches")
 def test_each_python_block_runs_as_it_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     spaces: list[dict[str, object]] = [{"__name__": "__main__"} for _ in blocks("python")]

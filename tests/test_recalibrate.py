@@ -254,7 +254,7 @@ def test_a_datamodule_is_data_as_its_trainer_would_show_it() -> None:
     images = torch.zeros(1, 1, 8, 8)
     shown = [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
     torch.manual_seed(0)
-    model = CifarResNet(depth=8, in_channels=1)
+    model = CifarResNet(depth=8, in_channels=1, width=8)
     other = copy.deepcopy(model)
     infoprune.prune(model, images, "hrank", macs=0.6, data=data, recalibration_batches=2)
     infoprune.prune(other, images, "hrank", macs=0.6, data=shown, recalibration_batches=2)

@@ -50,7 +50,7 @@ def test_the_page_may_neither_run_scripts_nor_fetch(tmp_path: Path) -> None:
     assert len([line for line in console if "Content Security Policy" in line]) >= 1
 
 
-@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize("width", [360, pytest.param(1200, marks=pytest.mark.slow)])
 def test_no_part_is_wider_than_the_window(tmp_path: Path, width: int) -> None:
     report = tmp_path / "report.html"
     # The probe stands beside the report's own policy, so it is let through here and only here.

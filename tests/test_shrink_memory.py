@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
-import multiprocessing
 import weakref
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import infoprune
 from infoprune.errors import SurgeryError
 from infoprune.structure.surgery import in_place_swap
 from infoprune.structure.surgery.slicing import cut, cut_off, join
+from tests import warm
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64, torch.complex128)
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -190,8 +191,13 @@ def test_old_weights_are_freed_at_once_not_when_the_collector_runs(verify: bool)
         gc.enable()
 
 
+MMAP_THRESHOLD = -3
+"""The parameter of glibc's mallopt: from how many bytes on memory is asked for, and given back, by itself."""
+
+
 def peak(beside: int) -> float:
     """MiB that shrinking eight layers of 16 MiB takes beyond the model; 9 MiB stay of each but the ends."""
+    ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 16)  # what is freed is given back
     vars(in_place_swap)["_room"] = lambda _: beside
     net = nn.Sequential(*(nn.Linear(2048, 2048, bias=False) for _ in range(8)))
     plan = infoprune.trace(net, torch.zeros(1, 2048)).plan({str(i): range(0, 2048, 4) for i in range(7)})
@@ -207,9 +213,8 @@ def peak(beside: int) -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to tell the peak of memory")
-def test_beyond_the_room_beside_the_model_a_tensor_at_a_time_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is freed is given back
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+def test_beyond_the_room_beside_the_model_a_tensor_at_a_time_is_cut() -> None:
+    with warm.CONTEXT.Pool(1) as pool:
         extra = {beside: pool.apply(peak, (beside,)) for beside in (0, 40 << 20, 1 << 30)}
     assert extra[1 << 30] > 70  # all that stays
     assert 16 < extra[0] < 32  # one layer

@@ -140,7 +140,7 @@ def test_a_strength_of_zero_is_no_penalty() -> None:
     assert same(run(pruning(3, filters=0.5), SparsityWarmup(2, strength=0.0)), run(pruning(3, filters=0.5)))
 
 
-@pytest.mark.parametrize("start", [0, 1, 2])
+@pytest.mark.parametrize("start", [1, *(pytest.param(start, marks=pytest.mark.slow) for start in (0, 2))])
 def test_a_resumed_run_ends_bit_identical(start: int, tmp_path: Path) -> None:
     def fit(**options: Any) -> TinyModule:
         pl.seed_everything(2, verbose=False)

@@ -5,21 +5,40 @@ Importing Lightning takes some ten seconds of processor time, more than most of 
 
 from __future__ import annotations
 
+import faulthandler
+import gc
 import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.multiprocessing
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["lightning"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["lightning"])
+"""Starts processes as `multiprocessing` does, by the server."""
+
+
+def fork_server() -> None:
+    """Start the server as a fork of this process, which has to import Lightning anyway; or it imports it anew.
+
+    Call it before anything of infoprune is imported: the server's processes begin with what this one has imported.
+    """
+    if sys.platform == "linux":
+        import lightning  # noqa: F401
+
+        resource_tracker.ensure_running()
+        with mock.patch.object(util, "spawnv_passfds", _fork):
+            forkserver.ensure_running()
 
 
 def python(
@@ -43,7 +62,7 @@ def together(
     with tempfile.TemporaryDirectory() as folder:
         outs = [[Path(folder) / f"{number}.{kind}" for kind in ("out", "err")] for number in range(len(commands))]
         processes: list[BaseProcess] = [
-            _CONTEXT.Process(target=_run, args=(list(words), dict(env), str(cwd or Path.cwd()), *map(str, out)))
+            CONTEXT.Process(target=_run, args=(list(words), dict(env), str(cwd or Path.cwd()), *map(str, out)))
             for words, env, out in zip(commands, envs, outs, strict=True)
         ]
         for process in processes:
@@ -63,6 +82,26 @@ def together(
 def spawn(work: Callable[..., None], *arguments: object) -> None:
     """Call ``work(rank, *arguments)`` in two processes, as `torch.multiprocessing.spawn` does."""
     torch.multiprocessing.start_processes(work, arguments, nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
+
+
+def _fork(executable: bytes, words: Sequence[str], inherited: Sequence[int]) -> int:
+    """Run ``executable -c CODE``, whose code comes last in the words, in a fork of this process; return its id."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pytest-xdist's thread, which the fork does not use
+        if process := os.fork():
+            return process
+    try:
+        faulthandler.disable()  # it writes into a file of pytest
+        first = 3
+        for kept in (*sorted(inherited), os.sysconf("SC_OPEN_MAX")):
+            os.closerange(first, kept)
+            first = kept + 1
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        gc.freeze()
+        gc.enable()
+        exec(words[-1], {})
+    finally:
+        os._exit(0)
 
 
 def _run(words: list[str], env: dict[str, str], cwd: str, out: str, err: str) -> None:
