@@ -51,6 +51,8 @@ PRINTED = {
     "imagenet/resnet50/method_a_v1": (4089.18, 954.86, 8.018),
     "imagenet/resnet50/method_a_v2": (4089.18, 923.18, 7.846),
 }
+CIFAR10 = [row for row in reproduce.rows() if row.startswith("cifar10")]
+ONE_A_NETWORK = {row.split("/")[1]: row for row in CIFAR10}.values()
 SAME_WIDTHS = [row for row in reproduce.rows() if "method_a" in row and row.startswith("cifar10")]
 
 
@@ -152,7 +154,9 @@ def test_every_seed_of_the_random_control_draws_its_own_filters() -> None:
     assert drawn == [{"name": "random", "seed": 42}, {"name": "random", "seed": 43}]
 
 
-@pytest.mark.parametrize("row", [row for row in reproduce.rows() if row.startswith("cifar10")])
+@pytest.mark.parametrize(
+    "row", [row if row in ONE_A_NETWORK else pytest.param(row, marks=pytest.mark.slow) for row in CIFAR10]
+)
 def test_the_short_schedule_changes_nothing_but_lengths(row: str) -> None:
     whole = parsed(row)
     short = parsed(row, extra=[f"--config={reproduce.CONFIGS / 'short.yaml'}"])

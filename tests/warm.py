@@ -29,7 +29,7 @@ CONTEXT.set_forkserver_preload(["lightning"])
 
 
 def fork_server() -> None:
-    """Start the server as a fork of this process, which has to import Lightning anyway; or it imports it anew.
+    """Start the server as a fork of this process, which imports Lightning anyway: the server need not.
 
     Call it before anything of infoprune is imported: the server's processes begin with what this one has imported.
     """
