@@ -173,7 +173,7 @@ class TooFewUnits(Criterion):
 @pytest.mark.parametrize(
     ("criterion", "message"),
     [
-        (OneScoreEachInput(), r"shape \(3,\) for 8 filters of layer '0'"),
+        (OneScoreEachInput(), r"shape \(3,\) for the 8 filters of layer '0'"),
         (UnknownLayer(), r"no scores for layer '0'"),
         (UnknownGroup(), r"group 'conv', which the structure does not have"),
         (TooFewUnits(), r"shape \(5,\) for the 8 units of group '0'"),
@@ -224,10 +224,10 @@ class OfImages(FeatureMapCriterion):
 @pytest.mark.parametrize(
     ("criterion", "message"),
     [
-        (OfNoTensors(), "values of type list for 8 filters of layer '0'"),
+        (OfNoTensors(), "values of type list for the 8 filters of layer '0'"),
         (OfNothing(), "gives NoneType; return a dict from the name of each layer"),
-        (OfComplexNumbers(), "complex scores for 8 filters of layer '0'"),
-        (OfNoNumbers(), "8 NaN or infinite scores of 8 for 8 filters of layer '0'"),
+        (OfComplexNumbers(), "complex scores for the 8 filters of layer '0'"),
+        (OfNoNumbers(), "8 NaN or infinite scores of 8 for the 8 filters of layer '0'"),
         (OfNoGroup(), "no scores for any of the 1 prunable groups"),
         (Failing(), r"'Failing' failed on layer '0' \(ZeroDivisionError: on purpose\)"),
         (OfImages(), r"'OfImages' gives scores of shape \(2,\) for the feature maps of layer '0'.*shape \(2, 8\)"),

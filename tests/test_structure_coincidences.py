@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer
 
 import infoprune
+from infoprune.structure.validation.probe_plans import tells_less
 from tests.networks import conv, conv_bn, randomise
 from tests.oracle import relative_error
 
@@ -203,3 +204,32 @@ class Constant(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.arange(self.width, dtype=x.dtype)[:, None, None]
+
+
+class WithHead(nn.Module):
+    """Two layers as wide as each other, and images made vectors by ``flat``."""
+
+    def __init__(self, flat: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.head = conv_bn(3, 8), conv_bn(8, 8), nn.Linear(8, 5)
+        self.flat = flat
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.flat(self.second(self.first(x)).mean((2, 3), keepdim=True)))
+
+
+@pytest.mark.parametrize(
+    ("flat", "may_read_another"),
+    [
+        (lambda x: torch.flatten(x, 1), False),
+        (lambda x: x.flatten(1), False),
+        (lambda x: x.reshape(len(x), x.shape[1]), True),
+        (lambda x: x.view(x.shape[:2]), True),
+    ],
+)
+def test_sizes_that_pytorch_computes_are_read_from_no_other_layer(
+    flat: Callable[[Tensor], Tensor], may_read_another: bool
+) -> None:
+    structure = infoprune.trace(WithHead(flat), torch.zeros(2, 3, 8, 8))
+    halved = structure.plan({group.name: range(4) for group in structure.prunable})
+    assert tells_less(structure, halved) is may_read_another

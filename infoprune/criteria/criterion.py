@@ -219,12 +219,14 @@ class WeightCriterion(LayerCriterion):
     def _score(self, layer: str, weight: Tensor) -> Tensor:
         size = max(SLICE * len(weight) // max(weight.numel(), 1), 1) if self.filterwise else len(weight)
         dtype = weight.dtype if self.sums_in_float64 else torch.float64
-        scores = []
-        for part in weight.split(size):
-            with self.named_in_errors(f"on layer {layer!r}"):
-                found = self.filter_scores(as_filters(part, dtype, copy=not self.sums_in_float64))
-            scores.append(as_scores(self.label, found, (len(part),), f"{len(part)} filters of layer {layer!r}"))
-        return torch.cat(scores)
+        parts = weight.split(size)
+        with self.named_in_errors(f"on layer {layer!r}"):
+            scores = [self.filter_scores(as_filters(part, dtype, copy=not self.sums_in_float64)) for part in parts]
+        if len(parts) == 1:
+            return scores[0]  # checked with the scores of all layers
+        pairs = zip(scores, map(len, parts), strict=True)
+        of = f"filters of layer {layer!r}"
+        return torch.cat([as_scores(self.label, found, (count,), f"the {count} {of}") for found, count in pairs])
 
 
 CRITERIA: Registry[Criterion] = Registry(Criterion)  # type: ignore[type-abstract]

@@ -1,4 +1,4 @@
-"""Let the operators of a traced pass see what PyTorch does without one: numbers written out, data replaced."""
+"""See the functions that a traced pass calls, where operators alone do not tell: numbers written out, data replaced."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ class ConstantsInSight(TorchFunctionMode):
     no operator runs for it. A move from the CPU is an operator that has the numbers. Nor does one run for
     ``x.data = y``, which is ``x.set_(y)`` here.
 
+    Attributes:
+        sizes_follow: whether a function runs that computes the sizes of a reshape from its operands, as ``flatten``.
+
     Example:
         >>> with ConstantsInSight():
         ...     torch.tensor([1.0, 2.0], device="meta").device
         device(type='meta')
     """
+
+    sizes_follow = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -35,6 +40,12 @@ class ConstantsInSight(TorchFunctionMode):
             return func(*args, **kwargs) if kwargs else func(*args)
         if func == _SET_DATA:
             return _replace_data(*args)
+        if func in _SIZES_FOLLOW:
+            self.sizes_follow = True
+            try:
+                return func(*args, **kwargs or {})
+            finally:
+                self.sizes_follow = False
         kwargs = kwargs or {}
         if func is Tensor.new_tensor or (func is Tensor.new and _holds_numbers(args[1:])):
             like, *args = args  # type: ignore[assignment]
@@ -47,7 +58,11 @@ class ConstantsInSight(TorchFunctionMode):
 
 _FROM_NUMBERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
-_CONCERNED = _FROM_NUMBERS | {Tensor.new_tensor, Tensor.new, _SET_DATA}
+_SIZES_FOLLOW = frozenset({
+    torch.flatten, Tensor.flatten, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.nn.functional.linear,
+    torch.einsum,
+})  # fmt: skip
+_CONCERNED = _FROM_NUMBERS | _SIZES_FOLLOW | {Tensor.new_tensor, Tensor.new, _SET_DATA}
 
 
 def _replace_data(tensor: Tensor, data: Tensor) -> None:

@@ -112,7 +112,9 @@ class Recording:
         try:
             for step in self.steps:
                 before = step.record
-                record = OpRecord(before.name, before.module, before.scalars, read=before.read)
+                record = OpRecord(
+                    before.name, before.module, before.scalars, read=before.read, sizes_follow=before.sizes_follow
+                )
                 tracer.label(step._replace(record=record))
             return [(labels_of(tensor), how) for tensor, how in self.leaving]
         finally:

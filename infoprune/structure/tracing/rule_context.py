@@ -13,13 +13,6 @@ import torch
 from infoprune.structure.labels import OUTSIDE, Labels, LabelSpace, distinct
 from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, set_labels
 
-GIVEN_SIZES = frozenset({
-    "aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.expand", "aten.as_strided",
-    "aten.zeros", "aten.ones", "aten.empty", "aten.full", "aten.new_zeros", "aten.new_ones", "aten.new_empty",
-    "aten.new_full", "aten.rand", "aten.randn",
-})  # fmt: skip
-"""Operators that are told the sizes of what they make, all of them."""
-
 MEETS_OTHERS = "meets an input, a constant or channels that stay"
 """Why channels stay that meet a dimension of which nothing can be removed."""
 
@@ -55,6 +48,7 @@ class OpRecord:
     counted: list[Labels] = field(default_factory=list)  # what is as many as a number among the arguments says
     read: Read | None = None
     ways: int = 1  # in how many ways it lets channels go: equal positions of all parts of a dimension, or whole parts
+    sizes_follow: bool = False  # PyTorch computes the sizes that it is given from the operands, as in ``flatten``
     by_place: bool = False  # takes some channels of a dimension by their places, so that a cut elsewhere tells nothing
 
     def __str__(self) -> str:

@@ -90,6 +90,7 @@ class Tracer(TorchDispatchMode):
         self.draws = NumberedDraws(seed)
         self.drew = False
         self.found: dict[tuple[str, str], Any] = {}
+        self.functions = ConstantsInSight()
         self._names = names
         self._modules: list[str] = [""]
         self._operators: dict[int, Operator] = {}
@@ -139,6 +140,7 @@ class Tracer(TorchDispatchMode):
         outs = [result] if isinstance(result, Tensor) else tensors_in((result,))
         if tensors or holds_anything(outs):
             record = OpRecord(operator.name, self.module, scalars_in(operator.name, args, kwargs, tensors))
+            record.sizes_follow = self.functions.sizes_follow
             record.read = Read(None if outs and outs[0].is_meta else result) if read else None
             self.label(Step(record, operator.rule, args, kwargs, tensors, outs))
         return result
@@ -318,7 +320,7 @@ def run_labelled(
         for tensor, tensor_labels in labelled_tensors:
             set_labels(tensor, tensor_labels)
         stack.enter_context(tracer.watching_modules())
-        stack.enter_context(ConstantsInSight())
+        stack.enter_context(tracer.functions)
         stack.enter_context(tracer)
         value = call_model(model, inputs)
         tensors = output_tensors(value)  # what an iterator yields is computed here

@@ -11,7 +11,7 @@ from infoprune.structure.channel_groups import ChannelGroup
 from infoprune.structure.groups import Structure
 from infoprune.structure.labels import Labels, distinct
 from infoprune.structure.plan import PruningPlan
-from infoprune.structure.tracing.rule_context import GIVEN_SIZES
+from infoprune.structure.validation.operators import GIVEN_SIZES
 from infoprune.structure.validation.size_aliases import AxesIn
 
 _FEW, _SMALL, _MORE = 8, 16, 6
@@ -77,7 +77,8 @@ def _same_widths(structure: Structure, plan: PruningPlan) -> Iterator[tuple[int,
         return depends[id(axis)]
 
     for number, record in enumerate(structure.records):
-        if record.name not in GIVEN_SIZES and not record.name.startswith("aten.split"):
+        told = record.name in GIVEN_SIZES and not record.sizes_follow
+        if not told and not record.name.startswith("aten.split"):
             continue
         for axis in (axis for output in record.outputs for axis in output.axes if axis is not None):
             for other in axes_in(record.module, len(axis)) if width(axis) < len(axis) else ():
