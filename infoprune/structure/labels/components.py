@@ -48,8 +48,9 @@ def _each_once(labels: Labels) -> Labels:
 
 
 def _span(labels: Labels) -> tuple[int, int]:
-    inside = labels[labels >= 0]
-    return (int(inside.min()), int(inside.max())) if len(inside) else (0, -1)
+    high = int(labels.max()) if len(labels) else -1
+    # As an unsigned number OUTSIDE, -1, is the largest, so that the smallest label is found without a copy.
+    return (int(labels.view(np.uint64).min()), high) if high >= 0 else (0, -1)
 
 
 _noted_each_once, _noted_span = PerArray(_each_once), PerArray(_span)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from infoprune.structure.tracing.rules import tensors_in
 
@@ -176,11 +176,13 @@ class Values:
         return self.made_up and call.name in _PRODUCTS and not call.reads.isdisjoint(self._weights)
 
     def _result(self, call: Call) -> Any:
-        args, kwargs = tree_map(self._number, (call.args, call.kwargs))
-        return call.func(*args, **kwargs)
+        kwargs = {key: self._number(value) for key, value in call.kwargs.items()}
+        return call.func(*map(self._number, call.args), **kwargs)
 
     def _number(self, value: Any) -> Any:
-        """Return an argument with real numbers in place of tensors without data."""
+        """Return an argument with real numbers in place of tensors without data, which stand in lists at most."""
+        if isinstance(value, (list, tuple)):
+            return [self._number(item) for item in value]
         if isinstance(value, torch.device) and value.type == "meta":
             return torch.device("cpu")
         if not isinstance(value, Tensor) or not value.is_meta:

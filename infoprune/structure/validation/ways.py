@@ -61,15 +61,32 @@ class WayFinder:
         best = structure_now()
         stuck = [slot for group in best.groups if group.frozen for slot in group.slots]
         labels = [self._session.labels[slot.tensor][slot.dim][slot.index] for slot in stuck]
-        for numbers in list(self._alike(best, np.concatenate(labels)))[:MOST_TRIES] if labels else ():
-            for way in range(1, best.records[numbers[0]].ways):
+        found = list(self._alike(best, np.concatenate(labels)))[:MOST_TRIES] if labels else []
+        several = {numbers[0]: best.records[numbers[0]].ways for numbers in found}
+        for way in range(1, max(several.values(), default=1)):
+            places = [numbers for numbers in found if way < several[numbers[0]]]
+            if len(places) > 1 and not self._frees_any(places, way, best, structure_now):
+                continue
+            for numbers in places:
                 state = self._session.state()
                 self._take(numbers, way)
                 self._session.retrace()
-                if free_channels(found := structure_now()) > free_channels(best):
-                    best = found
+                if free_channels(freed := structure_now()) > free_channels(best):
+                    best = freed
                 else:
                     self._session.restore(state)
+
+    def _frees_any(
+        self, places: Sequence[Sequence[int]], way: int, best: Structure, structure_now: Callable[[], Structure]
+    ) -> bool:
+        """Return whether a way, taken in all places at once, frees anything; what frees nothing then is not tried."""
+        state = self._session.state()
+        for numbers in places:
+            self._take(numbers, way)
+        self._session.retrace()
+        sizes = _unit_sizes(structure_now())
+        self._session.restore(state)
+        return bool((sizes < _unit_sizes(best)).any())
 
     def _take(self, numbers: Sequence[int], way: int) -> None:
         records = self._session.records
@@ -113,3 +130,11 @@ def free_channels(structure: Structure) -> tuple[int, int]:
     """
     indices = sum(len(slot.index) for group in structure.prunable for slot in group.slots)
     return indices, sum(group.size for group in structure.prunable)
+
+
+def _unit_sizes(structure: Structure) -> Labels:
+    """Return for every label of a slot how many go with it; more than all of them if it has to stay."""
+    component = structure.component[: structure.space.slots_end()]
+    prunable = np.array([*(not group.frozen for group in structure.groups), False])
+    free = prunable[structure.group_of_root[component]]
+    return np.where(free, np.bincount(component, minlength=len(component))[component], len(component) + 1)
