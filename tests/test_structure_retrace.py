@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infoprune
+from infoprune.structure.tracing.session import TraceSession
 from tests.networks import randomise
 from tests.oracle import relative_error
 
@@ -164,3 +165,26 @@ def test_a_probe_plan_is_not_run_dry_again_where_nothing_has_changed() -> None:
     structure = infoprune.trace(randomise(Reading()), X)
     assert [group.name for group in structure.prunable] == ["stem"]
     assert len(RUNS) == 3  # traced, run dry with a conflict, and without
+
+
+class Boxes(nn.Module):
+    """Three layers whose channels leave the model as so many boxes of so many numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 1)
+        self.heads = nn.ModuleList(nn.Conv2d(12, boxes * 6, 1) for boxes in (2, 4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        found = [head(x).view(len(x), -1, 6, 4, 4).permute(0, 3, 4, 1, 2).flatten(1, 3) for head in self.heads]
+        return torch.cat(found, dim=1)
+
+
+def test_other_ways_that_free_nothing_are_tried_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    retrace = TraceSession.retrace
+    monkeypatch.setattr(TraceSession, "retrace", lambda self: (runs.append(self), retrace(self)))
+    structure = infoprune.trace(Boxes(), X)
+    assert [group.name for group in structure.prunable] == ["stem"]
+    assert len(runs) == 1
