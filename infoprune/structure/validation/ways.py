@@ -62,24 +62,33 @@ class WayFinder:
         stuck = [slot for group in best.groups if group.frozen for slot in group.slots]
         labels = [self._session.labels[slot.tensor][slot.dim][slot.index] for slot in stuck]
         found = list(self._alike(best, np.concatenate(labels)))[:MOST_TRIES] if labels else []
-        several = {numbers[0]: best.records[numbers[0]].ways for numbers in found}
-        for way in range(1, max(several.values(), default=1)):
-            places = [numbers for numbers in found if way < several[numbers[0]]]
-            if len(places) > 1 and not self._frees_any(places, way, best, structure_now):
-                continue
-            for numbers in places:
-                state = self._session.state()
-                self._take(numbers, way)
-                self._session.retrace()
-                if free_channels(freed := structure_now()) > free_channels(best):
-                    best = freed
-                else:
-                    self._session.restore(state)
+        for places in self._by_code(found):
+            for way in range(1, best.records[places[0][0]].ways):
+                if len(places) > 1 and not self._frees_any(places, way, best, structure_now):
+                    continue
+                for numbers in places:
+                    state = self._session.state()
+                    self._take(numbers, way)
+                    self._session.retrace()
+                    if free_channels(freed := structure_now()) > free_channels(best):
+                        best = freed
+                    else:
+                        self._session.restore(state)
+
+    def _by_code(self, found: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
+        """Group places that seem to be one line of code, run for several tensors: the heads of a detector, say."""
+        records = self._session.records
+        same: dict[tuple[str | int, ...], list[Sequence[int]]] = {}
+        for numbers in found:
+            record = records[numbers[0]]
+            names = [records[number].name for number in range(numbers[0] - 1, min(numbers[0] + 2, len(records)))]
+            same.setdefault((record.module, record.ways, *names), []).append(numbers)
+        return list(same.values())
 
     def _frees_any(
         self, places: Sequence[Sequence[int]], way: int, best: Structure, structure_now: Callable[[], Structure]
     ) -> bool:
-        """Return whether a way, taken in all places at once, frees anything; what frees nothing then is not tried."""
+        """Return whether a way, taken in some places at once, frees anything; what frees nothing then is not tried."""
         state = self._session.state()
         for numbers in places:
             self._take(numbers, way)
