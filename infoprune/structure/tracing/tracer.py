@@ -28,7 +28,7 @@ from infoprune.structure.labels.tensor_labels import (
     set_labels,
 )
 from infoprune.structure.tracing import meta_kernels, meta_memory
-from infoprune.structure.tracing.constants import ConstantsInSight
+from infoprune.structure.tracing.function_calls import FunctionCalls
 from infoprune.structure.tracing.lists import call_one_by_one, is_on_lists
 from infoprune.structure.tracing.meta_kernels import Kernel, kernel_of
 from infoprune.structure.tracing.outputs import Returned, output_tensors
@@ -90,7 +90,7 @@ class Tracer(TorchDispatchMode):
         self.draws = NumberedDraws(seed)
         self.drew = False
         self.found: dict[tuple[str, str], Any] = {}
-        self.functions = ConstantsInSight()
+        self.functions = FunctionCalls()
         self._names = names
         self._modules: list[str] = [""]
         self._operators: dict[int, Operator] = {}

@@ -1,4 +1,4 @@
-"""See the functions that a traced pass calls, where operators alone do not tell: numbers written out, data replaced."""
+"""See the functions that a traced pass calls, where operators do not tell all: numbers written out, data replaced."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from infoprune.errors import TraceError
 from infoprune.structure.labels.tensor_labels import labels_of
 
 
-class ConstantsInSight(TorchFunctionMode):
-    """Make tensors of written-out numbers on the CPU and move them to the meta device, until the end of the block.
+class FunctionCalls(TorchFunctionMode):
+    """See the functions that are called until the end of the block, and let their operators tell what they do.
 
     On the meta device ``torch.tensor(1 / width, device=x.device)`` loses its numbers, and in some versions of PyTorch
-    no operator runs for it. A move from the CPU is an operator that has the numbers. Nor does one run for
-    ``x.data = y``, which is ``x.set_(y)`` here.
+    no operator runs for it. So tensors of written-out numbers are made on the CPU and moved to the meta device, which
+    is an operator that has the numbers. Nor does an operator run for ``x.data = y``, which is ``x.set_(y)`` here.
 
     Attributes:
         sizes_follow: whether a function runs that computes the sizes of a reshape from its operands, as ``flatten``.
 
     Example:
-        >>> with ConstantsInSight():
+        >>> with FunctionCalls():
         ...     torch.tensor([1.0, 2.0], device="meta").device
         device(type='meta')
     """
