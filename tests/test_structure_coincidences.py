@@ -218,6 +218,18 @@ class WithHead(nn.Module):
         return self.head(self.flat(self.second(self.first(x)).mean((2, 3), keepdim=True)))
 
 
+class Wrapped:
+    """Stands for a tensor, with code of its own in place of ``flatten``."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    @classmethod
+    def __torch_function__(cls, func: object, types: object, args: tuple[Wrapped, int], kwargs: object) -> Tensor:
+        x = args[0].x
+        return x.view(x.shape[:2])
+
+
 @pytest.mark.parametrize(
     ("flat", "may_read_another"),
     [
@@ -225,6 +237,7 @@ class WithHead(nn.Module):
         (lambda x: x.flatten(1), False),
         (lambda x: x.reshape(len(x), x.shape[1]), True),
         (lambda x: x.view(x.shape[:2]), True),
+        (lambda x: torch.flatten(Wrapped(x), 1), True),
     ],
 )
 def test_sizes_that_pytorch_computes_are_read_from_no_other_layer(

@@ -40,7 +40,7 @@ class FunctionCalls(TorchFunctionMode):
             return func(*args, **kwargs) if kwargs else func(*args)
         if func == _SET_DATA:
             return _replace_data(*args)
-        if func in _SIZES_FOLLOW:
+        if func in _SIZES_FOLLOW and _PLAIN.issuperset(types):
             self.sizes_follow = True
             try:
                 return func(*args, **kwargs or {})
@@ -62,6 +62,9 @@ _SIZES_FOLLOW = frozenset({
     torch.flatten, Tensor.flatten, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.nn.functional.linear,
     torch.einsum,
 })  # fmt: skip
+_PLAIN = frozenset({Tensor, torch.nn.Parameter})
+"""Arguments of other types may run code of their own in place of a function."""
+
 _CONCERNED = _FROM_NUMBERS | _SIZES_FOLLOW | {Tensor.new_tensor, Tensor.new, _SET_DATA}
 
 
