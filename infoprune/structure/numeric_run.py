@@ -20,9 +20,10 @@ from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.surgery import attributes
 from infoprune.structure.surgery.slicing import cut
 from infoprune.structure.tensors import OwnedTensor, owned_tensors, swapped
+from infoprune.structure.tracing.execution import Operator, execute
 from infoprune.structure.tracing.rules import tensors_in
 from infoprune.structure.tracing.rules.reduction import reduced_dims
-from infoprune.structure.tracing.tracer import Operator, Tracer, execute, run_labelled
+from infoprune.structure.tracing.tracer import Tracer, run_labelled
 
 STATISTICS = ("aten.mean", "aten.var", "aten.std", "aten.var_mean")
 

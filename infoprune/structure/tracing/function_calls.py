@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from infoprune.errors import TraceError
 from infoprune.structure.labels.tensor_labels import labels_of
+from infoprune.structure.tracing.overwritten import check_numbers
 
 
 class FunctionCalls(TorchFunctionMode):
@@ -40,6 +41,8 @@ class FunctionCalls(TorchFunctionMode):
             return func(*args, **kwargs) if kwargs else func(*args)
         if func == _SET_DATA:
             return _replace_data(*args)
+        if func in _READ_DIRECTLY:
+            check_numbers(args[0])
         if func in _SIZES_FOLLOW and _PLAIN.issuperset(types):
             self.sizes_follow = True
             try:
@@ -57,6 +60,7 @@ class FunctionCalls(TorchFunctionMode):
 
 
 _FROM_NUMBERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
+_READ_DIRECTLY = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__})
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 _SIZES_FOLLOW = frozenset({
     torch.flatten, Tensor.flatten, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.nn.functional.linear,
@@ -65,7 +69,7 @@ _SIZES_FOLLOW = frozenset({
 _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 """Arguments of other types may run code of their own in place of a function."""
 
-_CONCERNED = _FROM_NUMBERS | _SIZES_FOLLOW | {Tensor.new_tensor, Tensor.new, _SET_DATA}
+_CONCERNED = _FROM_NUMBERS | _SIZES_FOLLOW | _READ_DIRECTLY | {Tensor.new_tensor, Tensor.new, _SET_DATA}
 
 
 def _replace_data(tensor: Tensor, data: Tensor) -> None:

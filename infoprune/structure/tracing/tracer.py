@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from threading import RLock, get_ident
 from typing import Any
 
@@ -27,10 +26,11 @@ from infoprune.structure.labels.tensor_labels import (
     overlap,
     set_labels,
 )
-from infoprune.structure.tracing import meta_kernels, meta_memory
+from infoprune.structure.tracing import meta_kernels, overwritten
+from infoprune.structure.tracing.execution import Operator, execute
 from infoprune.structure.tracing.function_calls import FunctionCalls
 from infoprune.structure.tracing.lists import call_one_by_one, is_on_lists
-from infoprune.structure.tracing.meta_kernels import Kernel, kernel_of
+from infoprune.structure.tracing.meta_kernels import kernel_of
 from infoprune.structure.tracing.outputs import Returned, output_tensors
 from infoprune.structure.tracing.relabel import Recording, Step
 from infoprune.structure.tracing.rule_context import Contraction, OpRecord, Output, Read, RuleContext
@@ -38,25 +38,6 @@ from infoprune.structure.tracing.rules import Rule, find_rule, tensors_in
 from infoprune.structure.tracing.rules.signs import has_no_negatives
 from infoprune.structure.tracing.scalars import scalars_in
 from infoprune.structure.tracing.values import Call, Values
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """An ATen operator and what is known of it.
-
-    Attributes:
-        func: the operator.
-        rule: what it does to labels.
-        name: its name without overload.
-        kernel: how it is run on shapes, if we know a quick way.
-        draws: whether it draws random numbers.
-    """
-
-    func: Callable[..., Any]
-    rule: Rule
-    name: str
-    kernel: Kernel | None
-    draws: bool
 
 
 class Tracer(TorchDispatchMode):
@@ -249,36 +230,6 @@ def apply(rule: Rule, op: RuleContext, args: Sequence[Any], kwargs: dict[str, An
         raise TraceError(f"the rule of {op.record} failed: {type(error).__name__}: {error}") from error
 
 
-def execute(operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
-    """Run an operator; if any of its ``tensors`` is on meta, all are taken there.
-
-    Args:
-        operator: what to run.
-        args: positional arguments.
-        kwargs: keyword arguments.
-        tensors: those among them that are tensors.
-
-    Returns:
-        What the operator returns.
-    """
-    meta = [tensor.is_meta for tensor in tensors]
-    mixed = True in meta and False in meta
-    if mixed and kwargs.get("device") is None and operator.name != "aten._to_copy":
-        args = tuple(_carried_to_meta(value) for value in args)
-        kwargs = {key: _carried_to_meta(value) for key, value in kwargs.items()}
-    result = NotImplemented if operator.kernel is None else operator.kernel(args, kwargs)
-    if result is not NotImplemented:
-        return result
-    return meta_memory.run(operator.func, args, kwargs) if True in meta else operator.func(*args, **kwargs)
-
-
-def _carried_to_meta(value: Any) -> Any:
-    """Return an argument of an operator with its tensors as shapes; tensors are at most one level of lists deep."""
-    if isinstance(value, Tensor) and not value.is_meta:
-        return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
-    return [_carried_to_meta(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
 def holds_anything(made: Sequence[Tensor]) -> bool:
     """Return whether new tensors are worth a record: each call of batch norm makes one without any element.
 
@@ -317,6 +268,7 @@ def run_labelled(
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(_clear_all_labels, [tensor for tensor, _ in labelled_tensors])
         stack.callback(meta_kernels.forget)
+        stack.callback(overwritten.forget)
         for tensor, tensor_labels in labelled_tensors:
             set_labels(tensor, tensor_labels)
         stack.enter_context(tracer.watching_modules())

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from infoprune.structure.tracing.overwritten import check_numbers
 from infoprune.structure.tracing.rules import tensors_in
 
 BUDGET = 1 << 30
@@ -186,6 +187,8 @@ class Values:
         if isinstance(value, torch.device) and value.type == "meta":
             return torch.device("cpu")
         if not isinstance(value, Tensor) or not value.is_meta:
+            if isinstance(value, Tensor):
+                check_numbers(value)
             return value
         if id(value) not in self._computed:
             self._computed[id(value)] = self._sources[id(value)].detach().clone()

@@ -14,13 +14,14 @@ from torch import Tensor
 from infoprune.structure.labels import Labels
 from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, labels_of, set_labels
 from infoprune.structure.plan import PruningPlan
+from infoprune.structure.tracing.execution import Operator, execute
 from infoprune.structure.tracing.rule_context import OpRecord, Output
 from infoprune.structure.tracing.rules import Rule, tensors_in
 from infoprune.structure.tracing.rules.elementwise import created
 from infoprune.structure.tracing.rules.movement import repeat
 from infoprune.structure.tracing.rules.shape import expand
 from infoprune.structure.tracing.scalars import scalars_in
-from infoprune.structure.tracing.tracer import Operator, Tracer, apply, execute, holds_anything
+from infoprune.structure.tracing.tracer import Tracer, apply, holds_anything
 from infoprune.structure.validation.alignment import Alignment
 from infoprune.structure.validation.conflict import FACTOR, FIXED, MISPLACED, Asked, Conflict
 from infoprune.structure.validation.conflict_labels import by_module, cut_around, cut_inside, widths_behind
