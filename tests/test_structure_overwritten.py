@@ -60,6 +60,22 @@ def test_control_flow_reads_what_was_written(fill: Callable[[Tensor, Tensor], ob
     assert relative_error(original, net, plan, X) < 1e-12
 
 
+class ReadsUsed(Chooses):
+    """Reads a result of a tensor on the CPU that has changed since."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(self.stem(x))
+        offset = torch.ones(1, dtype=x.dtype)
+        used = x.mean() * 0 + offset
+        offset -= 1
+        return (self.head if used > 0.5 else self.other)(y.mean((2, 3)))
+
+
+def test_control_flow_reads_what_was_computed_before_a_change() -> None:
+    with pytest.warns(UserWarning, match="^other: not reached"):
+        infoprune.trace(randomise(ReadsUsed(_add)), X)
+
+
 class IntoOut(nn.Module):
     """The output is a tensor made on the CPU, which an operator writes to."""
 

@@ -40,6 +40,7 @@ class Call:
         tensors: all tensors among them.
         outs: the tensors that it returned; one that it wrote to is the argument itself.
         done: whether it was run on numbers.
+        versions: how often each of the tensors with numbers had been written to when it was called.
     """
 
     func: Callable[..., Any]
@@ -49,6 +50,7 @@ class Call:
     tensors: Sequence[Tensor]
     outs: Sequence[Tensor] = ()
     done: bool = False
+    versions: Sequence[int] = ()
 
     @cached_property
     def reads(self) -> frozenset[int]:
@@ -99,6 +101,7 @@ class Values:
         Args:
             call: the call, with its results as shapes.
         """
+        call.versions = _versions(call.tensors)
         self._calls.append(call)
 
     def read(self, call: Call) -> Any:
@@ -135,6 +138,8 @@ class Values:
             if self._is_made_up(call):
                 numbers = [_random(out, seed=place) for out in call.outs]
             else:
+                if call.versions != _versions(call.tensors):
+                    raise RuntimeError(f"the code has overwritten numbers that {call.name} used, which are read now")
                 numbers = tensors_in((self._result(call),))
             self._computed.update((id(out), number) for out, number in zip(call.outs, numbers, strict=True))
             call.done = True
@@ -197,6 +202,10 @@ class Values:
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    return [tensor._version for tensor in tensors if not tensor.is_meta and not tensor.is_inference()]
 
 
 def _shape_of(tensor: Tensor) -> Tensor:
