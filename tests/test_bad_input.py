@@ -122,7 +122,7 @@ CASES = {
     ),
     "NaN scores": Case(
         ConfigurationError,
-        "gives 12 NaN or infinite scores of 12 for 12 filters of layer .stem.",
+        "gives 12 NaN or infinite scores of 12 for the 12 filters of layer .stem.",
         {"criterion": "no_other_than_zero", **HALF},
     ),
     "schedule beyond the last epoch": Case(

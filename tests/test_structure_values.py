@@ -132,3 +132,24 @@ def test_a_counter_in_a_buffer_starts_anew_in_each_pass(length: int) -> None:
     infoprune.shrink(net, plan)
     assert net(X.expand(2, -1, -1, -1)).shape == (2, length)
     assert (net.features.out_channels, net.widen.out_channels) == (4, 7)
+
+
+def test_few_of_very_many_scores_that_are_made_up_are_high(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(values, "BUDGET", 0)
+    found: list[int] = []
+
+    class ManyScores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.scores = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 1024, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores = self.scores(torch.relu(self.features(x))).flatten().sigmoid()
+            kept = torch.where(scores > 0.5)[0]
+            found.append(len(kept))
+            return scores[kept]
+
+    structure = infoprune.trace(ManyScores(), torch.zeros(1, 3, 33, 33))
+    assert [group.name for group in structure.prunable] == ["features"]
+    assert max(found) <= 1024 * 33 * 33 / 60
+    assert min(found) > 0

@@ -22,6 +22,12 @@ BUDGET = 1 << 30
 """So many multiply-accumulates may be computed for one reading. Where it would take more, random numbers stand for what
 products with the model's weights give: which boxes a detector keeps says nothing about its channels."""
 
+LARGE = 8.0
+"""The mean of random numbers, around which they vary by one."""
+
+MANY_SCORES, HIGH_SCORES = 1 << 20, 64
+"""Of more random numbers than these one in so many is large, the others are as large below zero."""
+
 MOST = 10_000
 """So many readings there may be: random numbers can keep a loop going that waits for something to converge."""
 
@@ -213,7 +219,15 @@ def _shape_of(tensor: Tensor) -> Tensor:
 
 
 def _random(out: Tensor, seed: int) -> Tensor:
-    """Return large random numbers: boxes of this size cover the whole image, so that few are left after filtering."""
+    """Return large random numbers: boxes of this size cover the whole image, so that few are left after filtering.
+
+    Of so many that they can only be scores of classes at many places, most are low, as a trained detector's are.
+    """
     generator = torch.Generator().manual_seed(seed)
-    numbers = torch.randn(out.shape, generator=generator) + 8
+    numbers = torch.randn(out.shape, generator=generator) + LARGE
+    if numbers.numel() > MANY_SCORES:
+        flat = numbers.view(-1)
+        high = flat[::HIGH_SCORES].clone()
+        flat -= 2 * LARGE
+        flat[::HIGH_SCORES] = high
     return torch.empty_strided(out.shape, out.stride(), dtype=out.dtype).copy_(numbers)
