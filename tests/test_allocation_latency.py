@@ -128,6 +128,7 @@ def test_budgets_are_met_where_time_does_not_follow_the_macs(keep: float, noise:
     assert abs(true - share.measured(widths)) < 0.02
 
 
+@pytest.mark.slow
 def test_a_backend_that_loads_quickly_is_timed_layer_by_layer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("INFOPRUNE_CACHE", str(tmp_path))
     wide = nn.Sequential(*(nn.Conv2d(a, b, 3) for a, b in ((3, 64), (64, 64), (64, 8)))).eval()

@@ -107,6 +107,7 @@ assert received
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO replaces the signal stack on Linux")
 def test_signals_arrive_after_two_networks_were_loaded_in_openvino() -> None:
     """A DataLoader with workers handles SIGCHLD in the same way; it comes when any child process ends."""

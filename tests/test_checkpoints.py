@@ -49,7 +49,7 @@ def fitted(folder: Path, kind: str) -> tuple[TinyModule, list[str]]:
     return module, sorted(os.listdir(folder))
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw", "ema-first", "ema-last"])
+@pytest.mark.parametrize("kind", ["sgd", "adamw", pytest.param("ema-first", marks=pytest.mark.slow), "ema-last"])
 def test_resume_is_bit_identical_from_everywhere(kind: str, tmp_path: Path) -> None:
     """Trap 7: from before, between and after the events, and from within an epoch, a fresh unpruned module ends with
     the same bits as the run that was never interrupted; no event happens twice. With averaged copies too, wherever

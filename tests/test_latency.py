@@ -37,6 +37,7 @@ print(faults() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator decides this")
 def test_measuring_keeps_the_memory_of_activations() -> None:
     """Else asking for the pages anew takes a third of the time, or does not, depending on what was freed before."""
