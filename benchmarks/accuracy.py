@@ -42,7 +42,7 @@ SEEDS = (0, 1, 2)
 QUICK_IMAGES = 2000
 """Test images for the scores before fine-tuning; all of them after it."""
 SMALL = ("digits", "unet", "measurer")
-LARGE = ("resnet56", "resnet20")
+LARGE = ("resnet56", "resnet20", "vgg16_bn", "mobilenet_v2")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Trained networks of several kinds with their data, for `benchmarks.accuracy`: what is pruned, tuned and scored.
 
-CIFAR ResNets start from public weights. The others are small enough to be trained here, from one seed, in a minute: the
-quickstart's network on handwritten digits, a U-Net that segments shapes, and a network that measures a disc.
+CIFAR ResNets start from public weights. VGG-16 with batch norm and MobileNetV2 are trained here for as many steps on
+CIFAR-10 as an hour on one core gives. The others are trained in a minute: the quickstart's network on handwritten
+digits, a U-Net that segments shapes, and a network that measures a disc. All training starts from one seed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import mobilenet_v2, vgg16_bn
 
 import infoprune
 from benchmarks.subject import MEAN, PADDING, STD, TUNING
@@ -221,24 +223,34 @@ class Measurer(nn.Module):
         return self.head(F.avg_pool2d(self.features(x), 2).flatten(1))
 
 
-def resnet(depth: int, cifar: Path, weights: Path, held_out: float = 0.0) -> Task:
-    """Build a CIFAR ResNet with its public weights, scored on test images or held-out training images."""
-    model = CifarResNet(depth).eval()
-    load_weights(model, weights / f"resnet{depth}.pt")
-    data = CIFAR10DataModule(str(cifar), mean=MEAN, std=STD, val_fraction=held_out, download=False)
+def cifar10(name: str, model: nn.Module, folder: Path, held_out: float = 0.0) -> Task:
+    """Build a classifier's task, scored on test images or held-out training images."""
+    data = CIFAR10DataModule(str(folder), mean=MEAN, std=STD, val_fraction=held_out, download=False)
     data.setup()
     train, test = ((part.images, part.labels) for part in (data.train_set, data.val_set))
-    return Task(
-        f"resnet{depth}",
-        model,
-        train,
-        test,
-        F.cross_entropy,
-        accuracy,
-        "accuracy",
-        normalize=data.normalize,
-        augment=True,
-    )
+    return Task(name, model, train, test, F.cross_entropy, accuracy, "accuracy", normalize=data.normalize, augment=True)
+
+
+def resnet(depth: int, cifar: Path, weights: Path, held_out: float = 0.0) -> Task:
+    """Build a CIFAR ResNet with its public weights."""
+    model = CifarResNet(depth).eval()
+    load_weights(model, weights / f"resnet{depth}.pt")
+    return cifar10(f"resnet{depth}", model, cifar, held_out)
+
+
+def vgg(cifar: Path, folder: Path) -> Task:
+    """Build VGG-16 with batch norm and one linear layer behind its convolutions, trained for 1.5 epochs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(vgg16_bn(num_classes=10).features, nn.Flatten(), nn.Linear(512, 10))
+    return trained(cifar10("vgg16_bn", model, cifar), 600, 0.05, folder)
+
+
+def mobilenet(cifar: Path, folder: Path) -> Task:
+    """Build MobileNetV2 for images of 32 by 32, whose first two strides are 1, trained for 2 epochs."""
+    torch.manual_seed(0)
+    model = mobilenet_v2(num_classes=10)
+    model.features[0][0].stride = model.features[2].conv[1][0].stride = (1, 1)
+    return trained(cifar10("mobilenet_v2", model, cifar), 800, 0.1, folder)
 
 
 def trained(task: Task, steps: int, rate: float, folder: Path) -> Task:
@@ -247,6 +259,7 @@ def trained(task: Task, steps: int, rate: float, folder: Path) -> Task:
     if path.exists():
         task.model.load_state_dict(torch.load(path, weights_only=True))
     else:
+        task.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         task.tune(task.model, steps, seed=0, rate=rate)
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(task.model.state_dict(), path)
@@ -288,6 +301,8 @@ def makers(cifar: Path, weights: Path, folder: Path) -> dict[str, Callable[[], T
     return {
         "resnet56": partial(resnet, 56, cifar, weights),
         "resnet20": partial(resnet, 20, cifar, weights),
+        "vgg16_bn": partial(vgg, cifar, folder),
+        "mobilenet_v2": partial(mobilenet, cifar, folder),
         "digits": partial(digits, folder),
         "unet": partial(unet, folder),
         "measurer": partial(measurer, folder),
