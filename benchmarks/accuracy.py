@@ -195,7 +195,7 @@ def main() -> None:
         if cell.task not in tasks:
             tasks[cell.task] = make[cell.task]()
         task = tasks[cell.task]
-        row = {**asdict(cell), "metric": task.metric, **measure(task, cell)}
+        row = {**asdict(cell), "metric": task.metric, "unpruned": task.unpruned, **measure(task, cell)}
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)

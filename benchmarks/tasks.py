@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -69,6 +69,11 @@ class Task:
     def example(self) -> Tensor:
         """One input of the network."""
         return self.normalize(self.test[0][:1])
+
+    @cached_property
+    def unpruned(self) -> float:
+        """Score of the network before anything is pruned."""
+        return self.evaluate(self.model)
 
     def batches(self, images: int, seed: int, batch: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Training images in random order, as in training, pass after pass until there were so many."""
