@@ -49,7 +49,7 @@ def extras(net: nn.Module, size: int) -> tuple[int, int]:
     ("ratios", "params", "flops", "params_cut", "flops_cut"),
     [
         ("[0.]+[0.5]*3+[0.6]*16", "8.018", "0.9549", "68.63", "76.65"),
-        ("[0.]+[0.5]*3+[0.61]*16", "7.846", "0.9232", "69.30", "77.42"),
+        pytest.param("[0.]+[0.5]*3+[0.61]*16", "7.846", "0.9232", "69.30", "77.42", marks=pytest.mark.slow),
     ],
 )
 def test_resnet50(ratios: str, params: str, flops: str, params_cut: str, flops_cut: str):

@@ -307,6 +307,7 @@ def test_a_damaged_state_of_the_callback_is_refused(damage: dict[str, Any], tmp_
         trainer(pruning((1,)), epochs=3).fit(TinyModule(), loader(), ckpt_path=tmp_path / "damaged.ckpt")
 
 
+@pytest.mark.slow
 def test_a_network_that_is_compiled_in_one_script_only_is_told(tmp_path: Path) -> None:
     module = TinyModule()
     module.net = torch.compile(module.net, backend="eager")

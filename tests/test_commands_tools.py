@@ -263,6 +263,7 @@ class TestReport:
 
 
 class TestPlot:
+    @pytest.mark.slow
     def test_pictures_of_a_whole_run(self, tmp_path: Path) -> None:
         pytest.importorskip("matplotlib", reason="needs the plot extra")
         record = sample_record(blocks=1)

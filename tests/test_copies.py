@@ -39,7 +39,11 @@ class Momentum(TinyModule):
 FOLLOWS = {"momentum_net": "net"}
 
 
-@pytest.mark.parametrize("everything", [True, False], ids=["all-in-the-optimizer", "only-the-trained"])
+@pytest.mark.parametrize(
+    "everything",
+    [True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["all-in-the-optimizer", "only-the-trained"],
+)
 def test_a_momentum_encoder_shrinks_alike(everything: bool) -> None:
     """The same channels, with their values; and the update by hand goes on."""
     before: dict[str, Tensor] = {}

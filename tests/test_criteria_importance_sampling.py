@@ -81,6 +81,7 @@ def sure_network() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     return net, [(part, torch.zeros(len(part), dtype=torch.long)) for part in images.split(24)]
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_smaller_errors_and_intervals_that_hold():
     net, data = sure_network()
     structure = infoprune.trace(net, torch.zeros(1, 3, 4, 4))

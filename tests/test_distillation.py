@@ -220,8 +220,9 @@ def test_precision_of_the_run_is_the_teachers(precision: str) -> None:
     )
 
 
-@pytest.mark.parametrize("way", ["net", *(pytest.param(way, marks=pytest.mark.slow) for way in ("in place", "module"))])
-@pytest.mark.parametrize("hints", [pytest.param((), marks=pytest.mark.slow), ("conv1",)], ids=["", "hints"])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["net", "in place", "module"])
+@pytest.mark.parametrize("hints", [(), ("conv1",)], ids=["", "hints"])
 def test_compiled_networks(way: str, hints: tuple[str, ...]) -> None:
     options: dict[str, Any] = {"backend": "aot_eager", "dynamic": False}
     torch.manual_seed(1)

@@ -111,6 +111,7 @@ def test_onnx_computes_the_same_for_any_batch(tmp_path: Path) -> None:
     assert parity.max_error < 1e-5
 
 
+@pytest.mark.slow
 def test_several_inputs_by_name_and_several_outputs(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="needs the export extra")
     inputs = {"image": torch.randn(2, 3, 8, 8), "vector": torch.randn(2, 5)}

@@ -104,7 +104,9 @@ class Transfer(TinyModule):
         return sgd([p for p in self.parameters() if p.requires_grad])
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["finetuning-first", "finetuning-last"])
+@pytest.mark.parametrize(
+    "first", [pytest.param(True, marks=pytest.mark.slow), False], ids=["finetuning-first", "finetuning-last"]
+)
 def test_backbone_finetuning_unfreezes_what_is_left(first: bool, tmp_path: Path) -> None:
     """BaseFinetuning adds parameter groups between events, and in the very epoch of one; a stale parameter in one is a
     KeyError there. Whether it stands before or behind does not matter. A fit that resumes from before the unfreezing

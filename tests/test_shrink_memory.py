@@ -212,6 +212,7 @@ def peak(beside: int) -> float:
     return memory("VmHWM") - before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to tell the peak of memory")
 def test_beyond_the_room_beside_the_model_a_tensor_at_a_time_is_cut() -> None:
     with warm.CONTEXT.Pool(1) as pool:

@@ -85,7 +85,7 @@ def through_data(average: nn.Module, online: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "update", [by_name, on_lists, *(pytest.param(way, marks=pytest.mark.slow) for way in (interpolated, through_data))]
+    "update", [by_name, *(pytest.param(way, marks=pytest.mark.slow) for way in (on_lists, interpolated, through_data))]
 )
 def test_copies_follow_however_they_are_updated(update: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def update_momentum(_: Any, online: nn.Module, average: nn.Module) -> None:
