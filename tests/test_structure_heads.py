@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import infoprune
 from infoprune.structure import check_plan
+from infoprune.structure.validation import traced_model
 from tests.networks import randomise
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -232,3 +233,33 @@ def test_heads_go_down_to_one_although_einsum_orders_a_single_head_in_another_wa
     infoprune.shrink(net, plan)
     assert net.qkv.out_features == 3 * 12 // heads
     assert infoprune.verify(original, net, plan, x).ok
+
+
+class Area(nn.Module):
+    """Attention within areas of the image: the width of all heads, which is that of the input too, is written out."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.head_width, self.width = heads, width // heads, width
+        self.qkv, self.out = nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, *size = x.shape
+        areas, tokens = batch * 4, x[0, 0].numel() // 4
+        qkv = self.qkv(x).flatten(2).transpose(1, 2).reshape(areas, tokens, self.width * 3)
+        qkv = qkv.view(areas, tokens, self.heads, self.head_width * 3).permute(0, 2, 3, 1)
+        q, k, v = qkv.split([self.head_width] * 3, dim=2)
+        out = (v @ (q.mT @ k).softmax(-1).mT).permute(0, 3, 1, 2)
+        return x + self.out(out.reshape(batch, *size, self.width).permute(0, 3, 1, 2))
+
+
+def test_what_explains_a_number_in_one_module_is_tried_in_its_siblings_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    dry_run = traced_model.dry_run
+    monkeypatch.setattr(traced_model, "dry_run", lambda *args: runs.append(args) or dry_run(*args))
+    modules = (Area(16, 2), Area(16, 2), nn.Conv2d(16, 32, 1), Area(32, 4), Area(32, 4))
+    net = randomise(nn.Sequential(nn.Conv2d(3, 16, 1), *modules, nn.Conv2d(32, 4, 1)))
+    structure = infoprune.trace(net, torch.randn(1, 3, 8, 8))
+    sizes = {group.name: group.size for group in structure.prunable}
+    assert sizes == {"0": 16, "1.qkv": 2, "2.qkv": 2, "3": 32, "4.qkv": 4, "5.qkv": 4}
+    assert len(runs) <= 5

@@ -100,9 +100,10 @@ class HeldNumberSearch:
         """
         if conflict.op < 0:
             within = f"{conflict.module}." if conflict.module else ""
-            axes = (axis for name, axes in self._session.labels.items() if name.startswith(within) for axis in axes)
-            for axis in {structure.component[axis].tobytes(): axis for axis in axes if len(axis)}.values():
-                yield self._equal(conflict.module, len(axis)), axis, int(axis[0])
+            axes = [axis for name, axes in self._session.labels.items() if name.startswith(within) for axis in axes]
+            widths = {structure.component[axis].tobytes(): (axis, at) for at, axis in enumerate(axes) if len(axis)}
+            for axis, place in widths.values():
+                yield self._equal(conflict.module, len(axis)), axis, place
 
     def _equal(self, module: str, value: int) -> list[str]:
         """Return the numbers of a module, else of its children that are not PyTorch's own, that have a value."""

@@ -284,22 +284,34 @@ class SizeAttributeFinder:
     def _rewrite_sizes(self, structure: Structure, conflicts: Sequence[Conflict], asked_for: AskedFor) -> bool:
         """Yield widths that modules hold as numbers; if several numbers of a module fit, one at a time."""
         found: set[str] = set()
+        own: list[Candidate] = []  # that the module which failed takes
         for conflict in conflicts:
             op = max(conflict.op, conflict.upcoming)
             if conflict.in_sibling and conflict.op >= 0:
                 continue  # the operator is not its own
             for paths, axis, place in asked_for(structure, conflict):
                 candidates = [Candidate(path, op, place) for path in paths]
-                if not found.isdisjoint(paths) or (conflict.in_sibling and not self._rewrites.keys().isdisjoint(paths)):
+                wanted = self._as_taken(candidates, own) if conflict.in_sibling else candidates
+                if not found.isdisjoint(paths) or not wanted:
                     continue  # first try the one that was taken
                 self._give_up(candidates)
-                candidate = self._next(candidates)
+                candidate = self._next(wanted)
                 if candidate is not None and np.isin(axis, conflict.labels).any():
                     slot = AttributeSlot(candidate.path, len(axis), axis)
                     self._rewrites[candidate.path] = Rewrite(slot, candidate, conflict.in_sibling)
                     self._tried.add(candidate)
                     found.add(candidate.path)
+                    own += [] if conflict.in_sibling else [candidate]
         return bool(found)
+
+    def _as_taken(self, candidates: Sequence[Candidate], own: Sequence[Candidate]) -> Sequence[Candidate]:
+        """Return the candidates to try in a sibling; a guess that turned out wrong in the module itself is replaced."""
+        written = next((self._rewrites[c.path] for c in candidates if c.path in self._rewrites), None)
+        if written is None:
+            return candidates
+        taken = {(candidate.attribute, candidate.place) for candidate in own}
+        alike = [candidate for candidate in candidates if (candidate.attribute, candidate.place) in taken]
+        return alike if written.guessed and written.candidate not in alike else []
 
     def _give_up(self, candidates: Sequence[Candidate]) -> None:
         """Drop rewrites after which the code failed at the same request; other candidates may be tried again."""

@@ -30,6 +30,11 @@ class Candidate(NamedTuple):
     op: int
     place: int
 
+    @property
+    def attribute(self) -> str:
+        """Return the name of the attribute in its module."""
+        return self.path.rpartition(".")[2]
+
 
 @dataclass(frozen=True)
 class Rewrite:
