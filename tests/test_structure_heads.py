@@ -245,7 +245,7 @@ class Area(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, *size = x.shape
-        areas, tokens = batch * 4, x[0, 0].numel() // 4
+        areas, tokens = batch * 4, size[0] * size[1] // 4
         qkv = self.qkv(x).flatten(2).transpose(1, 2).reshape(areas, tokens, self.width * 3)
         qkv = qkv.view(areas, tokens, self.heads, self.head_width * 3).permute(0, 2, 3, 1)
         q, k, v = qkv.split([self.head_width] * 3, dim=2)
@@ -263,3 +263,31 @@ def test_what_explains_a_number_in_one_module_is_tried_in_its_siblings_at_once(m
     sizes = {group.name: group.size for group in structure.prunable}
     assert sizes == {"0": 16, "1.qkv": 2, "2.qkv": 2, "3": 32, "4.qkv": 4, "5.qkv": 4}
     assert len(runs) <= 5
+
+
+class Rotated(Projected):
+    """Positions that turn pairs of channels as complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        places, pairs = torch.arange(36.0), WIDTH // HEADS // 2
+        self.register_buffer("angles", torch.outer(places, 100 ** (-torch.arange(pairs) / pairs)))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = (self.turned(t) for t in (q, k))
+        return F.scaled_dot_product_attention(q, k, v)
+
+    def turned(self, x: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+        turned = pairs * torch.polar(torch.ones_like(self.angles), self.angles)
+        return torch.view_as_real(turned).flatten(3).type_as(x)
+
+
+def test_heads_whose_positions_are_complex_numbers_go() -> None:
+    net = randomise(Around(Rotated()))
+    original = copy.deepcopy(net)
+    structure = infoprune.trace(net, X)
+    assert structure.group("attention.to_qkv").size == HEADS
+    infoprune.shrink(net, plan := structure.plan({"attention.to_qkv": [1]}))
+    assert net.attention.heads == HEADS - 1
+    assert infoprune.verify(original, net, plan, X).errors[0] < 1e-5

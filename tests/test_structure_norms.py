@@ -197,3 +197,21 @@ def test_a_size_in_a_tuple_or_list_follows(shape: object) -> None:
     cut(net)
     assert list(net[2].shape) == [5]
     assert type(net[2].shape) is type(shape)
+
+
+class Shifted(nn.Module):
+    """Normalises each map over space; of scale and shift, which all channels share, there may be either or none."""
+
+    def __init__(self, scale: bool, shift: bool) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(64, 4)
+        self.scale = nn.Parameter(torch.rand(64)) if scale else None
+        self.shift = nn.Parameter(torch.rand(64)) if shift else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.layer_norm(self.first(x).flatten(2), (64,), self.scale, self.shift).sum(1))
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(False, True), (True, True), (True, False), (False, False)])
+def test_a_shift_over_space_stays_behind_in_channels_that_go(scale: bool, shift: bool) -> None:
+    assert infoprune.trace(Shifted(scale, shift), X).group("first").frozen == shift

@@ -120,6 +120,21 @@ def test_fourier_transforms_over_space(name: str) -> None:
     assert halved(Around(lambda _, x: SPECTRA[name](x), nn.Identity())).stem.out_channels == 4
 
 
+BITS: dict[str, Callable[[Tensor], Tensor]] = {
+    "complex": lambda x: x.contiguous().view(torch.cfloat).abs(),
+    "halves": lambda x: x.contiguous().view(torch.float16).float(),
+}
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_numbers_that_are_read_as_numbers_of_another_size_stay(name: str) -> None:
+    others = Around(lambda _, x: BITS[name](x), nn.Identity())
+    assert infoprune.trace(others, X).group("stem").size == 8
+    assert not infoprune.trace(others, X).group("stem").frozen
+    last = Around(lambda _, x: BITS[name](x.permute(0, 2, 3, 1)).mean((1, 2), keepdim=True).mT, nn.Identity(), 1)
+    assert "read as numbers of another size" in str(infoprune.trace(last, X).group("stem").reason)
+
+
 def test_a_fourier_transform_over_channels_is_named() -> None:
     structure = infoprune.trace(Around(lambda _, x: torch.fft.fft(x, dim=1).abs(), nn.Identity()), X)
     assert "a Fourier transform runs over it" in str(structure.group("stem").reason)

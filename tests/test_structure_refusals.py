@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -142,6 +143,46 @@ def test_a_whole_call_runs_its_own_plan_dry_and_falls_back_on_probe_plans() -> N
     assert mild.plan.shape_after("first.weight")[0] == 7
     with pytest.raises(ConfigurationError, match=r"depends on its width \(nothing, aten.tanh\)"):
         infoprune.prune(_Chooses(), X, "l1", filters=0.5)
+
+
+class _Asserts(nn.Module):
+    """Checks the width of its first layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if x.shape[1] != 8:
+            raise ValueError("eight channels, please")
+        return self.head(self.third(self.second(x).relu()).relu())
+
+
+class _OneHead(nn.Module):
+    """Attention of one head, with a factor that is computed from the width of its queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).mT
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        return self.out((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v)
+
+
+@pytest.mark.parametrize(
+    ("make", "frozen", "free", "reason"),
+    [(_Asserts, "first", ["second", "third"], "eight channels"), (_OneHead, "q", ["v"], "a factor is computed")],
+)
+def test_only_the_group_at_fault_is_frozen(
+    make: Callable[[], nn.Module], frozen: str, free: list[str], reason: str
+) -> None:
+    result = infoprune.prune(make().eval(), X, "l1", filters=0.5)
+    assert [group.name for group in result.structure.prunable] == free
+    assert reason in str(result.structure.group(frozen).reason)
 
 
 @pytest.mark.parametrize(

@@ -57,3 +57,25 @@ def test_kernels_that_are_repeated_a_written_out_number_of_times_keep_their_chan
 
     structure = infoprune.trace(randomise(Fixed(repeated=True)).double(), X)
     assert structure.group("first").frozen
+
+
+class BackAndForth(nn.Module):
+    """A wavelet transform and its inverse, with four kernels for each channel in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = 8
+        self.register_buffer("kernels", torch.randn(4, 1, 2, 2).repeat(8, 1, 1, 1))
+        self.first, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = F.conv2d(self.first(x), self.kernels, stride=2, groups=self.channels)
+        return self.head(F.conv_transpose2d(parts.relu(), self.kernels, stride=2, groups=self.channels))
+
+
+def test_kernels_of_a_transposed_convolution_go_with_its_channels() -> None:
+    net = randomise(BackAndForth()).double()
+    original = copy.deepcopy(net)
+    plan = infoprune.prune(net, X, "l1", filters=0.5, round_to=1).plan
+    assert (net.channels, net.kernels.shape[0]) == (4, 16)
+    assert relative_error(original, net, plan, X) < 1e-12

@@ -97,6 +97,12 @@ ZERO: dict[str, Callable[[Summed, Tensor, Tensor], Tensor]] = {
     "alone in a batch norm": lambda net, a, b: F.batch_norm(a, None, None, training=True) + F.instance_norm(b),
     "alone in a group norm": lambda net, a, b: F.group_norm(a, a.shape[1]) + F.layer_norm(b, (8, 8)),
     "pooled and back": lambda net, a, b: F.max_unpool2d(b[..., :4, :4], F.max_pool2d(a, 2, return_indices=True)[1], 2),
+    "largest and smallest": lambda net, a, b: (a.max(3)[0] + b.min(3)[0] + torch.aminmax(a, dim=2)[1])[..., None],
+    "deviations": lambda net, a, b: (
+        a.std(3, keepdim=True) + b.var(3, keepdim=True) + torch.std_mean(a, 2, keepdim=True)[0]
+    ),
+    "sums of numbers": lambda net, a, b: a.nansum(3, keepdim=True) + b.prod(3, keepdim=True),
+    "as other numbers": lambda net, a, b: a * (b.float().view(torch.int32) > 0),
     "in place": lambda net, a, b: a.flatten(2).tanh_().mul_(0.5).unflatten(2, (8, 8)),
 }
 

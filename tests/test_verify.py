@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infoprune
@@ -266,3 +267,32 @@ def test_models_that_return_objects_without_tensors_are_refused() -> None:
 
     with pytest.raises(infoprune.errors.InfopruneError):
         infoprune.prune(Nothing(), torch.randn(2, 3), "l1", filters=0.5)
+
+
+SINGULAR: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "quotient": lambda a, b, scale: torch.addcdiv(a, b, scale.abs() + 1),
+    "softplus": lambda a, b, scale: F.softplus(a * scale.exp()) / scale.exp() + b,
+    "remainder": lambda a, b, scale: torch.remainder(a, scale.abs() + 1) + b.fmod(scale.abs() + 1),
+    "root": lambda a, b, scale: a.abs().rsqrt() + b.abs().log(),
+}
+
+
+class Divided(nn.Module):
+    """Divides by something that each channel has, which is zero where the channel is masked."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.scale, self.function = nn.Parameter(torch.randn(8, 1, 1)), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.function(self.first(x), self.second(x), self.scale))
+
+
+@pytest.mark.parametrize("name", SINGULAR)
+def test_no_number_where_a_channel_is_masked_is_no_error(name: str) -> None:
+    net, x = Divided(SINGULAR[name]).double().eval(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    original = copy.deepcopy(net)
+    result = infoprune.prune(net, x, "l1", filters=0.5)
+    assert net.head.in_channels == 4
+    assert infoprune.verify(original, net, result.plan, x).errors[0] < 1e-12

@@ -219,7 +219,7 @@ class Grouping:
                 continue  # a dimension of size one, united with nothing, is no channel
             reason = reasons[number]
             if reason is None and not makers:
-                reason = "no convolution or linear layer makes these channels"
+                reason = "they are not the filters of a single convolution or linear layer"
             if reason is None and size == 1:
                 reason = "all its channels are bound together, or there is only one"
             label = self._layers[min(makers)].name if makers else members[0].tensor

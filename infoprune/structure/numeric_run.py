@@ -25,7 +25,13 @@ from infoprune.structure.tracing.rules import tensors_in
 from infoprune.structure.tracing.rules.reduction import reduced_dims
 from infoprune.structure.tracing.tracer import Tracer, run_labelled
 
-STATISTICS = ("aten.mean", "aten.var", "aten.std", "aten.var_mean")
+STATISTICS = ("aten.mean", "aten.var", "aten.std", "aten.var_mean", "aten.std_mean")
+
+_SINGULAR = frozenset({
+    "aten.div", "aten.floor_divide", "aten.remainder", "aten.fmod", "aten.addcdiv", "aten.reciprocal", "aten.rsqrt",
+    "aten.pow", "aten.log", "aten.log2", "aten.log10", "aten.logit", "aten.lgamma", "aten.digamma",
+})  # fmt: skip
+"""Operators whose results may be infinite, or no numbers, where operands are zero."""
 
 _WIDER = {
     torch.float16: torch.float64,
@@ -226,6 +232,8 @@ class _MaskedTracer(_NumericTracer):
         if name in ("aten.div", "aten.div_") and isinstance(args[1], Tensor) and result.is_floating_point():
             # Removed channels are zero, and 0 / 0 would spread to those that stay.
             result.masked_fill_(result.isnan() & (args[1] == 0), 0)
+        if name.rstrip("_") in _SINGULAR:
+            self._settle(result)
         return result
 
     def _computed(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -241,6 +249,15 @@ class _MaskedTracer(_NumericTracer):
                 if stay is not None and out.stride(dim):
                     gone = torch.ones(out.shape[dim], dtype=torch.bool, device=out.device).index_fill_(0, stay, False)
                     _without_repeats(out).index_fill_(dim, gone.nonzero()[:, 0], 0)
+
+    def _settle(self, out: Tensor) -> None:
+        """Set removed channels to zero where they have no finite values: a zero weight times infinity is no number."""
+        for dim in range(out.dim()) if out.is_floating_point() else ():
+            stay = self._stay(out, dim)
+            if stay is not None and not out.isfinite().all():
+                gone = torch.ones(out.shape[dim], dtype=torch.bool, device=out.device).index_fill_(0, stay, False)
+                places = gone.nonzero()[:, 0]
+                out.index_copy_(dim, places, out.index_select(dim, places).nan_to_num(0, 0, 0))
 
     def _stay(self, tensor: Tensor, dim: int) -> Tensor | None:
         """Return the indices of a dimension that the plan leaves; None if it leaves all."""

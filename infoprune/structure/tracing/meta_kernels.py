@@ -186,6 +186,10 @@ def _convolution(
     plain = x.dim() == weight.dim() and x.dtype == weight.dtype and x.is_contiguous() and weight.is_contiguous()
     channels = plain and x.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0
     biased = bias is None or (bias.shape == weight.shape[:1] and bias.dtype == x.dtype)
+    if transposed and x.shape[1] != weight.shape[0]:  # which PyTorch does not check on shapes
+        raise RuntimeError(f"{weight.shape[0]} kernels of a transposed convolution meet {x.shape[1]} channels")
+    if transposed and weight.shape[0] % groups:
+        raise RuntimeError(f"{weight.shape[0]} kernels of a transposed convolution cannot be in {groups} groups")
     if transposed or not channels or not biased or not len(stride) == len(padding) == len(dilation) == x.dim() - 2:
         return NotImplemented
     sizes = [

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from infoprune.structure.tracing.tracer import Tracer
 
 
+_OTHER_VIEWS = frozenset({"aten.view_as_complex", "aten.view_as_real", "aten._conj", "aten._neg_view"})
+
+
 class Step(NamedTuple):
     """One operator call of a recorded pass: what its rule receives, and all tensors among its arguments."""
 
@@ -56,13 +59,16 @@ class Recording:
         for _ in range(2):  # among the arguments, and in the list of them; a loop's variable would hold the last
             own.update(id(tensor) for step in self.steps for tensor in step.tensors)
         results = {id(tensor): tensor for step in self.steps for tensor in step.outs}
-        bases = {id(tensor._base) for tensor in results.values() if tensor._is_view()}
-        free, based = torch.empty(1), torch.empty(1)
-        view = based.view(1)  # in some versions of PyTorch a view holds a reference to its base
-        spare = _reference_counts({False: free, True: based})
-        del view
+        # In some versions of PyTorch a view holds a reference to its base, and one that is no part of what it shows, as
+        # complex numbers are of pairs, to the view that it is made of.
+        kinds = {id(tensor._base): 1 for tensor in results.values() if tensor._is_view()}
+        kinds |= {id(t): 2 for step in self.steps if step.record.name in _OTHER_VIEWS for t in step.tensors[:1]}
+        free, based, pairs = torch.empty(1), torch.empty(1), torch.empty(2).view(1, 2)
+        views = based.view(1), torch.view_as_complex(pairs)
+        spare = _reference_counts({0: free, 1: based, 2: pairs})
+        del views
         counts = _reference_counts(results)
-        return [t for key, t in results.items() if counts[key] - spare[key in bases] >= own[key]]
+        return [t for key, t in results.items() if counts[key] - spare[kinds.get(key, 0)] >= own[key]]
 
     def computed_from(self, inputs: Sequence[Tensor]) -> set[int]:
         """Return the identities of what is computed from these tensors, and not from the model's own alone.
@@ -112,9 +118,8 @@ class Recording:
         try:
             for step in self.steps:
                 before = step.record
-                record = OpRecord(
-                    before.name, before.module, before.scalars, read=before.read, sizes_follow=before.sizes_follow
-                )
+                record = OpRecord(before.name, before.module, before.scalars, before.options)
+                record.read, record.sizes_follow = before.read, before.sizes_follow
                 tracer.label(step._replace(record=record))
             return [(labels_of(tensor), how) for tensor, how in self.leaving]
         finally:

@@ -12,6 +12,7 @@ import torch
 
 from infoprune.structure.labels import OUTSIDE, Labels, LabelSpace, distinct
 from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, set_labels
+from infoprune.structure.tracing.options import Options
 
 MEETS_OTHERS = "meets an input, a constant or channels that stay"
 """Why channels stay that meet a dimension of which nothing can be removed."""
@@ -42,6 +43,7 @@ class OpRecord:
     name: str
     module: str
     scalars: tuple[float, ...] = ()
+    options: Options | None = None
     outputs: list[Output] = field(default_factory=list)
     choices: dict[str, int] = field(default_factory=dict)  # question -> decision, for dry runs
     splits: list[tuple[int, ...]] = field(default_factory=list)  # how many parts of how many parts of ... of an axis

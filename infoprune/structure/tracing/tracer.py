@@ -31,6 +31,7 @@ from infoprune.structure.tracing.execution import Operator, execute
 from infoprune.structure.tracing.function_calls import FunctionCalls
 from infoprune.structure.tracing.lists import call_one_by_one, is_on_lists
 from infoprune.structure.tracing.meta_kernels import kernel_of
+from infoprune.structure.tracing.options import options_in
 from infoprune.structure.tracing.outputs import Returned, output_tensors
 from infoprune.structure.tracing.relabel import Recording, Step
 from infoprune.structure.tracing.rule_context import Contraction, OpRecord, Output, Read, RuleContext
@@ -120,7 +121,8 @@ class Tracer(TorchDispatchMode):
         result, read = self._executed(operator, args, kwargs, tensors)
         outs = [result] if isinstance(result, Tensor) else tensors_in((result,))
         if tensors or holds_anything(outs):
-            record = OpRecord(operator.name, self.module, scalars_in(operator.name, args, kwargs, tensors))
+            scalars = scalars_in(operator.name, args, kwargs, tensors)
+            record = OpRecord(operator.name, self.module, scalars, options_in(operator.name, args, kwargs))
             record.sizes_follow = self.functions.sizes_follow
             record.read = Read(None if outs and outs[0].is_meta else result) if read else None
             self.label(Step(record, operator.rule, args, kwargs, tensors, outs))

@@ -15,6 +15,7 @@ from infoprune.structure.labels import Labels
 from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, labels_of, set_labels
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tracing.execution import Operator, execute
+from infoprune.structure.tracing.options import Options, changed_numbers, options_in
 from infoprune.structure.tracing.rule_context import OpRecord, Output
 from infoprune.structure.tracing.rules import Rule, tensors_in
 from infoprune.structure.tracing.rules.elementwise import created
@@ -23,7 +24,7 @@ from infoprune.structure.tracing.rules.shape import expand
 from infoprune.structure.tracing.scalars import scalars_in
 from infoprune.structure.tracing.tracer import Tracer, apply, holds_anything
 from infoprune.structure.validation.alignment import Alignment
-from infoprune.structure.validation.conflict import FACTOR, FIXED, MISPLACED, Asked, Conflict
+from infoprune.structure.validation.conflict import ARGUMENT, COMPUTED, FACTOR, FIXED, MISPLACED, Asked, Conflict
 from infoprune.structure.validation.conflict_labels import by_module, cut_around, cut_inside, widths_behind
 from infoprune.structure.validation.dry_run_context import Diverged, DryRunContext, UnalignedContext
 from infoprune.structure.validation.kept_axes import KeptAxes
@@ -111,7 +112,7 @@ class ComparedPass(Tracer):
         outs = [result] if isinstance(result, Tensor) else tensors_in((result,))
         if not tensors and not holds_anything(outs):
             return result
-        numbers = scalars_in(name, args, kwargs, tensors)
+        numbers, options = scalars_in(name, args, kwargs, tensors), options_in(name, args, kwargs)
         self._ran.append((name, numbers))
         if alignment.holds and record is not None and same_operator(record, name) and len(record.outputs) != len(outs):
             alignment.next += 1  # a split into parts of a fixed size
@@ -131,12 +132,13 @@ class ComparedPass(Tracer):
         if rule is not created:
             apply(rule, op, args, kwargs, outs)
         kept = [self._kept.of_output(output) for output in record.outputs]
-        reason = self._difference(op, rule, outs, kept, numbers)
+        reason = self._difference(op, rule, outs, kept, numbers, options)
         if reason is None:
             self._take_labels(outs, kept)
             return result
         misfits = self._misfits(outs[0], record) if rule is created and reason == FIXED else None
-        self._note_conflict(record, tensors, reason, args, numbers, misfits)
+        changed = [*zip(record.scalars, numbers, strict=False), *changed_numbers(record.options, options)]
+        self._note_conflict(record, tensors, reason, args, changed, misfits)
         # A result of the right size is used as it is, and one in place is held by others already.
         if record.name.endswith("_") or reason != FIXED:
             return result
@@ -238,6 +240,7 @@ class ComparedPass(Tracer):
         outs: Sequence[Tensor],
         kept: Sequence[Sequence[Axis]],
         numbers: tuple[float, ...],
+        options: Options | None,
     ) -> str | None:
         """Return how an operator's result differs from the original's without the removed labels; None if not."""
         other_factors = numbers != op.record.scalars
@@ -255,7 +258,9 @@ class ComparedPass(Tracer):
         # PyTorch does not check all sizes when it runs on shapes.
         if op.met_unequal:
             return MISPLACED
-        return FACTOR if other_factors else None  # what a new tensor is filled with
+        if other_factors:  # what a new tensor is filled with
+            return FACTOR
+        return ARGUMENT if None not in (options, op.record.options) and options != op.record.options else None
 
     def _misfits(self, out: Tensor, record: OpRecord) -> list[Axis]:
         """Return the dimensions in which a new tensor has another size than the plan leaves."""
@@ -294,14 +299,14 @@ class ComparedPass(Tracer):
         inputs: Sequence[Tensor],
         reason: str,
         args: Sequence[Any] = (),
-        numbers: Sequence[float] = (),
+        changed: Sequence[tuple[float, float]] = (),
         only: Sequence[Axis] | None = None,
     ) -> None:
-        """Record a conflict of the width behind a factor, else of labels cut from the operator's results or inputs."""
+        """Record a conflict of the width behind a number, else of labels cut from the operator's results or inputs."""
         number = self.first + self._alignment.next - 1
         cut: list[Labels] = []
-        if reason == FACTOR:
-            cut = widths_behind(self._structure, self._session, self._plan, self._keep, record, numbers)
+        if reason in COMPUTED:
+            cut = widths_behind(self._structure, self._session, self._plan, self._keep, record.module, changed)
         if not cut:
             results = only or [axis for output in record.outputs for axis in output.axes]
             cut = [axis[~self._keep[axis]] for axis in results if axis is not None]

@@ -9,8 +9,12 @@ from infoprune.structure.labels import Labels
 
 FIXED = "its size is fixed in the model's code"
 FACTOR = "a factor is computed from its width"
+ARGUMENT = "an argument of an operator is computed from its width"
 MISPLACED = "which channels it takes does not follow a cut"
-"""The reasons where a size does not follow a cut, and where a factor does."""
+"""The reasons where a size does not follow a cut, and where a factor or another argument does."""
+
+COMPUTED = (FACTOR, ARGUMENT)
+"""The reasons where code computes something from a width."""
 
 
 class Asked(NamedTuple):

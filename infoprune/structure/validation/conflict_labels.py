@@ -10,7 +10,6 @@ import numpy as np
 
 from infoprune.structure.labels import Labels, LabelSpace
 from infoprune.structure.plan import PruningPlan
-from infoprune.structure.tracing.rule_context import OpRecord
 from infoprune.structure.validation.module_paths import ancestors
 
 if TYPE_CHECKING:
@@ -62,31 +61,31 @@ def widths_behind(
     session: TraceSession,
     plan: PruningPlan,
     keep: np.ndarray,
-    record: OpRecord,
-    numbers: Sequence[float],
+    module: str,
+    changed: Sequence[tuple[float, float]],
 ) -> list[Labels]:
-    """Return the removed labels of the widths that explain a factor, as the factor itself or a power of it.
+    """Return the removed labels of the widths that explain a number, as the number itself or a power of it.
 
-    Widths in attributes of the module come first, then widths equal to the factor, then widths of the same ratio.
+    Widths in attributes of the module come first, then widths equal to the number, then widths of the same ratio.
 
     Args:
         structure: the groups.
         session: the traced session.
         plan: the plan of the dry run.
         keep: its keep mask.
-        record: the operator that got another factor.
-        numbers: its factors in the dry run.
+        module: path of the module that runs the operator.
+        changed: the operator's numbers in the traced pass and in the dry run.
 
     Returns:
         Arrays of labels; empty if no width explains the factors.
     """
     # Only positive ratios say anything about widths.
-    pairs = [(b, a) for b, a in zip(record.scalars, numbers, strict=False) if a != b and a * b > 0]
+    pairs = [(before, after) for before, after in changed if before != after and before * after > 0]
     # Attributes of the running module explain its factors best; equal widths elsewhere may be a coincidence.
     held = []
     for slot in structure.attributes:
         before, after = plan.attributes.get(slot.path, (1, 1))
-        if before != after and slot.path.rpartition(".")[0] == record.module:
+        if before != after and slot.path.rpartition(".")[0] == module:
             held.append((slot.labels, before, after))
     axes = {id(axis): axis for own in session.labels.values() for axis in own}.values()
     widths = [(axis, len(axis), int(keep[axis].sum())) for axis in axes if not keep[axis].all()]

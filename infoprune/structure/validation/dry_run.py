@@ -21,7 +21,7 @@ from infoprune.structure.labels import Labels
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.surgery import attributes
 from infoprune.structure.validation.compared_pass import ComparedPass
-from infoprune.structure.validation.conflict import FACTOR, Conflict
+from infoprune.structure.validation.conflict import COMPUTED, Conflict
 from infoprune.structure.validation.conflict_labels import by_module, cut_inside, meets
 from infoprune.structure.validation.module_paths import siblings
 
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 _SIZES = re.compile(r"^shape '\[([-\d, ]+)\]' is invalid")
 """What a reshape says that fails before an operator runs: the sizes that it was asked for."""
-
-MANY = 8
-"""Where more groups than these are in conflict at once, it pays to find out which of them are at fault."""
 
 
 def dry_run(session: TraceSession, structure: Structure, plan: PruningPlan) -> list[Conflict]:
@@ -83,7 +80,7 @@ def dry_run(session: TraceSession, structure: Structure, plan: PruningPlan) -> l
 
 
 def bisect(session: TraceSession, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> list[Conflict]:
-    """Narrow conflicts of many groups down: run parts of the plan dry and keep the groups at fault.
+    """Narrow conflicts of several groups down: run parts of the plan dry and keep the groups at fault.
 
     Args:
         session: the traced model.
@@ -92,11 +89,11 @@ def bisect(session: TraceSession, structure: Structure, plan: PruningPlan, confl
         conflicts: what a dry run of it returned.
 
     Returns:
-        The first conflict of many groups, with the groups at fault only; ``conflicts`` where none has many.
+        The first conflict of several groups, with the groups at fault only; ``conflicts`` where none has several.
     """
     for conflict in conflicts:
         groups = structure.groups_cut(conflict.labels)
-        if len(groups) > MANY:
+        if len(groups) > 1:
             culprits = _culprits(session, structure, plan, groups)
             return [replace(conflict, labels=structure.labels_of(culprits))]
     return conflicts
@@ -130,7 +127,7 @@ def _sibling_conflicts(
     """Return the same conflicts in the module's siblings: a dry run that broke off there did not reach them."""
     found = []
     for conflict in conflicts:
-        if conflict.reason == FACTOR:  # what is a factor here may be cut by whole heads there
+        if conflict.reason in COMPUTED:  # what is a factor here may be cut by whole heads there
             continue
         module = structure.records[conflict.op].module
         slots = [slot for slot, where in session.space.slot_ranges() if meets(conflict.labels, where)]

@@ -21,7 +21,7 @@ from infoprune.structure.tracing.rule_context import STILL_ADDS
 from infoprune.structure.tracing.rules.contraction import HEAD_WIDTH
 from infoprune.structure.tracing.rules.reduction import SOFTMAX
 from infoprune.structure.tracing.rules.shape import MERGED
-from infoprune.structure.validation.conflict import FACTOR, FIXED, Conflict
+from infoprune.structure.validation.conflict import COMPUTED, FACTOR, FIXED, Conflict
 from infoprune.structure.validation.held_number_search import AskedFor, HeldNumberSearch
 from infoprune.structure.validation.module_paths import join, siblings
 from infoprune.structure.validation.operators import operators_inside
@@ -78,7 +78,7 @@ class SizeAttributeFinder:
             return True
         if self._share_heads(dict.fromkeys(c.module for c in conflicts if c.reason == FACTOR)):
             return True
-        conflicts = [conflict for conflict in conflicts if conflict.reason != FACTOR]  # which no size explains
+        conflicts = [conflict for conflict in conflicts if conflict.reason not in COMPUTED]  # which no size explains
         modules = dict.fromkeys(conflict.module for conflict in conflicts)
         if any(
             self._rewrite_sizes(structure, conflicts, way)

@@ -63,7 +63,8 @@ def layer_norm(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], ou
     if sum(a is not None for a in axes[first:]) > 1:
         ctx.freeze_all(axes[first:], "layer norm over several removable dimensions")
     scaled = len(args) > 2 and isinstance(args[2], Tensor) and all(f.zero for f in own)
-    nonzero = [axis for axis in axes[:first] if len(own) > 1 or not operand.zero_along(axis)]  # the shift stays behind
+    shifted = len(args) > 3 and isinstance(args[3], Tensor)  # the shift stays behind
+    nonzero = [axis for axis in axes[:first] if shifted or not operand.zero_along(axis)]
     nonzero += [] if scaled else axes[first:]
     ctx.label(outs[0], axes, zero=True, nonzero=nonzero)
     ctx.zeros_settled = scaled
@@ -93,19 +94,21 @@ SOFTMAX = "softmax runs over channels"
 """Why channels stay that share a softmax."""
 
 _NORMS = frozenset({"linalg_vector_norm", "norm"})
-_KEEP_ZERO = frozenset({"sum", "mean", "amax", "amin", *_NORMS})
-_OF_NORMALISATIONS = frozenset({"mean", "var", "std", "var_mean"})
+_KEEP_ZERO = _NORMS | {
+    "sum", "nansum", "mean", "prod", "amax", "amin", "max", "min", "aminmax", "std", "var", "std_mean", "var_mean",
+}  # fmt: skip
+_OF_NORMALISATIONS = frozenset({"mean", "var", "std", "var_mean", "std_mean"})
 """Statistics that normalisations are made of; they may be taken over the channels that stay."""
 
 _POWERS: dict[str, tuple[float, ...]] = dict.fromkeys(["sum", "mean", "amax", "amin", "std", *_NORMS], (1.0,))
-_POWERS |= {"var": (2.0,), "var_mean": (2.0, 1.0)}
+_POWERS |= {"nansum": (1.0,), "var": (2.0,), "var_mean": (2.0, 1.0), "std_mean": (1.0, 1.0)}
 """How each result scales with what it is taken of."""
 
 
 @rule(
     "aten.sum", "aten.mean", "aten.amax", "aten.amin", "aten.max", "aten.min", "aten.var", "aten.std", "aten.var_mean",
     "aten.prod", "aten.any", "aten.all", "aten.argmax", "aten.argmin", "aten.linalg_vector_norm", "aten.norm",
-    "aten.logsumexp",
+    "aten.logsumexp", "aten.nansum", "aten.aminmax", "aten.std_mean",
 )  # fmt: skip
 def reduction(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Allow a sum or norm over channels that are zero once removed; freeze channels under other statistics."""
@@ -116,7 +119,7 @@ def reduction(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
     name, order = ctx.short_name, args[1] if ctx.short_name in _NORMS and len(args) > 1 else 2
     # Removed channels are zero, which changes no sum and no norm of positive order; a mean divides by their number.
     exact = all(operand.zero_along(operand.axes[d]) for d in dims) and (
-        name == "sum"
+        name in ("sum", "nansum")
         or (name in _NORMS and isinstance(order, (int, float)) and order > 0)
         or (name in ("amax", "max") and operand.nonnegative)  # at least one channel stays, and is not below zero
     )

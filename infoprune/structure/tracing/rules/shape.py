@@ -27,6 +27,12 @@ MERGED = "two removable dimensions merge into one"
 def reshape(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Merge and split dimensions; a labelled dimension that is split must lose the same in every part."""
     operand = labels_of(args[0])
+    if outs[0].dtype != args[0].dtype:  # ``view(dtype)``: the same bits as numbers of another type
+        kept = list(operand.axes)
+        if outs[0].shape != args[0].shape:
+            ctx.freeze(kept.pop(), "its numbers are read as numbers of another size")
+            kept.append(None)
+        return ctx.label(outs[0], kept, zero=operand.zero)
     axes = reshape_axes(ctx, operand.axes, tuple(args[0].shape), tuple(outs[0].shape))
     ctx.label(outs[0], axes, zero=operand.zero, origin=operand.origin)
     statistics.carry(ctx, operand, labels_of(outs[0]))
