@@ -180,6 +180,7 @@ def test_compiled() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_compile_mode() -> None:
     compiled, plain = (ImageClassifier(small_net(), 10, compile_mode=mode) for mode in ("default", None))
     assert compiled.model._compiled_call_impl is not None

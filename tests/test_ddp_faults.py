@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "copying the unpruned network": (RunReport, "_look_at_unpruned"),
 }
 SECONDS = 60
+QUICK = ("finding the network", "scoring", "shrinking", "noting the event")
+"""One fault of each kind of moment; the others are among the slow tests."""
 
 
 def fit(rank: int, folder: Path) -> str:
@@ -59,15 +62,15 @@ def fit(rank: int, folder: Path) -> str:
     return "no error"
 
 
-def work(rank: int, folder: str, port: int) -> None:
-    """Run a fit for each fault, which the second process has."""
+def work(rank: int, names: Sequence[str], folder: str, port: int) -> None:
+    """Run a fit for each of these faults, which the second process has."""
     torch.set_num_threads(1)
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0",
         "LOCAL_RANK": str(rank),
     }  # fmt: skip
     ends = {}
-    for name, (owner, attribute) in FAULTS.items():
+    for name, (owner, attribute) in ((name, FAULTS[name]) for name in names):
 
         def fails(*args: Any, name: str = name, **options: Any) -> Any:
             raise MemoryError(f"no memory for {name}")
@@ -82,16 +85,22 @@ def work(rank: int, folder: str, port: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[str, float]]]:
+def ends(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, tuple[str, float]]]:
+    items = [item for item in request.session.items if item.path == request.path]
+    names = [item.callspec.params["name"] for item in items]  # type: ignore[attr-defined]
     folder = tmp_path_factory.mktemp("faults")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    warm.spawn(work, str(folder), port)
+    warm.spawn(work, names, str(folder), port)
     return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
+)
 def test_both_processes_end_with_the_error_of_the_one_that_failed(
     name: str, ends: list[dict[str, tuple[str, float]]]
 ) -> None:

@@ -58,7 +58,11 @@ def test_fences_are_of_known_kinds() -> None:
         assert set(opened[1::2]) <= {"```"}, page
 
 
-@pytest.mark.parametrize("page", sorted({block.page for block in blocks("python")} - {RECIPES}))
+PAGES = sorted({block.page for block in blocks("python")} - {RECIPES})
+COSTLY = ("dashboard.md",)
+
+
+@pytest.mark.parametrize("page", [pytest.param(p, marks=pytest.mark.slow) if p in COSTLY else p for p in PAGES])
 @pytest.mark.usefixtures("batches")
 def test_python_blocks_run_from_top_to_bottom(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -268,6 +268,7 @@ class Named(nn.Module):
         return {"sum": pooled + scale * self.linear(vector), "pooled": pooled}
 
 
+@pytest.mark.slow
 def test_int8_in_openvino_computes_nearly_the_same_at_any_batch_size(tmp_path: Path) -> None:
     pytest.importorskip("nncf")
     torch.manual_seed(0)

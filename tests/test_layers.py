@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,20 +39,22 @@ ENGINE = [
 """The levels of the structure engine."""
 
 
+@functools.cache
+def imported(path: Path) -> list[ast.ImportFrom]:
+    """Return the imports that a file runs, without those for type checkers alone."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    guards = [node for node in nodes if isinstance(node, ast.If) and isinstance(node.test, ast.Name)]
+    guards = [node for node in guards if node.test.id == "TYPE_CHECKING"]  # type: ignore[attr-defined]
+    typing_only = {id(inner) for node in guards for inner in ast.walk(node)}
+    return [node for node in nodes if isinstance(node, ast.ImportFrom) and id(node) not in typing_only]
+
+
 def imports(path: Path, prefix: str) -> Iterator[str]:
-    """Yield the modules below ``prefix`` that a file imports when it runs, without those for type checkers alone."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only or not isinstance(node, ast.ImportFrom) or not node.module:
-            continue
-        names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == prefix else [node.module]
-        yield from (name.removeprefix(f"{prefix}.") for name in names if name.startswith(f"{prefix}."))
+    """Yield the modules below ``prefix`` that a file imports when it runs."""
+    for node in imported(path):
+        if node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == prefix else [node.module]
+            yield from (name.removeprefix(f"{prefix}.") for name in names if name.startswith(f"{prefix}."))
 
 
 def arrows(folder: Path, prefix: str) -> set[tuple[str, str]]:

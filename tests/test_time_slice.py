@@ -113,6 +113,7 @@ def test_minutes_are_more_than_nothing(minutes: Any) -> None:
         TimeSlice(minutes)
 
 
+@pytest.mark.slow
 def test_the_command_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
