@@ -88,6 +88,30 @@ def test_what_is_read_elsewhere_is_cut_alike() -> None:
     assert relative_error(original, net, plan, X) < 1e-12
 
 
+class Apart(nn.Module):
+    """Takes channels and pixels of one map apart by the width of another."""
+
+    def __init__(self, apart: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.read, self.merged = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1)
+        self.left, self.right, self.apart = nn.Linear(8, 2), nn.Linear(8, 2), apart
+
+    def forward(self, x: Tensor) -> Tensor:
+        read, merged = self.read(x), self.merged(x).flatten(1)
+        return self.left(self.apart(merged, read.shape[1]).mean(2)) + self.right(read.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "apart",
+    [lambda a, width: a.view(-1, width, 64), lambda a, width: a.unflatten(1, (width, 64))],
+    ids=["view", "unflatten"],
+)
+def test_a_dimension_is_taken_apart_by_a_width_read_elsewhere(apart: Callable[[Tensor, int], Tensor]) -> None:
+    structure = infoprune.trace(randomise(Apart(apart)), torch.randn(2, 3, 8, 8))
+    (group,) = structure.prunable
+    assert {slot.tensor for slot in group.slots} >= {"read.weight", "merged.weight"}
+
+
 def test_a_width_that_nothing_has_stays() -> None:
     class AtLeast(Reduced):
         """Asks for 12 channels where what goes in has fewer."""

@@ -8,7 +8,6 @@ order, same factors. Where it is not, those labels are in conflict with the code
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,13 +23,11 @@ from infoprune.structure.validation.compared_pass import ComparedPass
 from infoprune.structure.validation.conflict import COMPUTED, Conflict
 from infoprune.structure.validation.conflict_labels import by_module, cut_inside, meets
 from infoprune.structure.validation.module_paths import siblings
+from infoprune.structure.validation.operators import sizes_refused
 
 if TYPE_CHECKING:
     from infoprune.structure.groups import Structure
     from infoprune.structure.tracing.session import TraceSession
-
-_SIZES = re.compile(r"^shape '\[([-\d, ]+)\]' is invalid")
-"""What a reshape says that fails before an operator runs: the sizes that it was asked for."""
 
 
 def dry_run(session: TraceSession, structure: Structure, plan: PruningPlan) -> list[Conflict]:
@@ -149,9 +146,9 @@ def _code_conflicts(
     conflicts, cut, module = [], by_module(plan.shapes), compared.module
     ran = session.operators_of(module)
     place = ran.index(compared.upcoming) if compared.upcoming in ran else -1
-    sizes = _SIZES.search(first_line) if compared.upcoming >= 0 else None
-    args = [[int(size) for size in sizes[1].split(",")]] if sizes else []
-    asked = compared.asked(session.records[compared.upcoming], args) if sizes else ()
+    record = session.records[compared.upcoming] if compared.upcoming >= 0 else None
+    sizes = sizes_refused(first_line, len(record.outputs[0].shape)) if record and record.outputs else []
+    asked = compared.asked(record, [sizes]) if record and sizes else ()
     for name in [module, *siblings(session.modules, module)]:
         if name == module or (name and name in cut):
             where = f" in {name}" if name else ""

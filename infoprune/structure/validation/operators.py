@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -58,6 +59,34 @@ def sizes_asked_for(record: OpRecord, args: Sequence[Any]) -> Iterator[Asked]:
     for place, (axis, size) in enumerate(zip(axes, sizes, strict=False)):
         if axis is not None and type(size) is int and size >= 0:
             yield Asked(axis, place, size)
+
+
+_REFUSED = re.compile(
+    r"shape '\[(?P<all>[-\d, ]+)\]' is invalid"
+    r"|unflatten: Provided sizes \[(?P<some>[-\d, ]+)\] don't multiply up to the size of dim (?P<dim>\d+)"
+)
+
+
+def sizes_refused(message: str, rank: int) -> list[int]:
+    """Return the sizes for which a reshape was asked that failed before an operator ran.
+
+    Args:
+        message: PyTorch's.
+        rank: number of dimensions of what it would have made.
+
+    Returns:
+        One size for each dimension, -1 where none was asked for; empty if the message is another one.
+
+    Example:
+        >>> sizes_refused("unflatten: Provided sizes [5, 8] don't multiply up to the size of dim 1 (32)", 4)
+        [-1, 5, 8, -1]
+    """
+    found = _REFUSED.match(message)
+    if found is None:
+        return []
+    sizes = [int(size) for size in (found["all"] or found["some"]).split(",")]
+    before = int(found["dim"] or 0)
+    return [*[-1] * before, *sizes, *[-1] * (rank - before - len(sizes))]
 
 
 def same_operator(record: OpRecord, name: str) -> bool:
