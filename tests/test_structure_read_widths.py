@@ -112,6 +112,27 @@ def test_a_dimension_is_taken_apart_by_a_width_read_elsewhere(apart: Callable[[T
     assert {slot.tensor for slot in group.slots} >= {"read.weight", "merged.weight"}
 
 
+class GivenBoth(nn.Module):
+    """Takes a map apart by the width of another; it has no weights."""
+
+    def forward(self, merged: Tensor, read: Tensor) -> Tensor:
+        return merged.reshape(-1, read.shape[1], 64)
+
+
+def test_a_module_without_weights_reads_a_width_of_those_around_it() -> None:
+    class Around(Apart):
+        def __init__(self) -> None:
+            super().__init__(lambda merged, width: merged)
+            self.both = GivenBoth()
+
+        def forward(self, x: Tensor) -> Tensor:
+            read, merged = self.read(x), self.merged(x).flatten(1)
+            return self.left(self.both(merged, read).mean(2)) + self.right(read.mean((2, 3)))
+
+    (group,) = infoprune.trace(randomise(Around()), torch.randn(2, 3, 8, 8)).prunable
+    assert {slot.tensor for slot in group.slots} >= {"read.weight", "merged.weight"}
+
+
 def test_a_width_that_nothing_has_stays() -> None:
     class AtLeast(Reduced):
         """Asks for 12 channels where what goes in has fewer."""

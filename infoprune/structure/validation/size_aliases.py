@@ -39,7 +39,9 @@ def tie(session: TraceSession, structure: Structure, plan: PruningPlan, conflict
         for axis, _, size in conflict.asked:
             if size == len(axis) or (axis < 0).any():  # it is written out, or not all of it is the model's
                 continue
-            read = next((other for other in axes_in(conflict.module, len(axis)) if keep[other].sum() == size), None)
+            # A module may get tensors whose widths it reads and have none of its own: then look in those around it.
+            others = (other for module in ancestors(conflict.module) for other in axes_in(module, len(axis)))
+            read = next((other for other in others if keep[other].sum() == size), None)
             if read is not None:  # if it is the wrong one, the next dry run finds the right one
                 session.space.unite(axis, read, conflict.op)
                 for counterpart, other in _in_siblings(session, structure, conflict, axis, read):
