@@ -62,7 +62,8 @@ class Recording:
         # In some versions of PyTorch a view holds a reference to its base, and one that is no part of what it shows, as
         # complex numbers are of pairs, to the view that it is made of.
         kinds = {id(tensor._base): 1 for tensor in results.values() if tensor._is_view()}
-        kinds |= {id(t): 2 for step in self.steps if step.record.name in _OTHER_VIEWS for t in step.tensors[:1]}
+        operands = (step.tensors[0] for step in self.steps if step.record.name in _OTHER_VIEWS)
+        kinds |= {id(tensor): 2 for tensor in operands if tensor._is_view()}
         free, based, pairs = torch.empty(1), torch.empty(1), torch.empty(2).view(1, 2)
         views = based.view(1), torch.view_as_complex(pairs)
         spare = _reference_counts({0: free, 1: based, 2: pairs})

@@ -131,8 +131,9 @@ def reduction(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
     # A mean of squares may turn out to be the statistic of a norm, which is exact over the channels that stay.
     powers = _POWERS.get(name, ()) if not over or name in _OF_NORMALISATIONS else ()
     for number, (out, power) in enumerate(zip_longest(outs, powers)):
-        ctx.label(out, axes, zero=operand.zero and name in _KEEP_ZERO)
-        lost = channels if number and name == "max" else over  # places change in any case
+        places = number > 0 and name in ("max", "min")
+        ctx.label(out, axes, zero=operand.zero and name in _KEEP_ZERO and not places)
+        lost = channels if places else over  # places change in any case
         if lost or operand.statistics or power is not None:
             statistics.take(ctx, operand, labels_of(out), power, lost)
 
