@@ -168,7 +168,6 @@ def test_a_function_that_returns_nonsense(answer: Any) -> None:
 
 @pytest.mark.slow
 def test_an_operator_that_it_cannot_take() -> None:
-    """In the quick suite: `test_the_layer_of_an_operator_that_a_backend_lacks`."""
     pytest.importorskip("onnxruntime")
 
     class Spectrum(nn.Module):
@@ -245,6 +244,7 @@ def test_seconds_may_be_numpys() -> None:
     assert infoprune.latency(network(), IMAGES, repeats=2, backend=lambda *_: np.float32(0.25)).median == 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnxruntime", "executorch"])
 def test_the_layer_of_an_operator_that_a_backend_lacks(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip(name)

@@ -49,7 +49,9 @@ def fitted(folder: Path, kind: str) -> tuple[TinyModule, list[str]]:
     return module, sorted(os.listdir(folder))
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw", pytest.param("ema-first", marks=pytest.mark.slow), "ema-last"])
+@pytest.mark.parametrize(
+    "kind", ["sgd", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("adamw", "ema-first")), "ema-last"]
+)
 def test_resume_is_bit_identical_from_everywhere(kind: str, tmp_path: Path) -> None:
     """Trap 7: from before, between and after the events, and from within an epoch, a fresh unpruned module ends with
     the same bits as the run that was never interrupted; no event happens twice. With averaged copies too, wherever
@@ -144,7 +146,7 @@ class Configured(TinyModule):
         self.seen = True
 
 
-@pytest.mark.parametrize("light", [False, True])
+@pytest.mark.parametrize("light", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_load_from_checkpoint(light: bool, tmp_path: Path) -> None:
     """Trap 8: Lightning's own classmethod, which once ended with size mismatches, loads as ours does."""
     module = Configured(inner=10, dropout=0.25)

@@ -59,7 +59,7 @@ def test_fences_are_of_known_kinds() -> None:
 
 
 PAGES = sorted({block.page for block in blocks("python")} - {RECIPES})
-COSTLY = ("dashboard.md",)
+COSTLY = ("allocation.md", "dashboard.md")
 
 
 @pytest.mark.parametrize("page", [pytest.param(p, marks=pytest.mark.slow) if p in COSTLY else p for p in PAGES])

@@ -283,7 +283,8 @@ def test_int8_in_openvino_computes_nearly_the_same_at_any_batch_size(tmp_path: P
     assert (tmp_path / "net.bin").exists()
 
 
-@pytest.mark.parametrize("by_name", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("by_name", [True, False])
 def test_openvino_takes_several_inputs_and_numbers(by_name: bool, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     named = {"vector": torch.randn(2, 5), "image": torch.randn(2, 3, 8, 8), "scale": 2.0}

@@ -67,7 +67,10 @@ def test_same_seed_same_plan_and_no_random_number_is_used() -> None:
 BY_DATA = {"name": "information_concentration", "bins": 8}
 
 
-@pytest.mark.parametrize("options", [{"criterion": "hrank"}, {"criterion": "taylor"}, {"allocation": BY_DATA}], ids=str)
+HRANK = pytest.param({"criterion": "hrank"}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("options", [HRANK, {"criterion": "taylor"}, {"allocation": BY_DATA}], ids=str)
 def test_criteria_and_allocations_that_look_at_data(options: dict[str, Any]) -> None:
     """They see a fixed sample of the training data, and leave the run's random numbers alone."""
 

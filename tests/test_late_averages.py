@@ -142,6 +142,7 @@ def test_follow_nothing_keeps_what_nobody_updates_whole(kind: type[Late]) -> Non
     assert widths(module.net) != WHOLE == widths(module.average) == widths(late.average.net)
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_before_the_event_cuts_the_average_alike(tmp_path: Path) -> None:
     torch.manual_seed(1)
     whole, keep = Late(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
@@ -286,7 +287,8 @@ class InAParameterList(LateOfPyTorch):
         )
 
 
-@pytest.mark.parametrize("kind", [InBuffers, pytest.param(InAParameterList, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [InBuffers, InAParameterList])
 def test_an_average_that_is_registered_tensor_by_tensor_follows_also_when_resumed(
     kind: type[Late], tmp_path: Path
 ) -> None:

@@ -38,7 +38,7 @@ def test_fifty_events() -> None:
     assert memory_after - memory_before < 20
 
 
-@pytest.mark.parametrize("fits", [6, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fits", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_many_fits(fits: int) -> None:
     """A Trainer, its module and its callback are freed when nobody holds them any more."""
     seen: list[Any] = []

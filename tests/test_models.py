@@ -71,7 +71,7 @@ def test_our_cost_model_agrees_with_the_hooks() -> None:
         assert cost.params == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("depth", [20, 32, 44, 56])
+@pytest.mark.parametrize("depth", [20, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (32, 44, 56))])
 def test_public_weights_load_as_they_are(depth: int) -> None:
     path = PRETRAINED / f"resnet{depth}.pt"
     if not path.exists():

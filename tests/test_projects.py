@@ -68,7 +68,8 @@ def live_through(project: Any, folder: Path) -> None:
         assert torch.allclose(exported.module()(*inputs), expected, atol=1e-5)
 
 
-LONG = ("segmentation", "gan")  # the quick suite prunes projects of both kinds in tests/test_strangers.py
+LONG = ("segmentation", "gan", "backbone_image_classifier")
+"""The quick suite prunes projects of the first two kinds in tests/test_strangers.py."""
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ PRINTED = {
     "imagenet/resnet50/method_a_v2": (4089.18, 923.18, 7.846),
 }
 CIFAR10 = [row for row in reproduce.rows() if row.startswith("cifar10")]
+QUICK = [*PRINTED, "cifar10/resnet56/method_b_46", "cifar10/resnet110/method_a_72"]
 ONE_A_NETWORK = {row.split("/")[1]: row for row in CIFAR10}.values()
 SAME_WIDTHS = [row for row in reproduce.rows() if "method_a" in row and row.startswith("cifar10")]
 
@@ -94,7 +95,7 @@ def after(row: str, control: str | None = None) -> tuple[list[LayerRow], float, 
     return layer_rows(structure, plan), 1 - structure.cost_of(plan).params / structure.cost().params, whole
 
 
-@pytest.mark.parametrize("row", CUTS)
+@pytest.mark.parametrize("row", [row if row in QUICK else pytest.param(row, marks=pytest.mark.slow) for row in CUTS])
 def test_the_widths_are_those_that_the_papers_figures_ask_for(row: str) -> None:
     layers, params, _ = after(row)
     record = RunRecord("net", "l1", Totals(0, 0), Totals(0, 0), layers=layers)

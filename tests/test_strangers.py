@@ -39,7 +39,12 @@ def line() -> FilterPruning:
     return FilterPruning("l1", macs=0.5, schedule=[1], round_to=1)
 
 
-@pytest.mark.parametrize("name", PROJECTS)
+LONG = ("detection", "volumes")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in PROJECTS]
+)
 def test_a_project_is_pruned_with_the_line_alone(name: str) -> None:
     torch.manual_seed(0)
     module, callback = PROJECTS[name](), line()
