@@ -39,8 +39,7 @@ def tie(session: TraceSession, structure: Structure, plan: PruningPlan, conflict
         for axis, _, size in conflict.asked:
             if size == len(axis) or (axis < 0).any():  # it is written out, or not all of it is the model's
                 continue
-            # A module may get tensors whose widths it reads and have none of its own: then look in those around it.
-            others = (other for module in ancestors(conflict.module) for other in axes_in(module, len(axis)))
+            others = (other for module in _places(session, conflict.module) for other in axes_in(module, len(axis)))
             read = next((other for other in others if keep[other].sum() == size), None)
             if read is not None:  # if it is the wrong one, the next dry run finds the right one
                 session.space.unite(axis, read, conflict.op)
@@ -48,6 +47,12 @@ def tie(session: TraceSession, structure: Structure, plan: PruningPlan, conflict
                     session.space.unite(counterpart, other, conflict.op)
                 tied = True
     return tied
+
+
+def _places(session: TraceSession, module: str) -> tuple[str, ...]:
+    """Return the modules in which to look for a width: one without weights reads those of tensors that it is given."""
+    prefix = join(module, "")
+    return (module,) if any(name.startswith(prefix) for name in session.labels) else ancestors(module)
 
 
 def _in_siblings(
