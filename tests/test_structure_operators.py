@@ -50,6 +50,16 @@ class Deformed(nn.Module):
         return self.deform(x, self.offset(x))
 
 
+def test_a_deformable_convolution_of_single_channels_loses_them() -> None:
+    class Alone(Deformed):
+        def __init__(self) -> None:
+            super().__init__(1)
+            self.deform = DeformConv2d(8, 8, 3, padding=1, groups=8)
+
+    net = halved(Around(lambda layer, x: layer(x), Alone()))
+    assert (net.stem.out_channels, net.layer.deform.groups) == (4, 4)
+
+
 @pytest.mark.parametrize("shared", [1, 2])
 def test_deformable_convolutions_lose_filters_and_inputs_but_no_offsets(shared: int) -> None:
     net = halved(Around(lambda layer, x: layer(x), Deformed(shared), 12))

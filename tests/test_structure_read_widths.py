@@ -292,38 +292,6 @@ def test_a_width_that_is_computed_with_stays(follow: str) -> None:
     assert reason.startswith("a factor is computed from its width")
 
 
-BY_A_WIDTH: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "a part": lambda a, width: a[..., width // 4 : width // 4 + 3],
-    "a place": lambda a, width: a.select(3, width // 4)[..., None],
-    "a triangle": lambda a, width: a.tril(width // 4),
-    "a border": lambda a, width: F.pad(a, (width // 4, 4 - width // 4)),
-    "a rank": lambda a, width: a.kthvalue(width, 3, keepdim=True)[0],
-    "an order": lambda a, width: torch.linalg.vector_norm(a, ord=width // 2, dim=3, keepdim=True),
-    "a correction": lambda a, width: a * a.var(3, keepdim=True, correction=width // 4),
-    "a divisor": lambda a, width: F.avg_pool2d(a, 3, 1, 1, divisor_override=width),
-    "a flag": lambda a, width: F.interpolate(a, size=(9, 9), mode="bilinear", align_corners=width > 6),
-    "a word": lambda a, width: F.gelu(a, approximate="tanh" if width > 6 else "none"),
-    "a direction": lambda a, width: a.sort(dim=3, descending=width > 6)[0],
-    "decimals": lambda a, width: a.round(decimals=width // 4),
-    "turns": lambda a, width: a.rot90(width // 4, (2, 3)),
-}
-
-
-@pytest.mark.parametrize("follow", BY_A_WIDTH)
-def test_an_argument_that_is_computed_from_a_width_keeps_it(follow: str) -> None:
-    reason = infoprune.trace(randomise(Read(BY_A_WIDTH[follow])), X).group("first").reason
-    assert reason is not None
-    assert reason.startswith("an argument of an operator is computed from its width")
-
-
-def test_arguments_that_do_not_depend_on_a_width_freeze_nothing() -> None:
-    def follow(a: Tensor, width: int) -> Tensor:
-        halves = F.gelu(a[:, : width // 2, 1:], approximate="tanh") + a[:, width // 2 :].select(2, 3)[:, :, None]
-        return F.pad(halves.sort(dim=3, descending=True)[0].rot90(1, (2, 3)).repeat(1, 2, 1, 1), (1, 0, 0, 2))
-
-    assert [group.name for group in infoprune.trace(randomise(Read(follow)), X).prunable] == ["first"]
-
-
 def test_windows_and_rolls_by_numbers_freeze_nothing() -> None:
     net = randomise(Read(lambda a, width: F.avg_pool2d(a.roll((1, width // 2), (3, 1)), 3, 1, 1)))
     assert [group.name for group in infoprune.trace(net, X).prunable] == ["first"]

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import infoprune
 from infoprune.errors import ConfigurationError, PlanError, SurgeryError, TraceError
+from infoprune.structure.validation import dry_run as dry_runs
+from infoprune.structure.validation import traced_model
 from tests.test_structure import Resnet
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -158,6 +160,31 @@ class _Asserts(nn.Module):
         if x.shape[1] != 8:
             raise ValueError("eight channels, please")
         return self.head(self.third(self.second(x).relu()).relu())
+
+
+class _Checks(nn.Module):
+    """Checks two widths at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.out = nn.Conv2d(8, 6, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(10, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.left(x).relu(), self.right(x).relu()
+        if left.shape[1] * right.shape[1] != 24:
+            raise ValueError("24, please")
+        return x + self.out(torch.cat([left, right], 1))
+
+
+def test_what_is_at_fault_in_one_module_is_so_in_its_siblings(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[Any] = []
+    dry_run = dry_runs.dry_run
+    for module in (dry_runs, traced_model):
+        monkeypatch.setattr(module, "dry_run", lambda *args: runs.append(args) or dry_run(*args))
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), *(_Checks() for _ in range(6)), nn.Conv2d(8, 2, 1))
+    structure = infoprune.trace(net, X)
+    assert "24, please" in str(structure.group("6.left").reason)
+    assert len(runs) < 12
 
 
 class _OneHead(nn.Module):

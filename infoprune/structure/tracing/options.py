@@ -19,7 +19,8 @@ _SIZES = frozenset({
     "aten.tile", "aten.repeat_interleave", "aten.roll", "aten.convolution", "aten.convolution_overrideable",
     "aten._convolution", "aten.mkldnn_convolution", "aten.native_layer_norm", "aten._fused_rms_norm",
     "aten.native_group_norm", "aten.channel_shuffle", "aten.native_channel_shuffle", "aten.im2col", "aten.col2im",
-    "aten._to_copy",
+    "aten._to_copy", "aten.resize", "aten.empty_permuted", "aten.normal", "aten.unsafe_split_with_sizes",
+    "aten.affine_grid_generator", "aten.cudnn_affine_grid_generator", "torchvision.deform_conv2d",
 })  # fmt: skip
 """Operators whose numbers may be widths or numbers of groups, or order dimensions as PyTorch finds best."""
 

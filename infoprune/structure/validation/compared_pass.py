@@ -306,7 +306,8 @@ class ComparedPass(Tracer):
         number = self.first + self._alignment.next - 1
         cut: list[Labels] = []
         if reason in COMPUTED:
-            cut = widths_behind(self._structure, self._session, self._plan, self._keep, record.module, changed)
+            where = (self._structure, self._session, self._plan, self._keep, record.module)
+            cut = widths_behind(*where, changed, ratios=reason == FACTOR)
         if not cut:
             results = only or [axis for output in record.outputs for axis in output.axes]
             cut = [axis[~self._keep[axis]] for axis in results if axis is not None]

@@ -63,6 +63,7 @@ def widths_behind(
     keep: np.ndarray,
     module: str,
     changed: Sequence[tuple[float, float]],
+    ratios: bool = True,
 ) -> list[Labels]:
     """Return the removed labels of the widths that explain a number, as the number itself or a power of it.
 
@@ -75,6 +76,7 @@ def widths_behind(
         keep: its keep mask.
         module: path of the module that runs the operator.
         changed: the operator's numbers in the traced pass and in the dry run.
+        ratios: whether widths of the same ratio explain them; of small whole numbers, too many have it.
 
     Returns:
         Arrays of labels; empty if no width explains the factors.
@@ -90,9 +92,9 @@ def widths_behind(
     axes = {id(axis): axis for own in session.labels.values() for axis in own}.values()
     widths = [(axis, len(axis), int(keep[axis].sum())) for axis in axes if not keep[axis].all()]
     equal = [width for width in widths if any(_are_powers(pair, width[1:]) for pair in pairs)]
-    for known in (held, equal, widths):
-        ratios = ((labels, before / after) for labels, before, after in known)
-        found = [labels for labels, ratio in ratios if any(_is_power(b / a, ratio) for b, a in pairs)]
+    for known in (held, equal, widths if ratios else []):
+        shares = ((labels, before / after) for labels, before, after in known)
+        found = [labels for labels, share in shares if any(_is_power(b / a, share) for b, a in pairs)]
         if found:
             return [labels[~keep[labels]] for labels in found]
     return []

@@ -32,7 +32,8 @@ def reshape(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs:
         if outs[0].shape != args[0].shape:
             ctx.freeze(kept.pop(), "its numbers are read as numbers of another size")
             kept.append(None)
-        return ctx.label(outs[0], kept, zero=operand.zero)
+        whole = args[0].is_floating_point() and not (outs[0].is_floating_point() or outs[0].is_complex())
+        return ctx.label(outs[0], kept, zero=operand.zero and not whole)  # the bits of -0.0 are no whole zero
     axes = reshape_axes(ctx, operand.axes, tuple(args[0].shape), tuple(outs[0].shape))
     ctx.label(outs[0], axes, zero=operand.zero, origin=operand.origin)
     statistics.carry(ctx, operand, labels_of(outs[0]))
