@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,13 +108,21 @@ def over_seeds(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.1f}{spread}"
 
 
+PANELS = 3
+"""So many networks stand side by side in the picture."""
+
+
 def draw(rows: Sequence[Row], path: Path, methods: Sequence[str]) -> None:
     """Score over MACs after the shortest fine-tuning, a panel for each network."""
     rows = [row for row in rows if "tuned" in row]
+    if not rows:
+        return
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    made = figure(4.2 * max(len(tasks), 1), 4.2)
+    across = min(len(tasks), PANELS)
+    down = math.ceil(len(tasks) / PANELS)
+    made, curves = figure(3.8 * across, 3.6 * down + 1.4), {}
     for place, task in enumerate(tasks):
-        ax = axes(made, 1, len(tasks), place + 1, title=task)
+        ax = axes(made, down, across, place + 1, title=task)
         of_task = [row for row in rows if row["task"] == task]
         shortest = min(row["steps"] for row in of_task)
         for number, method in enumerate(methods):
@@ -129,11 +138,16 @@ def draw(rows: Sequence[Row], path: Path, methods: Sequence[str]) -> None:
                 style = "-" if number < len(SERIES) else (0, (4, 2))
                 width = 2.4 if method == "default" else 1.0
                 colour = SERIES[number % len(SERIES)]
-                ax.plot(*curve, label=method, color=colour, linewidth=width, linestyle=style, marker="o", markersize=3)
+                look = {"color": colour, "linewidth": width, "linestyle": style, "marker": "o", "markersize": 3}
+                (curves[method],) = ax.plot(*curve, **look)
+        ax.set_xlim(0.15, 0.75)
+        ax.set_xticks([0.2, 0.3, 0.5, 0.7])
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         ax.set_xlabel("MACs that are left", fontsize=8, color=SOFT)
         ax.set_ylabel(f"{of_task[0]['metric']}, %, after {shortest} steps", fontsize=8, color=SOFT)
         ax.grid(color=LINE, linewidth=0.6)
-        ax.legend(frameon=False, fontsize=6, loc="lower right")
+    known = [method for method in methods if method in curves]
+    handles = [curves[method] for method in known]
+    made.legend(handles, known, loc="outside lower center", ncols=across + 1, frameon=False, fontsize=7)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "accuracy"}):
         made.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
