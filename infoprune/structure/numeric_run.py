@@ -245,25 +245,28 @@ class _MaskedTracer(_NumericTracer):
         labels = labels_of(out)
         if labels.zero and labels.origin is not None and out.is_floating_point():
             for dim in range(out.dim()):
-                stay = self._stay(out, dim)
-                if stay is not None and out.stride(dim):
-                    gone = torch.ones(out.shape[dim], dtype=torch.bool, device=out.device).index_fill_(0, stay, False)
-                    _without_repeats(out).index_fill_(dim, gone.nonzero()[:, 0], 0)
+                gone = self._gone(out, dim)
+                if gone is not None and out.stride(dim):
+                    _without_repeats(out).index_fill_(dim, _places(gone, out), 0)
 
     def _settle(self, out: Tensor) -> None:
         """Set removed channels to zero where they have no finite values: a zero weight times infinity is no number."""
         for dim in range(out.dim()) if out.is_floating_point() else ():
-            stay = self._stay(out, dim)
-            if stay is not None and not out.isfinite().all():
-                gone = torch.ones(out.shape[dim], dtype=torch.bool, device=out.device).index_fill_(0, stay, False)
-                places = gone.nonzero()[:, 0]
+            gone = self._gone(out, dim)
+            if gone is not None and not out.isfinite().all():
+                places = _places(gone, out)
                 out.index_copy_(dim, places, out.index_select(dim, places).nan_to_num(0, 0, 0))
 
     def _stay(self, tensor: Tensor, dim: int) -> Tensor | None:
         """Return the indices of a dimension that the plan leaves; None if it leaves all."""
+        gone = self._gone(tensor, dim)
+        return None if gone is None else _places(~gone, tensor)
+
+    def _gone(self, tensor: Tensor, dim: int) -> np.ndarray | None:
+        """Return a mask over a dimension of what the plan removes; None if it removes nothing."""
         axis = labels_of(tensor).axes[dim]
         gone = None if axis is None else np.isin(axis, self._removed)
-        return None if gone is None or not gone.any() else torch.from_numpy(np.flatnonzero(~gone)).to(tensor.device)
+        return gone if gone is not None and gone.any() else None
 
     def _over_kept(
         self, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], full: Any, dim: int, index: Tensor
@@ -286,6 +289,11 @@ class _MaskedTracer(_NumericTracer):
         placed.index_copy_(dim, index, tensors_in([outs])[0])
         set_labels(placed, labels_of(first_out))
         return (placed, *full[1:]) if isinstance(full, tuple) else placed
+
+
+def _places(mask: np.ndarray, tensor: Tensor) -> Tensor:
+    """Return the indices where a mask is set, on the device of a tensor."""
+    return torch.from_numpy(np.flatnonzero(mask)).to(tensor.device)
 
 
 def _without_repeats(tensor: Tensor) -> Tensor:

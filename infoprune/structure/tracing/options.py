@@ -9,19 +9,24 @@ from infoprune.structure.labels.tensor_labels import labels_of
 
 Options: TypeAlias = tuple[Any, ...]
 
-_SIZES = frozenset({
-    "aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.unflatten", "aten.as_strided",
-    "aten.set", "aten.expand", "aten.broadcast_to", "aten.permute", "aten.transpose", "aten.squeeze", "aten.unsqueeze",
-    "aten.zeros", "aten.ones", "aten.empty", "aten.full", "aten.rand", "aten.randn", "aten.randint",
-    "aten.empty_strided",
-    "aten.new_zeros", "aten.new_ones", "aten.new_empty", "aten.new_full", "aten.new_empty_strided",
-    "aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unsafe_split", "aten.tensor_split", "aten.repeat",
-    "aten.tile", "aten.repeat_interleave", "aten.roll", "aten.convolution", "aten.convolution_overrideable",
-    "aten._convolution", "aten.mkldnn_convolution", "aten.native_layer_norm", "aten._fused_rms_norm",
-    "aten.native_group_norm", "aten.channel_shuffle", "aten.native_channel_shuffle", "aten.im2col", "aten.col2im",
-    "aten._to_copy", "aten.resize", "aten.empty_permuted", "aten.normal", "aten.unsafe_split_with_sizes",
-    "aten.affine_grid_generator", "aten.cudnn_affine_grid_generator", "torchvision.deform_conv2d",
+GIVEN_SIZES = frozenset({
+    "aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.expand", "aten.as_strided",
+    "aten.zeros", "aten.ones", "aten.empty", "aten.full", "aten.rand", "aten.randn",
+    "aten.new_zeros", "aten.new_ones", "aten.new_empty", "aten.new_full",
 })  # fmt: skip
+"""Operators that are told the sizes of what they make, all of them."""
+
+_SIZES = GIVEN_SIZES | {
+    "aten.unflatten", "aten.set", "aten.broadcast_to", "aten.permute", "aten.transpose", "aten.squeeze",
+    "aten.unsqueeze",
+    "aten.resize", "aten.randint", "aten.normal", "aten.empty_strided", "aten.empty_permuted", "aten.new_empty_strided",
+    "aten.split", "aten.split_with_sizes", "aten.unsafe_split", "aten.unsafe_split_with_sizes", "aten.tensor_split",
+    "aten.chunk", "aten.repeat", "aten.tile", "aten.repeat_interleave", "aten.roll", "aten.im2col", "aten.col2im",
+    "aten.convolution", "aten.convolution_overrideable", "aten._convolution", "aten.mkldnn_convolution",
+    "torchvision.deform_conv2d", "aten.native_layer_norm", "aten._fused_rms_norm", "aten.native_group_norm",
+    "aten.channel_shuffle", "aten.native_channel_shuffle", "aten.affine_grid_generator",
+    "aten.cudnn_affine_grid_generator", "aten._to_copy",
+}  # fmt: skip
 """Operators whose numbers may be widths or numbers of groups, or order dimensions as PyTorch finds best."""
 
 _ALONG_ONE = frozenset({"aten.slice", "aten.select", "aten.unfold"})

@@ -137,7 +137,8 @@ class ComparedPass(Tracer):
             self._take_labels(outs, kept)
             return result
         misfits = self._misfits(outs[0], record) if rule is created and reason == FIXED else None
-        changed = [*zip(record.scalars, numbers, strict=False), *changed_numbers(record.options, options)]
+        factors = list(zip(record.scalars, numbers, strict=False))
+        changed = factors if reason == FACTOR else changed_numbers(record.options, options)
         self._note_conflict(record, tensors, reason, args, changed, misfits)
         # A result of the right size is used as it is, and one in place is held by others already.
         if record.name.endswith("_") or reason != FIXED:

@@ -93,17 +93,12 @@ def bisect(session: TraceSession, structure: Structure, plan: PruningPlan, confl
     number = next((number for number, groups in enumerate(cut) if len(groups) > 1), None)
     if number is None:
         return conflicts
-    at_fault = np.isin(cut[number], _culprits(session, structure, plan, cut[number]))
+    first, at_fault = conflicts[number], np.isin(cut[number], _culprits(session, structure, plan, cut[number]))
     return [
         replace(conflict, labels=structure.labels_of(groups[at_fault]))
-        for conflict, groups in zip(conflicts[number:], cut[number:], strict=True)
-        if conflict is conflicts[number] or _is_in_sibling(conflict, conflicts[number], len(groups) == len(at_fault))
+        for conflict, groups in zip(conflicts, cut, strict=True)
+        if conflict is first or (conflict.in_sibling and conflict.op == first.op and len(groups) == len(at_fault))
     ]
-
-
-def _is_in_sibling(conflict: Conflict, first: Conflict, as_many: bool) -> bool:
-    """Return whether a conflict is that of another module, in one that runs the same code and loses as many groups."""
-    return as_many and conflict.in_sibling and conflict.op == first.op
 
 
 def _culprits(session: TraceSession, structure: Structure, plan: PruningPlan, groups: Labels) -> Labels:

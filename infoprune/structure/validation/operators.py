@@ -8,16 +8,10 @@ from itertools import zip_longest
 from typing import Any
 
 from infoprune.structure.labels.tensor_labels import Axis
+from infoprune.structure.tracing.options import GIVEN_SIZES
 from infoprune.structure.tracing.rule_context import OpRecord
 from infoprune.structure.validation.conflict import Asked
 from infoprune.structure.validation.module_paths import ancestors
-
-GIVEN_SIZES = frozenset({
-    "aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.expand", "aten.as_strided",
-    "aten.zeros", "aten.ones", "aten.empty", "aten.full", "aten.rand", "aten.randn",
-    "aten.new_zeros", "aten.new_ones", "aten.new_empty", "aten.new_full",
-})  # fmt: skip
-"""Operators that are told the sizes of what they make, all of them."""
 
 _WAYS = frozenset({
     "aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.as_strided", "aten.permute",

@@ -11,7 +11,7 @@ from infoprune.structure.channel_groups import ChannelGroup
 from infoprune.structure.groups import Structure
 from infoprune.structure.labels import Labels, distinct
 from infoprune.structure.plan import PruningPlan
-from infoprune.structure.validation.operators import GIVEN_SIZES
+from infoprune.structure.tracing.options import GIVEN_SIZES
 from infoprune.structure.validation.size_aliases import AxesIn
 
 _FEW, _SMALL, _MORE = 8, 16, 6
