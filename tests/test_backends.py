@@ -337,7 +337,7 @@ def test_counters_of_openvino_tell_networks_apart(precision: str) -> None:
         (nn.Conv2d(64, 64, 3, groups=64), images),
     ]
     backend = get_backend({"name": "openvino", "precision": precision})
-    narrow, wide, linear, depthwise = backend.seconds_of(networks, 5)
+    narrow, wide, linear, depthwise = backend.seconds_of(networks, 25)  # a busy machine slows down a few runs
     assert 0 < linear < wide
     assert 0 < narrow < wide / 4
     assert 0 < depthwise < wide / 4
