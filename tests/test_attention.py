@@ -266,3 +266,26 @@ def test_a_structure_holds_no_tensor_of_the_passes(net: nn.Module) -> None:
     structure = infoprune.trace(net, X)
     assert alive()["tensors"] <= before
     assert structure.prunable
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5])
+def test_an_encoder_with_a_padding_mask_runs_whatever_number_of_heads_stays(share: float) -> None:
+    """With an even number of heads it packs padded inputs into nested tensors, with an odd one it cannot."""
+    net = randomise(nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 48, batch_first=True), 2))
+    x, padding = torch.randn(2, 6, 32), torch.tensor([[False] * 6, [False] * 4 + [True] * 2])
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.encoder, self.head = nn.Linear(32, 32), net, nn.Linear(32, 3)
+
+        def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+            return self.head(self.encoder(self.embed(x), src_key_padding_mask=padding))
+
+    model = Net().eval()
+    infoprune.prune(model, (x, padding), "l1", filters=share, round_to=1)
+    assert net.layers[0].self_attn.num_heads == 4 * share
+    assert net.use_nested_tensor == (share == 0.5)
+    trained = model(x, padding)
+    with torch.no_grad():
+        assert torch.allclose(model(x, padding)[~padding], trained[~padding], atol=1e-5)

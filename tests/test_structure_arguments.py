@@ -63,3 +63,16 @@ def test_only_the_width_that_an_argument_is_computed_from_stays() -> None:
     )
     frozen = [group.name for group in infoprune.trace(randomise(net), X).groups if group.frozen and group.size == 16]
     assert frozen == ["1.conv"]
+
+
+@pytest.mark.parametrize("missing", [0.5, float("inf"), float("nan")])
+def test_a_number_that_the_code_writes_freezes_nothing_whatever_it_is(missing: float) -> None:
+    class Depth(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x[:, :1] > 0, self.body(x), missing)
+
+    assert not infoprune.trace(Depth(), torch.randn(1, 3, 8, 8)).group("body.0").frozen

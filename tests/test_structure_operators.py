@@ -325,3 +325,29 @@ def test_rows_that_a_mask_replaces_are_as_wide_as_the_others() -> None:
     assert (net.words.embedding_dim, net.image.out_channels, net.head.in_features) == (6, 6, 6)
     structure = infoprune.trace(Inserted(whole_rows=False), X)
     assert "masked_scatter fills it in the order of a mask" in str(structure.group("image").reason)
+
+
+SPREAD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "expand_as": lambda gate, x: gate.expand_as(x),
+    "cat": lambda gate, x: torch.cat([gate] * x.shape[1], 1),
+    "stack": lambda gate, x: torch.stack([gate[:, 0]] * x.shape[1], 1),
+    "any": lambda gate, x: (x != 0).any(1, keepdim=True) * gate,
+}
+
+
+@pytest.mark.parametrize("spread", SPREAD)
+def test_one_gate_for_all_channels_binds_none(spread: str) -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.gate, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 1, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).relu()
+            return self.head(SPREAD[spread](self.gate(x).sigmoid(), x) * x)
+
+    net, x = randomise(Gated()), torch.randn(1, 3, 8, 8)
+    original, structure = copy.deepcopy(net), infoprune.trace(net, x)
+    plan = structure.plan({"stem": [1, 2, 7]})
+    infoprune.shrink(net, plan)
+    assert relative_error(original, net, plan, x) < 1e-5

@@ -79,3 +79,51 @@ def test_kernels_of_a_transposed_convolution_go_with_its_channels() -> None:
     plan = infoprune.prune(net, X, "l1", filters=0.5, round_to=1).plan
     assert (net.channels, net.kernels.shape[0]) == (4, 16)
     assert relative_error(original, net, plan, X) < 1e-12
+
+
+class Blur(nn.Module):
+    """Blur along one dimension, then along the other, by constant kernels that every channel has; then sum or read."""
+
+    def __init__(self, sums: bool, bias: bool) -> None:
+        super().__init__()
+        self.sums = sums
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), None if sums else nn.Conv2d(8, 4, 1)
+        self.shift = nn.Parameter(torch.randn(8)) if bias else None
+        self.register_buffer("taps", torch.tensor([1.0, 2.0, 1.0]) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        rows, columns = (self.taps.view(shape).repeat(x.shape[1], 1, 1, 1) for shape in ((1, 1, 1, 3), (1, 1, 3, 1)))
+        x = F.conv2d(x, rows, padding=(0, 1), groups=x.shape[1])
+        x = F.conv2d(x, columns, self.shift, padding=(1, 0), groups=x.shape[1])
+        return x.abs().sum(1) if self.head is None else self.head(x)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("sums", [False, True])
+def test_channels_of_zeros_stay_zero_behind_constant_kernels_of_their_own(sums: bool, bias: bool) -> None:
+    net = randomise(Blur(sums, bias)).double()
+    structure, original = infoprune.trace(net, X), copy.deepcopy(net)
+    assert not structure.group("stem").frozen
+    plan = structure.plan({"stem": [0, 3, 4]})
+    infoprune.shrink(net, plan)
+    assert relative_error(original, net, plan, X) < 1e-12
+
+
+def test_what_a_group_of_constant_kernels_mixes_stays() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, padding=1)
+            self.register_buffer("kernels", torch.randn(8, 4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(self.stem(x), self.kernels, groups=2).abs().sum(1)
+
+    net = randomise(Mixed()).double()
+    structure, original = infoprune.trace(net, X), copy.deepcopy(net)
+    for group in structure.prunable:
+        plan = structure.plan({group.name: [0]})
+        cut = copy.deepcopy(original)
+        infoprune.shrink(cut, plan)
+        assert relative_error(original, cut, plan, X) < 1e-12

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -43,7 +45,7 @@ def changes(modules: Mapping[str, nn.Module], plan: PruningPlan, names: Mapping[
             found += [
                 (module, key, value) for key, value in _of_layer(module, cut, plan) if getattr(module, key) != value
             ]
-    return [*found, *_of_plan(modules, plan)]
+    return [*found, *_of_plan(modules, plan), *_of_encoders(modules, plan)]
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -62,8 +64,8 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _of_plan(modules: Mapping[str, nn.Module], plan: PruningPlan) -> Iterator[Change]:
-    """Return the attribute changes that the plan itself names; numbers of one sequence are one change."""
-    sequences: dict[tuple[nn.Module, str], list[Any]] = {}
+    """Return the attribute changes that the plan itself names; numbers of one container are one change."""
+    containers: dict[tuple[nn.Module, str], dict[str, int]] = {}
     for path, (before, after) in plan.attributes.items():
         owner, _, key = path.rpartition(".")
         try:
@@ -71,7 +73,7 @@ def _of_plan(modules: Mapping[str, nn.Module], plan: PruningPlan) -> Iterator[Ch
             value = number(module, key)
         except (KeyError, AttributeError, LookupError) as error:
             raise PlanError(f"the plan rewrites {path}, which this model does not have") from error
-        if value != before or type(value) is not int:
+        if value != before or not (type(value) is int or isinstance(value, np.integer)):
             raise PlanError(f"the plan was made for another model: {path} is {value!r:.60}, the plan expects {before}")
         name, place = _place(key)
         fewest = 1 if place is None else 0  # a part of a split may lose all of its channels
@@ -80,23 +82,36 @@ def _of_plan(modules: Mapping[str, nn.Module], plan: PruningPlan) -> Iterator[Ch
                 f"the plan rewrites {path} from {before} to {after}, and that is no width that a cut narrows"
             )
         if place is None:
-            yield module, name, after
+            yield module, name, type(value)(after)
         else:
-            sequences.setdefault((module, name), list(getattr(module, name)))[place] = after
-    for (module, name), values in sequences.items():
-        yield module, name, values
+            containers.setdefault((module, name), {})[place] = type(value)(after)
+    for (module, name), numbers in containers.items():
+        yield module, name, _with_numbers(getattr(module, name), numbers)
 
 
-def element(name: str, place: int) -> str:
-    """Return the name that plans give to a number in a list or tuple.
+def _of_encoders(modules: Mapping[str, nn.Module], plan: PruningPlan) -> Iterator[Change]:
+    """Return the changes of PyTorch's encoders whose layers keep an odd number of heads.
+
+    ``nn.TransformerEncoder`` packs padded inputs into nested tensors, which its layers take with an even number only; it
+    looks at the number when it is built.
+    """
+    for path, module in modules.items():
+        if isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
+            _, heads = plan.attributes.get(f"{path}.layers.0.self_attn.num_heads".lstrip("."), (0, 0))
+            if heads % 2:
+                yield module, "use_nested_tensor", False
+
+
+def element(name: str, place: int | str) -> str:
+    """Return the name that plans give to a number in a list or tuple, a dict or an object.
 
     Args:
-        name: attribute that holds the list or tuple.
-        place: index of the number in it.
+        name: attribute that holds the container.
+        place: index of the number in it, key or attribute.
 
     Example:
-        >>> element("split_sizes", 1)
-        'split_sizes[1]'
+        >>> element("split_sizes", 1), element("config", "width")
+        ('split_sizes[1]', 'config[width]')
     """
     return f"{name}[{place}]"
 
@@ -106,7 +121,7 @@ def number(module: nn.Module, key: str) -> Any:
 
     Args:
         module: the module that holds it.
-        key: an attribute, or an element of one, such as ``split_sizes[1]``.
+        key: an attribute, or an element of one, such as ``split_sizes[1]`` and ``config[width]``.
 
     Raises:
         AttributeError, LookupError: it has nothing of that name.
@@ -115,14 +130,26 @@ def number(module: nn.Module, key: str) -> Any:
     value = getattr(module, name)
     if place is None:
         return value
-    if not isinstance(value, list | tuple):
-        raise LookupError(f"{name} is a {type(value).__name__}")
-    return value[place]
+    if isinstance(value, list | tuple):
+        if not place.isdecimal():
+            raise LookupError(f"{name} is a {type(value).__name__}")
+        return value[int(place)]
+    return (value if isinstance(value, dict) else getattr(value, "__dict__", {}))[place]
 
 
-def _place(key: str) -> tuple[str, int | None]:
-    found = re.fullmatch(r"(.*)\[(\d+)\]", key)
-    return (found[1], int(found[2])) if found else (key, None)
+def _place(key: str) -> tuple[str, str | None]:
+    found = re.fullmatch(r"(.*)\[(\w+)\]", key)
+    return (found[1], found[2]) if found else (key, None)
+
+
+def _with_numbers(held: Any, numbers: Mapping[str, int]) -> Any:
+    """Return a copy of a container with some numbers replaced: others may hold the same container."""
+    if isinstance(held, list | tuple):
+        return _like(held, [numbers.get(str(place), number) for place, number in enumerate(held)])
+    changed = copy.copy(held)
+    # Past __setattr__, which frozen dataclasses refuse.
+    (changed if isinstance(changed, dict) else vars(changed)).update(numbers)
+    return changed
 
 
 def _of_layer(module: nn.Module, cut: dict[str, str], plan: PruningPlan) -> Iterator[tuple[str, Any]]:
@@ -205,4 +232,6 @@ def rewrite(changed: Sequence[Change]) -> None:
 
 
 def _like(old: Any, new: Any) -> Any:
-    return type(old)(new) if isinstance(old, list | tuple) else new
+    if not isinstance(old, list | tuple) or type(new) is type(old):
+        return new
+    return old._make(new) if hasattr(old, "_make") else type(old)(new)  # a named tuple takes its fields one by one

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from infoprune.structure.labels.tensor_labels import labels_of
+from infoprune.structure.tracing.scalars import comparable
 
 Options: TypeAlias = tuple[Any, ...]
 
@@ -71,7 +72,7 @@ def _plain(values: Iterable[Any]) -> Iterator[Any]:
         if isinstance(value, (int, str)):
             yield value
         elif isinstance(value, (list, tuple)):
-            yield from (item for item in value if isinstance(item, (int, float, str)))
+            yield from (comparable(item) for item in value if isinstance(item, (int, float, str)))
 
 
 def changed_numbers(before: Options | None, after: Options | None) -> list[tuple[float, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,7 +62,17 @@ def scalars_in(
             found += (value.real, value.imag) if isinstance(value, complex) else (float(value),)
         elif isinstance(value, Tensor) and not value.is_meta and _are_factors(value, tensors, whole):
             found += _numbers(value)
-    return tuple(found)
+    return tuple(map(comparable, found))
+
+
+def comparable(value: Any) -> Any:
+    """Return a value, or ``math.nan`` for any NaN: tuples that hold this same object are equal.
+
+    Example:
+        >>> (float("nan"),) == (float("nan"),), (comparable(float("nan")),) == (comparable(float("nan")),)
+        (False, True)
+    """
+    return value if value == value else math.nan
 
 
 def _are_factors(tensor: Tensor, others: Sequence[Tensor], whole: bool) -> bool:

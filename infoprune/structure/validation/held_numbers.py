@@ -1,11 +1,12 @@
-"""The numbers that a module holds: in attributes of its own, and in lists and tuples."""
+"""The numbers that a module holds: in attributes of its own, and in lists, tuples, dicts and configurations there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import torch
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from infoprune.structure.surgery.attributes import element
 
@@ -20,21 +21,45 @@ def integers(module: nn.Module) -> dict[str, int]:
         >>> integers(nn.MultiheadAttention(8, 2))["num_heads"]
         2
     """
-    return {name: value for name, value in vars(module).items() if type(value) is int and value > 1}
+    return {name: value for name, value in vars(module).items() if _is_whole(value) and value > 1}
 
 
 def elements(module: nn.Module) -> dict[str, int]:
-    """Return the whole numbers above 1 in a module's lists and tuples of numbers, by the path of the element.
+    """Return the whole numbers above 1 in what a module holds, by the path of the element.
+
+    These are lists and tuples of whole numbers, and dicts and objects in public attributes, such as the configuration
+    that all modules of a network share. Private ones belong to frameworks: Lightning keeps hyperparameters there.
 
     Args:
         module: the module; submodules are not looked into.
 
     Returns:
-        Such as ``{"split_sizes[1]": 16}``.
+        Such as ``{"split_sizes[1]": 16, "config[width]": 32}``.
     """
-    lists = {name: held for name, held in vars(module).items() if type(held) in (list, tuple, torch.Size)}
-    whole = {name: numbers for name, numbers in lists.items() if all(type(n) is int for n in numbers)}
-    return {element(name, place): n for name, numbers in whole.items() for place, n in enumerate(numbers) if n > 1}
+    return {
+        element(name, place): number
+        for name, held in vars(module).items()
+        for place, number in _numbers_in(held, private=name.startswith("_"))
+        if number > 1
+    }
+
+
+def _numbers_in(held: Any, private: bool) -> Iterator[tuple[int | str, int]]:
+    """Yield the whole numbers in a value, each with the place under which plans know it."""
+    if isinstance(held, list | tuple):
+        if all(map(_is_whole, held)):
+            yield from enumerate(held)
+        return
+    if private or isinstance(held, nn.Module | Tensor) or callable(held):
+        return
+    items = held if isinstance(held, dict) else getattr(held, "__dict__", {})
+    for key, value in items.items():
+        if isinstance(key, str) and key.isidentifier() and _is_whole(value):
+            yield key, value
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int or isinstance(value, np.integer)
 
 
 def sequence(module: nn.Module, sizes: Sequence[int]) -> list[str]:
@@ -47,6 +72,6 @@ def sequence(module: nn.Module, sizes: Sequence[int]) -> list[str]:
     Returns:
         One path for each size; nothing where no list or tuple, or more than one, holds them.
     """
-    lists = {name: held for name, held in vars(module).items() if type(held) in (list, tuple)}
-    found = [name for name, held in lists.items() if all(type(n) is int for n in held) and list(held) == list(sizes)]
+    lists = {name: held for name, held in vars(module).items() if isinstance(held, list | tuple)}
+    found = [name for name, held in lists.items() if all(map(_is_whole, held)) and list(held) == list(sizes)]
     return [element(found[0], place) for place in range(len(sizes))] if len(found) == 1 else []

@@ -68,12 +68,15 @@ def _convolve(
     )
     ctx.freeze_all(fw.axes[2:], None)
     reads, makes = (fw.axes[0], fw.axes[1]) if transposed else (fw.axes[1], fw.axes[0])
+    whole_groups = False
     if ctx.choose("no groups", int(groups == 1)):
         wanted, channels = reads, makes
     else:
-        wanted, channels = _grouped(ctx, fw, weight, groups, transposed)
+        wanted, channels, whole_groups = _grouped(ctx, fw, weight, groups, transposed)
     ctx.contract(fx, fx.axes[1], fw, wanted)
-    zero = fw.zero
+    # Filters of a group that reads nothing but zeros make zeros, whatever they are: constants, as of a blur.
+    ctx.zeros_settled = whole_groups and fx.axes[1] is not None and fx.zero_along(fx.axes[1])
+    zero = fw.zero or ctx.zeros_settled
     if bias is not None:
         channels = ctx.unite_all([channels, labels_of(bias).axes[0]])
         zero = zero and labels_of(bias).zero
@@ -85,8 +88,10 @@ def _convolve(
     ctx.cost("conv", fw.origin, makes, [*dims, (None, math.prod(weight.shape[2:]))])
 
 
-def _grouped(ctx: RuleContext, fw: TensorLabels, weight: Tensor, groups: int, transposed: bool) -> tuple[Axis, Axis]:
-    """Return the labels that a grouped convolution reads and makes.
+def _grouped(
+    ctx: RuleContext, fw: TensorLabels, weight: Tensor, groups: int, transposed: bool
+) -> tuple[Axis, Axis, bool]:
+    """Return the labels that a grouped convolution reads and makes, and whether whole groups go.
 
     Either all groups lose equal positions, or whole groups go (depthwise convolutions among them): whichever leaves the
     finer choice. Weights are ``(filters, kernels a filter, ...)``, transposed ``(inputs, outputs a group, ...)``.
@@ -99,14 +104,14 @@ def _grouped(ctx: RuleContext, fw: TensorLabels, weight: Tensor, groups: int, tr
         if rows is not None:
             ctx.tie(rows.reshape(groups, width))
         tiled = None if columns is None else np.tile(columns, groups)
-        return (rows, tiled) if transposed else (tiled, rows)
+        return (rows, tiled, False) if transposed else (tiled, rows, False)
     ctx.freeze(columns, None)
     if rows is None:
-        return None, None
+        return None, None, True
     ctx.tie(rows.reshape(groups, width).T)
     ctx.note_counted(rows[::width])
     other = np.repeat(rows[::width], weight.shape[1])
-    return (rows, other) if transposed else (other, rows)
+    return (rows, other, True) if transposed else (other, rows, True)
 
 
 @rule("aten.addmm")

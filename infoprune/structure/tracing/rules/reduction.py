@@ -119,7 +119,7 @@ def reduction(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
     name, order = ctx.short_name, args[1] if ctx.short_name in _NORMS and len(args) > 1 else 2
     # Removed channels are zero, which changes no sum and no norm of positive order; a mean divides by their number.
     exact = all(operand.zero_along(operand.axes[d]) for d in dims) and (
-        name in ("sum", "nansum")
+        name in ("sum", "nansum", "any")
         or (name in _NORMS and isinstance(order, (int, float)) and order > 0)
         or (name in ("amax", "max") and operand.nonnegative)  # at least one channel stays, and is not below zero
     )
