@@ -54,7 +54,7 @@ class DataError(InfopruneError):
     """A data set or calibration set is missing, incomplete or unsuitable."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: object, known: Iterable[object]) -> str:
     """Return ``", did you mean 'x'?"`` for the known name closest to ``name``, or an empty string.
 
     Args:
@@ -65,6 +65,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
         >>> nearest("capcity", ["l1", "capacity"])
         ", did you mean 'capacity'?"
     """
-    by_lower_case = {one.lower(): one for one in known}
-    close = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
+    by_lower_case = {str(one).lower(): one for one in known}
+    close = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1)
     return f", did you mean {by_lower_case[close[0]]!r}?" if close else ""

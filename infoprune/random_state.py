@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 
 @contextmanager
@@ -61,7 +62,52 @@ def _of_python_and_numpy() -> tuple[Any, ...]:
     return random.getstate(), name, keys.tobytes(), *rest  # type: ignore[union-attr]
 
 
-_GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.Generator)
+class RewindableIterator(Iterator[Any]):
+    """Give what another iterator gives; what is taken between `record` and `stop` is given again after `stop`.
+
+    Args:
+        source: the iterator.
+
+    Example:
+        >>> numbers = RewindableIterator(iter("abc"))
+        >>> numbers.record()
+        >>> next(numbers), next(numbers), numbers.stop(), next(numbers)
+        ('a', 'b', True, 'a')
+    """
+
+    def __init__(self, source: Iterator[Any]) -> None:
+        self._source = source
+        self._kept: list[Any] = []  # what was taken in a record and not given again yet
+        self._records = 0
+        self.position = 0
+        """How many of them were given in this record."""
+
+    def record(self) -> None:
+        """Keep from now on what is taken; records may be nested."""
+        self._records += 1
+
+    def stop(self) -> bool:
+        """End the last `record`; return whether anything was kept."""
+        self._records -= 1
+        self.position = 0
+        return bool(self._kept)
+
+    def __next__(self) -> Any:
+        if not self._records:
+            return self._kept.pop(0) if self._kept else next(self._source)
+        if self.position == len(self._kept):
+            self._kept.append(next(self._source))
+        self.position += 1
+        # The code may write into what it has taken.
+        return tree_map_only(Tensor, torch.clone, self._kept[self.position - 1])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # which copying asks for, before there is a source
+            raise AttributeError(name)
+        return getattr(self._source, name)
+
+
+_GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.Generator, RewindableIterator)
 
 
 class NumberedDraws:
@@ -102,7 +148,7 @@ def restorers(values: Iterable[Any]) -> list[Callable[[], object]]:
     """Return functions that give the generators among some values the states back that they have now.
 
     Args:
-        values: any values, generators among them.
+        values: any values, generators of random numbers and rewindable iterators among them.
 
     Example:
         >>> own = random.Random(1)
@@ -121,6 +167,8 @@ def restorers(values: Iterable[Any]) -> list[Callable[[], object]]:
             found.append(partial(value.setstate, value.getstate()))
         elif isinstance(value, np.random.RandomState):
             found.append(partial(value.set_state, value.get_state()))
+        elif isinstance(value, RewindableIterator):
+            found.append(partial(setattr, value, "position", value.position))
         elif isinstance(value, np.random.Generator):
             found.append(partial(setattr, value.bit_generator, "state", value.bit_generator.state))
     return found

@@ -80,7 +80,9 @@ def as_scores(caller: str, values: Any, shape: tuple[int, ...], of: str) -> Tens
         raise ConfigurationError(
             f"{caller} gives scores of shape {tuple(values.shape)} for {of}; return one score for each, shape {shape}"
         )
-    scores = values.detach().to("cpu", torch.float64)
+    if values.is_meta:
+        raise ConfigurationError(f"{caller} gives scores on the meta device for {of}; return a tensor with numbers")
+    scores = values.detach().to_dense().to("cpu", torch.float64)
     bad = 0 if math.isfinite(scores.sum()) else int((~torch.isfinite(scores)).sum())
     if bad:
         raise ConfigurationError(

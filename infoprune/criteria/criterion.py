@@ -84,7 +84,8 @@ class Criterion(Part):
         check_weights(model)
         if self.as_trained:
             data = getattr(data, "as_trained", data)
-        with self.named_in_errors("while scoring"), self._guarded(model):
+        gradients = torch.set_grad_enabled(torch.is_grad_enabled())  # restored even if the code switches them
+        with self.named_in_errors("while scoring"), self._guarded(model), gradients:
             try:
                 scores = self.group_scores(model, structure, data)
             except NotImplementedError as error:  # what PyTorch raises where a value is read that is not there

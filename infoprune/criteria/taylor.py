@@ -105,7 +105,8 @@ class Taylor(LayerCriterion):
                 scores = product.mean(dim=(2, 3)).abs().sum(dim=0).to("cpu", torch.float64)
                 sums[name] += per_filter(scores, len(sums[name]))
 
-            activation.register_hook(add)
+            if activation.requires_grad:  # a layer may run without gradients, as a momentum encoder does
+                activation.register_hook(add)
 
         tap = ActivationTap({weight: name for name, weight in weights.items()}, observe)
         with all_or_none():

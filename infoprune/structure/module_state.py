@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from infoprune.errors import PlanError
-from infoprune.random_state import restorers
+from infoprune.random_state import RewindableIterator, restorers
 from infoprune.structure.labels.tensor_labels import labels_of
 from infoprune.structure.plan import PruningPlan
 
@@ -55,6 +55,7 @@ class Attributes:
                 if container:
                     if value:
                         self._note(value)
+                        others += (inner for inner in _values(value) if isinstance(inner, RewindableIterator))
                     else:  # a layer has a dozen containers, nearly all of them empty
                         self._contents[id(value)] = (value, ())
                 elif kind not in _PLAIN:
@@ -67,10 +68,11 @@ class Attributes:
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Restore, at the end of the block, all attributes and the contents of all containers."""
-        try:
-            yield
-        finally:
-            self.restore()
+        with without_loggers(module for module, _ in self._before):
+            try:
+                yield
+            finally:
+                self.restore()
 
     def restore(self) -> None:
         """Restore the attributes of the modules."""
@@ -124,6 +126,38 @@ class Attributes:
         for inner in _values(container):
             if isinstance(inner, _CONTAINERS):
                 self._note(inner)
+
+
+@contextmanager
+def without_loggers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Leave out, until the end of the block, the hooks by which W&B watches parameters: they would seem to use them.
+
+    Args:
+        modules: the modules; their submodules are not looked into.
+    """
+    watched = [module for module in modules if any(map(_is_of_a_logger, module._forward_hooks.values()))]
+    before = [(module._forward_hooks, dict(module._forward_hooks)) for module in watched]
+    for hooks, content in before:
+        for key in (key for key, hook in content.items() if _is_of_a_logger(hook)):
+            del hooks[key]
+    try:
+        yield
+    finally:
+        for hooks, content in before:
+            _refill(hooks, content)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether a module has forward hooks other than a logger's.
+
+    Args:
+        module: the module; its submodules are not looked into.
+    """
+    return not all(map(_is_of_a_logger, module._forward_hooks.values()))
+
+
+def _is_of_a_logger(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).partition(".")[0] == "wandb"
 
 
 def _values(container: Container | tuple[()]) -> Iterable[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from infoprune.structure.module_state import without_loggers
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -103,7 +106,8 @@ def silenced(module: Any) -> Iterator[None]:
     if loggers:
         trainer.loggers = [DummyLogger() for _ in loggers]
     try:
-        yield
+        with _tracking_silenced(), without_loggers(module.modules()):
+            yield
     finally:
         Tensor.backward = backward  # type: ignore[method-assign]
         if loggers:
@@ -111,6 +115,24 @@ def silenced(module: Any) -> Iterator[None]:
         for name in stubs:
             vars(module).pop(name, None)
         vars(module).update(before)
+
+
+@contextmanager
+def _tracking_silenced() -> Iterator[None]:
+    """Disable what a step logs past Lightning: by ``wandb.log``, by the present run's ``log``, or by MLflow."""
+    wandb, mlflow = sys.modules.get("wandb"), sys.modules.get("mlflow")
+    places = [(holder, "log") for holder in (wandb, getattr(wandb, "run", None)) if holder is not None]
+    places += [(mlflow, name) for name in ("log_metric", "log_metrics") if mlflow is not None]
+    before = [(vars(holder), name, vars(holder).get(name)) for holder, name in places]
+    for holder, name in places:
+        vars(holder)[name] = _nothing
+    try:
+        yield
+    finally:
+        for attributes, name, value in before:
+            attributes.pop(name)
+            if value is not None:
+                attributes[name] = value
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from infoprune.allocation import Auto, Uniform
 from infoprune.callbacks.engine.copy_tracker import CopyTracker
 from infoprune.callbacks.engine.decider import Decider
 from infoprune.callbacks.engine.fit_cut import FitCut
 from infoprune.callbacks.engine.held_copies import HeldCopies
+from infoprune.callbacks.engine.isolation import isolated
 from infoprune.callbacks.engine.located_network import LocatedNetwork
 from infoprune.callbacks.engine.options import EngineOptions
 from infoprune.callbacks.engine.pending_event import PendingEvent
@@ -91,7 +90,7 @@ class PruningEngine:
             self.check_ahead(trainer, module)
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
-            with _rng_isolated(trainer):
+            with isolated(trainer, module):
                 on_all_ranks(lambda: self._cut(trainer, module).rehearse(ahead))
 
     def prepare(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -102,7 +101,7 @@ class PruningEngine:
             module: its LightningModule.
         """
         if not self.located.is_settled:
-            with _rng_isolated(trainer):
+            with isolated(trainer, module):
                 on_all_ranks(lambda: self.located.find(trainer, module))
 
     def structure(self, module: pl.LightningModule) -> Structure:
@@ -124,7 +123,7 @@ class PruningEngine:
             InfopruneError: whatever would be refused at an event.
         """
         if self.located.inputs is not None and self.unpruned is None:
-            with _rng_isolated(trainer):
+            with isolated(trainer, module):
                 plan = on_all_ranks(lambda: self._check_ahead(trainer, module))
                 # By scores of their own, processes may have chosen other filters.
                 self._ahead = PruningPlan.from_dict(broadcast_from_first(plan.to_dict()))
@@ -175,7 +174,7 @@ class PruningEngine:
         self.prepare(trainer, module)
         if self.located.inputs is None:
             raise no_batch_yet()
-        with _rng_isolated(trainer):
+        with isolated(trainer, module):
             cut = self._settled_cut(trainer, module)
             renewal = Renewal(trainer, module, self.located, self.options)
 
@@ -205,7 +204,7 @@ class PruningEngine:
         self.prepare(trainer, module)
         if self.located.inputs is None:
             return None
-        with _rng_isolated(trainer):
+        with isolated(trainer, module):
             cut = self._settled_cut(trainer, module)
             rehearse = cut.rehearse if isinstance(self.options.allocation, Auto) else lambda _: None
             structure, decision = self._decide(trainer, module, fraction, rehearse)
@@ -288,9 +287,3 @@ def _is_refused_by_all(error: Exception) -> bool:
     """Return whether all processes have failed because the cut cannot be made; a collective call."""
     refused = isinstance(error, SurgeryError | PlanError)
     return float(sum_over_processes(torch.tensor(float(not refused), dtype=torch.float64))) == 0
-
-
-def _rng_isolated(trainer: pl.Trainer) -> AbstractContextManager[None]:
-    """Restore the state of all random generators afterwards, so that an event does not change the data's order."""
-    isolated: AbstractContextManager[None] = isolate_rng(trainer.strategy.root_device.type == "cuda")
-    return isolated

@@ -21,7 +21,7 @@ from infoprune.callbacks.engine.teachers import watching_teachers
 from infoprune.callbacks.engine.undisturbed import undisturbed
 from infoprune.callbacks.engine.written_storages import WrittenStorages, storage_of
 from infoprune.inputs import Arguments, Inputs, ModelCall, call_model
-from infoprune.structure.module_state import attributes_restored
+from infoprune.structure.module_state import has_hooks
 from infoprune.structure.tensors import owned_tensors
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class WatchedStep:
         prefix = f"{path}." if path else ""
         inside = {name for name, part in module.named_modules() if name.startswith(prefix) and _has_parameters(part)}
         direct = any(call.path in inside - {path} and path not in call.within for call in self.calls)
-        return direct or any(part._forward_hooks for part in module.get_submodule(path).modules())
+        return direct or any(map(has_hooks, module.get_submodule(path).modules()))
 
 
 class TrainingStep(ModelCall):
@@ -186,9 +186,8 @@ def modules_run(module: nn.Module, network: nn.Module, inputs: Inputs) -> set[st
     """
     watched = WatchedStep()
     with (
-        attributes_restored(module.modules()),
+        undisturbed(module),
         _watching(module, watched),
-        torch.compiler.set_stance("force_eager"),
         torch.no_grad(),
     ):
         module.eval()

@@ -92,8 +92,8 @@ def _of_plan(modules: Mapping[str, nn.Module], plan: PruningPlan) -> Iterator[Ch
 def _of_encoders(modules: Mapping[str, nn.Module], plan: PruningPlan) -> Iterator[Change]:
     """Return the changes of PyTorch's encoders whose layers keep an odd number of heads.
 
-    ``nn.TransformerEncoder`` packs padded inputs into nested tensors, which its layers take with an even number only; it
-    looks at the number when it is built.
+    ``nn.TransformerEncoder`` packs padded inputs into nested tensors, which its layers take with an even number only.
+    It looks at the number when it is built.
     """
     for path, module in modules.items():
         if isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):

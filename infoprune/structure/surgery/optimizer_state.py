@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from infoprune.errors import SurgeryError
@@ -146,11 +147,13 @@ def check_optimizer_ahead(optimizer: Optimizer) -> None:
     """Refuse an optimizer that will keep what cannot be cut: a copy of it takes a step on stand-ins of its parameters.
 
     Args:
-        optimizer: An optimizer that has not taken a step yet.
+        optimizer: An optimizer that has not taken a step yet. One with lazy parameters, which have no shape yet, passes.
 
     Raises:
         SurgeryError: names the optimizer and what it would keep.
     """
+    if any(map(is_lazy, _parameters(optimizer))):
+        return  # they get their shapes in the first forward pass, and their state is checked at the event
     check_optimizer(optimizer)
     trial = optimizer if optimizer.state else _after_steps(optimizer)
     if trial is None:

@@ -58,6 +58,8 @@ class Recording:
         own = Counter(id(tensor) for step in self.steps for tensor in step.outs)
         for _ in range(2):  # among the arguments, and in the list of them; a loop's variable would hold the last
             own.update(id(tensor) for step in self.steps for tensor in step.tensors)
+        numbers = (step.record.read.result for step in self.steps if step.record.read is not None)
+        own.update(id(number) for number in numbers)
         results = {id(tensor): tensor for step in self.steps for tensor in step.outs}
         # In some versions of PyTorch a view holds a reference to its base, and one that is no part of what it shows, as
         # complex numbers are of pairs, to the view that it is made of.

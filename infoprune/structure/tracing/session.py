@@ -116,6 +116,7 @@ class TraceSession:
 
     def _run_on_shapes(self) -> None:
         self._unite_copies()
+        self._warm_up()
         self.passes = Passes(True, [(False, self._pass(train=False))])
         self._run_with_other_draws(self.passes.traced[0][1])
         if self.numbers_made_up and self._unused():
@@ -141,11 +142,20 @@ class TraceSession:
         self._unite_copies()
         self.passes = Passes(False, [])
         try:
+            self._warm_up()
             traced = self._pass(train=False)
         except Exception as error:
             raise self._user_error(error) from on_shapes_error
         self.passes = Passes(False, [(False, traced)])
         self.passes = Passes(False, [(False, traced)], self._pass(train=False, stand_ins=self.background()))
+
+    def _warm_up(self) -> None:
+        """Run a model with scripted modules twice: at first these call other operators, to see what to optimise."""
+        if any(isinstance(module, torch.jit.ScriptModule) for module in self.modules.values()):
+            state = self.state()
+            for _ in range(2):
+                self._pass(train=False)
+            self.restore(state)
 
     def _run_in_train_mode(self, unused: Sequence[str], by_mode: bool) -> None:
         state = self.state()

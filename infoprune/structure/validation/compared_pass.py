@@ -160,7 +160,10 @@ class ComparedPass(Tracer):
         """Run an operator; reuse the numbers that the traced pass read, so that control flow is the same."""
         if not self._alignment.holds or record is None or record.read is None or record.name != operator.name:
             return execute(operator, args, kwargs, tensors)
-        return record.read.result if record.read.result is not None else self._as_expected(record, ())
+        result = record.read.result
+        if isinstance(result, Tensor) and len(record.outputs) == 1:
+            return self._kept.part_of(result, record.outputs[0].axes)
+        return result if result is not None else self._as_expected(record, ())
 
     @property
     def upcoming(self) -> int:

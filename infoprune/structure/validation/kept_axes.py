@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from infoprune.structure.labels import Labels, distinct
 from infoprune.structure.labels.tensor_labels import Axis
@@ -45,3 +47,15 @@ class KeptAxes:
             output: a result of an operator of the traced pass.
         """
         return [None if axis is None else self.of(axis) for axis in output.axes]
+
+    def part_of(self, numbers: Tensor, axes: Sequence[Axis]) -> Tensor:
+        """Return the numbers of a result of the traced pass without those of removed channels.
+
+        Args:
+            numbers: the result.
+            axes: its labels.
+        """
+        for dim, axis in enumerate(axes):
+            if axis is not None and not self._keep[axis].all():
+                numbers = numbers.index_select(dim, torch.as_tensor(np.flatnonzero(self._keep[axis])))
+        return numbers
