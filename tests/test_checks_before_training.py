@@ -7,13 +7,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from infoprune import FilterPruning
 from infoprune.callbacks.engine import PruningEngine
 from infoprune.criteria import Criterion
 from infoprune.errors import DataError, InfopruneError
-from tests.tiny import TinyModule, loader, trainer
+from tests.tiny import CLASSES, TinyModule, loader, pruning, trainer
 
 
 class NeedsMasks(Criterion):
@@ -77,3 +77,10 @@ def test_nothing_is_left_behind(criterion: str, allocation: Any, monkeypatch: py
     assert all(map(torch.equal, tensors, tensors_after))
     assert rest == rest_after
     assert torch.equal(random, random_after)
+
+
+def test_lazy_layers_that_the_sanity_check_gives_their_shape_are_pruned() -> None:
+    net = nn.Sequential(nn.LazyConv2d(8, 3), nn.ReLU(), nn.LazyConv2d(8, 3), nn.Flatten(), nn.LazyLinear(CLASSES))
+    module = TinyModule(net=net)
+    trainer(pruning((1,)), epochs=2, num_sanity_val_steps=1).fit(module, loader(), loader())
+    assert net[0].out_channels < 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,10 +12,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
+import infoprune
 from infoprune.callbacks.engine.held_match import Originals, put_back
 from infoprune.structure import PruningPlan
 from infoprune.structure.surgery.transaction import Transaction
-from tests.tiny import TinyModule, TinyNet, loader, pruning, trainer, widths
+from tests.tiny import TinyModule, TinyNet, loader, pruning, same, trainer, widths
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -290,3 +292,33 @@ def test_snapshots_that_are_taken_during_the_fit_stay_whole(hook: str) -> None:
     first, second = (network for _, network in snapshots.networks)
     assert widths(first) == widths(TinyNet())
     assert widths(second) == (widths(module.net) if hook == "on_train_epoch_end" else widths(TinyNet()))
+
+
+class SavesItsAverage(TinyModule):
+    """Keeps an average in a list, where Lightning does not see it, and saves it in an entry of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average = [copy.deepcopy(self.net).requires_grad_(False)]
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        for mean, weight in zip(self.average[0].parameters(), self.net.parameters(), strict=True):
+            mean.lerp_(weight.detach(), 0.1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["average"] = self.average[0].state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.average[0].load_state_dict(checkpoint["average"])
+
+
+def test_an_average_that_the_project_saves_itself_loads_and_resumes(tmp_path: Path) -> None:
+    module, saved = SavesItsAverage(), tmp_path / "one.ckpt"
+    fitted = trainer(pruning((1,)), epochs=2)
+    fitted.fit(module, loader())
+    fitted.save_checkpoint(saved)
+    loaded = infoprune.load_from_checkpoint(SavesItsAverage, saved)
+    assert same(loaded.average[0], module.average[0])
+    resumed = SavesItsAverage()
+    trainer(pruning((1,)), epochs=3).fit(resumed, loader(), ckpt_path=saved)
+    assert widths(resumed.average[0]) == widths(module.net)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -359,6 +360,10 @@ def test_a_rule_of_the_users_own() -> None:
 
     try:
         assert not infoprune.trace(net, X).group("0").frozen
+        for wrong in ([None, np.arange(3), None, None], [None, None]):
+            register_rule("infoprune_test::negate")(lambda op, args, kwargs, outs, axes=wrong: op.label(outs[0], axes))
+            with pytest.raises(TraceError, match=r"the rule of infoprune_test.negate .* axes"):
+                infoprune.trace(net, X)
     finally:
         del RULES["infoprune_test.negate"]
 

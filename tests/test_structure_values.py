@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -153,3 +154,32 @@ def test_few_of_very_many_scores_that_are_made_up_are_high(monkeypatch: pytest.M
     assert [group.name for group in structure.prunable] == ["features"]
     assert max(found) <= 1024 * 33 * 33 / 60
     assert min(found) > 0
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda y: y.cpu(),
+        lambda y: y.to("cpu").to(y.device),
+        lambda y: (y > 0).type(torch.FloatTensor) * y,
+    ],
+    ids=["cpu", "to and back", "a type of the CPU"],
+)
+def test_a_move_to_the_cpu_freezes_nothing(move: Callable[[Tensor], Tensor]) -> None:
+    class Moved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(move(torch.relu(self.first(x))))
+
+    assert [group.name for group in check(Moved()).prunable] == ["first"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_frozen_script_is_traced_as_it_runs_once_it_is_optimised() -> None:
+    body = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()))
+    net = nn.Sequential(body, nn.Conv2d(8, 12, 1), nn.ReLU(), nn.Conv2d(12, 4, 1)).eval()
+    for _ in range(2):
+        assert [group.name for group in infoprune.trace(net, X).prunable] == ["1"]

@@ -1,4 +1,4 @@
-"""What training sees is the same with FilterPruning as without: data that draw, iterators that a module holds, queues."""
+"""Training sees the same with FilterPruning as without: data that draw, iterators that a module holds, queues."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class Contrastive(pl.LightningModule):
 
 
 class Unmoved(pl.Callback):
-    """Compare what the module holds before the first batch with what it held at the start, and a pointer at an event."""
+    """Compare what the module holds before the first batch with what it held at the start; so a pointer at an event."""
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.before = {name: tensor.clone() for name, tensor in module.state_dict().items()}

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -296,3 +297,59 @@ def test_no_number_where_a_channel_is_masked_is_no_error(name: str) -> None:
     result = infoprune.prune(net, x, "l1", filters=0.5)
     assert net.head.in_channels == 4
     assert infoprune.verify(original, net, result.plan, x).errors[0] < 1e-12
+
+
+class StateSpace(nn.Module):
+    """The convolution kernel of a diagonal state-space layer, of complex numbers computed from parameters."""
+
+    def __init__(self, width: int = 8, order: int = 4) -> None:
+        super().__init__()
+        self.encode, self.decode = nn.Linear(5, width), nn.Linear(width, 3)
+        self.step, self.out = nn.Parameter(torch.rand(width) - 3), nn.Parameter(torch.randn(width, order, 2))
+        self.decay = nn.Parameter(torch.zeros(width, order))
+        self.turn = nn.Parameter(torch.arange(order).float().repeat(width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encode(x).mT
+        poles = -torch.exp(self.decay) + 1j * self.turn
+        steps = poles * self.step.exp()[:, None]
+        weights = torch.view_as_complex(self.out) * (torch.exp(steps) - 1) / poles
+        kernel = torch.einsum("hn,hnl->hl", weights, torch.exp(steps[..., None] * torch.arange(x.shape[-1]))).real
+        doubled = 2 * x.shape[-1]
+        product = torch.fft.rfft(x, n=doubled) * torch.fft.rfft(kernel, n=doubled)
+        return self.decode(torch.fft.irfft(product, n=doubled)[..., : x.shape[-1]].mT)
+
+
+def test_no_complex_number_where_a_channel_is_masked_is_no_error() -> None:
+    net, x = StateSpace().eval(), torch.randn(2, 12, 5)
+    original = copy.deepcopy(net)
+    result = infoprune.prune(net, x, "l1", filters=0.5)
+    assert net.decode.in_features == 4
+    assert infoprune.verify(original, net, result.plan, x).ok
+
+
+class Single(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            raise RuntimeError("expected scalar type Float but found Double")
+        return x.relu()
+
+
+def test_a_model_whose_code_knows_float32_only_is_compared_in_it() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(Single.apply(self.first(x)))
+
+    net, x = Net().eval(), torch.randn(4, 3)
+    original = copy.deepcopy(net)
+    plan = infoprune.prune(net, x, "l1", filters=0.5).plan
+    verification = infoprune.verify(original, net, plan, x)
+    assert verification.ok
+    assert verification.tolerance == 1e-5
+    net.head.bias.data += 1e-2
+    assert not infoprune.verify(original, net, plan, x).ok

@@ -229,7 +229,7 @@ class _MaskedTracer(_NumericTracer):
                 return self._over_kept(operator.func, name, args, kwargs, result, dim, stay)
         for out in tensors_in([result]):
             self._silence(out)
-        if name in ("aten.div", "aten.div_") and isinstance(args[1], Tensor) and result.is_floating_point():
+        if name in ("aten.div", "aten.div_") and isinstance(args[1], Tensor) and _has_nan(result):
             # Removed channels are zero, and 0 / 0 would spread to those that stay.
             result.masked_fill_(result.isnan() & (args[1] == 0), 0)
         if name.rstrip("_") in _SINGULAR:
@@ -243,7 +243,7 @@ class _MaskedTracer(_NumericTracer):
     def _silence(self, out: Tensor) -> None:
         """Set the removed part of a kernel to zero, since its statistics are of the channels that stay."""
         labels = labels_of(out)
-        if labels.zero and labels.origin is not None and out.is_floating_point():
+        if labels.zero and labels.origin is not None and _has_nan(out):
             for dim in range(out.dim()):
                 gone = self._gone(out, dim)
                 if gone is not None and out.stride(dim):
@@ -251,11 +251,12 @@ class _MaskedTracer(_NumericTracer):
 
     def _settle(self, out: Tensor) -> None:
         """Set removed channels to zero where they have no finite values: a zero weight times infinity is no number."""
-        for dim in range(out.dim()) if out.is_floating_point() else ():
+        for dim in range(out.dim()) if _has_nan(out) else ():
             gone = self._gone(out, dim)
             if gone is not None and not out.isfinite().all():
                 places = _places(gone, out)
-                out.index_copy_(dim, places, out.index_select(dim, places).nan_to_num(0, 0, 0))
+                part = out.index_select(dim, places)
+                out.index_copy_(dim, places, part.where(part.isfinite(), 0))
 
     def _stay(self, tensor: Tensor, dim: int) -> Tensor | None:
         """Return the indices of a dimension that the plan leaves; None if it leaves all."""
@@ -289,6 +290,11 @@ class _MaskedTracer(_NumericTracer):
         placed.index_copy_(dim, index, tensors_in([outs])[0])
         set_labels(placed, labels_of(first_out))
         return (placed, *full[1:]) if isinstance(full, tuple) else placed
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    """Return whether a tensor's dtype has a NaN."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _places(mask: np.ndarray, tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from infoprune.callbacks.engine.written_storages import storage_of
-from infoprune.checkpoint import RECORD
+from infoprune.checkpoint import RECORD, attach
 from infoprune.structure import PruningPlan, shrink
 from infoprune.structure.surgery.slicing import cut
 from infoprune.structure.surgery.transaction import Transaction
@@ -34,7 +34,7 @@ class HeldModule:
     holds_originals = False
 
     def shrink(self, plan: PruningPlan, replaced: Replaced, transaction: Transaction) -> None:
-        """Remove what the plan removes from the original.
+        """Remove what the plan removes from the original, and let the copy's state dicts tell so.
 
         Args:
             plan: what is removed, by the LightningModule's names.
@@ -42,6 +42,7 @@ class HeldModule:
             transaction: undoes the change if the cut fails.
         """
         shrink(self.module, part_of(plan, self.path), transaction=transaction)
+        attach(self.module)  # the project may save it in an entry of its own
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def check_optimizer_ahead(optimizer: Optimizer) -> None:
     """Refuse an optimizer that will keep what cannot be cut: a copy of it takes a step on stand-ins of its parameters.
 
     Args:
-        optimizer: An optimizer that has not taken a step yet. One with lazy parameters, which have no shape yet, passes.
+        optimizer: An optimizer that has not taken a step yet. One with lazy parameters passes: they have no shape yet.
 
     Raises:
         SurgeryError: names the optimizer and what it would keep.

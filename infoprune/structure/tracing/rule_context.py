@@ -120,6 +120,8 @@ class RuleContext:
             origin: name of the parameter that the tensor is another form of.
             nonzero: axes along which removed channels are not zero, whatever ``zero`` says.
         """
+        if len(axes) != tensor.dim():
+            raise ValueError(f"it labels a result of {tensor.dim()} dimensions with {len(axes)} axes")
         labels = TensorLabels(axes, zero, origin)
         labels.nonzero = tuple(axis for axis in nonzero if axis is not None)
         set_labels(tensor, labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -58,7 +59,24 @@ def register_rule(*names: str) -> Callable[[Rule], Rule]:
                 f"no operator is called {name!r}; define it before its rule, and name it as torch.library does, "
                 "'namespace::name'"
             )
-    return rule(*names)
+    return lambda function: rule(*names)(_checked(function))
+
+
+def _checked(function: Rule) -> Rule:
+    """Return a rule that fails where it labels a result with axes that do not fit."""
+
+    @functools.wraps(function)
+    def checked(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+        function(ctx, args, kwargs, outs)
+        for out in outs:
+            lengths = [None if axis is None else len(axis) for axis in labels_of(out).axes]
+            if any(length not in (None, size) for length, size in zip(lengths, out.shape, strict=True)):
+                raise ValueError(
+                    f"it labels a result of shape {[*out.shape]} with axes of lengths {lengths}; give for each "
+                    "dimension None, or as many labels as it is long"
+                )
+
+    return checked
 
 
 def _is_operator(name: str) -> bool:
