@@ -22,6 +22,7 @@ from infoprune.allocation.latency import LOOKS
 from infoprune.backends.timing import PairedRuns
 from infoprune.errors import BudgetError, ConfigurationError
 from infoprune.models import CifarResNet
+from tests.tiers import slow
 from tests.tiny import TinyModule, same, trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -102,7 +103,7 @@ def blocks_of_eight(model: nn.Module, inputs: Any) -> float:
     return sum(1 + -(-conv.out_channels // 8) * -(-conv.in_channels // 8) for conv in convolutions) / 1000
 
 
-@pytest.mark.parametrize("keep", [0.8, 0.5, 0.35])
+@pytest.mark.parametrize("keep", [0.5, *map(slow, (0.8, 0.35))])
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 def test_budgets_are_met_where_time_does_not_follow_the_macs(keep: float, noise: float) -> None:
     """Also on a clock whose single runs scatter by 2 %."""

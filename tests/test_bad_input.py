@@ -34,6 +34,7 @@ from tests.bad_input import (
     told,
 )
 from tests.bad_input import surroundings as surroundings
+from tests.tiers import thinned
 from tests.tiny import sgd, trainer
 
 pytestmark = pytest.mark.usefixtures("surroundings")
@@ -182,7 +183,7 @@ def test_fit(case: Case, tmp_path: Path) -> None:
     assert not files(tmp_path)
 
 
-@pytest.mark.parametrize("case", of_way("command"))
+@pytest.mark.parametrize("case", thinned(of_way("command")))
 def test_command(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One line, exit code 2, and no plan or report of a run that did not happen."""
     options = {"criterion": "l1", "schedule": 1, **case.options}

@@ -13,6 +13,7 @@ from infoprune import FilterPruning
 from infoprune.callbacks.engine import PruningEngine
 from infoprune.criteria import Criterion
 from infoprune.errors import DataError, InfopruneError
+from tests.tiers import slow
 from tests.tiny import CLASSES, TinyModule, loader, pruning, trainer
 
 
@@ -58,7 +59,7 @@ def everything(fit: pl.Trainer, module: pl.LightningModule) -> list[Any]:
 
 
 @pytest.mark.parametrize("allocation", ["auto", {"name": "information_loss", "images": 8}, "global"])
-@pytest.mark.parametrize("criterion", ["capacity_independence", "taylor"])
+@pytest.mark.parametrize("criterion", [slow("capacity_independence"), "taylor"])
 def test_nothing_is_left_behind(criterion: str, allocation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     own, seen = PruningEngine.check_ahead, []
 

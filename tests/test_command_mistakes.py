@@ -12,6 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from infoprune.commands.parser_errors import in_one_line
 from infoprune.commands.training import has_gpu
 from tests.commands import NET, Shell, weights
+from tests.tiers import thinned
 
 ROOT = Path(__file__).resolve().parents[1]
 CUT = ["--input_shape", "1,3,16,16", "--macs", "0.5", "--out", "out"]
@@ -38,51 +39,65 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [
-        (["prune", "--out", "out"], "missing: --model"),
-        (["prune", "--model", "resnet81", *CUT], "did you mean 'resnet"),
-        (["prune", "--model", "CifarResnet", *CUT], "did you mean 'CifarResNet'"),
-        (["prune", "--model", "torchvision.models.resnet81", *CUT], "did you mean 'resnet"),
-        (["prune", "--model", "not_there.Net", *CUT], "not_there.Net cannot be imported: No module named 'not_there'"),
-        (["prune", "--model", "notes.txt", *CUT], "neither the folder of a run nor a checkpoint"),
-        (["prune", "--model", "CifarResNet", "--model.depth", "eight", *CUT], "'depth': expected int, got 'eight'"),
-        (["prune", *NET, "--weights", "none.pt", *CUT], "--weights none.pt: there is no such file"),
-        (["prune", *NET, "--weights", "deeper.pt", *CUT], "does not fit CifarResNet"),
-        (["prune", *NET, *CUT, "--mac", "0.5"], "unrecognized arguments: --mac 0.5, did you mean '--macs'"),
-        (["prune", *NET, *CUT, "0.5"], "every value follows its option"),
-        (["prune", *NET, *CUT, "--data", "DigitsDataModule"], r"forward failed on a batch of shape"),
-        (["prune", *NET, *CUT, "--data.root", "images"], "--data.root: name the class first"),
-        (["prune", *NET, *CUT[:-1], "notes.txt/deep"], "--out notes.txt/deep: notes.txt is a file"),
-        (["export", *NET, *CUT[:2], "--out", "notes.txt"], "--out notes.txt: notes.txt is a file"),
-        (["report", "nowhere"], "name the folder of a run that has ended"),
-        (["plot", "--run", "nowhere"], "name the folder of a run that has ended"),
-        (["plot", "nowhere"], "every value follows its option"),
-        (["compare", *NET, *CUT[:2], "--data", "DigitsDataModule"], "forward failed on a batch of shape"),
-        (["-x"], "there is no command '-x'"),
-        (["fit", "--model", "resnet81"], "did you mean 'resnet"),
-        (["fit", "--model", "not_there.Net"], "--model: not_there.Net cannot be imported"),
-        (["fit", "--model.class_path", "not_there.Net"], "--model: not_there.Net cannot be imported"),
-        (["fit", "--model", "os.getcwd"], "--model: os.getcwd is no class that derives from LightningModule"),
-        (["fit", "--model.width", "8"], "--model.width: name the class first, as in --model MyClass --model.width"),
-        (["fit", *FIT[:2], "--data", "tests.user_project.Data"], "did you mean 'UserData'"),
-        (["fit", *FIT[:2], "--model.width", "wide"], "UserModule option 'width': expected int, got 'wide'"),
-        (["fit", "--confg", "my.yaml"], "did you mean '--config'"),
-        (["fit", "--config", "notes.txt"], "--config: not a file of options"),
-        (
-            ["fit", "--config", "misspelt.yaml"],
-            "--config: fit has no option 'trainer.max_epoch', did you mean 'trainer.max",
-        ),
-        (["fit", *FIT, "--trainer.precision", "13"], "--trainer.precision: '13' is none of 64, 32, 16"),
-        (["fit", *FIT, "--trainer.strategy", "ddpp"], "invalid strategy name"),
-        (["fit", *FIT, *PRUNING, "--trainer.callbacks.schedule=one"], "'schedule': expected int or list or dict, got"),
-        (["fit", "--trainer.callbacks.help=FilterPrunin"], "error: no class is called 'FilterPrunin', did you mean"),
-        (["fit", *FIT, "--trainer.max_epoch", "3"], "did you mean '--trainer.max_epochs'"),
-        (["fit", *FIT[:2], *FIT[4:], *FILES], "`train_dataloader` must be implemented"),
-        (["fit", *FIT, *FILES, *PRUNING, "--trainer.callbacks.schedule=9"], "max_epochs is 2"),
-        (["fit", *FIT, *FILES, *PRUNING, "--trainer.callbacks.schedule=1", "--trainer.callbacks.frozen=[x]"], "'x'"),
-        (["test", *FIT, "--ckpt_path", "none.ckpt"], "--ckpt_path none.ckpt: there is no such file"),
-        (["test", *FIT, "--ckpt_path", "deeper.pt"], "was not written by a Trainer"),
-    ],
+    thinned(
+        [
+            (["prune", "--out", "out"], "missing: --model"),
+            (["prune", "--model", "resnet81", *CUT], "did you mean 'resnet"),
+            (["prune", "--model", "CifarResnet", *CUT], "did you mean 'CifarResNet'"),
+            (["prune", "--model", "torchvision.models.resnet81", *CUT], "did you mean 'resnet"),
+            (
+                ["prune", "--model", "not_there.Net", *CUT],
+                "not_there.Net cannot be imported: No module named 'not_there'",
+            ),
+            (["prune", "--model", "notes.txt", *CUT], "neither the folder of a run nor a checkpoint"),
+            (["prune", "--model", "CifarResNet", "--model.depth", "eight", *CUT], "'depth': expected int, got 'eight'"),
+            (["prune", *NET, "--weights", "none.pt", *CUT], "--weights none.pt: there is no such file"),
+            (["prune", *NET, "--weights", "deeper.pt", *CUT], "does not fit CifarResNet"),
+            (["prune", *NET, *CUT, "--mac", "0.5"], "unrecognized arguments: --mac 0.5, did you mean '--macs'"),
+            (["prune", *NET, *CUT, "0.5"], "every value follows its option"),
+            (["prune", *NET, *CUT, "--data", "DigitsDataModule"], r"forward failed on a batch of shape"),
+            (["prune", *NET, *CUT, "--data.root", "images"], "--data.root: name the class first"),
+            (["prune", *NET, *CUT[:-1], "notes.txt/deep"], "--out notes.txt/deep: notes.txt is a file"),
+            (["export", *NET, *CUT[:2], "--out", "notes.txt"], "--out notes.txt: notes.txt is a file"),
+            (["report", "nowhere"], "name the folder of a run that has ended"),
+            (["plot", "--run", "nowhere"], "name the folder of a run that has ended"),
+            (["plot", "nowhere"], "every value follows its option"),
+            (["compare", *NET, *CUT[:2], "--data", "DigitsDataModule"], "forward failed on a batch of shape"),
+            (["-x"], "there is no command '-x'"),
+            (["fit", "--model", "resnet81"], "did you mean 'resnet"),
+            (["fit", "--model", "not_there.Net"], "--model: not_there.Net cannot be imported"),
+            (["fit", "--model.class_path", "not_there.Net"], "--model: not_there.Net cannot be imported"),
+            (["fit", "--model", "os.getcwd"], "--model: os.getcwd is no class that derives from LightningModule"),
+            (["fit", "--model.width", "8"], "--model.width: name the class first, as in --model MyClass --model.width"),
+            (["fit", *FIT[:2], "--data", "tests.user_project.Data"], "did you mean 'UserData'"),
+            (["fit", *FIT[:2], "--model.width", "wide"], "UserModule option 'width': expected int, got 'wide'"),
+            (["fit", "--confg", "my.yaml"], "did you mean '--config'"),
+            (["fit", "--config", "notes.txt"], "--config: not a file of options"),
+            (
+                ["fit", "--config", "misspelt.yaml"],
+                "--config: fit has no option 'trainer.max_epoch', did you mean 'trainer.max",
+            ),
+            (["fit", *FIT, "--trainer.precision", "13"], "--trainer.precision: '13' is none of 64, 32, 16"),
+            (["fit", *FIT, "--trainer.strategy", "ddpp"], "invalid strategy name"),
+            (
+                ["fit", *FIT, *PRUNING, "--trainer.callbacks.schedule=one"],
+                "'schedule': expected int or list or dict, got",
+            ),
+            (
+                ["fit", "--trainer.callbacks.help=FilterPrunin"],
+                "error: no class is called 'FilterPrunin', did you mean",
+            ),
+            (["fit", *FIT, "--trainer.max_epoch", "3"], "did you mean '--trainer.max_epochs'"),
+            (["fit", *FIT[:2], *FIT[4:], *FILES], "`train_dataloader` must be implemented"),
+            (["fit", *FIT, *FILES, *PRUNING, "--trainer.callbacks.schedule=9"], "max_epochs is 2"),
+            (
+                ["fit", *FIT, *FILES, *PRUNING, "--trainer.callbacks.schedule=1", "--trainer.callbacks.frozen=[x]"],
+                "'x'",
+            ),
+            (["test", *FIT, "--ckpt_path", "none.ckpt"], "--ckpt_path none.ckpt: there is no such file"),
+            (["test", *FIT, "--ckpt_path", "deeper.pt"], "was not written by a Trainer"),
+        ]
+    ),
 )
 def test_a_mistake_is_one_line_and_leaves_no_file(words: list[str], message: str, shell: Shell, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))

@@ -18,6 +18,7 @@ from infoprune.criteria.shapley.scoring_run import suffix_shares
 from infoprune.errors import ConfigurationError
 from tests.games import TableGame
 from tests.shapley_net import WHOLE, Net, Plain
+from tests.tiers import slow
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -126,9 +127,9 @@ def plain_fidelity(outputs: Tensor, whole: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "absent", "payoff"),
     [
-        ("conv1", "mean", "fidelity"),
         ("conv1", "zero", "probability"),
-        ("hidden", "zero", "fidelity"),
+        slow(("conv1", "mean", "fidelity")),
+        slow(("hidden", "zero", "fidelity")),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOWER),
     ],
 )
@@ -218,7 +219,7 @@ def own_payoff(outputs: Tensor, targets: Tensor) -> Tensor:
     return -F.cross_entropy(outputs, targets, reduction="none")
 
 
-@pytest.mark.parametrize("payoff", [own_payoff, f"{__name__}.own_payoff"])
+@pytest.mark.parametrize("payoff", [slow(own_payoff), f"{__name__}.own_payoff"])
 def test_payoffs_by_name_path_or_function(payoff):
     scores, expected = exact_scores(payoff), exact_scores("log_probability")
     assert all(torch.allclose(scores[name], expected[name]) for name in scores)

@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from tests import ddp_run, warm
+from tests.tiers import slow
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 
 HERE = Path(__file__).resolve().parent
-SCENARIOS = [name for name in ddp_run.SCENARIOS if name != "fails"]
-RESUMED = [name for name in ("sgd@epoch=0.ckpt", "ema@epoch=1.ckpt") if name.partition("@")[0] in SCENARIOS]
+QUICK = [name for name in ("sgd", "accumulate", "unused", "noisy", "ema") if name in ddp_run.SCENARIOS]
+MORE = [name for name in ddp_run.SCENARIOS if name not in (*QUICK, "fails")]
+SCENARIOS = [*QUICK, *map(slow, MORE)]
+RESUMED = [name for name in ("sgd@epoch=0.ckpt", "ema@epoch=1.ckpt") if name.partition("@")[0] in QUICK]
 
 
 def launch(folder: Path, *scenarios: str) -> list[CompletedProcess[str]]:
@@ -41,15 +44,23 @@ def launch(folder: Path, *scenarios: str) -> list[CompletedProcess[str]]:
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[CompletedProcess[str]]]:
-    """All scenarios in one launch, since a launch takes longer than they do; the one that fails comes last."""
+    """Several scenarios in one launch, since a launch takes longer than they do; the one that fails comes last."""
     folder = tmp_path_factory.mktemp("ddp")
-    return folder, launch(folder, *SCENARIOS, *RESUMED, "fails")
+    return folder, launch(folder, *QUICK, *RESUMED, "fails")
+
+
+@pytest.fixture(scope="module")
+def launched_more(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[CompletedProcess[str]]]:
+    """The slow scenarios."""
+    folder = tmp_path_factory.mktemp("more")
+    return folder, launch(folder, *MORE)
 
 
 @pytest.fixture
-def folder(launched: tuple[Path, list[CompletedProcess[str]]]) -> Path:
-    folder, done = launched
-    assert (folder / f"{RESUMED[-1]}-1.pt").is_file(), done[0].stderr[-3000:]
+def folder(request: pytest.FixtureRequest, name: str) -> Path:
+    """Where the processes of a scenario have written what they ended with."""
+    folder, done = request.getfixturevalue("launched_more" if name in MORE else "launched")
+    assert (folder / f"{name}-1.pt").is_file(), done[0].stderr[-3000:]
     return folder
 
 

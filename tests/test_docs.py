@@ -21,6 +21,7 @@ import infoprune
 from infoprune.allocation import ALLOCATIONS
 from infoprune.criteria import CRITERIA
 from tests import test_readme
+from tests.tiers import thinned
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -98,7 +99,9 @@ def understood(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     return lambda command: test_readme.test_commands_are_understood(command, monkeypatch, capsys)
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in test_readme.COMMANDS])
+@pytest.mark.parametrize(
+    "command", thinned([command for command in COMMANDS if command not in test_readme.COMMANDS], 3)
+)
 def test_commands_are_understood(command: str, understood: Callable[[str], None]) -> None:
     understood(command)
 

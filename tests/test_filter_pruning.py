@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 import infoprune
 from infoprune import FilterPruning
+from tests.tiers import slow
 from tests.tiny import Sound, TinyModule, TinyNet, averaging, images, loader, pruning, same, trainer, widths
 
 # -- the ordinary course of things ------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def test_saved_metric_is_the_metric_of_the_saved_model(tmp_path: Any) -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("validate", [False, True], ids=["no-val", "val"])
+@pytest.mark.parametrize("validate", [slow(False), True], ids=["no-val", "val"])
 def test_trainer_options(options: dict[str, Any], validate: bool) -> None:
     """Trap 3: without validation the last batch's gradients are still there at the epoch start; a ragged last
     accumulation window (3 batches by 2), mixed precision and clipping meet the new parameters."""

@@ -16,6 +16,7 @@ import infoprune
 from infoprune import FilterPruning
 from infoprune.criteria import L1
 from infoprune.errors import ConfigurationError, SurgeryError
+from tests.tiers import slow
 from tests.tiny import Sound, TinyModule, TinyNet, images, loader, pruning, same, trainer, widths
 
 # -- models -----------------------------------------------------------------------------------------------------------
@@ -262,7 +263,7 @@ def test_configure_model_that_builds_anew_is_noticed() -> None:
 TEN = [pytest.param(way, 8, 10, marks=pytest.mark.slow) for way in ("net", "module", "in place")]
 
 
-@pytest.mark.parametrize(("way", "limit", "events"), [("net", 2, 2), *TEN])
+@pytest.mark.parametrize(("way", "limit", "events"), [slow(("net", 2, 2)), *TEN])
 def test_compiled_module_through_many_events(way: str, limit: int, events: int) -> None:
     """Trap 10: after 8 recompilations (or as many as are allowed) PyTorch silently goes back to eager; with fullgraph
     it raises. And ``torch.compile(net)`` hides the net behind ``_orig_mod``."""

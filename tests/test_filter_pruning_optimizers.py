@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, lr_scheduler
 
 from infoprune.errors import SurgeryError
+from tests.tiers import thinned
 from tests.tiny import Sound, TinyModule, TinyNet, loader, pruning, trainer, widths
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -58,7 +59,7 @@ def label(make: Any) -> str:
     return "-".join([make.func.__name__, *(f"{k}={v}" for k, v in make.keywords.items() if k != "lr")])
 
 
-@pytest.mark.parametrize("make", OPTIMIZERS, ids=label)
+@pytest.mark.parametrize("make", thinned(OPTIMIZERS), ids=label)
 def test_state_follows_its_channels(make: Any) -> None:
     """Traps 1 and 2: fused optimizers accept state of a wrong shape and read wrong memory; stale parameters stay
     silently frozen. So: every optimizer parameter is a model parameter, the state *values* are those of the kept
@@ -115,7 +116,7 @@ SCHEDULERS = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", thinned(SCHEDULERS))
 def test_learning_rate_is_that_of_an_unpruned_run(name: str) -> None:
     """Trap 2: a scheduler that is left with a replaced optimizer steps in vain."""
 

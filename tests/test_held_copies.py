@@ -16,6 +16,7 @@ import infoprune
 from infoprune.callbacks.engine.held_match import Originals, put_back
 from infoprune.structure import PruningPlan
 from infoprune.structure.surgery.transaction import Transaction
+from tests.tiers import slow
 from tests.tiny import TinyModule, TinyNet, loader, pruning, same, trainer, widths
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -81,7 +82,7 @@ class AverageByOrder(pl.Callback):
 
 
 @pytest.mark.parametrize("kind", [AverageOfModule, AverageByName, AverageByOrder])
-@pytest.mark.parametrize("first", [True, False], ids=["before", "behind"])
+@pytest.mark.parametrize("first", [True, slow(False)], ids=["before", "behind"])
 def test_an_average_in_a_callback_follows(kind: Any, first: bool) -> None:
     module, average = TinyModule(), kind()
     callbacks = [average, pruning((1,))] if first else [pruning((1,)), average]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import infoprune
+from tests.tiers import slow
 from tests.tiny import TinyModule, TinyNet, loader, pruning, same, sgd, trainer, widths
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,7 +71,7 @@ class LateInAList(LateOfPyTorch):
 
 
 @pytest.mark.parametrize("event", [0, 1])
-@pytest.mark.parametrize("kind", [Late, LateOfPyTorch, LateInAList])
+@pytest.mark.parametrize("kind", [Late, *map(slow, (LateOfPyTorch, LateInAList))])
 def test_an_average_that_is_first_updated_after_the_event_follows(
     kind: type[Late], event: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -117,7 +118,7 @@ class Taught(TinyModule):
         return loss + nn.functional.mse_loss(self.net(batch[0]), teacher(batch[0]))
 
 
-@pytest.mark.parametrize("hidden", [True, False])
+@pytest.mark.parametrize("hidden", [True, slow(False)])
 @pytest.mark.parametrize("start", [0, 1])
 def test_a_frozen_teacher_stays_whole(start: int, hidden: bool, caplog: pytest.LogCaptureFixture) -> None:
     """It starts with the network's weights too, but the training step runs it by the event."""
@@ -155,7 +156,7 @@ def test_a_run_that_resumes_before_the_event_cuts_the_average_alike(tmp_path: Pa
 
 
 @pytest.mark.parametrize("start", [1, 3], ids=["before the event", "after the event"])
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [True, slow(False)])
 def test_stochastic_weight_averaging_follows(start: int, first: bool, tmp_path: Path) -> None:
     torch.manual_seed(1)
     whole, keep = TinyModule(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningCLI
 from infoprune.callbacks import Distillation, FilterPruning
 from infoprune.commands.training import parsers
 from infoprune.models import ImageClassifier, WarmupCosineLR
+from tests.tiers import thinned
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PARAMS = {
@@ -29,7 +30,7 @@ def read(name: str) -> dict[str, Any]:
     return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("name", thinned(PARAMS, 3))
 def test_instantiates(name: str, tmp_path: Path) -> None:
     config = read(name)
     config["trainer"] |= {"logger": False, "accelerator": "cpu", "default_root_dir": str(tmp_path)}

@@ -13,6 +13,7 @@ from infoprune import FilterPruning
 from infoprune.callbacks.engine.calibration import NetworkCalibration
 from infoprune.inputs import ByMode
 from tests.test_strangers import PROJECTS
+from tests.tiers import slow, thinned
 from tests.tiny import TinyModule, TinyNet, loader, trainer
 
 IMAGES, LABELS = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4)
@@ -75,9 +76,7 @@ def test_a_step_that_normalises_is_measured_on_what_it_makes(monkeypatch: pytest
 LONG = ("byol", "detection", "volumes")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in PROJECTS]
-)
+@pytest.mark.parametrize("name", [*thinned((name for name in PROJECTS if name not in LONG), 3), *map(slow, LONG)])
 def test_the_shortest_line_measures_on_projects_of_all_kinds(name: str, caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     callback = FilterPruning(macs=0.5, schedule=[1])

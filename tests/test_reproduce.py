@@ -28,6 +28,7 @@ from infoprune.models import ImageClassifier
 from infoprune.report.collect import layer_rows
 from infoprune.report.record import LayerRow, RunRecord, Totals
 from infoprune.structure import trace
+from tests.tiers import slow
 
 ROOT = Path(__file__).resolve().parents[1]
 # row -> percent that goes of the FLOPs by our count, of the FLOPs as the papers' lineage counts, and of the parameters
@@ -95,7 +96,7 @@ def after(row: str, control: str | None = None) -> tuple[list[LayerRow], float, 
     return layer_rows(structure, plan), 1 - structure.cost_of(plan).params / structure.cost().params, whole
 
 
-@pytest.mark.parametrize("row", [row if row in QUICK else pytest.param(row, marks=pytest.mark.slow) for row in CUTS])
+@pytest.mark.parametrize("row", [row if row in QUICK[::3] else slow(row) for row in CUTS])
 def test_the_widths_are_those_that_the_papers_figures_ask_for(row: str) -> None:
     layers, params, _ = after(row)
     record = RunRecord("net", "l1", Totals(0, 0), Totals(0, 0), layers=layers)

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations
 
 import infoprune
 from infoprune import FilterPruning
+from tests.tiers import thinned
 from tests.tiny import TinyModule, TinyNet, loader, trainer
 
 
@@ -56,7 +57,7 @@ def line() -> FilterPruning:
     return FilterPruning("l1", macs=0.5, schedule=[1], round_to=1)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", thinned(NETWORKS, 3))
 def test_a_fit_is_saved_resumed_and_exported(kind: str, tmp_path: Path) -> None:
     make = NETWORKS[kind]
     keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)

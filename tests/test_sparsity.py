@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from infoprune.callbacks import SparsityWarmup
 from infoprune.errors import ConfigurationError
+from tests.tiers import slow
 from tests.tiny import TinyModule, loader, pruning, same, trainer
 
 
@@ -57,7 +58,7 @@ MAKERS = {  # the parameters that make the units of each group of TinyNet
 
 
 @pytest.mark.parametrize("penalty", ["growing_l2", "group_lasso"])
-@pytest.mark.parametrize("first", [True, False], ids=["before FilterPruning", "behind it"])
+@pytest.mark.parametrize("first", [True, slow(False)], ids=["before FilterPruning", "behind it"])
 def test_exactly_the_penalty_is_added_to_the_filters_that_go(penalty: str, first: bool) -> None:
     cut, warmup = pruning(3, filters=0.5), SparsityWarmup(2, penalty, 0.3)
     before, behind = Steps(), Steps()

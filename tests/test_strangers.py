@@ -16,6 +16,7 @@ import infoprune
 from infoprune import FilterPruning
 from infoprune.marker import is_marker
 from tests.projects import strangers
+from tests.tiers import slow, thinned
 from tests.tiny import TinyNet, loader, sgd, trainer, widths
 
 
@@ -42,9 +43,7 @@ def line() -> FilterPruning:
 LONG = ("detection", "volumes")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in PROJECTS]
-)
+@pytest.mark.parametrize("name", [*thinned(name for name in PROJECTS if name not in LONG), *map(slow, LONG)])
 def test_a_project_is_pruned_with_the_line_alone(name: str) -> None:
     torch.manual_seed(0)
     module, callback = PROJECTS[name](), line()

@@ -14,6 +14,7 @@ import infoprune
 from infoprune.structure import check_plan
 from infoprune.structure.validation import traced_model
 from tests.networks import randomise
+from tests.tiers import thinned
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 WIDTH, HEADS = 24, 3
@@ -175,7 +176,7 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", thinned(BLOCKS))
 def test_whole_heads_go(name: str) -> None:
     make, cut = BLOCKS[name]
     net = randomise(Around(make()))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import infoprune
 from infoprune.random_state import undisturbed
 from tests.networks import randomise
+from tests.tiers import thinned
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -74,7 +75,7 @@ def states(net: Drawing) -> list[object]:
     return [*of_torch, *of_numpy, random.getstate(), net.python.getstate()]
 
 
-@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("name", thinned(DRAWS))
 def test_what_is_drawn_freezes_nothing_and_moves_no_generator(name: str) -> None:
     net = randomise(Drawing(DRAWS[name]))
     with undisturbed(), np.printoptions(threshold=1000):

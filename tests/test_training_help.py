@@ -18,6 +18,7 @@ from infoprune.cli import TRAINING, main
 from infoprune.commands.training import parsers
 from infoprune.commands.training_help import PRUNING, page
 from tests import warm
+from tests.tiers import thinned
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMED = [
@@ -72,7 +73,7 @@ def test_required_options_are_called_so() -> None:
     assert {name.removeprefix(PRUNING) for name, text in lines.items() if text.endswith("Required")} == required
 
 
-@pytest.mark.parametrize("command", TRAINING)
+@pytest.mark.parametrize("command", thinned(TRAINING))
 def test_examples_are_understood(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
