@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from infoprune.checkpoint import is_attached
 from infoprune.errors import ConfigurationError
-from infoprune.structure.surgery.held import with_wrapped
+from infoprune.structure.surgery.held import held_optimizers, with_wrapped
 from infoprune.structure.surgery.optimizer_state import check_optimizer_ahead
 
 if TYPE_CHECKING:
@@ -118,10 +118,11 @@ def check_started(trainer: pl.Trainer, module: pl.LightningModule) -> None:
         ConfigurationError: the strategy wraps the model in something unknown.
     """
     own = {id(parameter) for parameter in module.parameters()}
-    for optimizer in with_wrapped(trainer.optimizers):
+    held = held_optimizers(module)
+    for optimizer in with_wrapped([*trainer.optimizers, *held]):
         check_optimizer_ahead(optimizer)
         foreign = sum(id(p) not in own for group in optimizer.param_groups for p in group["params"])
-        if foreign:
+        if foreign and optimizer not in held:
             raise ConfigurationError(
                 f"{type(optimizer).__name__} holds {foreign} parameters that are not among those of "
                 f"{type(module).__name__}, which would never be trained or cut. Most likely it was made before the "

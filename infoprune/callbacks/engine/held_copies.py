@@ -120,7 +120,7 @@ class HeldCopies:
             if held is None or id(value) in found:
                 continue
             is_updated = place in self._updated or (assume and isinstance(value, AveragedModel))
-            if undecided or is_updated or held.holds_originals or is_compared(held, met.memory):
+            if undecided or is_updated or held.holds_originals or held.by_parameter or is_compared(held, met.memory):
                 found[id(value)] = held
             elif assume and place in self._equal and watched is not None and not _is_used(value, watched):
                 found[id(value)] = held
@@ -232,6 +232,15 @@ def _tensors_of(value: Any) -> list[Tensor]:
     if isinstance(value, nn.Module):
         return list(value.parameters())
     return [item for item in (value.values() if isinstance(value, dict) else value) if isinstance(item, Tensor)]
+
+
+def is_of_a_library(cls: type) -> bool:
+    """Return whether a class is Python's own or of a library that is not looked into.
+
+    Args:
+        cls: the class.
+    """
+    return cls.__module__.partition(".")[0] in ("builtins", *LIBRARIES)
 
 
 def _library(value: Any) -> str:

@@ -32,6 +32,7 @@ class HeldModule:
     module: nn.Module
     path: str
     holds_originals = False
+    by_parameter = False
 
     def shrink(self, plan: PruningPlan, replaced: Replaced, transaction: Transaction) -> None:
         """Remove what the plan removes from the original, and let the copy's state dicts tell so.
@@ -53,11 +54,13 @@ class HeldTensors:
         container: the dict or list.
         names: key or index -> name of the tensor in the LightningModule.
         holds_originals: whether these are the model's own parameters, not copies.
+        by_parameter: whether the keys are the model's own parameters.
     """
 
     container: Any
     names: Mapping[Any, str]
     holds_originals: bool
+    by_parameter: bool = False
 
     def shrink(self, plan: PruningPlan, replaced: Replaced, transaction: Transaction) -> None:
         """Remove what the plan removes from the originals; replace old parameters of the model by the new ones.
@@ -67,7 +70,12 @@ class HeldTensors:
             replaced: old parameter of the model -> new one.
             transaction: undoes the change if the cut fails.
         """
+        if self.by_parameter:
+            content = [(replaced.get(key, key), value) for key, value in self.container.items()]
+            self.container.clear()
+            self.container.update(content)
         for key, name in self.names.items():
+            key = replaced.get(key, key) if self.by_parameter else key
             old = self.container[key]
             if self.holds_originals:
                 self.container[key] = replaced.get(old, old)
@@ -112,6 +120,7 @@ def put_back(held: Iterable[Held]) -> Iterator[None]:
             if isinstance(container, list):
                 container[:] = content
             else:
+                container.clear()
                 container.update(content)
         raise
 
@@ -184,7 +193,7 @@ class Originals:
 
         A module, a child of it or one of theirs is a copy if it has the parameters of a part, by name and shape; a dict
         of tensors, if its keys are names of a part's tensors with their shapes; a list of tensors, if it has the shapes
-        of a part's parameters, or of its state dict, in their order.
+        of a part's parameters, or of its state dict, in their order. A dict by the parameters themselves follows too.
 
         Args:
             value: what a callback or an attribute holds.
@@ -199,6 +208,9 @@ class Originals:
         own = {key: self._names[id(item)] for key, item in tensors.items() if id(item) in self._names}
         if own:
             return HeldTensors(value, own, holds_originals=True)
+        keyed = {key: name for key, item in tensors.items() if (name := self._by_itself(key, item)) is not None}
+        if keyed:
+            return HeldTensors(value, keyed, holds_originals=False, by_parameter=True)
         names = self._by_key(tensors) if isinstance(value, dict) else self._by_order(value)
         return HeldTensors(value, names, holds_originals=False) if names else None
 
@@ -214,6 +226,11 @@ class Originals:
     def _distance(self, own: Mapping[str, Tensor], path: str) -> float:
         pairs = ((tensor, self._tensors[_prefix(path) + name]) for name, tensor in own.items())
         return sum(float((ours.detach().to(theirs) - theirs.detach()).pow(2).sum()) for ours, theirs in pairs)
+
+    def _by_itself(self, key: Any, tensor: Tensor) -> str | None:
+        """Return the name of a parameter that is a key, if the tensor has its shape."""
+        name = self._names.get(id(key))
+        return name if name is not None and self._has(name, tensor) else None
 
     def _by_key(self, tensors: Mapping[Any, Tensor]) -> dict[Any, str] | None:
         for path in self._parts:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from infoprune.structure.module_state import without_loggers
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
+from infoprune.structure.surgery.held import own_attributes
 
 
 class _IdleOptimizer:
@@ -23,6 +23,7 @@ class _IdleOptimizer:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
+        self.param_groups = [dict(group) for group in optimizer.param_groups]  # whose rates a step may set
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._optimizer, name)
@@ -106,7 +107,7 @@ def silenced(module: Any) -> Iterator[None]:
     if loggers:
         trainer.loggers = [DummyLogger() for _ in loggers]
     try:
-        with _tracking_silenced(), without_loggers(module.modules()):
+        with _tracking_silenced(), without_loggers(module.modules()), _trainer_as_it_was(trainer), _own_idle(module):
             yield
     finally:
         Tensor.backward = backward  # type: ignore[method-assign]
@@ -115,6 +116,49 @@ def silenced(module: Any) -> Iterator[None]:
         for name in stubs:
             vars(module).pop(name, None)
         vars(module).update(before)
+
+
+@contextmanager
+def _trainer_as_it_was(trainer: Any) -> Iterator[None]:
+    """Restore the plain attributes of a Trainer: a step may tell it to stop."""
+    before = {name: value for name, value in vars(trainer).items() if isinstance(value, _PLAIN)} if trainer else {}
+    try:
+        yield
+    finally:
+        if trainer:
+            vars(trainer).update(before)
+
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+@contextmanager
+def _own_idle(module: nn.Module) -> Iterator[None]:
+    """Replace the optimizers and schedulers that a module holds itself by ones that take no step."""
+    before = [(vars(part), name, value) for part, name, value in own_attributes(module)]
+    idle = [(attributes, name, value, _idle(value)) for attributes, name, value in before]
+    replaced = [entry for entry in idle if entry[2] is not entry[3]]
+    for attributes, name, _, stand_in in replaced:
+        attributes[name] = stand_in
+    try:
+        yield
+    finally:
+        for attributes, name, value, _ in replaced:
+            attributes[name] = value
+
+
+def _idle(value: Any) -> Any:
+    """Return a stand-in for an optimizer or scheduler, or for a container of such; anything else as it is."""
+    if isinstance(value, Optimizer):
+        return _IdleOptimizer(value)
+    if isinstance(value, LRScheduler):
+        return _IdleScheduler(value)
+    items = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    if not any(isinstance(item, Optimizer | LRScheduler) for item in items):
+        return value
+    if isinstance(value, dict):
+        return {key: _idle(item) for key, item in value.items()}
+    return [_idle(item) for item in value]
 
 
 @contextmanager

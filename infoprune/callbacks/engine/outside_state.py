@@ -5,24 +5,32 @@ from __future__ import annotations
 import inspect
 import operator
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from infoprune.callbacks.engine.held_copies import LARGEST, is_foreign
+from infoprune.callbacks.engine.held_copies import LARGEST, is_foreign, is_of_a_library
 from infoprune.callbacks.engine.written_storages import WrittenStorages, storage_of
+from infoprune.random_state import restorers
 from infoprune.structure.module_state import Attributes
 from infoprune.structure.surgery.held import own_attributes
-from infoprune.structure.surgery.optimizer_state import parts_of
+from infoprune.structure.surgery.optimizer_state import parts_of, slots_of
 from infoprune.structure.tensors import owned_tensors
 
 DEPTH = 6
 """Objects are followed so deep."""
+
+LARGEST_BYTES = 2**24
+"""Larger arrays hold data, and are not copied."""
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
+"""Values of class attributes that are restored."""
 
 
 class OutsideState:
@@ -50,8 +58,14 @@ class OutsideState:
         self._modules: list[nn.Module] = []
         self._contents: list[tuple[Any, Any]] = []
         self._tensors: list[tuple[Tensor, Tensor]] = []  # each with an alias of its memory
+        self._arrays: list[tuple[Any, Any]] = []
+        self._slots: list[tuple[Any, dict[str, Any]]] = []  # attributes of objects without a dict, and of classes
+        self._generators: list[Callable[[], object]] = []
         for _, _, value in own_attributes(module):
             self._note(value)
+        for cls in {base for part in module.modules() for base in type(part).__mro__}:
+            if not is_of_a_library(cls):
+                self._slots.append((cls, {name: v for name, v in vars(cls).items() if isinstance(v, _PLAIN)}))
         self._attributes = Attributes(self._modules)
 
     @contextmanager
@@ -69,8 +83,13 @@ class OutsideState:
         if isinstance(value, str | bytes | int | float | type(None)) or id(value) in self._seen or depth > DEPTH:
             return
         self._seen.add(id(value))
+        self._generators += restorers([value])
         if isinstance(value, Tensor):
             self._note_tensor(value)
+        elif isinstance(value, np.ndarray | bytearray):
+            if (len(value) if isinstance(value, bytearray) else value.nbytes) <= LARGEST_BYTES:
+                view = np.frombuffer(value, np.uint8) if isinstance(value, bytearray) else value
+                self._arrays.append((view, view.copy()))
         elif isinstance(value, nn.Module):
             self._note_module(value, depth)
         elif not is_foreign(value) and not _is_code(value):
@@ -82,6 +101,9 @@ class OutsideState:
                 if any(type(inner).__module__ in ("_thread", "threading") for inner in attributes.values()):
                     return  # another thread may be at work on it
                 self._contents.append((attributes, dict(attributes)))
+            slots = {name: getattr(value, name) for name in slots_of(type(value)) if hasattr(value, name)}
+            if slots:
+                self._slots.append((value, slots))
             for _, inner in list(parts_of(value)):
                 self._note(inner, depth + 1)
 
@@ -107,6 +129,14 @@ class OutsideState:
             else:
                 container.clear()
                 (container.extend if isinstance(container, deque) else container.update)(content)
+        for array, before in self._arrays:
+            array[...] = before
+        for holder, values in self._slots:
+            for name, value in values.items():
+                if getattr(holder, name, None) is not value:
+                    setattr(holder, name, value)
+        for restore in self._generators:
+            restore()
         for tensor, alias in self._tensors:
             if storage_of(tensor) != storage_of(alias):  # its ``data`` were set
                 tensor.data = alias

@@ -15,7 +15,7 @@ from infoprune.callbacks.engine.held_match import Held, HeldModule, put_back
 from infoprune.distributed import check_processes
 from infoprune.errors import SurgeryError
 from infoprune.structure import PruningPlan, shrink
-from infoprune.structure.surgery.held import replace_held, with_wrapped
+from infoprune.structure.surgery.held import held_optimizers, replace_held, with_wrapped
 from infoprune.structure.surgery.transaction import Transaction
 from infoprune.structure.tensors import owned_tensors
 
@@ -95,7 +95,8 @@ def _cut(
     saves_memory: bool = True,
 ) -> Iterator[None]:
     """Cut the model and all that follows it; undo it if the block fails."""
-    copies, optimizers = averaged_copies(trainer), with_wrapped(trainer.optimizers)
+    copies = averaged_copies(trainer)
+    optimizers = with_wrapped([*trainer.optimizers, *held_optimizers(module)])  # some projects step their own
     changed = [module, *copies, *(entry.module for entry in held if isinstance(entry, HeldModule))]
     with Transaction(changed, optimizers, saves_memory) as current, put_back(held):
         replaced = shrink(module, plan, optimizers, transaction=current)

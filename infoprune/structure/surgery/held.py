@@ -51,7 +51,7 @@ def with_wrapped(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
 
 
 def replace_held(model: nn.Module, replaced: Mapping[nn.Parameter, nn.Parameter]) -> None:
-    """Put new parameters where attributes of a model hold the old ones, alone or in a list, tuple or dict.
+    """Put new parameters where attributes of a model hold the old ones: alone, in a list or tuple, in or as keys of dicts.
 
     Args:
         model: the model, which has been cut.
@@ -68,6 +68,10 @@ def replace_held(model: nn.Module, replaced: Mapping[nn.Parameter, nn.Parameter]
     """
     new = {id(old): parameter for old, parameter in replaced.items()}
     for module, name, value in list(own_attributes(model)):
+        if isinstance(value, dict) and any(id(key) in new for key in value):
+            content = [(new.get(id(key), key), item) for key, item in value.items()]
+            value.clear()
+            value.update(content)
         if not any(id(item) in new for item in _items(value)):
             continue
         if isinstance(value, list):

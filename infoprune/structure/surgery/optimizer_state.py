@@ -99,11 +99,15 @@ def parts_of(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from ((element, element) for element in value)
     elif not isinstance(value, type | nn.Module) and not inspect.isroutine(value):
         yield from getattr(value, "__dict__", {}).items()
-        yield from ((name, getattr(value, name)) for name in _slots(type(value)) if hasattr(value, name))
+        yield from ((name, getattr(value, name)) for name in slots_of(type(value)) if hasattr(value, name))
 
 
-def _slots(cls: type) -> Iterator[str]:
-    """Yield the names of the attributes that a class and its bases keep in slots."""
+def slots_of(cls: type) -> Iterator[str]:
+    """Yield the names of the attributes that a class and its bases keep in slots.
+
+    Args:
+        cls: the class.
+    """
     for base in (base for base in cls.__mro__ if "__slots__" in vars(base)):
         yield from (name for name, member in vars(base).items() if inspect.ismemberdescriptor(member))
 
