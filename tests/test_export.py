@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -358,3 +359,20 @@ def test_a_folder_that_takes_no_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(refused, match=r"/proc/self/fdinfo/s.json cannot be written: "):
         to_weights(net, images, tmp_path / "w.pt", "/proc/self/fdinfo/s.json")
     assert not list(tmp_path.iterdir())
+
+
+class Wrapped(nn.Module):
+    """Hands on whatever it gets (nn.DataParallel, AveragedModel)."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.net(*args, **kwargs)
+
+
+def test_a_forward_of_any_arguments_takes_any_batch() -> None:
+    program, parity = to_program(Wrapped(nn.Conv2d(3, 4, 3)).eval(), torch.randn(2, 3, 8, 8))
+    assert parity.batches == (2, 5)
+    assert program.module()(torch.randn(7, 3, 8, 8)).shape == (7, 4, 6, 6)

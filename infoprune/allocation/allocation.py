@@ -305,8 +305,14 @@ def within_budget(
 
 def _too_small(structure: Structure, budget: Budget, target: float, floor: float, widths: Widths) -> str:
     fewest = max(widths.values())
-    frozen = [group.name for group in structure.groups if group.frozen]
-    held = f"; frozen: {', '.join(frozen[:3])}{' and others' if len(frozen) > 3 else ''}" if frozen else ""
+    frozen = [group for group in structure.groups if group.frozen]
+    names = ", ".join(group.name for group in frozen[:3])
+    held = f"; frozen: {names}{' and others' if len(frozen) > 3 else ''}" if frozen else ""
+    costs = structure.layer_costs()
+    of_groups = [sum(costs[layer.name].macs for layer, _ in structure.producers(group)) for group in frozen]
+    if any(of_groups):
+        dearest = frozen[of_groups.index(max(of_groups))]
+        held += f", most of it {dearest.name}: {dearest.reason}"
     advice = f"ask for at least {floor:.4g}, or lower" if floor < 1 else "no cut makes the model cheaper: lower"
     return (
         f"a {budget.kind} budget of {target:.4g} is below the floor of {floor:.4g} that stays when every prunable "

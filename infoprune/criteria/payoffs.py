@@ -142,7 +142,11 @@ def evaluate(objective: Objective, outputs: Any, targets: Any, caller: str) -> T
         ConfigurationError: targets that do not fit the outputs.
     """
     if targets is None:
-        raise DataError(f"{caller}: the calibration batches have no targets; pass batches of (inputs, targets)")
+        raise DataError(
+            f"{caller}: the calibration batches have no targets; pass batches of (inputs, targets). In a fit, the "
+            "LightningModule needs a forward that the training step calls with the inputs of a batch; else choose a "
+            "criterion without targets"
+        )
     try:
         return objective(outputs, targets)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_map
 
 from infoprune.calibration import evaluating
 from infoprune.errors import ConfigurationError, ExportError
@@ -105,13 +107,10 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> ExportedPr
     def free(tensor: Any) -> Any:
         return {0: batch} if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape[0] == size else None
 
-    args: tuple[Any, ...]
-    named: dict[str, Any] | None
-    if isinstance(inputs, Mapping):
-        args, named = (), dict(inputs)
-        shapes: Any = {name: free(tensor) for name, tensor in inputs.items()}
-    else:
-        args, named = inputs if isinstance(inputs, tuple) else (inputs,), None
-        shapes = tuple(free(tensor) for tensor in args)
+    named = dict(inputs) if isinstance(inputs, Mapping) else {}
+    args = () if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else (inputs,)
+    # By the names of the forward: all that *args takes is one entry.
+    given = inspect.signature(model.forward).bind(*args, **named).arguments
+    shapes = tree_map(free, dict(given)) if dynamic_batch else None
     # Not strict is the default from torch 2.8 on.
-    return torch.export.export(model, args, named, dynamic_shapes=shapes if dynamic_batch else None, strict=False)
+    return torch.export.export(model, args, named or None, dynamic_shapes=shapes, strict=False)

@@ -135,10 +135,10 @@ def without_loggers(modules: Iterable[nn.Module]) -> Iterator[None]:
     Args:
         modules: the modules; their submodules are not looked into.
     """
-    watched = [module for module in modules if any(map(_is_of_a_logger, module._forward_hooks.values()))]
+    watched = [module for module in modules if any(map(is_of_a_logger, module._forward_hooks.values()))]
     before = [(module._forward_hooks, dict(module._forward_hooks)) for module in watched]
     for hooks, content in before:
-        for key in (key for key, hook in content.items() if _is_of_a_logger(hook)):
+        for key in (key for key, hook in content.items() if is_of_a_logger(hook)):
             del hooks[key]
     try:
         yield
@@ -153,10 +153,15 @@ def has_hooks(module: nn.Module) -> bool:
     Args:
         module: the module; its submodules are not looked into.
     """
-    return not all(map(_is_of_a_logger, module._forward_hooks.values()))
+    return not all(map(is_of_a_logger, module._forward_hooks.values()))
 
 
-def _is_of_a_logger(hook: Any) -> bool:
+def is_of_a_logger(hook: Any) -> bool:
+    """Return whether a hook is one of W&B's, which only reads.
+
+    Args:
+        hook: a hook of a module or parameter.
+    """
     return str(getattr(hook, "__module__", "")).partition(".")[0] == "wandb"
 
 

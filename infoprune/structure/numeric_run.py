@@ -20,6 +20,7 @@ from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.surgery import attributes
 from infoprune.structure.surgery.slicing import cut
 from infoprune.structure.tensors import OwnedTensor, owned_tensors, swapped
+from infoprune.structure.tracing.examples import plain
 from infoprune.structure.tracing.execution import Operator, execute
 from infoprune.structure.tracing.rules import tensors_in
 from infoprune.structure.tracing.rules.reduction import reduced_dims
@@ -70,7 +71,7 @@ class NumericRun:
 
     def __init__(self, model: nn.Module, inputs: Inputs, double: bool = False) -> None:
         self._model = model
-        self._inputs = tree_map_only(Tensor, _widened, inputs) if double else inputs
+        self._inputs = tree_map_only(Tensor, _widened, plain(inputs)) if double else plain(inputs)
         self._double = double
         self._owned = owned_tensors(model)
         self._modules = dict(model.named_modules())
@@ -139,6 +140,7 @@ class NumericRun:
     def _converted(self, tensor: Tensor) -> Tensor:
         return _widened(tensor) if self._double else tensor
 
+    @torch.inference_mode(False)
     def _run(
         self,
         tensors: Mapping[str, Tensor],

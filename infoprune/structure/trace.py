@@ -119,7 +119,7 @@ def check_plan(model: nn.Module, example_inputs: Inputs, structure: Structure, p
     if conflicts:
         first = conflicts[0]
         where = f" ({structure.records[first.op]})" if first.op >= 0 else ""
-        raise PlanError(f"the model cannot follow this plan: a channel {first.reason}{where}; freeze that layer")
+        raise PlanError(f"the model cannot follow this plan: {first.reason}{where}; freeze that layer")
 
 
 def _check_entries(example_inputs: Inputs) -> None:

@@ -43,7 +43,7 @@ class NetworkCalibration:
     def _compute(self) -> list[Any] | None:
         """Return the inputs that the step computes; None if it hands a part of the first batch on unchanged."""
         if isinstance(self._example, TrainingStep):
-            return [(TrainingStep(batch, self._example.owner), None) for batch in self._batches]
+            return [(TrainingStep(batch, self._example.owner, undone=True), None) for batch in self._batches]
         computed: list[Any] = []
         for number, batch in enumerate(self._batches):
             found, received = split_like(batch, self._example), self._received(batch, seed=number)

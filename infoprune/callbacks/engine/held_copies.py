@@ -120,7 +120,7 @@ class HeldCopies:
             if held is None or id(value) in found:
                 continue
             is_updated = place in self._updated or (assume and isinstance(value, AveragedModel))
-            if undecided or is_updated or held.holds_originals or held.by_parameter or is_compared(held, met.memory):
+            if undecided or is_updated or held.is_of_the_model or is_compared(held, met.memory):
                 found[id(value)] = held
             elif assume and place in self._equal and watched is not None and not _is_used(value, watched):
                 found[id(value)] = held

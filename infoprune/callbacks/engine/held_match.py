@@ -31,8 +31,7 @@ class HeldModule:
 
     module: nn.Module
     path: str
-    holds_originals = False
-    by_parameter = False
+    is_of_the_model = False
 
     def shrink(self, plan: PruningPlan, replaced: Replaced, transaction: Transaction) -> None:
         """Remove what the plan removes from the original, and let the copy's state dicts tell so.
@@ -55,12 +54,19 @@ class HeldTensors:
         names: key or index -> name of the tensor in the LightningModule.
         holds_originals: whether these are the model's own parameters, not copies.
         by_parameter: whether the keys are the model's own parameters.
+        aliases: the LightningModule, if these are its tensors under other objects, as a ``state_dict()`` holds them.
     """
 
     container: Any
     names: Mapping[Any, str]
     holds_originals: bool
     by_parameter: bool = False
+    aliases: nn.Module | None = None
+
+    @property
+    def is_of_the_model(self) -> bool:
+        """Return whether the model's own tensors are held, or are the keys."""
+        return self.holds_originals or self.by_parameter or self.aliases is not None
 
     def shrink(self, plan: PruningPlan, replaced: Replaced, transaction: Transaction) -> None:
         """Remove what the plan removes from the originals; replace old parameters of the model by the new ones.
@@ -77,7 +83,9 @@ class HeldTensors:
         for key, name in self.names.items():
             key = replaced.get(key, key) if self.by_parameter else key
             old = self.container[key]
-            if self.holds_originals:
+            if self.aliases is not None:
+                self.container[key] = _tensor_of(self.aliases, name).detach()
+            elif self.holds_originals:
                 self.container[key] = replaced.get(old, old)
             elif any(plan.removed.get(name, {}).values()):
                 new = cut(old, plan.removed[name])
@@ -181,6 +189,9 @@ class Originals:
         parameters = dict(module.named_parameters(remove_duplicate=False))
         self._tensors: dict[str, Tensor] = {**parameters, **dict(module.named_buffers(remove_duplicate=False))}
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
+        self._module = module
+        places = ((name, _place(tensor)) for name, tensor in self._tensors.items())
+        self._by_place = {place: name for name, place in places if place is not None}
         cut_names = [name for name, dims in plan.removed.items() if any(dims.values())]
         self._parts = {
             path: part
@@ -208,6 +219,10 @@ class Originals:
         own = {key: self._names[id(item)] for key, item in tensors.items() if id(item) in self._names}
         if own:
             return HeldTensors(value, own, holds_originals=True)
+        places = {key: _place(item) for key, item in tensors.items()}
+        aliases = {key: self._by_place[place] for key, place in places.items() if place in self._by_place}
+        if aliases:
+            return HeldTensors(value, aliases, holds_originals=False, aliases=self._module)
         keyed = {key: name for key, item in tensors.items() if (name := self._by_itself(key, item)) is not None}
         if keyed:
             return HeldTensors(value, keyed, holds_originals=False, by_parameter=True)
@@ -252,6 +267,18 @@ class Originals:
 
     def _has(self, name: str, tensor: Tensor) -> bool:
         return name in self._tensors and self._tensors[name].shape == tensor.shape
+
+
+def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]] | None:
+    """Return where the numbers of a tensor lie, and its shape; None if it has no numbers."""
+    return None if is_lazy(tensor) or not storage_of(tensor) else (tensor.data_ptr(), tuple(tensor.shape))
+
+
+def _tensor_of(module: nn.Module, name: str) -> Tensor:
+    """Return a parameter or buffer."""
+    path, _, key = name.rpartition(".")
+    tensor: Tensor = getattr(module.get_submodule(path), key)
+    return tensor
 
 
 def _prefix(path: str) -> str:

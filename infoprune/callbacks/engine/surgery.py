@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from infoprune.callbacks.engine.held_match import Held, HeldModule, put_back
+from infoprune.callbacks.engine.held_match import Held, HeldModule, Replaced, put_back
 from infoprune.distributed import check_processes
 from infoprune.errors import SurgeryError
 from infoprune.structure import PruningPlan, shrink
@@ -28,7 +28,7 @@ def shrink_in_fit(
     module: pl.LightningModule,
     plan: PruningPlan,
     held: Sequence[Held] = (),
-    check: Callable[[], None] = lambda: None,
+    check: Callable[[Replaced], None] = lambda _: None,
 ) -> None:
     """Apply a plan to the LightningModule of a running fit, between two training epochs.
 
@@ -37,7 +37,7 @@ def shrink_in_fit(
         module: its LightningModule.
         plan: what is removed, by the LightningModule's names.
         held: copies outside of the model that follow, besides those of WeightAveraging.
-        check: called on the cut model; if it raises, the cut is undone.
+        check: called on the cut model, with no old parameters; if it raises, the cut is undone.
 
     Raises:
         SurgeryError: an optimizer keeps state that cannot be cut, an averaged copy cannot follow, or another process
@@ -47,7 +47,7 @@ def shrink_in_fit(
         return
     module.zero_grad(set_to_none=True)  # without validation, the last batch's gradients are still there
     with _cut(trainer, module, plan, held):
-        check()
+        check({})  # of large models, the old parameters are empty by now
         check_processes()  # if another process could not, none does
     _wrap_anew(trainer.strategy)
     if "torch._dynamo" in sys.modules:
@@ -60,7 +60,7 @@ def rehearse_in_fit(
     module: pl.LightningModule,
     plan: PruningPlan,
     held: Sequence[Held],
-    check: Callable[[], None],
+    check: Callable[[Replaced], None],
 ) -> None:
     """Apply a plan as `shrink_in_fit` does, call a function on the cut model, and undo the cut in any case.
 
@@ -72,13 +72,13 @@ def rehearse_in_fit(
         module: its LightningModule.
         plan: what is removed, by the LightningModule's names.
         held: copies outside of the model that follow.
-        check: called on the cut model.
+        check: called on the cut model, with its old parameters and what replaces each.
 
     Raises:
         SurgeryError: the cut, or what is called, fails.
     """
-    with suppress(_Over), _cut(trainer, module, plan, held, saves_memory=False):
-        check()
+    with suppress(_Over), _cut(trainer, module, plan, held, saves_memory=False) as replaced:
+        check(replaced)
         raise _Over
 
 
@@ -93,8 +93,8 @@ def _cut(
     plan: PruningPlan,
     held: Sequence[Held],
     saves_memory: bool = True,
-) -> Iterator[None]:
-    """Cut the model and all that follows it; undo it if the block fails."""
+) -> Iterator[Replaced]:
+    """Cut the model and all that follows it, and yield what was replaced by what; undo it if the block fails."""
     copies = averaged_copies(trainer)
     optimizers = with_wrapped([*trainer.optimizers, *held_optimizers(module)])  # some projects step their own
     changed = [module, *copies, *(entry.module for entry in held if isinstance(entry, HeldModule))]
@@ -105,7 +105,7 @@ def _cut(
             shrink(copy, plan, transaction=current)
         for entry in held:
             entry.shrink(plan, replaced, current)
-        yield
+        yield replaced
 
 
 def _wrap_anew(strategy: Any) -> None:

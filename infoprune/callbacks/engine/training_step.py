@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from infoprune.callbacks.engine.idle_step import shapes_as_values, silenced
 from infoprune.callbacks.engine.met_weights import MetWeights, WeightMeetings
+from infoprune.callbacks.engine.outside_state import OutsideState
 from infoprune.callbacks.engine.teachers import watching_teachers
 from infoprune.callbacks.engine.undisturbed import undisturbed
 from infoprune.callbacks.engine.written_storages import WrittenStorages, storage_of
@@ -106,11 +107,13 @@ class TrainingStep(ModelCall):
     Args:
         batch: as the training step receives it.
         owner: the LightningModule, if the traced network is a part of it; None: the network is the LightningModule.
+        undone: whether a call restores the lists, queues and objects that attributes lead to.
     """
 
-    def __init__(self, batch: Any, owner: pl.LightningModule | None = None) -> None:
+    def __init__(self, batch: Any, owner: pl.LightningModule | None = None, undone: bool = False) -> None:
         self.batch = batch
         self.owner = owner
+        self.undone = undone
 
     @property
     def arguments(self) -> list[Any]:
@@ -121,7 +124,11 @@ class TrainingStep(ModelCall):
         """Run the training step."""
         module: Any = model if self.owner is None else self.owner
         on_shapes = any(parameter.is_meta for parameter in module.parameters())
-        with silenced(module), shapes_as_values(module) if on_shapes else nullcontext():
+        with (
+            OutsideState(module).restored() if self.undone else nullcontext(),
+            silenced(module),
+            shapes_as_values(module) if on_shapes else nullcontext(),
+        ):
             wanted = inspect.signature(module.training_step).parameters
             batch = tree_map_only(Tensor, lambda tensor: tensor, self.batch)  # whose containers a step may change
             result = module.training_step(batch, *[0] * (len(wanted) > 1))
@@ -129,7 +136,9 @@ class TrainingStep(ModelCall):
 
 
 register_pytree_node(
-    TrainingStep, lambda step: ([step.batch], step.owner), lambda parts, owner: TrainingStep(next(iter(parts)), owner)
+    TrainingStep,
+    lambda step: ([step.batch], (step.owner, step.undone)),
+    lambda parts, others: TrainingStep(next(iter(parts)), *others),
 )
 
 

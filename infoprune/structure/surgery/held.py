@@ -51,7 +51,7 @@ def with_wrapped(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
 
 
 def replace_held(model: nn.Module, replaced: Mapping[nn.Parameter, nn.Parameter]) -> None:
-    """Put new parameters where attributes of a model hold the old ones: alone, in a list or tuple, in or as keys of dicts.
+    """Put new parameters where attributes of a model hold the old ones, alone or in containers, and as keys of dicts.
 
     Args:
         model: the model, which has been cut.

@@ -5,10 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from infoprune.inputs import Examples, Inputs, arguments_of, holds_entries
+
+
+def plain(inputs: Inputs) -> Inputs:
+    """Return example inputs with plain tensors in place of those of subclasses, which wrap each result in a new object.
+
+    Args:
+        inputs: example inputs, nested in any way.
+    """
+    return tree_map_only(Tensor, lambda tensor: tensor if _is_plain(tensor) else tensor.as_subclass(Tensor), inputs)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter) or is_traceable_wrapper_subclass(tensor)
 
 
 def count_examples(inputs: Any) -> int:

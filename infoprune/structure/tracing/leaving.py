@@ -13,6 +13,7 @@ from infoprune.inputs import Inputs
 from infoprune.structure.labels import LabelSpace, distinct
 from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of
 from infoprune.structure.tracing.outputs import Returned, tensors_held
+from infoprune.structure.tracing.tables import kept_elsewhere
 from infoprune.structure.tracing.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def note_leaving(
         (tensor, labels, REACHES_OUTPUT) for tensor, labels in zip(returned.tensors, returned.labels, strict=True)
     ]
     known = {id(tensor) for tensor in (*own, *returned.tensors, *tensors_held(returned.value))}
-    kept = _kept(tracer, known, tensors_held(inputs))
+    kept, others = _kept(tracer, known, tensors_held(inputs))
+    tracer.tables = kept_elsewhere(others, session.modules.values()) if others else []
     places = [f"is kept after the forward pass, {_place_of(tensor, session.modules)}" for tensor in kept]
     leaving += [(tensor, labels_of(tensor), place) for tensor, place in zip(kept, places, strict=True)]
     if tracer.recording is not None:
@@ -61,24 +63,27 @@ def freeze_leaving(space: LabelSpace, leaving: Iterable[tuple[TensorLabels, str]
             space.freeze(statistic.axis[statistic.axis >= 0], statistic.reason, statistic.op)
 
 
-def _kept(tracer: Tracer, known: set[int], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors of a finished pass that are still referenced, besides the known ones.
+def _kept(tracer: Tracer, known: set[int], inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the tensors of a finished pass that are still referenced, besides the known ones: with labels, without.
 
     What is computed from the model's own tensors alone is a cache, which a cut drops.
     """
 
     def find() -> list[Tensor]:
         alive = tracer.recording.held_elsewhere() if tracer.recording else _alive(tracer.results)
-        return [t for t in alive if id(t) not in known and labels_of(t).tells and labels_of(t).origin is None]
+        return [tensor for tensor in alive if id(tensor) not in known and labels_of(tensor).origin is None]
 
     if not find():
-        return []
+        return [], []
     gc.collect()  # free tensors that only cycles of objects hold
-    kept = find()
+    found = find()
+    kept = [tensor for tensor in found if labels_of(tensor).tells]
+    others = [tensor for tensor in found if not labels_of(tensor).labelled]
     if tracer.recording:
         computed = tracer.recording.computed_from(inputs)
         kept = [tensor for tensor in kept if id(tensor) in computed]
-    return kept
+        others = [tensor for tensor in others if id(tensor) not in computed]
+    return kept, others
 
 
 def _alive(results: Iterable[weakref.ref[Tensor]]) -> list[Tensor]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from infoprune.errors import TraceError
 from infoprune.structure.labels.tensor_labels import TensorLabels
 
 _OPAQUE = (
@@ -24,6 +25,21 @@ class Returned(NamedTuple):
     value: Any
     tensors: list[Tensor]
     labels: list[TensorLabels]
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model in whose outputs there is no tensor.
+
+        Args:
+            model: whose forward it was.
+
+        Raises:
+            TraceError: names the type of what it returns.
+        """
+        if not self.tensors:
+            raise TraceError(
+                f"{type(model).__name__} returns a {type(self.value).__name__}, in which no tensor is found: return "
+                "tensors, or containers or objects that hold them"
+            )
 
 
 def output_tensors(returned: Any) -> list[Tensor]:

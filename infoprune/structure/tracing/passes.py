@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+
 from infoprune.structure.tracing.relabel import Recording
 from infoprune.structure.tracing.tracer import Tracer
 
@@ -17,11 +19,13 @@ class Passes:
         on_shapes: whether they ran on meta tensors rather than on numbers.
         traced: whether each ran in train mode, and its tracer.
         zeros: the pass on weights of zero, where passes run on numbers.
+        tables_on: where tables have numbers that the code keeps outside of its modules; None if it keeps none.
     """
 
     on_shapes: bool
     traced: list[tuple[bool, Tracer]]
     zeros: Tracer | None = None
+    tables_on: torch.device | None = None
 
     @property
     def to_repeat(self) -> list[tuple[bool, Tracer]]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from infoprune.structure.labels.tensor_labels import TensorLabels, clear_labels, labels_of, set_labels
+from infoprune.structure.tracing.execution import Operator
 from infoprune.structure.tracing.rule_context import OpRecord
-from infoprune.structure.tracing.rules import Rule
 
 if TYPE_CHECKING:
     from infoprune.structure.tracing.tracer import Tracer
@@ -26,7 +26,7 @@ class Step(NamedTuple):
     """One operator call of a recorded pass: what its rule receives, and all tensors among its arguments."""
 
     record: OpRecord
-    rule: Rule
+    operator: Operator
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     tensors: Sequence[Tensor]

@@ -17,13 +17,14 @@ from infoprune.structure.module_state import Attributes, put_back
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors, swapped
 from infoprune.structure.tracing.copies import copies_of
-from infoprune.structure.tracing.examples import in_words, tensors_of
+from infoprune.structure.tracing.examples import in_words, plain, tensors_of
 from infoprune.structure.tracing.frozen import freeze_ends
 from infoprune.structure.tracing.leaving import freeze_leaving, note_leaving
 from infoprune.structure.tracing.outputs import Returned
 from infoprune.structure.tracing.passes import Passes, SessionState
 from infoprune.structure.tracing.relabel import Recording
 from infoprune.structure.tracing.rule_context import OpRecord
+from infoprune.structure.tracing.tables import give_numbers
 from infoprune.structure.tracing.tracer import Tracer, inputs_on_meta, run_labelled
 from infoprune.structure.tracing.unreached import settle_unreached
 from infoprune.structure.tracing.values import Values
@@ -53,7 +54,7 @@ class TraceSession:
         follow: Mapping[str, str | None] | None = None,
     ) -> None:
         self.model = model
-        self.inputs = inputs
+        self.inputs = plain(inputs)
         self.owned = owned
         self.on_shapes = True
         self.space = LabelSpace()
@@ -66,6 +67,7 @@ class TraceSession:
         self.unreached: list[str] = []  # modules that no pass ran, and that have no sibling that did
         self.narrow_too: set[str] = set()  # tensors whose few channels right at an input or output may go
         self.passes = Passes(True, [])
+        self.tables_on: torch.device | None = None  # where tables have numbers that the code keeps outside of modules
         self.caches: list[str] = []  # attributes in which the model's code keeps what it has computed
         self.whole, self.copies = copies_of(owned, follow or {})
         self._attributes = Attributes(self.modules.values())
@@ -90,12 +92,13 @@ class TraceSession:
         check_belongs(PruningPlan(shapes=shapes), own)
         session.labels |= {name: [] for name in own.keys() - shapes.keys()}  # scalars
         session.space, session.passes, session.on_shapes = space, passes, passes.on_shapes
+        session.tables_on = passes.tables_on
         return session
 
     def run(self) -> None:
         """Trace in eval mode, and also in train mode if only that uses some of the parameters."""
         self._recordings = []
-        self.passes = Passes(self.on_shapes, [])  # operators are numbered anew
+        self.passes = Passes(self.on_shapes, [], tables_on=self.tables_on)  # operators are numbered anew
         if self.on_shapes:
             try:
                 self._run_on_shapes()
@@ -117,7 +120,12 @@ class TraceSession:
     def _run_on_shapes(self) -> None:
         self._unite_copies()
         self._warm_up()
-        self.passes = Passes(True, [(False, self._pass(train=False))])
+        state, first = self.state(), self._pass(train=False)
+        if first.tables:
+            self.tables_on = give_numbers(first.tables, self._recordings[-1], self.owned.values())
+            self.restore(state)
+            first = self._pass(train=False)
+        self.passes = Passes(True, [(False, first)], tables_on=self.tables_on)
         self._run_with_other_draws(self.passes.traced[0][1])
         if self.numbers_made_up and self._unused():
             raise RuntimeError("with numbers that were made up, the control flow leaves out parts of the model")
@@ -151,10 +159,9 @@ class TraceSession:
 
     def _warm_up(self) -> None:
         """Run a model with scripted modules twice: at first these call other operators, to see what to optimise."""
-        if any(isinstance(module, torch.jit.ScriptModule) for module in self.modules.values()):
-            state = self.state()
-            for _ in range(2):
-                self._pass(train=False)
+        state, scripted = self.state(), any(isinstance(m, torch.jit.ScriptModule) for m in self.modules.values())
+        for _ in range(2 if scripted else 0):
+            self._pass(train=False)
             self.restore(state)
 
     def _run_in_train_mode(self, unused: Sequence[str], by_mode: bool) -> None:
@@ -206,7 +213,7 @@ class TraceSession:
     def _replay(self, recordings: Sequence[Recording]) -> None:
         """Label the recorded passes anew, without running the model."""
         self._unite_copies()
-        self.passes = Passes(self.on_shapes, [])
+        self.passes = Passes(self.on_shapes, [], tables_on=self.tables_on)
         unused: Sequence[str] = ()
         for recording in recordings:
             self.space.resolve_balances()
@@ -238,23 +245,17 @@ class TraceSession:
             self.space.freeze(axis, reason)
 
     def _user_error(self, error: Exception) -> TraceError:
-        where = self._running.module if self._running else ""
-        reason = str(error).partition("\n")[0] + advice_on(self.model, self.inputs)
-        return TraceError(
-            f"the model's forward failed on the example inputs {in_words(self.inputs)}"
-            f"{f' in module {where!r}' if where else ''}: {type(error).__name__}: {reason}"
-        )
+        where = f" in module {self._running.module!r}" if self._running and self._running.module else ""
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}{advice_on(self.model, self.inputs)}"
+        return TraceError(f"the model's forward failed on the example inputs {in_words(self.inputs)}{where}: {reason}")
 
     def _pass(self, train: bool, stand_ins: dict[str, Tensor] | None = None, seed: int = 0) -> Tracer:
         """Run the model once, recorded, and freeze what leaves it."""
         self._running = tracer = Tracer(self.space, self._module_names, len(self.records), seed)
         recording = tracer.recording = Recording(train, seed) if self.on_shapes else None
         returned = self.run_pass(tracer, train, stand_ins or {})
-        if not returned.tensors and not train:
-            raise TraceError(
-                f"{type(self.model).__name__} returns a {type(returned.value).__name__}, in which no tensor is found: "
-                "return tensors, or containers or objects that hold them"
-            )
+        if not train:
+            returned.check(self.model)
         tracer.recording = None  # the structure keeps the tracer, but none of the tensors
         tracer.results.clear()
         if recording is not None:
@@ -262,6 +263,7 @@ class TraceSession:
             self._recordings.append(recording)
         return tracer
 
+    @torch.inference_mode(False)  # in which composite operators would stay whole
     def run_pass(
         self,
         tracer: Tracer,
@@ -280,6 +282,7 @@ class TraceSession:
         Returns:
             What the forward returned, with the labels of the tensors in it.
         """
+        tracer.tables_on = self.tables_on
         labels = labels or self.labels
         tensors: dict[str, Tensor] = {}
         for name, entry in self.owned.items():

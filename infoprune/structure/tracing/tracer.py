@@ -38,6 +38,7 @@ from infoprune.structure.tracing.rule_context import Contraction, OpRecord, Outp
 from infoprune.structure.tracing.rules import Rule, find_rule, tensors_in
 from infoprune.structure.tracing.rules.signs import has_no_negatives
 from infoprune.structure.tracing.scalars import scalars_in
+from infoprune.structure.tracing.tables import with_numbers
 from infoprune.structure.tracing.values import Call, Values
 
 
@@ -73,6 +74,8 @@ class Tracer(TorchDispatchMode):
         self.drew = False
         self.found: dict[tuple[str, str], Any] = {}
         self.functions = FunctionCalls()
+        self.tables_on: torch.device | None = None
+        self.tables: list[Tensor] = []  # without labels, and still held after the pass
         self._names = names
         self._modules: list[str] = [""]
         self._operators: dict[int, Operator] = {}
@@ -102,6 +105,8 @@ class Tracer(TorchDispatchMode):
                     return call_one_by_one(func, args, kwargs or {})
             draws = torch.Tag.nondeterministic_seeded in func.tags
             operator = self._operators[id(func)] = Operator(func, find_rule(func), name, kernel_of(func), draws)
+        if self.tables_on is not None:
+            kwargs = with_numbers(kwargs or {}, tensors_in(args), self.tables_on)
         if operator.draws:
             self.draws.seed((kwargs or {}).get("generator"))
         return self.observe(operator, args, kwargs or {})
@@ -125,7 +130,7 @@ class Tracer(TorchDispatchMode):
             record = OpRecord(operator.name, self.module, scalars, options_in(operator.name, args, kwargs))
             record.sizes_follow = self.functions.sizes_follow
             record.read = Read(None if outs and outs[0].is_meta else result) if read else None
-            self.label(Step(record, operator.rule, args, kwargs, tensors, outs))
+            self.label(Step(record, operator, args, kwargs, tensors, outs))
         return result
 
     def _executed(
@@ -152,9 +157,9 @@ class Tracer(TorchDispatchMode):
         """Give an operator's results their labels, and record the call.
 
         Args:
-            step: the operator's call: its record, rule, arguments and results.
+            step: the operator's call: its record, operator, arguments and results.
         """
-        record, rule, args, kwargs, tensors, outs = step
+        record, operator, args, kwargs, tensors, outs = step
         op = RuleContext(self.space, record, self.first + len(self.records), self.contractions)
         # Read before the rule runs: an in-place operator writes to the labels of its operand.
         given = [labels_of(tensor) for tensor in tensors]
@@ -163,7 +168,7 @@ class Tracer(TorchDispatchMode):
         statistics = [s for labels in given for s in labels.statistics]
         nonzero = {id(axis): axis for labels in given for axis in labels.nonzero}
         no_negatives = has_no_negatives(record.name, args, kwargs, [labels.nonnegative for labels in given])
-        apply(rule, op, args, kwargs, outs)
+        apply(operator.rule, op, args, kwargs, outs)
         if no_negatives and outs:
             labels_of(outs[0]).note_nonnegative()
         # A statistic that the rule does not carry on has become an ordinary number: its channels have to stay.

@@ -132,6 +132,18 @@ class Values:
             self.note(call)
         return result
 
+    def numbers_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the numbers of tensors of the pass.
+
+        Args:
+            tensors: tensors on shapes.
+
+        Raises:
+            RuntimeError: they are not known any more.
+        """
+        self._compute(tensors)
+        return [self._number(tensor) for tensor in tensors]
+
     def _compute(self, wanted: Sequence[Tensor]) -> None:
         """Compute the calls on which some tensors depend."""
         missing = frozenset(_memory(tensor) for tensor in wanted if id(tensor) not in self._computed)

@@ -144,9 +144,7 @@ class TracedModel:
             tried = self._followed is structure.groups or not tells_less(structure, decision.plan)
             if tried or self.validate().groups is structure.groups:
                 return decision
-        raise PlanError(
-            f"no plan was found that the model's code follows: a channel {conflicts[0].reason}; freeze that layer"
-        )
+        raise PlanError(f"no plan was found that the model's code follows: {conflicts[0].reason}; freeze that layer")
 
     def conflicts(self, structure: Structure, plan: PruningPlan) -> list[Conflict]:
         """Run a plan dry and return its conflicts.

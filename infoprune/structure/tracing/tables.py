@@ -1,0 +1,89 @@
+"""Tables that a model's code makes once and keeps outside of its modules: in a global dict, an `lru_cache`, an object.
+
+A pass on shapes that is the first to run such code would leave a tensor without numbers there, and the code that made
+it would not run again. So these tensors get their numbers, and the pass is repeated. From then on what the code makes
+on the device of its inputs has numbers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from infoprune.errors import TraceError
+from infoprune.structure.tensors import OwnedTensor
+from infoprune.structure.tracing.values import Call, Values
+
+if TYPE_CHECKING:
+    from infoprune.structure.tracing.relabel import Recording
+
+
+def kept_elsewhere(tensors: Iterable[Tensor], modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Return the tensors that no attribute of a module is or contains: attributes are restored after a pass.
+
+    Args:
+        tensors: tensors without labels that are still held after a pass.
+        modules: all modules of the model.
+    """
+    restored: set[int] = set()
+    waiting: list[Any] = [vars(module) for module in modules]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in restored:
+            continue
+        restored.add(id(value))
+        if isinstance(value, nn.Module):  # that was built in the pass
+            waiting.append(vars(value))
+        elif isinstance(value, dict | list | set | tuple):
+            waiting += value.values() if isinstance(value, dict) else value
+    return [tensor for tensor in tensors if id(tensor) not in restored]
+
+
+def give_numbers(tables: Sequence[Tensor], recording: Recording, own: Iterable[OwnedTensor]) -> torch.device:
+    """Give tensors on shapes their numbers, whoever holds them.
+
+    Args:
+        tables: tensors of a pass, some of them on shapes.
+        recording: that pass.
+        own: the model's tensors.
+
+    Returns:
+        The device of the numbers: that of the model.
+
+    Raises:
+        TraceError: one cannot be given numbers.
+    """
+    real = [entry.tensor for entry in own]
+    device = next((tensor.device for tensor in real), torch.device("cpu"))
+    values = Values(zip((shape for shape, _ in recording.labelled_tensors), real, strict=True), ())
+    for step in recording.steps:
+        values.note(Call(step.operator.func, step.record.name, step.args, step.kwargs, step.tensors, step.outs))
+    for table in (table for table in tables if table.is_meta):
+        try:
+            (number,) = values.numbers_of([table])
+            torch.utils.swap_tensors(table, number.to(device).clone())
+        except KeyError:  # it depends on the inputs
+            continue
+        except RuntimeError as error:
+            raise TraceError(
+                "the forward keeps a tensor outside of the model's modules, which could not be computed while the "
+                f"model was traced on shapes ({error}): call the model once on its inputs before"
+            ) from error
+    return device
+
+
+def with_numbers(kwargs: Mapping[str, Any], operands: Iterable[Tensor], device: torch.device | None) -> dict[str, Any]:
+    """Return the arguments of an operator that makes or moves a tensor, so that the result has numbers where it can.
+
+    Args:
+        kwargs: keyword arguments of the operator.
+        operands: the tensors among its arguments.
+        device: where results with numbers are; None: on shapes, as the code asks.
+    """
+    asked = kwargs.get("device")
+    if device is None or asked is None or asked.type != "meta" or any(operand.is_meta for operand in operands):
+        return dict(kwargs)
+    return {**kwargs, "device": device}

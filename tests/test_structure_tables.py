@@ -1,0 +1,114 @@
+"""Tables that code makes once and keeps outside of its modules; inputs of other classes; inference mode."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import infoprune
+from tests.networks import randomise
+from tests.oracle import relative_error
+
+X = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+
+
+def made(length: int, device: torch.device | None) -> Tensor:
+    return torch.linspace(-1, 1, length, device=device)[:, None]
+
+
+def in_a_dict() -> Callable[..., Tensor]:
+    tables: dict[Any, Tensor] = {}
+
+    def table(length: int, device: torch.device | None) -> Tensor:
+        if length not in tables:
+            tables[length] = made(length, device)
+        return tables[length]
+
+    return table
+
+
+def in_an_lru_cache() -> Callable[..., Tensor]:
+    return functools.lru_cache(made)
+
+
+class Grid:
+    """Is no module (anchor generators)."""
+
+    def __init__(self) -> None:
+        self.tables: dict[Any, Tensor] = {}
+
+    def __call__(self, length: int, device: torch.device | None) -> Tensor:
+        if length not in self.tables:
+            self.tables[length] = made(length, device)
+        return self.tables[length]
+
+
+class Placed(nn.Module):
+    def __init__(self, table: Callable[..., Tensor], on_device: bool) -> None:
+        super().__init__()
+        self.first, self.head, self.table, self.on_device = nn.Linear(4, 8), nn.Linear(8, 3), table, on_device
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = self.table(x.shape[1], x.device if self.on_device else None)
+        return self.head(torch.relu(self.first(x)) * places)
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+@pytest.mark.parametrize("keep", [in_a_dict, in_an_lru_cache, Grid])
+def test_a_table_that_the_first_run_makes_is_what_any_run_would_make(keep: Any, on_device: bool) -> None:
+    table = keep()
+    net = randomise(Placed(table, on_device))
+    original = copy.deepcopy(net)
+    structure = infoprune.trace(net, X)
+    assert [group.name for group in structure.prunable] == ["first"]
+    assert torch.equal(table(6, X.device if on_device else None), made(6, None))
+    plan = structure.plan({"first": [0, 5]})
+    infoprune.shrink(net, plan)
+    assert relative_error(original, net, plan, X) < 1e-5
+    assert net(X).shape == Placed(table, on_device)(X).shape, "another model on the same table runs, too"
+
+
+def test_a_table_as_wide_as_a_layer_has_numbers_after_each_run() -> None:
+    table = Grid()
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return self.head(y) * table(y.shape[2], x.device).square().mean()
+
+    infoprune.trace(randomise(Wide()), X)
+    assert len(table.tables) > 1, "plans with fewer channels were run dry"
+    assert not any(kept.is_meta for kept in table.tables.values())
+
+
+class Marked(torch.Tensor):
+    """A tensor of another class, which its results have too (MONAI, fastai)."""
+
+
+def test_inputs_of_another_class_are_traced_as_plain_tensors() -> None:
+    net = randomise(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
+    x, original = X.as_subclass(Marked), copy.deepcopy(net)
+    assert [group.name for group in infoprune.trace(net, x).prunable] == ["0"]
+    plan = infoprune.prune(net, x, "l1", filters=0.5).plan
+    assert net(x).shape == (2, 6, 3)
+    assert infoprune.verify(original, net, plan, x).ok
+
+
+def test_inference_mode_is_left_for_a_trace_and_a_cut() -> None:
+    net = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)))
+    with torch.inference_mode():
+        x = torch.randn(1, 3, 8, 8)
+        infoprune.prune(net, x, "l1", filters=0.5)
+    assert net[0].out_channels == 4
+    net(torch.randn(1, 3, 8, 8)).sum().backward()
+    assert net[0].weight.grad is not None
