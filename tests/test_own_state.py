@@ -137,7 +137,7 @@ def test_masks_of_gradients_follow(where: str) -> None:
 def test_hooks_of_parameters_that_keep_tensors_are_refused_before_the_first_batch() -> None:
     module = TinyModule(net=net())
     for parameter in module.parameters():
-        parameter.register_hook(lambda gradient, mask=torch.ones_like(parameter): gradient * mask)
+        parameter.register_hook(functools.partial(torch.mul, torch.ones_like(parameter)))
     fit = trainer(pruning((1,)), epochs=2)
     with pytest.raises(SurgeryError, match="hook of gradients of TinyModule fails"):
         fit.fit(module, loader())
