@@ -8,12 +8,12 @@ on the device of its inputs has numbers at once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from infoprune.errors import TraceError
 from infoprune.structure.tensors import OwnedTensor
 from infoprune.structure.tracing.values import Call, Values
 
@@ -42,8 +42,10 @@ def kept_elsewhere(tensors: Iterable[Tensor], modules: Iterable[nn.Module]) -> l
     return [tensor for tensor in tensors if id(tensor) not in restored]
 
 
-def give_numbers(tables: Sequence[Tensor], recording: Recording, own: Iterable[OwnedTensor]) -> torch.device:
+def give_numbers(tables: Sequence[Tensor], recording: Recording, own: Iterable[OwnedTensor]) -> torch.device | None:
     """Give tensors on shapes their numbers, whoever holds them.
+
+    Those that cannot be computed stay as they are: they depend on the inputs, or on numbers that were overwritten.
 
     Args:
         tables: tensors of a pass, some of them on shapes.
@@ -51,28 +53,18 @@ def give_numbers(tables: Sequence[Tensor], recording: Recording, own: Iterable[O
         own: the model's tensors.
 
     Returns:
-        The device of the numbers: that of the model.
-
-    Raises:
-        TraceError: one cannot be given numbers.
+        The device of the model; None if there is none with numbers now.
     """
     real = [entry.tensor for entry in own]
-    device = next((tensor.device for tensor in real), torch.device("cpu"))
     values = Values(zip((shape for shape, _ in recording.labelled_tensors), real, strict=True), ())
     for step in recording.steps:
         values.note(Call(step.operator.func, step.record.name, step.args, step.kwargs, step.tensors, step.outs))
+    device = next((tensor.device for tensor in real), torch.device("cpu"))
     for table in (table for table in tables if table.is_meta):
-        try:
+        with suppress(KeyError, RuntimeError):
             (number,) = values.numbers_of([table])
             torch.utils.swap_tensors(table, number.to(device).clone())
-        except KeyError:  # it depends on the inputs
-            continue
-        except RuntimeError as error:
-            raise TraceError(
-                "the forward keeps a tensor outside of the model's modules, which could not be computed while the "
-                f"model was traced on shapes ({error}): call the model once on its inputs before"
-            ) from error
-    return device
+    return None if all(table.is_meta for table in tables) else device
 
 
 def with_numbers(kwargs: Mapping[str, Any], operands: Iterable[Tensor], device: torch.device | None) -> dict[str, Any]:
