@@ -84,6 +84,8 @@ class RuleContext:
     wants_zeros = True
     """Whether it matters where the results are zero; a dry run looks at labels alone."""
 
+    is_strict = False  # whether a result's axes have to be as many as its dimensions, as for rules of the user's own
+
     def __init__(self, space: LabelSpace, record: OpRecord, number: int, contractions: list[Contraction]) -> None:
         self._space = space
         self._whole = space.slot_label_arrays
@@ -120,7 +122,7 @@ class RuleContext:
             origin: name of the parameter that the tensor is another form of.
             nonzero: axes along which removed channels are not zero, whatever ``zero`` says.
         """
-        if len(axes) != tensor.dim():
+        if self.is_strict and len(axes) != tensor.dim():
             raise ValueError(f"it labels a result of {tensor.dim()} dimensions with {len(axes)} axes")
         labels = TensorLabels(axes, zero, origin)
         labels.nonzero = tuple(axis for axis in nonzero if axis is not None)

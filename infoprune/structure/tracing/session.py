@@ -159,9 +159,9 @@ class TraceSession:
 
     def _warm_up(self) -> None:
         """Run a model with scripted modules twice: at first these call other operators, to see what to optimise."""
-        state, scripted = self.state(), any(isinstance(m, torch.jit.ScriptModule) for m in self.modules.values())
-        for _ in range(2 if scripted else 0):
-            self._pass(train=False)
+        if any(isinstance(module, torch.jit.ScriptModule) for module in self.modules.values()):
+            state = self.state()
+            _ = self._pass(train=False), self._pass(train=False)
             self.restore(state)
 
     def _run_in_train_mode(self, unused: Sequence[str], by_mode: bool) -> None:

@@ -67,6 +67,7 @@ def _checked(function: Rule) -> Rule:
 
     @functools.wraps(function)
     def checked(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+        ctx.is_strict = True
         function(ctx, args, kwargs, outs)
         for out in outs:
             lengths = [None if axis is None else len(axis) for axis in labels_of(out).axes]
