@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor, nn
+from torch import Tensor
 
 from infoprune.callbacks.engine.idle_step import silenced
 from infoprune.callbacks.engine.met_weights import WeightMeetings
@@ -57,6 +58,6 @@ def run_gradient_hooks(trainer: pl.Trainer, module: pl.LightningModule) -> dict[
 _BEFORE_THE_STEP = ("on_after_backward", "on_before_optimizer_step")
 
 
-def _hooks(entry: OwnedTensor) -> list[nn.Module]:
+def _hooks(entry: OwnedTensor) -> list[Callable[[Tensor], Any]]:
     hooks = getattr(entry.tensor, "_backward_hooks", None) or {}
     return [hook for hook in hooks.values() if not is_of_a_logger(hook)]
