@@ -353,3 +353,11 @@ def test_a_model_whose_code_knows_float32_only_is_compared_in_it() -> None:
     assert verification.tolerance == 1e-5
     net.head.bias.data += 1e-2
     assert not infoprune.verify(original, net, plan, x).ok
+
+
+def test_inputs_that_hold_nan_are_named_where_nothing_can_be_compared() -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), torch.randn(1, 3, 8, 8)
+    x[..., 3] = torch.nan
+    with pytest.raises(VerificationError, match="the example inputs hold NaN"):
+        infoprune.prune(net, x, "l1", filters=0.5)
+    assert net[0].out_channels == 8

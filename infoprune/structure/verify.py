@@ -15,6 +15,7 @@ from infoprune.structure.module_outputs import ModuleOutputs
 from infoprune.structure.numeric_run import NumericRun
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tensors import check_model, owned_tensors
+from infoprune.structure.tracing.examples import tensors_of
 from infoprune.values import check_values, without_values
 
 TOLERANCE = 1e-8
@@ -138,6 +139,10 @@ def check_exact(model: nn.Module, plan: PruningPlan, example_inputs: Inputs) -> 
         # The code runs in float32 only, which has decided.
     if verification.ok:
         return
+    if any(tensor.is_floating_point() and bool(tensor.isnan().any()) for tensor in tensors_of(inputs)):
+        raise VerificationError(
+            "the cut cannot be proven exact, because the example inputs hold NaN. Nothing was changed; give finite ones"
+        )
     if not verification.errors:
         raise VerificationError(
             "the cut cannot be proven exact: no tensor was found in what the model returns. Nothing was changed; "
