@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 
@@ -95,11 +96,24 @@ class RewindableIterator(Iterator[Any]):
     def __next__(self) -> Any:
         if not self._records:
             return self._kept.pop(0) if self._kept else next(self._source)
-        if self.position == len(self._kept):
-            self._kept.append(next(self._source))
-        self.position += 1
-        # The code may write into what it has taken.
-        return tree_map_only(Tensor, torch.clone, self._kept[self.position - 1])
+        # Unseen by a trace, in which only the first run takes from the source.
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
+            if self.position == len(self._kept):
+                self._kept.append(next(self._source))
+            self.position += 1
+            # The code may write into what it has taken.
+            return tree_map_only(Tensor, torch.clone, self._kept[self.position - 1])
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """Return the class of the source, which code may ask for."""
+        return type(self._source)
+
+    def __len__(self) -> int:
+        return len(self._source)  # type: ignore[arg-type]
+
+    def __bool__(self) -> bool:
+        return True
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # which copying asks for, before there is a source

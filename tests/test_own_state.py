@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import random
 from collections.abc import Callable, Iterator
@@ -197,6 +198,11 @@ class Slots:
         self.count = 0
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frozen:
+    array: Any
+
+
 class Plain:
     def __init__(self) -> None:
         self.numpy, self.own, self.python = np.random.default_rng(0), torch.Generator(), random.Random(0)
@@ -208,10 +214,12 @@ class Counting(TinyModule):
 
     steps = 0
 
-    def __init__(self) -> None:
+    def __init__(self, parts: bool) -> None:
         super().__init__(net=net())
         self.counts, self.counter, self.slots, self.plain = np.zeros(2), collections.Counter(), Slots(), Plain()
         self.bytes, self.arrays = bytearray(2), [np.zeros(2)]
+        self.fixed, self.frozen = np.frombuffer(b"12345678", np.uint8), Frozen(np.zeros(1))  # nobody may write to them
+        self.parts = parts
 
     def state(self) -> dict[str, Any]:
         return {
@@ -235,12 +243,14 @@ class Counting(TinyModule):
         self.slots.count += 1
         type(self).steps += 1
         self.bytes[0] += 1
+        self.bytes.append(0)
         self.plain.numpy.random()
         torch.rand(1, generator=self.plain.own)
         self.plain.python.random()
         if len(batch[0]) < 8:  # as where two examples stand for a batch
             self.trainer.should_stop = True
-        return self.loss(batch)
+        # Where the step calls a part of the network, the step itself is traced.
+        return self.loss(batch) + (self.net[:3](batch[0]).square().mean() if self.parts else 0)
 
 
 class Same(pl.Callback):
@@ -264,8 +274,9 @@ def _steps_again() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_steps_again")
-def test_what_a_step_changes_is_restored_wherever_it_is() -> None:
-    module, fit = Counting(), trainer(pruning((1,)), Same(), epochs=2)
+@pytest.mark.parametrize("parts", [False, True])
+def test_what_a_step_changes_is_restored_wherever_it_is(parts: bool) -> None:
+    module, fit = Counting(parts), trainer(pruning((1,)), Same(), epochs=2)
     fit.fit(module, loader())
     assert widths(module)[0] < 8
     assert (Counting.steps, fit.global_step) == (6, 6), "no run of the step has stopped the fit"
@@ -302,3 +313,32 @@ def test_a_pool_of_images_that_is_empty_at_first_stands_in_no_way() -> None:
     trainer(pruning((1,), allocation="auto", macs=0.7), epochs=2).fit(module, loader())
     assert module.make[0].out_channels < 8 or module.judge[0].out_channels < 8
     assert len(module.pool) == 2
+
+
+def test_a_step_that_sets_rates_and_asks_for_types_does_so_in_training_only() -> None:
+    Held = collections.namedtuple("Held", "optimizer")
+
+    class Warmed(OwnOptimizer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = Held(self.own)
+
+        def training_step(self, batch: Any, index: int) -> None:
+            assert isinstance(self.own, torch.optim.SGD)
+            for group in self.held.optimizer.param_groups:
+                group["lr"] *= 1.1
+            super().training_step(batch, index)
+
+    module = Warmed()
+    module.schedules = {"rate": StepLR(module.own, 100)}
+    trainer(pruning((1,)), epochs=2).fit(module, loader())
+    assert widths(module)[0] < 8
+    assert module.own.param_groups[0]["lr"] == pytest.approx(0.01 * 1.1**6)
+
+
+def test_an_optimizer_of_other_tensors_is_none_of_ours() -> None:
+    module = TinyModule(net=net())
+    module.codes = torch.zeros(4, 4, requires_grad=True)
+    module.search = torch.optim.LBFGS([module.codes])
+    trainer(pruning((1,)), epochs=2).fit(module, loader())
+    assert widths(module)[0] < 8

@@ -130,3 +130,23 @@ def test_hyperparameters_of_a_lightning_module_stay() -> None:
     module = Module()
     assert "its size is fixed" in str(infoprune.trace(module, X).group("first").reason)
     assert module.hparams.width == 16
+
+
+class Checked(Parts):  # makes sure of what it holds
+    def __new__(cls, count: int, width: int) -> Checked:
+        assert width == 16
+        return super().__new__(cls, count, width)
+
+
+class Schedule:
+    """An object that the whole project shares, of which no module may get a copy."""
+
+    def __init__(self) -> None:
+        self.width, self.handle = 16, object()
+
+
+@pytest.mark.parametrize("held", [Checked(2, 16), Schedule()])
+def test_a_size_in_an_object_that_is_more_than_settings_stays(held: Any) -> None:
+    net = Halves(held, lambda held: (2, held.width))
+    assert "its size is fixed" in str(infoprune.trace(net, X).group("first").reason)
+    assert net.held is held

@@ -332,6 +332,8 @@ SPREAD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cat": lambda gate, x: torch.cat([gate] * x.shape[1], 1),
     "stack": lambda gate, x: torch.stack([gate[:, 0]] * x.shape[1], 1),
     "any": lambda gate, x: (x != 0).any(1, keepdim=True) * gate,
+    "the shape of one channel": lambda gate, x: torch.ones_like(x[:, :1]) * gate,
+    "the shape of one map": lambda gate, x: torch.zeros_like(x[:, 0])[:, None] + gate,
 }
 
 
@@ -351,3 +353,18 @@ def test_one_gate_for_all_channels_binds_none(spread: str) -> None:
     plan = structure.plan({"stem": [1, 2, 7]})
     infoprune.shrink(net, plan)
     assert relative_error(original, net, plan, x) < 1e-5
+
+
+def test_the_values_of_one_channel_by_its_number_freeze_the_others() -> None:
+    class Picked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).relu()
+            return self.head(x) * x[:, :1].sigmoid()
+
+    assert "slice picks channels by number" in str(
+        infoprune.trace(Picked(), torch.randn(1, 3, 8, 8)).group("stem").reason
+    )

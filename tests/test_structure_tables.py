@@ -91,6 +91,20 @@ def test_a_table_as_wide_as_a_layer_has_numbers_after_each_run() -> None:
     assert not any(kept.is_meta for kept in table.tables.values())
 
 
+@pytest.mark.parametrize("use", [lambda table: table[3], lambda table: float(table[3]), lambda table: table.T[:, :6]])
+def test_a_table_of_which_a_view_was_taken_has_numbers_too(use: Callable[[Tensor], Any]) -> None:
+    table = Grid()
+
+    class Net(Placed):
+        def forward(self, x: Tensor) -> Tensor:
+            places = use(table(x.shape[1], x.device))
+            return self.head(torch.relu(self.first(x)) * (places.sum() if isinstance(places, Tensor) else places))
+
+    net = randomise(Net(table, True))
+    assert [group.name for group in infoprune.trace(net, X).prunable] == ["first"]
+    assert net(X).isfinite().all()
+
+
 class Marked(torch.Tensor):
     """A tensor of another class, which its results have too (MONAI, fastai)."""
 

@@ -187,3 +187,19 @@ def test_a_queue_and_a_momentum_copy_stay_as_they_are_before_training_and_at_eve
     trainer(FilterPruning(criterion, macs=0.5, schedule=1), Unmoved(), epochs=2).fit(module, loader)
     assert module.query[0].out_channels < 8
     assert module.key[0].out_channels == module.query[0].out_channels
+
+
+class Awkward(Augmented):
+    """Answers anything, and holds more than anyone wants to look at."""
+
+    def __init__(self, draw: Any) -> None:
+        super().__init__(draw)
+        self.table = [{number: (number,) for number in range(200)} for _ in range(200)]
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name) if name == "__getitems__" else KeyError(name)  # which loaders ask for
+
+
+def test_data_whose_code_answers_anything_are_looked_at_past_it() -> None:
+    loaders = (DataLoader(Awkward(np.random.default_rng(0).random), 8) for _ in range(2))
+    assert seen(next(loaders), pruned=True) == seen(next(loaders), pruned=False)

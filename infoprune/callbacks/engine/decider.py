@@ -15,6 +15,7 @@ from infoprune.allocation import Allocation, Auto, LatencyShare, Uniform
 from infoprune.allocation.solve import Measure
 from infoprune.callbacks.engine.located_network import LocatedNetwork
 from infoprune.callbacks.engine.options import EngineOptions
+from infoprune.callbacks.engine.outside_state import OutsideState
 from infoprune.callbacks.engine.training_data import EXAMPLES, calibration_batches
 from infoprune.criteria import Scores
 from infoprune.decide import Decision, decide, goal
@@ -169,7 +170,7 @@ class Decider:
             scores=scores,
             measure=self._measure(network, structure),
         )
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), OutsideState(module).restored():
             check_plan(network, self.located.inputs, structure, decision.plan)
         return decision
 

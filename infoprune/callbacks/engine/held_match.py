@@ -269,9 +269,11 @@ class Originals:
         return name in self._tensors and self._tensors[name].shape == tensor.shape
 
 
-def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]] | None:
-    """Return where the numbers of a tensor lie, and its shape; None if it has no numbers."""
-    return None if is_lazy(tensor) or not storage_of(tensor) else (tensor.data_ptr(), tuple(tensor.shape))
+def _place(tensor: Tensor) -> tuple[Any, ...] | None:
+    """Return where and how the numbers of a tensor lie; None if it has no numbers."""
+    if is_lazy(tensor) or not storage_of(tensor):
+        return None
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def _tensor_of(module: nn.Module, name: str) -> Tensor:

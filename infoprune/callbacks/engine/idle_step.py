@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,11 @@ class _IdleOptimizer:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._optimizer, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """Return the optimizer's own class, which code asks for to tell kinds of optimizers apart."""
+        return type(self._optimizer)
 
     def step(self, closure: Any = None, *_: Any, **__: Any) -> Any:
         """Evaluate the closure only."""
@@ -120,13 +126,17 @@ def silenced(module: Any) -> Iterator[None]:
 
 @contextmanager
 def _trainer_as_it_was(trainer: Any) -> Iterator[None]:
-    """Restore the plain attributes of a Trainer: a step may tell it to stop."""
-    before = {name: value for name, value in vars(trainer).items() if isinstance(value, _PLAIN)} if trainer else {}
+    """Restore the plain attributes of a Trainer and the settings of its optimizers: a step may tell it to stop."""
+    optimizers = trainer.optimizers if trainer else []
+    settings = (
+        [vars(trainer), *(group for optimizer in optimizers for group in optimizer.param_groups)] if trainer else []
+    )
+    before = [{key: value for key, value in held.items() if isinstance(value, _PLAIN)} for held in settings]
     try:
         yield
     finally:
-        if trainer:
-            vars(trainer).update(before)
+        for held, values in zip(settings, before, strict=True):
+            held.update(values)
 
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -157,8 +167,11 @@ def _idle(value: Any) -> Any:
     if not any(isinstance(item, Optimizer | LRScheduler) for item in items):
         return value
     if isinstance(value, dict):
-        return {key: _idle(item) for key, item in value.items()}
-    return [_idle(item) for item in value]
+        alike = copy.copy(value)
+        alike.update({key: _idle(item) for key, item in value.items()})
+        return alike
+    stand_ins = [_idle(item) for item in value]
+    return value._make(stand_ins) if hasattr(value, "_make") else type(value)(stand_ins)  # a named tuple has `_make`
 
 
 @contextmanager

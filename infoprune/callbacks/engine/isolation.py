@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from types import ModuleType
+from types import BuiltinMethodType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from infoprune.callbacks.engine.outside_state import OutsideState
 from infoprune.random_state import RewindableIterator, restorers
 from infoprune.structure.surgery.held import own_attributes
 
@@ -24,13 +25,16 @@ DEPTH = 8
 LARGEST = 1000
 """Containers with more elements hold data, not generators."""
 
+MOST = 5_000
+"""No more objects are looked at, those near the data set first: that takes about a hundredth of a second."""
+
 _PASSED_OVER = (str, bytes, int, float, type(None), type, ModuleType, Tensor, nn.Module, pl.Trainer)
 """Objects of these types are not looked into."""
 
 
 @contextmanager
 def isolated(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
-    """Restore afterwards all random generators, and the iterators that a LightningModule holds.
+    """Restore afterwards all random generators, and the iterators, arrays and counters that a LightningModule holds.
 
     Generators are the global ones, and those that data sets, ``collate_fn`` and the datamodule hold, as augmentations
     do. What a training step takes from an iterator of the module, such as one over unlabelled images, it gets again.
@@ -43,6 +47,7 @@ def isolated(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
         stack.enter_context(isolate_rng(trainer.strategy.root_device.type == "cuda"))
         for restore in restorers(_parts(_of_data(trainer))):
             stack.callback(restore)
+        stack.callback(OutsideState(module).restore_numbers)  # which a step changes that is itself traced
         stack.enter_context(_iterators_rewound(module))
         yield
 
@@ -59,28 +64,32 @@ def _of_data(trainer: pl.Trainer) -> Iterator[Any]:
 def _parts(roots: Iterable[Any]) -> Iterator[Any]:
     """Yield some objects and what they hold, each once."""
     seen: set[int] = set()
-    waiting = [(root, 0) for root in roots]
-    while waiting:
-        value, depth = waiting.pop()
-        if id(value) in seen or isinstance(value, _PASSED_OVER):
+    waiting = deque((root, 0) for root in roots)
+    while waiting and len(seen) < MOST:
+        value, depth = waiting.popleft()
+        if id(value) in seen or issubclass(type(value), _PASSED_OVER):
             continue
         seen.add(id(value))
         yield value
         if depth < DEPTH:
-            waiting += [(inner, depth + 1) for inner in _inside(value)]
+            with suppress(RuntimeError):  # another thread changes it
+                waiting.extend([(inner, depth + 1) for inner in _inside(value)])
 
 
 def _inside(value: Any) -> Iterator[Any]:
     """Yield the elements and attributes of an object, and what a function of the code has bound."""
-    if isinstance(value, dict | list | tuple | set | deque):
-        if len(value) <= LARGEST:
-            yield from value.values() if isinstance(value, dict) else value
-        return
-    yield from getattr(value, "__dict__", {}).values()
-    yield getattr(value, "__self__", None)
-    if isinstance(value, partial):
+    kind = type(value)  # past code of the object's own, which may answer anything
+    if issubclass(kind, dict | list | tuple | set | deque):
+        plain = next(base for base in (dict, list, tuple, set, deque) if issubclass(kind, base))
+        if plain.__len__(value) <= LARGEST:
+            yield from dict.values(value) if plain is dict else plain.__iter__(value)
+    with suppress(AttributeError):
+        yield from object.__getattribute__(value, "__dict__").values()
+    if issubclass(kind, MethodType | BuiltinMethodType):
+        yield value.__self__
+    if issubclass(kind, partial):
         yield from (value.func, *value.args, *value.keywords.values())
-    for cell in getattr(value, "__closure__", None) or ():
+    for cell in (value.__closure__ or ()) if issubclass(kind, FunctionType) else ():
         with suppress(ValueError):  # of a variable that has no value yet
             yield cell.cell_contents
 
@@ -111,4 +120,7 @@ def _slots_of(module: nn.Module) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def _is_iterator(value: Any) -> bool:
-    return isinstance(value, Iterator) and not isinstance(value, nn.Module | io.IOBase)
+    """Return whether a value is an iterator of Python's or of a loader; objects of a project are restored as such."""
+    kinds = (GeneratorType, _BaseDataLoaderIter, RewindableIterator)
+    plain = type(value).__module__ in ("builtins", "itertools")
+    return isinstance(value, kinds) or (plain and isinstance(value, Iterator))

@@ -14,6 +14,7 @@ from infoprune.callbacks.engine.calibration import NetworkCalibration
 from infoprune.callbacks.engine.called_parts import called_parts
 from infoprune.callbacks.engine.network_finder import COMPILED, NetworkFinder, given_inputs
 from infoprune.callbacks.engine.options import EngineOptions
+from infoprune.callbacks.engine.outside_state import OutsideState
 from infoprune.callbacks.engine.step_check import StepCheck
 from infoprune.callbacks.engine.training_data import peek
 from infoprune.callbacks.engine.training_step import TrainingStep, WatchedStep, watch_training_step
@@ -140,7 +141,7 @@ class LocatedNetwork:
         """
         assert self.inputs is not None
         network = self.within(module)
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), OutsideState(module).restored():  # a step may be traced
             try:
                 return trace(network, self.inputs, self.frozen, copies)
             except TraceError as error:

@@ -6,9 +6,10 @@ import inspect
 import operator
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
-from types import ModuleType
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,9 @@ class OutsideState:
         self._generators: list[Callable[[], object]] = []
         for _, _, value in own_attributes(module):
             self._note(value)
+        for parameter in module.parameters():
+            for hook in (getattr(parameter, "_backward_hooks", None) or {}).values():
+                self._note(hook)
         for cls in {base for part in module.modules() for base in type(part).__mro__}:
             if not is_of_a_library(cls):
                 self._slots.append((cls, {name: v for name, v in vars(cls).items() if isinstance(v, _PLAIN)}))
@@ -88,10 +92,11 @@ class OutsideState:
             self._note_tensor(value)
         elif isinstance(value, np.ndarray | bytearray):
             if (len(value) if isinstance(value, bytearray) else value.nbytes) <= LARGEST_BYTES:
-                view = np.frombuffer(value, np.uint8) if isinstance(value, bytearray) else value
-                self._arrays.append((view, view.copy()))
+                self._arrays.append((value, value.copy()))
         elif isinstance(value, nn.Module):
             self._note_module(value, depth)
+        elif isinstance(value, FunctionType | MethodType | partial):
+            self._note_function(value, depth)
         elif not is_foreign(value) and not _is_code(value):
             if isinstance(value, dict | list | set | deque):
                 if len(value) > LARGEST:
@@ -107,6 +112,20 @@ class OutsideState:
             for _, inner in list(parts_of(value)):
                 self._note(inner, depth + 1)
 
+    def _note_function(self, function: FunctionType | MethodType | partial[Any], depth: int) -> None:
+        """Note the variables of other functions that a function uses, and what is bound to it."""
+        if isinstance(function, partial):
+            bound = [function.func, *function.args, *function.keywords.values()]
+        else:
+            bound = [function.__self__] if isinstance(function, MethodType) else []
+        for cell in (function.__closure__ or ()) if isinstance(function, FunctionType) else ():
+            with suppress(ValueError):  # it has no value yet
+                bound.append(cell.cell_contents)
+                if isinstance(cell.cell_contents, _PLAIN):
+                    self._slots.append((cell, {"cell_contents": cell.cell_contents}))
+        for inner in bound:
+            self._note(inner, depth + 1)
+
     def _note_module(self, module: nn.Module, depth: int) -> None:
         self._modules += module.modules()
         self._seen.update(map(id, module.modules()))
@@ -119,6 +138,20 @@ class OutsideState:
         if id(tensor) not in self._own and storage_of(tensor):
             self._tensors.append((tensor, tensor.detach()))
 
+    def restore_numbers(self) -> None:
+        """Restore arrays, generators, and the attributes of objects without a dict and of classes."""
+        for array, before in self._arrays:
+            if isinstance(array, bytearray):
+                array[:] = before
+            elif array.flags.writeable and array.shape == before.shape:
+                array[...] = before
+        for holder, values in self._slots:
+            for name, value in values.items():
+                if getattr(holder, name, None) is not value:
+                    _set(holder, name, value)
+        for restore in self._generators:
+            restore()
+
     def _restore(self) -> None:
         self._attributes.restore()
         for container, content in self._contents:
@@ -129,17 +162,15 @@ class OutsideState:
             else:
                 container.clear()
                 (container.extend if isinstance(container, deque) else container.update)(content)
-        for array, before in self._arrays:
-            array[...] = before
-        for holder, values in self._slots:
-            for name, value in values.items():
-                if getattr(holder, name, None) is not value:
-                    setattr(holder, name, value)
-        for restore in self._generators:
-            restore()
+        self.restore_numbers()
         for tensor, alias in self._tensors:
             if storage_of(tensor) != storage_of(alias):  # its ``data`` were set
                 tensor.data = alias
+
+
+def _set(holder: Any, name: str, value: Any) -> None:
+    """Set an attribute of an object, a class or a cell, past the code of frozen ones."""
+    (type if isinstance(holder, type) else object).__setattr__(holder, name, value)
 
 
 def _is_code(value: Any) -> bool:

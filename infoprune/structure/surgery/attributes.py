@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -146,9 +145,10 @@ def _with_numbers(held: Any, numbers: Mapping[str, int]) -> Any:
     """Return a copy of a container with some numbers replaced: others may hold the same container."""
     if isinstance(held, list | tuple):
         return _like(held, [numbers.get(str(place), number) for place, number in enumerate(held)])
-    changed = copy.copy(held)
-    # Past __setattr__, which frozen dataclasses refuse.
-    (changed if isinstance(changed, dict) else vars(changed)).update(numbers)
+    if isinstance(held, dict):
+        return type(held)({**held, **numbers})
+    changed = type(held).__new__(type(held))
+    vars(changed).update(vars(held), **numbers)  # past __setattr__, which frozen dataclasses refuse
     return changed
 
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 
 def held_optimizers(model: nn.Module) -> list[Optimizer]:
-    """Return the optimizers that the modules of a model keep as attributes, alone or in a list, tuple or dict.
+    """Return the optimizers of its parameters that the modules of a model keep, alone or in a list, tuple or dict.
 
     Args:
         model: the model.
@@ -22,8 +22,10 @@ def held_optimizers(model: nn.Module) -> list[Optimizer]:
         >>> held_optimizers(net) == [net.optimizer]
         True
     """
+    own = set(map(id, model.parameters()))
     found = {id(item): item for _, _, value in own_attributes(model) for item in _items(value)}
-    return [item for item in found.values() if isinstance(item, Optimizer)]
+    kept = [item for item in found.values() if isinstance(item, Optimizer)]
+    return [item for item in kept if any(id(p) in own for group in item.param_groups for p in group["params"])]
 
 
 def with_wrapped(optimizers: Iterable[Optimizer]) -> list[Optimizer]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from infoprune.errors import TraceError
 from infoprune.structure.tensors import OwnedTensor
 from infoprune.structure.tracing.values import Call, Values
 
@@ -54,17 +55,35 @@ def give_numbers(tables: Sequence[Tensor], recording: Recording, own: Iterable[O
 
     Returns:
         The device of the model; None if there is none with numbers now.
+
+    Raises:
+        TraceError: one has numbers, but other code holds a view of it.
     """
     real = [entry.tensor for entry in own]
+    device = next((tensor.device for tensor in real), torch.device("cpu"))
+    numbers = _computed([table for table in tables if table.is_meta], recording, real)
+    recording.steps.clear()  # whose views would hold the memory of tables
+    for table, number in sorted(numbers, key=lambda pair: not pair[0]._is_view()):
+        try:
+            torch.utils.swap_tensors(table, number.to(device).clone())
+        except RuntimeError as error:
+            raise TraceError(
+                "the forward keeps a tensor outside of the model's modules, of which other code holds a view, so that "
+                "the model cannot be traced on shapes before its first call: call it once on its inputs before"
+            ) from error
+    return None if all(table.is_meta for table in tables) else device
+
+
+def _computed(tables: Sequence[Tensor], recording: Recording, real: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return tensors on shapes with their numbers, as far as these can be computed."""
     values = Values(zip((shape for shape, _ in recording.labelled_tensors), real, strict=True), ())
     for step in recording.steps:
         values.note(Call(step.operator.func, step.record.name, step.args, step.kwargs, step.tensors, step.outs))
-    device = next((tensor.device for tensor in real), torch.device("cpu"))
-    for table in (table for table in tables if table.is_meta):
+    found = []
+    for table in tables:
         with suppress(KeyError, RuntimeError):
-            (number,) = values.numbers_of([table])
-            torch.utils.swap_tensors(table, number.to(device).clone())
-    return None if all(table.is_meta for table in tables) else device
+            found += [(table, number) for number in values.numbers_of([table])]
+    return found
 
 
 def with_numbers(kwargs: Mapping[str, Any], operands: Iterable[Tensor], device: torch.device | None) -> dict[str, Any]:

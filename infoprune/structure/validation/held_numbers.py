@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from infoprune.structure.surgery.attributes import element
 
@@ -27,8 +32,9 @@ def integers(module: nn.Module) -> dict[str, int]:
 def elements(module: nn.Module) -> dict[str, int]:
     """Return the whole numbers above 1 in what a module holds, by the path of the element.
 
-    These are lists and tuples of whole numbers, and dicts and objects in public attributes, such as the configuration
-    that all modules of a network share. Private ones belong to frameworks: Lightning keeps hyperparameters there.
+    These are lists and tuples of whole numbers, and dicts, dataclasses and namespaces of settings in public attributes,
+    such as the configuration that all modules of a network share. Private attributes belong to frameworks: Lightning
+    keeps hyperparameters there.
 
     Args:
         module: the module; submodules are not looked into.
@@ -46,16 +52,33 @@ def elements(module: nn.Module) -> dict[str, int]:
 
 def _numbers_in(held: Any, private: bool) -> Iterator[tuple[int | str, int]]:
     """Yield the whole numbers in a value, each with the place under which plans know it."""
-    if isinstance(held, list | tuple):
+    if _is_sequence(held):
         if all(map(_is_whole, held)):
             yield from enumerate(held)
-        return
-    if private or isinstance(held, nn.Module | Tensor) or callable(held):
-        return
-    items = held if isinstance(held, dict) else getattr(held, "__dict__", {})
-    for key, value in items.items():
-        if isinstance(key, str) and key.isidentifier() and _is_whole(value):
-            yield key, value
+    elif not private and _is_configuration(held):
+        for key, value in (held if isinstance(held, dict) else vars(held)).items():
+            if isinstance(key, str) and key.isidentifier() and _is_whole(value):
+                yield key, value
+
+
+def _is_sequence(held: Any) -> bool:
+    """Return whether a value is a list or tuple that can be made again with other numbers."""
+    named = type(held).__bases__ == (tuple,) and hasattr(held, "_fields")
+    return named or type(held) in (list, tuple, torch.Size)
+
+
+def _is_configuration(held: Any) -> bool:
+    """Return whether a value holds settings and nothing else, so that a module may get a copy of its own."""
+    if type(held) in (dict, OrderedDict):
+        values = held.values()
+    elif isinstance(held, SimpleNamespace | argparse.Namespace) or (is_dataclass(held) and hasattr(held, "__dict__")):
+        values = vars(held).values()
+    else:
+        return False
+    return not isinstance(held, type | nn.Module) and all(isinstance(value, _SETTINGS) for value in values)
+
+
+_SETTINGS = (bool, int, float, str, type(None), np.integer, list, tuple, dict, torch.dtype, torch.device)
 
 
 def _is_whole(value: Any) -> bool:
@@ -72,6 +95,6 @@ def sequence(module: nn.Module, sizes: Sequence[int]) -> list[str]:
     Returns:
         One path for each size; nothing where no list or tuple, or more than one, holds them.
     """
-    lists = {name: held for name, held in vars(module).items() if isinstance(held, list | tuple)}
+    lists = {name: held for name, held in vars(module).items() if _is_sequence(held)}
     found = [name for name, held in lists.items() if all(map(_is_whole, held)) and list(held) == list(sizes)]
     return [element(found[0], place) for place in range(len(sizes))] if len(found) == 1 else []

@@ -87,6 +87,7 @@ def _broadcast(
 def like(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Give a new tensor the labels of the existing one whose shape it takes."""
     ctx.label(outs[0], labels_of(args[0]).axes, zero=ctx.short_name == "zeros_like")
+    ctx.carried_statistics = True  # nothing of its values is read
 
 
 @rule(

@@ -41,17 +41,18 @@ def slice_(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
     first, last, step = slice(start, end, step).indices(size)
     axes = list(operand.axes)
     axis = axes[dim]
+    picks = axis is not None and last - first == 1 and (axis != axis[0]).any()
     if axis is not None and (first, last, step) != (0, size, 1):
-        axes[dim] = _sliced(ctx, axis, first, last, step)
+        axes[dim] = None if picks else _sliced(ctx, axis, first, last, step)
     ctx.label(outs[0], axes, zero=operand.zero, origin=operand.origin)
+    if picks:
+        statistics.pick(ctx, operand, labels_of(outs[0]), axis)
 
 
 def _sliced(ctx: RuleContext, axis: Labels, start: int, stop: int, step: int) -> Labels:
     """Let one of several equal parts lose as many as the others; of every n-th index all n go together."""
     size, length = len(axis), stop - start
-    if length == 1 and (axis != axis[0]).any():
-        ctx.freeze(axis, "slice picks channels by number")
-    elif step > 1 and size % step == 0:
+    if step > 1 and size % step == 0:
         ctx.tie(axis.reshape(-1, step).T)
     elif step == 1 and length and size % length == 0 and start % length == 0:
         ctx.balance(axis.reshape(-1, length))
@@ -80,12 +81,12 @@ def split(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: S
 
 @rule("aten.select", "aten.unbind")
 def select(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Freeze a dimension from which one index is picked by its number, since the numbers would change."""
+    """Keep a dimension from which one index is picked by its number if the result is read: the numbers would change."""
     operand = labels_of(args[0])
     dim = (args[1] if len(args) > 1 else 0) % args[0].dim()
-    ctx.freeze(operand.axes[dim], f"{ctx.short_name} picks channels by number")
     for out in outs:
         ctx.label(out, [a for d, a in enumerate(operand.axes) if d != dim], zero=operand.zero, origin=operand.origin)
+        statistics.pick(ctx, operand, labels_of(out), operand.axes[dim])
 
 
 @rule("aten.cat", "aten.concat")

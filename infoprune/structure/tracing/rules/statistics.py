@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from infoprune.structure.labels import Labels
-from infoprune.structure.labels.tensor_labels import Statistic, TensorLabels, number_in
+from infoprune.structure.labels.tensor_labels import Axis, Statistic, TensorLabels, number_in
 from infoprune.structure.tracing.rule_context import RuleContext
 
 MOST_ADDED = 1e-2
@@ -57,6 +57,21 @@ def take(
     degree = None if source.degree is None or power is None else source.degree * power
     out.depend_on(source.base, degree, statistics)
     ctx.carried_statistics = True
+
+
+def pick(ctx: RuleContext, source: TensorLabels, out: TensorLabels, axis: Axis) -> None:
+    """Record that a result is one channel by its number: whatever reads its values freezes the others.
+
+    Args:
+        ctx: the operator's context.
+        source: labels of the tensor that the channel is picked from.
+        out: labels of the channel.
+        axis: labels of all channels; None where there are none.
+    """
+    new = () if axis is None else (Statistic(axis, f"{ctx.short_name} picks channels by number", ctx.number),)
+    if new or source.statistics:
+        out.depend_on(source.base, None, (*source.statistics, *new))
+        ctx.carried_statistics = True
 
 
 def combine(
