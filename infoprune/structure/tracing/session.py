@@ -121,8 +121,8 @@ class TraceSession:
         self._unite_copies()
         self._warm_up()
         state, first = self.state(), self._pass(train=False)
-        if first.tables and (device := give_numbers(first.tables, self._recordings[-1], self.owned.values())):
-            self.tables_on = device
+        if first.tables:
+            self.tables_on = give_numbers(first.tables, self._recordings[-1], self.owned.values()) or self.tables_on
             self.restore(state)
             first = self._pass(train=False)
         self.passes = Passes(True, [(False, first)], tables_on=self.tables_on)

@@ -46,7 +46,8 @@ def kept_elsewhere(tensors: Iterable[Tensor], modules: Iterable[nn.Module]) -> l
 def give_numbers(tables: Sequence[Tensor], recording: Recording, own: Iterable[OwnedTensor]) -> torch.device | None:
     """Give tensors on shapes their numbers, whoever holds them.
 
-    Those that cannot be computed stay as they are: they depend on the inputs, or on numbers that were overwritten.
+    Those that cannot be computed stay as they are: they depend on the inputs, or on numbers that were overwritten. The
+    recording is emptied: the pass has to be repeated.
 
     Args:
         tables: tensors of a pass, some of them on shapes.
