@@ -147,7 +147,8 @@ def _with_numbers(held: Any, numbers: Mapping[str, int]) -> Any:
         return _like(held, [numbers.get(str(place), number) for place, number in enumerate(held)])
     if isinstance(held, dict):
         return type(held)({**held, **numbers})
-    changed = type(held).__new__(type(held))
+    kind: Any = type(held)
+    changed = kind.__new__(kind)
     vars(changed).update(vars(held), **numbers)  # past __setattr__, which frozen dataclasses refuse
     return changed
 
