@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
-from types import BuiltinMethodType, FunctionType, GeneratorType, MethodType, ModuleType
+from types import GeneratorType, ModuleType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from infoprune.callbacks.engine.outside_state import OutsideState
+from infoprune.callbacks.engine.outside_state import OutsideState, bound_to
 from infoprune.random_state import RewindableIterator, restorers
 from infoprune.structure.surgery.held import own_attributes
 
@@ -71,7 +70,7 @@ def _parts(roots: Iterable[Any]) -> Iterator[Any]:
             continue
         seen.add(id(value))
         yield value
-        if depth < DEPTH:
+        if depth < DEPTH and len(waiting) < MOST:
             with suppress(RuntimeError):  # another thread changes it
                 waiting.extend([(inner, depth + 1) for inner in _inside(value)])
 
@@ -85,13 +84,7 @@ def _inside(value: Any) -> Iterator[Any]:
             yield from dict.values(value) if plain is dict else plain.__iter__(value)
     with suppress(AttributeError):
         yield from object.__getattribute__(value, "__dict__").values()
-    if issubclass(kind, MethodType | BuiltinMethodType):
-        yield value.__self__
-    if issubclass(kind, partial):
-        yield from (value.func, *value.args, *value.keywords.values())
-    for cell in (value.__closure__ or ()) if issubclass(kind, FunctionType) else ():
-        with suppress(ValueError):  # of a variable that has no value yet
-            yield cell.cell_contents
+    yield from bound_to(value)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
 from functools import partial
-from types import FunctionType, MethodType, ModuleType
+from types import BuiltinMethodType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -113,17 +113,10 @@ class OutsideState:
                 self._note(inner, depth + 1)
 
     def _note_function(self, function: FunctionType | MethodType | partial[Any], depth: int) -> None:
-        """Note the variables of other functions that a function uses, and what is bound to it."""
-        if isinstance(function, partial):
-            bound = [function.func, *function.args, *function.keywords.values()]
-        else:
-            bound = [function.__self__] if isinstance(function, MethodType) else []
-        for cell in (function.__closure__ or ()) if isinstance(function, FunctionType) else ():
-            with suppress(ValueError):  # it has no value yet
-                bound.append(cell.cell_contents)
-                if isinstance(cell.cell_contents, _PLAIN):
-                    self._slots.append((cell, {"cell_contents": cell.cell_contents}))
-        for inner in bound:
+        for cell, value in variables_of(function):
+            if isinstance(value, _PLAIN):
+                self._slots.append((cell, {"cell_contents": value}))
+        for inner in bound_to(function):
             self._note(inner, depth + 1)
 
     def _note_module(self, module: nn.Module, depth: int) -> None:
@@ -166,6 +159,31 @@ class OutsideState:
         for tensor, alias in self._tensors:
             if storage_of(tensor) != storage_of(alias):  # its ``data`` were set
                 tensor.data = alias
+
+
+def bound_to(value: Any) -> Iterator[Any]:
+    """Yield what a function, method or `functools.partial` has bound; nothing for other values.
+
+    Args:
+        value: any value; no code of its own is run.
+    """
+    kind = type(value)
+    if issubclass(kind, MethodType | BuiltinMethodType):
+        yield value.__self__
+    elif issubclass(kind, partial):
+        yield from (value.func, *value.args, *value.keywords.values())
+    yield from (inner for _, inner in variables_of(value))
+
+
+def variables_of(value: Any) -> Iterator[tuple[CellType, Any]]:
+    """Yield the variables of other functions that a function uses: the cell of each, and its value.
+
+    Args:
+        value: any value; what is no function uses none.
+    """
+    for cell in (value.__closure__ or ()) if issubclass(type(value), FunctionType) else ():
+        with suppress(ValueError):  # it has no value yet
+            yield cell, cell.cell_contents
 
 
 def _set(holder: Any, name: str, value: Any) -> None:

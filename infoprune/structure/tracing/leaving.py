@@ -39,7 +39,8 @@ def note_leaving(
     ]
     known = {id(tensor) for tensor in (*own, *returned.tensors, *tensors_held(returned.value))}
     kept, others = _kept(tracer, known, tensors_held(inputs))
-    tracer.tables = kept_elsewhere(others, session.modules.values()) if others else []
+    if others and not tracer.first:  # the first pass, which may have made them
+        tracer.tables = kept_elsewhere(others, session.modules.values())
     places = [f"is kept after the forward pass, {_place_of(tensor, session.modules)}" for tensor in kept]
     leaving += [(tensor, labels_of(tensor), place) for tensor, place in zip(kept, places, strict=True)]
     if tracer.recording is not None:

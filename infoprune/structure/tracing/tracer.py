@@ -75,7 +75,7 @@ class Tracer(TorchDispatchMode):
         self.found: dict[tuple[str, str], Any] = {}
         self.functions = FunctionCalls()
         self.tables_on: torch.device | None = None
-        self.tables: list[Tensor] = []  # without labels, and still held after the pass
+        self.tables: list[Tensor] = []  # of a first pass: without labels, and still held after it
         self._names = names
         self._modules: list[str] = [""]
         self._operators: dict[int, Operator] = {}
