@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Cost:
     """Multiply-accumulates (MACs) for one example, and parameters.
 
-    Convolutions, linear layers and the matrix products of attention count, as in PyTorch's ``FlopCounterMode``. The
-    papers' tables call MACs "FLOPs".
+    Convolutions, linear layers and the matrix products of attention count, as in PyTorch's ``FlopCounterMode``.
+    ``nn.Bilinear`` counts, too, which that leaves out. The papers' tables call MACs "FLOPs".
     """
 
     macs: int
