@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 import infoprune
-from infoprune.allocation import Budget, Uniform
-from infoprune.allocation.rounding import steps
+from infoprune.allocation import Budget, InformationLoss, LossCurves, Uniform
+from infoprune.allocation.attempt import Attempt, finest_needed
+from infoprune.allocation.curves import Round
+from infoprune.allocation.rounding import halved, steps
+from infoprune.criteria import get_criterion
 from infoprune.decide import Target
 from infoprune.errors import ConfigurationError
 from infoprune.models import CifarResNet
@@ -93,3 +96,33 @@ def test_rounding_gives_way_where_a_small_network_cannot_meet_its_budget_otherwi
         widths = Uniform().widths(structure, budget=Budget("macs", keep), round_to="auto")
         share = structure.cost(widths).macs / structure.cost().macs
         assert 0.88 * keep < share <= keep, keep
+
+
+@pytest.mark.parametrize(
+    ("losses", "step"),
+    [
+        ({4: 1.04, 2: 1.02, 1: 1.0}, 4),
+        ({4: 1.2, 2: 1.04, 1: 1.0}, 2),
+        ({4: 1.2, 2: 1.1, 1: 1.0}, 1),
+        ({4: 0.0, 2: 0.0, 1: 0.0}, 4),
+    ],
+)
+def test_rounding_becomes_finer_where_it_adds_to_the_loss(losses: dict[int, float], step: int):
+    found = finest_needed({"a": 4}, lambda steps: Attempt({"a": steps["a"]}, loss=losses[steps["a"]]), halved)
+    assert found.widths == {"a": step}
+
+
+def test_rounding_that_the_user_asks_for_stays():
+    net = chain(16, 16, 16)
+    structure = infoprune.trace(net, IMAGES)
+    scores = get_criterion("l1")(net, structure)
+    sizes = {group.name: group.size for group in structure.prunable}
+    free = {name: {12: 1e-7, 8: 1e-6, 4: 1e-6} for name in sizes}
+    curves = LossCurves((Round(sizes, 0.0, free | {"0": {12: 1.0, 8: 4.0, 4: 9.0}}),))
+    allocation = InformationLoss(curves=curves, depth=0.001)
+    rounded, chosen, unrounded = (
+        allocation.widths(structure, scores, Budget("macs", 0.27), round_to=round_to) for round_to in (4, "auto", 1)
+    )
+    assert all(width % 4 == 0 for width in rounded.values())
+    assert allocation.expected_loss(chosen) <= 1.05 * allocation.expected_loss(unrounded)
+    assert allocation.expected_loss(rounded) > 1.05 * allocation.expected_loss(unrounded)

@@ -117,6 +117,16 @@ class Allocation(Part):
                 )
         return checked
 
+    def expected_loss(self, widths: Mapping[str, int]) -> float:
+        """Return what widths are expected to cost, in any unit, where the allocation has measured that; else 0.
+
+        Rounding that follows from the layers becomes finer where it adds too much to this.
+
+        Args:
+            widths: Group name -> units that it keeps.
+        """
+        return 0.0
+
     def without_budget(
         self,
         structure: Structure,
@@ -176,8 +186,9 @@ class Allocation(Part):
                 widths do not allow it, which is warned about.
             amount: Instead of a budget: the share of units to remove, in [0, 1).
             round_to: Widths are multiples of it, unless a group stays whole; "auto": of a number that follows from the
-                layers' widths, halved while a budget of MACs or parameters stays unspent by a tenth; a mapping: of a
-                number for each group by name. See `infoprune.allocation.rounding`.
+                layers' widths, halved while a budget of MACs or parameters stays unspent by a tenth, or while rounding
+                adds a twentieth to the measured loss; a mapping: of a number for each group by name. See
+                `infoprune.allocation.rounding`.
             min_width: Fewest units that a group keeps; a mapping: by patterns of layers, as numbers or shares below 1.
             fraction: How much of the way to go now (gradual schedules): a budget becomes 1 - fraction x (1 - keep).
             reference: The cost that the budget is a fraction of; that of ``structure`` by default. Gradual pruning
@@ -221,7 +232,8 @@ class Allocation(Part):
                 return _by_amount(grids, as_widths(self.label, widths, grids), amount)
             assert measure is not None
             widths_at = self.checked_widths_at(structure, scores, grids, unit_costs(structure, budget.kind, measure))
-            return within_budget(structure, budget, fraction, widths_at, grids, measure, self.single_units)
+            made = within_budget(structure, budget, fraction, widths_at, grids, measure, self.single_units)
+            return made._replace(loss=self.expected_loss(made.widths))
 
         chosen_for_the_user = round_to == AUTO or isinstance(round_to, Mapping)
         finer = halved if chosen_for_the_user and not isinstance(measure, LatencyShare) else None

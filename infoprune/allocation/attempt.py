@@ -1,8 +1,9 @@
-"""`Attempt`: widths at some rounding, which becomes finer where it leaves too much of a budget unspent."""
+"""`Attempt`: widths at some rounding, which becomes finer where it leaves a budget unspent or loses too much."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import NamedTuple
 
 from infoprune.allocation.solve import Widths
@@ -10,6 +11,9 @@ from infoprune.errors import BudgetError
 
 COARSE = 0.1
 """Rounding by itself becomes finer while it leaves more than this share of a budget unspent."""
+
+COSTLY = 0.05
+"""It also becomes finer while it adds more than this share to the loss that is expected without rounding."""
 
 
 class Attempt(NamedTuple):
@@ -19,11 +23,13 @@ class Attempt(NamedTuple):
         widths: Group name -> units.
         unspent: Share of the budget that they leave unspent.
         unmet: What was not reached, in words; empty if nothing.
+        loss: What they are expected to cost, in the unit of the allocation; 0 where it does not measure that.
     """
 
     widths: Widths
     unspent: float = 0.0
     unmet: str = ""
+    loss: float = 0.0
 
 
 def finest_needed(
@@ -31,9 +37,10 @@ def finest_needed(
     attempt: Callable[[Mapping[str, int]], Attempt],
     finer: Callable[[Mapping[str, int]], Mapping[str, int]] | None,
 ) -> Attempt:
-    """Return the first attempt that spends most of the budget, with ever finer steps, or the last one.
+    """Return the first attempt that spends most of the budget and loses little by rounding, with ever finer steps.
 
-    Rounding is for speed, so it is left out where it would leave a small network far below its budget.
+    Rounding is for speed. It is left out where it would leave a small network far below its budget, and where narrow
+    layers would lose much of what they tell, as at strong cuts.
 
     Args:
         step: Group name -> what its width is a multiple of, at first.
@@ -43,11 +50,23 @@ def finest_needed(
     Raises:
         BudgetError: even the finest steps do not reach the budget.
     """
-    following = finer(step) if finer else step
-    try:
-        made = attempt(step)
-    except BudgetError:
-        if following == step:
-            raise
-        return finest_needed(following, attempt, finer)
-    return made if made.unspent <= COARSE or following == step else finest_needed(following, attempt, finer)
+
+    @cache
+    def without_rounding() -> Attempt:
+        return attempt(dict.fromkeys(step, 1))
+
+    def costly(made: Attempt) -> bool:
+        return made.loss > 0 and made.loss > (1 + COSTLY) * without_rounding().loss
+
+    while True:
+        following = finer(step) if finer else step
+        finest = following == step
+        try:
+            made = attempt(step)
+        except BudgetError:
+            if finest:
+                raise
+        else:
+            if finest or (made.unspent <= COARSE and not costly(made)):
+                return made
+        step = following

@@ -87,6 +87,33 @@ def relative_error(original: Tensor, changed: Tensor) -> Tensor:
     return (original - changed).square().mean(dim=1) / scale.clamp(min=torch.finfo(torch.float32).tiny)
 
 
+def uninformed(distance: Distance, original: Tensor) -> Tensor:
+    """Return outputs that are the same for every image, so that they tell nothing about it: the mean over images.
+
+    The distance of the original's outputs from them is all the information about the images that the outputs hold; for
+    class scores, the mutual information of image and class.
+
+    Args:
+        distance: How the outputs are compared, which says what their mean is.
+        original: The original's outputs, (N, ...).
+
+    Returns:
+        Outputs of the same shape.
+
+    >>> certain = torch.tensor([[50.0, 0.0], [0.0, 50.0]])
+    >>> divergence_of_scores(certain, uninformed(divergence_of_scores, certain)).exp()
+    tensor([2., 2.])
+    """
+    least = torch.finfo(torch.float32).tiny
+    if distance is divergence_of_scores:
+        mean = original.softmax(dim=1).mean(dim=0).clamp(min=least).log()
+    elif distance is divergence_of_labels:
+        mean = original.sigmoid().mean(dim=0).logit(eps=1e-6)
+    else:
+        mean = original.mean(dim=0)
+    return mean.expand_as(original)
+
+
 NAMES: dict[Distance, str] = {
     divergence_of_scores: "KL divergence of class scores, in nats",
     divergence_of_probabilities: "KL divergence of class probabilities, in nats",

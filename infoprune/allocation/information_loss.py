@@ -37,9 +37,8 @@ FIRST_LEVELS = (0.75, 0.5, 0.25)
 LATER_LEVELS = (0.75, 0.5)
 """Shares of a group's units at which a round measures."""
 
-
-FLOORS = (0.25, 0.35, 0.5)
-"""Shares of its units that every group may keep; the one is taken whose widths cost the least, all cut at once."""
+FLOORS = (0.125, 0.25, 0.35, 0.5)
+"""Shares of its units that every group may keep. The first one is taken where nothing tells which is best."""
 
 
 @ALLOCATIONS.register("information_loss")
@@ -59,10 +58,12 @@ class InformationLoss(Allocation):
         images: Number of calibration images; all of the data if it holds fewer.
         rounds: How often the curves are measured: once on the whole model, then at 70, 50, 35, 25, 18 and 12 % of the
             cost, as far as the budget goes.
-        floor: Share of its units that every group keeps, until all have come down to it; in [0, 1). None measures the
-            widths that 0.25, 0.35 and 0.5 lead to at the budget, all cut at once, and takes the share that costs the
-            least; it is 0.25 where the budget is not known when the curves are measured.
-        depth: Nats that a group counts for each factor e that it becomes narrower, on top of what is measured.
+        floor: Share of its units that every group keeps, until all have come down to it; in [0, 1]. None measures the
+            widths that 0.125, 0.25, 0.35 and 0.5 lead to at the budget, all cut at once, and takes the share that costs
+            the least. It is 0.125 where the budget is not known when the curves are measured, and where each of them
+            costs all that the outputs tell about the images, so that the measurement orders nothing.
+        depth: Nats that a group counts for each factor e that it becomes narrower, on top of what is measured: a cut
+            that loses nothing alone still leaves fewer filters to learn with.
         evaluate: A function of a model that returns its quality, higher is better, instead of comparing outputs.
         curves: Loss curves that were measured before, or the file that holds them.
         progress: Whether to show a progress bar; None shows it on terminals.
@@ -75,7 +76,7 @@ class InformationLoss(Allocation):
     images: int = 256
     rounds: int = 1
     floor: float | None = None
-    depth: float = 0.0
+    depth: float = 0.01
     evaluate: Callable[[nn.Module], float] | None = None
     curves: LossCurves | str | None = None
     progress: bool | None = None
@@ -148,10 +149,7 @@ class InformationLoss(Allocation):
         few = f", all that the data hold ({self.images} were asked for)" if 0 < curves.images < self.images else ""
         logger.info("%s: measured on %d images%s, as %s", OWNER, curves.images, few, curves.unit)
         _warn_about(curves)
-        if joint:
-            listed = ", ".join(f"{loss:.4g} with at least {floor:.0%} of each group" for floor, loss in joint.items())
-            logger.info("%s: all cuts at once cost %s", OWNER, listed)
-        return dataclasses.replace(self, curves=curves, floor=min(joint, key=joint.__getitem__, default=self.floor))
+        return dataclasses.replace(self, curves=curves, floor=_best(joint, meter.information) if joint else self.floor)
 
     def _widths_at(
         self, structure: Structure, curves: LossCurves, grids: Mapping[str, WidthGrid], kind: str, share: float
@@ -180,6 +178,30 @@ class InformationLoss(Allocation):
             raise ConfigurationError(f"{OWNER} has nothing measured yet: call prepared(model, structure, data)")
         self.curves.check({name: grid.size for name, grid in grids.items()})
         return through(list(self._states(self.curves, grids, costs)), grids)
+
+    def expected_loss(self, widths: Mapping[str, int]) -> float:
+        """Return the loss that the curves expect at some widths, with the penalty on depth."""
+        assert isinstance(self.curves, LossCurves)
+        measured = self.curves.rounds[0].widths
+        narrower = sum(math.log(measured[name] / width) for name, width in widths.items() if name in measured)
+        return self.curves.estimate(widths) + self.depth * narrower
+
+
+def _best(joint: Mapping[float, float], information: float) -> float:
+    """Return the floor whose cuts cost the least together, or the first where that measurement orders nothing.
+
+    Args:
+        joint: Floor -> loss of all cuts at once.
+        information: The loss of outputs that tell nothing about the images.
+    """
+    best = min(joint, key=joint.__getitem__)
+    floor = best if joint[best] < information else FLOORS[0]
+    listed = ", ".join(f"{loss:.4g} with at least {share:.1%} of each group" for share, loss in joint.items())
+    logger.info(
+        "%s: all cuts at once cost %s; outputs that tell nothing cost %.4g; the floor is %g",
+        OWNER, listed, information, floor,
+    )  # fmt: skip
+    return floor
 
 
 def _warn_about(curves: LossCurves) -> None:

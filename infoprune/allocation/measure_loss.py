@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,8 @@ from torch.utils._pytree import tree_map
 
 from infoprune.allocation.batch_statistics import BatchStatistics
 from infoprune.allocation.curves import Round
-from infoprune.allocation.divergence import NAMES, Distance, distances_for, scored
+from infoprune.allocation.divergence import NAMES, distances_for, scored
+from infoprune.allocation.measured_batch import MeasuredBatch
 from infoprune.allocation.sample import sample
 from infoprune.allocation.select import lowest_units
 from infoprune.allocation.suffix import Prefix, advance, first_uses, resume
@@ -86,7 +88,7 @@ class LossMeter:
         self._evaluate = evaluate
         behind = suffix_shares(structure)
         self._work = {name: behind[structure.producers(group)[0][0].name] for name, group in self.groups.items()}
-        self._batches: list[_Batch] = []
+        self._batches: list[MeasuredBatch] = []
         self.unit = "drop of the given quality"
         with self._ready():
             if evaluate is not None:
@@ -101,6 +103,11 @@ class LossMeter:
             except DataError:  # code such as x.view(len(x), -1) needs the usual layout
                 self._batches = self._laid_out(on_model, torch.contiguous_format)
         self.unit = " + ".join(dict.fromkeys(NAMES[distance] for distance in self._batches[0].distances))
+
+    @property
+    def information(self) -> float:
+        """The loss of outputs that tell nothing about the images; infinite for a quality of the user's."""
+        return math.inf if self._evaluate is not None else self._mean([batch.information for batch in self._batches])
 
     def work(self, levels: Mapping[str, Sequence[int]]) -> float:
         """Return the expected work of this process in a round, in runs of the whole model on all images.
@@ -177,11 +184,11 @@ class LossMeter:
                 bar.advance(self._runs(name, near[name], batch))
         return {key: total / (self.images if key[0] in dear else first.size) for key, total in added.items()}
 
-    def _runs(self, name: str, levels: Sequence[int], batch: _Batch) -> float:
+    def _runs(self, name: str, levels: Sequence[int], batch: MeasuredBatch) -> float:
         """Return the work of measuring a group on a batch, in runs of the whole model on all images."""
         return self._work[name] * len(levels) * batch.size / self.images
 
-    def _walk(self, batch: _Batch, names: Iterable[str]) -> Iterator[tuple[str, Prefix | None]]:
+    def _walk(self, batch: MeasuredBatch, names: Iterable[str]) -> Iterator[tuple[str, Prefix | None]]:
         """Yield groups in the order of their use, each with the run up to that use; None if there is no use."""
         prefix: Prefix | None = Prefix()
         for name in sorted(names, key=lambda name: batch.place(self._weights(name))):
@@ -189,7 +196,7 @@ class LossMeter:
                 prefix = advance(self.model, batch.inputs, prefix, self._weights(name))
             yield name, prefix
 
-    def _added(self, name: str, width: int, batch: _Batch, prefix: Prefix | None, now: float) -> float:
+    def _added(self, name: str, width: int, batch: MeasuredBatch, prefix: Prefix | None, now: float) -> float:
         """Return the loss that cutting a group to a width adds on a batch, summed over its images."""
         if prefix is None:
             return 0.0  # the run never uses this group
@@ -215,7 +222,7 @@ class LossMeter:
         sizes = [batch.size for batch in self._batches] or [1]
         return sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
 
-    def _loss(self, batch: _Batch, outputs: Any, what: str) -> float:
+    def _loss(self, batch: MeasuredBatch, outputs: Any, what: str) -> float:
         """Return the loss of a batch: the mean over its images, summed over the outputs."""
         found = scored(outputs)
         if [output.shape for output in found] != [output.shape for output in batch.outputs]:
@@ -232,13 +239,13 @@ class LossMeter:
             raise DataError(f"{self.owner}: the outputs of the model with {what} are not finite; freeze that group")
         return float(value)
 
-    def _laid_out(self, batches: Iterable[tuple[Any, Any, int]], layout: torch.memory_format) -> list[_Batch]:
+    def _laid_out(self, batches: Iterable[tuple[Any, Any, int]], layout: torch.memory_format) -> list[MeasuredBatch]:
         """Return batches of images in a memory layout, after the weights have taken it."""
         for parameter in self.model.parameters():
             parameter.data = _in_layout(parameter.data, layout)
         return [self._batch(tree_map(lambda leaf: _in_layout(leaf, layout), x), y, size) for x, y, size in batches]
 
-    def _batch(self, inputs: Any, targets: Any, size: int) -> _Batch:
+    def _batch(self, inputs: Any, targets: Any, size: int) -> MeasuredBatch:
         weights = (weight for name in self.groups for weight in self._weights(name))
         outputs, order = first_uses(self.model, inputs, weights)
         found = scored(outputs)
@@ -249,11 +256,11 @@ class LossMeter:
         if not all(bool(torch.isfinite(output).all()) for output in found):
             raise DataError(f"{self.owner}: the outputs of the whole model are not finite on the calibration images")
         distances = distances_for(found, on_device(found[0].device, targets), size)
-        batch = _Batch(inputs, size, found, distances, {key: place for place, key in enumerate(order)})
+        batch = MeasuredBatch(inputs, size, found, distances, {key: place for place, key in enumerate(order)})
         batch.resumes = self._resumes_truly(batch)
         return batch
 
-    def _resumes_truly(self, batch: _Batch) -> bool:
+    def _resumes_truly(self, batch: MeasuredBatch) -> bool:
         """Return whether resuming at the last group gives what the whole run gave.
 
         It does not where the model computes outside of torch's sight (scripted functions, NumPy).
@@ -296,21 +303,6 @@ class LossMeter:
         finally:
             for name, values in saved.items():
                 self._tensors[name].copy_(values)
-
-
-class _Batch:
-    """A batch, the whole model's outputs on it, and how to compare outputs with these."""
-
-    def __init__(
-        self, inputs: Any, size: int, outputs: list[Tensor], distances: list[Distance], order: Mapping[int, int]
-    ) -> None:
-        self.inputs, self.size, self.outputs, self.distances = inputs, size, outputs, distances
-        self.resumes = True
-        self._order = order
-
-    def place(self, weights: Iterable[Tensor]) -> int:
-        """Return the position of the first use of some weights; beyond the last call if there is none."""
-        return min((self._order.get(id(p), len(self._order)) for p in weights), default=len(self._order))
 
 
 def _readers(structure: Structure, group: ChannelGroup) -> list[GroupSlot]:
