@@ -104,7 +104,7 @@ class PruneResult:
 def prune(
     model: nn.Module,
     example_inputs: Inputs,
-    criterion: str | Mapping[str, Any] | Criterion = "capacity_independence",
+    criterion: str | Mapping[str, Any] | Criterion = "l1",
     *,
     filters: float | str | None = None,
     macs: float | str | None = None,

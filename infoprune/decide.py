@@ -136,7 +136,7 @@ def decide(
     model: nn.Module,
     structure: Structure,
     target: Target,
-    criterion: str | Mapping[str, Any] | Criterion = "capacity_independence",
+    criterion: str | Mapping[str, Any] | Criterion = "l1",
     allocation: str | Mapping[str, Any] | Allocation = "auto",
     data: Iterable[Any] | None = None,
     *,

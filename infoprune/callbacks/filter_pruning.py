@@ -123,7 +123,7 @@ class FilterPruning(ScheduledEvents):
 
     def __init__(
         self,
-        criterion: str | dict[str, Any] | Criterion = "capacity_independence",
+        criterion: str | dict[str, Any] | Criterion = "l1",
         *,
         schedule: int | list[Any] | dict[str, Any] | Schedule,
         macs: float | str | None = None,

@@ -90,7 +90,7 @@ def add_criterion_argument(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--criterion",
         type=str | dict,
-        default="capacity_independence",
+        default="l1",
         help=f"how much each filter matters: {', '.join(CRITERIA)}, or your own by its import path; with options "
         "as in {name: capacity_independence, balance: 0.3}",
     )

@@ -147,7 +147,7 @@ def _add_pruning(parser: ArgumentParser) -> None:
     add("params", "SHARE", "parameters to keep")
     add("filters", "SHARE", "filters to keep in every group")
     add("latency", "SHARE", "time of a forward pass to keep, measured in the backend")
-    add("criterion", "NAME", f"which filters go: {', '.join(CRITERIA)}", default="capacity_independence")
+    add("criterion", "NAME", f"which filters go: {', '.join(CRITERIA)}", default="l1")
     add("allocation", "NAME", f"how many each layer keeps: {', '.join(ALLOCATIONS)}", default="auto")
     add("backend", "NAME", f"where the model will run: {', '.join(BACKENDS)}")
     add("round_to", "N", "widths are multiples of this", default="auto")
