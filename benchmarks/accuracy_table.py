@@ -16,6 +16,8 @@ from infoprune.report.figures import LINE, SERIES, SOFT, axes, figure
 
 Row = dict[str, Any]
 STAGES = ("cut", "recalibrated", "tuned")
+EARLIER = "earlier "
+"""How the names of rows begin that were measured with other defaults."""
 HEAD = """\
 # Accuracy at equal MACs and equal training
 
@@ -36,7 +38,8 @@ their augmentation; mean (lowest…highest) over seeds. One standard error of an
   what went are fitted to their former outputs by least squares (`reconstruction_batches="auto"`), before anything is
   trained; `default, reconstructed` rounds widths too. `distilled`: half of the loss in fine-tuning is the distance to
   the unpruned network's class probabilities, chosen on held-out training images (`recovery.md`); all other rows learn
-  from labels alone.
+  from labels alone. `earlier`: measured with the defaults before, criterion `capacity_independence`, at least a quarter
+  of each group kept until all were down to it, and multiples of 4, 8 or 16 whatever they cost.
 - `TP`: Torch-Pruning 1.6.1 with `GroupMagnitudeImportance` (L2), `GroupTaylorImportance` or `BNScaleImportance`
   (without its sparse training), ranked in each group (`local`), over all (`global`), or over groups of equal
   structure (`isomorphic`; in these ResNets that is the same as `global`); the pruning ratio is searched until the
@@ -53,7 +56,7 @@ their augmentation; mean (lowest…highest) over seeds. One standard error of an
 def write(rows: Sequence[Row], folder: Path, methods: Sequence[str], tasks: Sequence[str] = ()) -> str:
     """Write ``accuracy.md`` and ``accuracy.svg``; returns the text."""
     rows = [row for row in rows if row["method"] in methods]
-    draw(rows, folder / "accuracy.svg", methods)
+    draw(rows, folder / "accuracy.svg", [method for method in methods if not method.startswith(EARLIER)])
     parts = [HEAD.format(machine=describe(), **TUNING)]
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
@@ -95,7 +98,9 @@ def section(rows: Sequence[Row], budget: float, methods: Sequence[str]) -> list[
         lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(values(method, 'cut'))} |")
     lines.append("")
     lines += [f"Failed: {method}: {reason}.\n" for method, reason in failed.items()]
-    missing = [method for method in methods if method not in found and method not in failed]
+    missing = [
+        method for method in methods if not method.startswith(EARLIER) and method not in found and method not in failed
+    ]
     lines += [f"Not measured: {'; '.join(missing)}.\n"] if missing else []
     return lines
 
