@@ -54,6 +54,14 @@ class Round:
         (less, low), (more, high) = points[place - 1], points[place]
         return max(0.0, low + (high - low) * (gone - less) / (more - less)) ** 2
 
+    def matters(self, name: str) -> bool:
+        """Return whether any cut of a group that was measured costs anything.
+
+        Args:
+            name: The group.
+        """
+        return any(self.curves.get(name, {}).values())
+
     def _points(self, name: str) -> list[tuple[int, float]]:
         highest, points = 0.0, []
         for width, loss in sorted(self.curves.get(name, {}).items(), reverse=True):

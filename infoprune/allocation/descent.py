@@ -26,7 +26,7 @@ def descend(
 
     Each step makes one group narrower: the one where a unit of saved cost adds the least to the loss, as the round of
     measurements that was made nearest above tells, plus ``depth`` times the logarithm of how many times narrower the
-    group becomes.
+    group becomes, unless the outputs do not depend on it.
 
     Args:
         curves: The measured losses.
@@ -71,7 +71,7 @@ def _slopes(one: Round, name: str, start: int, end: int, grid: WidthGrid, depth:
     widths = [start, *range((start - 1) // step * step, end, -step), end] if end < start else []
 
     def loss(width: int) -> float:
-        return one.added(name, width) + depth * math.log(start / width)
+        return one.added(name, width) + (depth * math.log(start / width) if one.matters(name) else 0.0)
 
     return _convex(list(dict.fromkeys(widths)), loss)
 

@@ -182,8 +182,8 @@ class InformationLoss(Allocation):
     def expected_loss(self, widths: Mapping[str, int]) -> float:
         """Return the loss that the curves expect at some widths, with the penalty on depth."""
         assert isinstance(self.curves, LossCurves)
-        measured = self.curves.rounds[0].widths
-        narrower = sum(math.log(measured[name] / width) for name, width in widths.items() if name in measured)
+        whole = self.curves.rounds[0]
+        narrower = sum(math.log(whole.widths[name] / width) for name, width in widths.items() if whole.matters(name))
         return self.curves.estimate(widths) + self.depth * narrower
 
 
@@ -206,7 +206,7 @@ def _best(joint: Mapping[float, float], information: float) -> float:
 
 def _warn_about(curves: LossCurves) -> None:
     """Warn about groups on which the outputs do not depend for these images."""
-    free = [name for name, curve in curves.rounds[0].curves.items() if not any(curve.values())]
+    free = [name for name in curves.rounds[0].curves if not curves.rounds[0].matters(name)]
     if free:
         more = f" and {len(free) - 3} others" if len(free) > 3 else ""
         logger.warning(
