@@ -33,7 +33,7 @@ OWNER = "allocation 'information_loss'"
 ROUNDS = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
 """Shares of the cost at which the curves are measured again."""
 
-FIRST_LEVELS = (0.75, 0.5, 0.25)
+FIRST_LEVELS = (0.75, 0.5, 0.25, 0.125)
 LATER_LEVELS = (0.75, 0.5)
 """Shares of a group's units at which a round measures."""
 

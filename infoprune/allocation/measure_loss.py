@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from infoprune.structure import ChannelGroup, GroupSlot, Structure
 
 DEAR = 0.02
-"""A group that costs more at its middle level on the first batch is measured there and above, on all images; any other
-is measured there and below, on the first batch: near zero few images tell enough."""
+"""A group that costs more at half of its width on the first batch is measured at all levels, from half of its width on
+on all images. Any other is measured at half of its width and below, on the first batch: near zero few images tell
+enough."""
 
 USUALLY_DEAR = 0.2
 """Share of the work that dear groups are expected to be, until the first batch tells."""
@@ -116,7 +117,7 @@ class LossMeter:
             levels: Group name -> the widths to measure it at.
         """
         mine = list(self.groups)[process() :: world_size()]
-        runs = sum(self._work[name] * len(_near(levels[name], dear=False)) for name in mine if name in levels)
+        runs = sum(self._work[name] * len(_from_middle(levels[name])) for name in mine if name in levels)
         first = self._batches[0].size / self.images if self._batches else 1.0
         return runs * (first + USUALLY_DEAR * (1 - first))
 
@@ -169,20 +170,26 @@ class LossMeter:
         for name, prefix in self._walk(first, levels):
             middle = _middle(levels[name])
             added[name, middle] = self._added(name, middle, first, prefix, now[0])
-            near[name] = _near(levels[name], dear=added[name, middle] > DEAR * first.size)
+            near[name] = _from_middle(levels[name])
+            if added[name, middle] > DEAR * first.size:
+                near[name] = list(levels[name])
             for width in near[name]:
                 if width != middle:
                     added[name, width] = self._added(name, width, first, prefix, now[0])
             bar.advance(self._runs(name, near[name], first))
             left -= self._runs(name, near[name], first)
         dear = [name for name in near if added[name, _middle(levels[name])] > DEAR * first.size]
-        bar.expect(sum(self._runs(name, near[name], batch) for batch in rest for name in dear) - left)
+        upper = {name: [width for width in near[name] if width >= _middle(levels[name])] for name in dear}
+        bar.expect(sum(self._runs(name, upper[name], batch) for batch in rest for name in dear) - left)
         for batch, loss in zip(rest, now[1:], strict=True):
             for name, prefix in self._walk(batch, dear):
-                for width in near[name]:
+                for width in upper[name]:
                     added[name, width] += self._added(name, width, batch, prefix, loss)
-                bar.advance(self._runs(name, near[name], batch))
-        return {key: total / (self.images if key[0] in dear else first.size) for key, total in added.items()}
+                bar.advance(self._runs(name, upper[name], batch))
+        return {
+            (name, width): total / (self.images if width in upper.get(name, ()) else first.size)
+            for (name, width), total in added.items()
+        }
 
     def _runs(self, name: str, levels: Sequence[int], batch: MeasuredBatch) -> float:
         """Return the work of measuring a group on a batch, in runs of the whole model on all images."""
@@ -317,17 +324,16 @@ def _readers(structure: Structure, group: ChannelGroup) -> list[GroupSlot]:
 
 
 def _middle(levels: Sequence[int]) -> int:
-    return levels[len(levels) // 2]
+    """Return the level at half of a group's width, where the first is at three quarters of it.
 
-
-def _near(levels: Sequence[int], dear: bool) -> list[int]:
-    """Return the levels on the side of the middle where the solution lies, the middle included.
-
-    >>> _near([12, 8, 4], dear=False), _near([12, 8, 4], dear=True)
-    ([8, 4], [12, 8])
+    >>> _middle([12, 8, 4, 2]), _middle([12, 8])
+    (8, 8)
     """
-    middle = len(levels) // 2
-    return list(levels[: middle + 1] if dear else levels[middle:])
+    return min(levels, key=lambda level: abs(level - levels[0] * 2 / 3))
+
+
+def _from_middle(levels: Sequence[int]) -> list[int]:
+    return [level for level in levels if level <= _middle(levels)]
 
 
 def _in_layout(value: Any, layout: torch.memory_format) -> Any:
