@@ -368,8 +368,9 @@ def test_flat_groups_are_measured_on_the_first_batch_and_dear_ones_on_all(net: n
         measured(meter(net, data=[images], images=64), levels),
         measured(meter(net, data=other, images=128), levels),
     )
-    assert list(one.curves["vital"]) == [12, 8]
+    assert list(one.curves["vital"]) == [12, 8, 4]
     assert list(one.curves["spare"]) == [8, 4]
+    assert two.curves["vital"][4] == pytest.approx(one.curves["vital"][4])  # below half, on the first batch
     assert two.curves["spare"] == pytest.approx(one.curves["spare"])
     assert two.curves["vital"][8] != pytest.approx(one.curves["vital"][8], rel=0.01)
 
