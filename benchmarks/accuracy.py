@@ -129,6 +129,8 @@ EARLIER = (
     "earlier default, reconstructed",
     "earlier default, reconstructed, distilled",
     "earlier information_loss, l1",
+    "earlier l1, depth 0.01",
+    "earlier l1, depth 0.01, reconstructed",
 )
 """Rows that were measured with other defaults, for the table only."""
 

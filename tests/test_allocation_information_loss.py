@@ -156,7 +156,7 @@ def test_budgets_below_the_floor_can_still_be_met(net: nn.Module):
 
 def test_depth_keeps_filters_of_a_layer_whose_cut_loses_nothing_alone(net: nn.Module):
     structure, scores = traced(net)
-    shallow = InformationLoss(images=16).prepared(net, structure, [IMAGES], scores=scores)
+    shallow = InformationLoss(images=16, depth=0.01).prepared(net, structure, [IMAGES], scores=scores)
     deep = dataclasses.replace(shallow, depth=0.0)
     budget = Budget("macs", 0.7)
     assert deep.widths(structure, scores, budget)["spare"] < shallow.widths(structure, scores, budget)["spare"]

@@ -62,8 +62,8 @@ class InformationLoss(Allocation):
             widths that 0.125, 0.25, 0.35 and 0.5 lead to at the budget, all cut at once, and takes the share that costs
             the least. It is 0.125 where the budget is not known when the curves are measured, and where each of them
             costs all that the outputs tell about the images, so that the measurement orders nothing.
-        depth: Nats that a group counts for each factor e that it becomes narrower, on top of what is measured: a cut
-            that loses nothing alone still leaves fewer filters to learn with.
+        depth: Nats that a group counts for each factor e that it becomes narrower, on top of what is measured. A group
+            that many layers make counts no more than another, so a large penalty cuts residual streams.
         evaluate: A function of a model that returns its quality, higher is better, instead of comparing outputs.
         curves: Loss curves that were measured before, or the file that holds them.
         progress: Whether to show a progress bar; None shows it on terminals.
@@ -76,7 +76,7 @@ class InformationLoss(Allocation):
     images: int = 256
     rounds: int = 1
     floor: float | None = None
-    depth: float = 0.01
+    depth: float = 0.0
     evaluate: Callable[[nn.Module], float] | None = None
     curves: LossCurves | str | None = None
     progress: bool | None = None
