@@ -132,9 +132,9 @@ def test_spare_filters_go_before_vital_ones(net: nn.Module, target: dict, rounds
 
 def test_a_budget_is_met_and_one_measurement_serves_them_all(net: nn.Module, tmp_path):
     structure, scores = traced(net)
-    prepared = InformationLoss(images=48, rounds=3).prepared(net, structure, [IMAGES], scores=scores)
+    prepared = InformationLoss(images=48, rounds=3, floor=0.25).prepared(net, structure, [IMAGES], scores=scores)
     prepared.curves.save(tmp_path / "curves.json")
-    again = InformationLoss(curves=str(tmp_path / "curves.json"))
+    again = InformationLoss(curves=str(tmp_path / "curves.json"), floor=0.25)
     before = dict.fromkeys(scores, math.inf)
     for keep in (0.9, 0.7, 0.5, 0.3, 0.1):
         widths = prepared.widths(structure, scores, Budget("macs", keep))
