@@ -57,7 +57,7 @@ their augmentation; mean (lowest…highest) over seeds. One standard error of an
 def write(rows: Sequence[Row], folder: Path, methods: Sequence[str], tasks: Sequence[str] = ()) -> str:
     """Write ``accuracy.md`` and ``accuracy.svg``; returns the text."""
     rows = [row for row in rows if row["method"] in methods]
-    draw(rows, folder / "accuracy.svg", [method for method in methods if not method.startswith(EARLIER)])
+    draw(rows, folder / "accuracy.svg", methods)
     parts = [HEAD.format(machine=describe(), **TUNING)]
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
