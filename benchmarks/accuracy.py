@@ -123,17 +123,6 @@ METHODS["default, reconstructed, distilled"] = METHODS["default, reconstructed"]
 DISTILLED = {"default, reconstructed, distilled": 0.5}
 """Share of the loss in fine-tuning that is the distance to the unpruned network's class probabilities."""
 
-EARLIER = (
-    "earlier default",
-    "earlier default, any widths",
-    "earlier default, reconstructed",
-    "earlier default, reconstructed, distilled",
-    "earlier information_loss, l1",
-    "earlier l1, depth 0.01",
-    "earlier l1, depth 0.01, reconstructed",
-)
-"""Rows that were measured with other defaults, for the table only."""
-
 LEADING = ("default", "TP global, taylor", "TP global, magnitude", "rule of thumb, l1", "TP local, magnitude")
 """What is measured first."""
 
@@ -212,7 +201,7 @@ def main() -> None:
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
-    print(write(read(options.out), OUT.parent, [*METHODS, *EARLIER], [*LARGE, *SMALL]))
+    print(write(read(options.out), OUT.parent, list(METHODS), [*LARGE, *SMALL]))
 
 
 if __name__ == "__main__":

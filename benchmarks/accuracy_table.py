@@ -56,6 +56,8 @@ their augmentation; mean (lowest…highest) over seeds. One standard error of an
 
 def write(rows: Sequence[Row], folder: Path, methods: Sequence[str], tasks: Sequence[str] = ()) -> str:
     """Write ``accuracy.md`` and ``accuracy.svg``; returns the text."""
+    earlier = sorted({row["method"] for row in rows if row["method"].startswith(EARLIER)})
+    methods = [*methods, *earlier]
     rows = [row for row in rows if row["method"] in methods]
     draw(rows, folder / "accuracy.svg", methods)
     parts = [HEAD.format(machine=describe(), **TUNING)]
