@@ -167,3 +167,17 @@ def test_a_view_that_is_returned_is_not_taken_for_something_kept(monkeypatch: py
 
     monkeypatch.setattr("infoprune.structure.tracing.leaving.gc.collect", lambda: pytest.fail("nothing is kept"))
     assert not infoprune.trace(Stacked(), X).prunable
+
+
+def test_what_modules_keep_is_found_without_collecting_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Anchored(TwoHeads):
+        def forward(self, x: Tensor) -> Any:
+            x = self.stem(x).relu()
+            self.anchors = [torch.arange(3.0, device=x.device), torch.ones(2, device=x.device)]
+            self.features = {"body": (x := self.body(x).relu())}
+            return self.both(x)
+
+    monkeypatch.setattr("infoprune.structure.tracing.leaving.gc.collect", lambda: pytest.fail("modules hold it all"))
+    found = reasons(Anchored(TwoHeads.both).eval())
+    assert found["body"] == "is kept after the forward pass, in features"
+    assert found["stem"] is None

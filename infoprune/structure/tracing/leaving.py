@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ def note_leaving(
         (tensor, labels, REACHES_OUTPUT) for tensor, labels in zip(returned.tensors, returned.labels, strict=True)
     ]
     known = {id(tensor) for tensor in (*own, *returned.tensors, *tensors_held(returned.value))}
-    kept, others = _kept(tracer, known, tensors_held(inputs))
+    kept, others = _kept(tracer, known, tensors_held(inputs), session.modules.values())
     if others and not tracer.first:  # the first pass, which may have made them
         tracer.tables = kept_elsewhere(others, session.modules.values())
     places = [f"is kept after the forward pass, {_place_of(tensor, session.modules)}" for tensor in kept]
@@ -64,7 +64,9 @@ def freeze_leaving(space: LabelSpace, leaving: Iterable[tuple[TensorLabels, str]
             space.freeze(statistic.axis[statistic.axis >= 0], statistic.reason, statistic.op)
 
 
-def _kept(tracer: Tracer, known: set[int], inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def _kept(
+    tracer: Tracer, known: set[int], inputs: Sequence[Tensor], modules: Collection[nn.Module]
+) -> tuple[list[Tensor], list[Tensor]]:
     """Return the tensors of a finished pass that are still referenced, besides the known ones: with labels, without.
 
     What is computed from the model's own tensors alone is a cache, which a cut drops.
@@ -74,9 +76,8 @@ def _kept(tracer: Tracer, known: set[int], inputs: Sequence[Tensor]) -> tuple[li
         alive = tracer.recording.held_elsewhere() if tracer.recording else _alive(tracer.results)
         return [tensor for tensor in alive if id(tensor) not in known and labels_of(tensor).origin is None]
 
-    if not find():
-        return [], []
-    gc.collect()  # free tensors that only cycles of objects hold
+    if kept_elsewhere(find(), modules):
+        gc.collect()  # free tensors that only cycles of objects hold; it can take as long as a pass
     found = find()
     kept = [tensor for tensor in found if labels_of(tensor).tells]
     others = [tensor for tensor in found if not labels_of(tensor).labelled]
