@@ -83,6 +83,46 @@ def test_the_floor_is_the_lowest_without_a_budget_and_the_users_where_it_is_give
     assert prepared(net, 0.35, floor=0.4).floor == 0.4
 
 
+class Residual(nn.Module):
+    """A stream of 16 channels that three convolutions add to, with 16 channels inside each of two blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)) for _ in "ab"
+        )
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = (x + block(x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def test_groups_that_several_layers_make_keep_more() -> None:
+    net = Residual().eval()
+    with torch.no_grad():  # most of the stream does next to nothing, so that measured losses alone would cut it
+        for conv in (net.stem, *(block[2] for block in net.blocks)):
+            conv.weight[4:] *= 1e-4
+            conv.bias[4:] *= 1e-4
+    stream, inner = "stem", "blocks.0.0"
+    found = widths(net, prepared(net, 0.3, coupled_floor=0.0), 0.3)
+    assert found[stream] < 8
+    kept = widths(net, prepared(net, 0.3), 0.3)
+    assert kept[stream] == 8
+    assert kept[inner] < found[inner]
+    assert widths(net, prepared(net, 0.3, floor=0.6), 0.45)[stream] >= 10  # the larger of both
+    assert widths(net, prepared(net, 0.05), 0.05)[stream] < 8  # where the budget cannot be met otherwise
+
+
+def test_a_share_of_coupled_groups_out_of_range_is_refused() -> None:
+    with pytest.raises(infoprune.errors.ConfigurationError, match="coupled_floor"):
+        InformationLoss(coupled_floor=1.5)
+
+
 @pytest.mark.parametrize(
     ("distance", "outputs", "information"),
     [

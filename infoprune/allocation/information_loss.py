@@ -13,6 +13,7 @@ from torch import nn
 
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation
 from infoprune.allocation.budget import UnitCosts, unit_costs
+from infoprune.allocation.coupled import coupled_groups
 from infoprune.allocation.curves import LossCurves
 from infoprune.allocation.descent import descend, through
 from infoprune.allocation.grid import WidthGrid
@@ -62,6 +63,8 @@ class InformationLoss(Allocation):
             widths that 0.125, 0.25, 0.35 and 0.5 lead to at the budget, all cut at once, and takes the share that costs
             the least. It is 0.125 where the budget is not known when the curves are measured, and where each of them
             costs all that the outputs tell about the images, so that the measurement orders nothing.
+        coupled_floor: The same for groups that several layers add to, such as residual streams, if it is more than
+            ``floor``; in [0, 1]. Parts of a stream that cost little alone cost much together.
         depth: Nats that a group counts for each factor e that it becomes narrower, on top of what is measured. A group
             that many layers make counts no more than another, so a large penalty cuts residual streams.
         evaluate: A function of a model that returns its quality, higher is better, instead of comparing outputs.
@@ -76,6 +79,7 @@ class InformationLoss(Allocation):
     images: int = 256
     rounds: int = 1
     floor: float | None = None
+    coupled_floor: float = 0.5
     depth: float = 0.0
     evaluate: Callable[[nn.Module], float] | None = None
     curves: LossCurves | str | None = None
@@ -88,6 +92,7 @@ class InformationLoss(Allocation):
         check_count(OWNER, "rounds", self.rounds, 1)
         if self.floor is not None:
             check_number(OWNER, "floor", self.floor, 0, 1)
+        check_number(OWNER, "coupled_floor", self.coupled_floor, 0, 1)
         check_number(OWNER, "depth", self.depth, 0)
         if isinstance(self.curves, str):
             self.curves = LossCurves.load(self.curves)
@@ -155,7 +160,7 @@ class InformationLoss(Allocation):
         self, structure: Structure, curves: LossCurves, grids: Mapping[str, WidthGrid], kind: str, share: float
     ) -> Widths:
         whole = None
-        for state in self._states(curves, grids, unit_costs(structure, kind)):
+        for state in self._states(structure, curves, grids, unit_costs(structure, kind)):
             cost = structure.cost(state)
             value = cost.params if kind == "params" else sum(state.values()) if kind == "amount" else cost.macs
             whole = whole or value
@@ -163,10 +168,14 @@ class InformationLoss(Allocation):
                 return state
         return state
 
-    def _states(self, curves: LossCurves, grids: Mapping[str, WidthGrid], costs: UnitCosts) -> Iterable[Widths]:
-        share = FLOORS[0] if self.floor is None else self.floor
+    def _states(
+        self, structure: Structure, curves: LossCurves, grids: Mapping[str, WidthGrid], costs: UnitCosts
+    ) -> Iterable[Widths]:
+        floor = FLOORS[0] if self.floor is None else self.floor
+        shares = dict.fromkeys(coupled_groups(structure), max(floor, self.coupled_floor))
         floors = {
-            name: max(grid.lowest, math.ceil(share * (grid.original or grid.size))) for name, grid in grids.items()
+            name: max(grid.lowest, math.ceil(shares.get(name, floor) * (grid.original or grid.size)))
+            for name, grid in grids.items()
         }
         return descend(curves, costs, grids, floors, self.depth)
 
@@ -177,7 +186,7 @@ class InformationLoss(Allocation):
         if not isinstance(self.curves, LossCurves):
             raise ConfigurationError(f"{OWNER} has nothing measured yet: call prepared(model, structure, data)")
         self.curves.check({name: grid.size for name, grid in grids.items()})
-        return through(list(self._states(self.curves, grids, costs)), grids)
+        return through(list(self._states(structure, self.curves, grids, costs)), grids)
 
     def expected_loss(self, widths: Mapping[str, int]) -> float:
         """Return the loss that the curves expect at some widths, with the penalty on depth."""
