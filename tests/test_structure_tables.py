@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import infoprune
+from infoprune.errors import TraceError
 from tests.networks import randomise
 from tests.oracle import relative_error
 
@@ -116,6 +117,20 @@ def test_inputs_of_another_class_are_traced_as_plain_tensors() -> None:
     plan = infoprune.prune(net, x, "l1", filters=0.5).plan
     assert net(x).shape == (2, 6, 3)
     assert infoprune.verify(original, net, plan, x).ok
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_tensors_that_a_forward_turns_into_another_class_are_refused(place: int) -> None:
+    class Marking(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            for number, layer in enumerate(self):
+                x = layer(x)
+                x = x.as_subclass(Marked) if number == place else x
+            return x
+
+    net = randomise(Marking(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
+    with pytest.raises(TraceError, match=r"turns tensors into .*Marked"):
+        infoprune.trace(net, X)
 
 
 def test_inference_mode_is_left_for_a_trace_and_a_cut() -> None:

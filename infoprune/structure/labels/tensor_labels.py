@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
+from infoprune.errors import TraceError
 from infoprune.structure.labels.components import Labels, share_labels
 
 Axis: TypeAlias = "Labels | None"
@@ -159,14 +160,35 @@ def labels_of(tensor: torch.Tensor) -> TensorLabels:
 
     Args:
         tensor: Any tensor of a traced pass.
+
+    Raises:
+        TraceError: a labelled tensor has been turned into one of another class.
     """
     found: TensorLabels | None = tensor.__dict__.get(
         _ATTRIBUTE
     )  # in half the time of getattr; a trace asks thousands of times
     # A tensor resized in place by an operator we do not know must not keep labels of its old shape.
     if found is None or len(found.axes) != tensor.dim():
+        if found is None and type(tensor) not in _KINDS:
+            _refuse_alias(tensor)
         return TensorLabels((None,) * tensor.dim())
     return found
+
+
+_KINDS = frozenset({torch.Tensor, torch.nn.Parameter})
+
+
+def _refuse_alias(tensor: torch.Tensor) -> None:
+    """Raise a TraceError where a tensor of another class is a labelled one in disguise.
+
+    PyTorch runs no operator and no torch function where ``as_subclass`` makes one, so that its labels stay behind.
+    """
+    if tensor.layout is torch.strided and _OF_STORAGE in tensor.untyped_storage().__dict__:
+        kind = type(tensor)
+        raise TraceError(
+            f"the forward turns tensors into {kind.__module__}.{kind.__qualname__}, in which their channels cannot be "
+            "followed: let it compute with plain tensors, and convert inputs and results outside of the model"
+        )
 
 
 def set_labels(tensor: torch.Tensor, found: TensorLabels) -> None:
