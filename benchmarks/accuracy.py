@@ -33,6 +33,7 @@ from benchmarks.criteria import read
 from benchmarks.rivals import IMPORTANCES, SHARINGS, cut
 from benchmarks.tasks import Task, makers
 from infoprune.allocation import InformationLoss
+from infoprune.allocation.coupled import coupled_groups
 from infoprune.criteria import get_criterion
 
 OUT = Path(__file__).parent / "results" / "accuracy.jsonl"
@@ -81,10 +82,13 @@ def theirs(task: Task, budget: float, seed: int, importance: str, sharing: str) 
 
 
 def streams_whole(task: Task, budget: float, seed: int, **options: Any) -> nn.Module:
-    """Return the rule of thumb: groups that several layers make stay whole, the others lose alike."""
+    """Return the rule of thumb: groups that several layers add to stay whole, the others lose alike."""
     structure = infoprune.trace(task.model, task.example)
-    makers_of = [[layer.name for layer, _ in structure.producers(group)] for group in structure.prunable]
-    streams = [name for names in makers_of if len(names) > 1 for name in names]
+    streams = [
+        layer.name
+        for name in sorted(coupled_groups(structure))
+        for layer, _ in structure.producers(structure.group(name))
+    ]
     return ours(task, budget, seed, criterion="l1", allocation="uniform", frozen=streams, **options)
 
 

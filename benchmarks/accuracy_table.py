@@ -34,7 +34,7 @@ their augmentation; mean (lowest…highest) over seeds. One standard error of an
 
 - Without prefix: infoprune, as allocation and criterion. `default`: `infoprune.prune(model, example, macs=...,
   data=...)`, which rounds widths to what runtimes like; all others take any width. `rule of thumb`: groups that
-  several layers make stay whole, the others lose alike. `reconstructed`: right after the cut, the layers that read
+  several layers add to stay whole, the others lose alike. `reconstructed`: right after the cut, the layers that read
   what went are fitted to their former outputs by least squares (`reconstruction_batches="auto"`), before anything is
   trained; `default, reconstructed` rounds widths too. `distilled`: half of the loss in fine-tuning is the distance to
   the unpruned network's class probabilities, chosen on held-out training images (`recovery.md`); all other rows learn

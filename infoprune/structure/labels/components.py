@@ -79,7 +79,11 @@ def share_labels(a: Labels, b: Labels) -> bool:
     Example:
         >>> share_labels(np.array([-1, 3, 4]), np.array([-1, 4])), share_labels(np.array([-1, 3]), np.array([-1, 4]))
         (True, False)
+        >>> share_labels(np.array([3, 4]), np.array([3, 5]))
+        True
     """
+    if len(a) and len(b) and a[0] == b[0] >= 0:  # as of a part, or of what was repeated
+        return True
     (low, high), (other_low, other_high) = _noted_span(a), _noted_span(b)
     if low > other_high or other_low > high:  # quick, and enough for most pairs
         return False
