@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation
 from infoprune.allocation.budget import UnitCosts
+from infoprune.allocation.coupled import coupled_groups
 from infoprune.allocation.grid import WidthGrid
 from infoprune.allocation.solve import Widths, WidthsAt
 from infoprune.registry import check_number
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @ALLOCATIONS.register("coupled_last")
 @dataclass(kw_only=True)
 class CoupledLast(Allocation):
-    """Groups that several layers make, such as residual streams, stay whole until all others are down to a floor.
+    """Groups that several layers add to, such as residual streams, stay whole until all others are down to a floor.
 
     A channel of a residual stream is written by every block of a stage and read by the next ones, so that it carries
     far more than a channel inside a block. The others keep equal shares. Needs no data; where no group is coupled it
@@ -39,7 +40,7 @@ class CoupledLast(Allocation):
         self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
     ) -> WidthsAt:
         """Return widths in three equal phases: single groups to the floor, coupled groups to it, all to the minimum."""
-        coupled = {name for name in grids if len(structure.producers(structure.group(name))) > 1}
+        coupled = coupled_groups(structure)
 
         def widths(sparsity: float) -> Widths:
             below = self.floor * min(1.0, 3 - 3 * sparsity)
