@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import convnext_tiny, densenet121, efficientnet_b0, mobilenet_v2, resnet18, vit_b_16
+from torchvision.ops import FrozenBatchNorm2d
 
 import infoprune
 from infoprune.allocation import Budget, get_allocation
@@ -39,9 +40,12 @@ class Block(nn.Module):
         (lambda x, y: x + y, 1, {"stem"}),
         (lambda x, y: y.add_(x), 1, {"stem"}),
         (lambda x, y: x - y, 1, {"stem"}),
+        (lambda x, y: torch.add(x, y, alpha=2), 1, {"stem"}),
+        (lambda x, y: torch.lerp(x, y, 0.5), 1, {"stem"}),
         (lambda x, y: x * y.sigmoid(), 1, set()),  # a gate
         (lambda x, y: (x * y) + 1.0, 1, set()),
         (lambda x, y: y, 16, set()),  # depthwise
+        (lambda x, y: y + y.mean((1, 2, 3), keepdim=True), 16, set()),
         (lambda x, y: y, 4, set()),
         (lambda x, y: x + y, 16, {"stem"}),
         (lambda x, y: torch.cat([x, y], dim=1)[:, :16], 1, set()),
@@ -53,11 +57,17 @@ def test_groups_are_coupled_where_what_several_layers_make_is_added(
     assert coupled_groups(infoprune.trace(Block(meet, groups).eval(), X)) == coupled
 
 
+def frozen_mobilenet() -> nn.Module:
+    """A MobileNetV2 as in detectors, whose norms add buffers."""
+    return mobilenet_v2(norm_layer=FrozenBatchNorm2d)
+
+
 @pytest.mark.parametrize(
     ("build", "coupled"),
     [
         (resnet18, {"conv1", "layer2.0.conv2", "layer3.0.conv2", "layer4.0.conv2"}),
         (mobilenet_v2, {f"features.{number}.conv.2" for number in (2, 4, 7, 11, 14)}),
+        (frozen_mobilenet, {f"features.{number}.conv.2" for number in (2, 4, 7, 11, 14)}),
         (efficientnet_b0, {f"features.{number}.0.block.3.0" for number in (2, 3, 4, 5, 6)}),
         (convnext_tiny, {"features.0.0", "features.2.1", "features.4.1", "features.6.1"}),
         (vit_b_16, {"conv_proj"}),
@@ -68,6 +78,14 @@ def test_the_coupled_groups_of_public_networks_are_their_residual_streams(
     build: Callable[[], nn.Module], coupled: set[str]
 ) -> None:
     assert coupled_groups(infoprune.trace(build(), torch.zeros(1, 3, 224, 224))) == coupled
+
+
+def test_a_bias_that_is_added_makes_no_stream() -> None:
+    class Offset(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.inner(self.stem(x).relu()) * self.offset + self.offset)
+
+    assert coupled_groups(infoprune.trace(Offset(torch.add, groups=16).eval(), X)) == set()
 
 
 def test_padded_shortcuts_divide_streams_into_parts() -> None:

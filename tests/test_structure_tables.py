@@ -119,16 +119,34 @@ def test_inputs_of_another_class_are_traced_as_plain_tensors() -> None:
     assert infoprune.verify(original, net, plan, x).ok
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_tensors_that_a_forward_turns_into_another_class_are_refused(place: int) -> None:
-    class Marking(nn.Sequential):
-        def forward(self, x: Tensor) -> Tensor:
-            for number, layer in enumerate(self):
-                x = layer(x)
-                x = x.as_subclass(Marked) if number == place else x
-            return x
+class Marking(nn.Sequential):
+    """Layers, one of whose results is turned into a tensor of another class."""
 
-    net = randomise(Marking(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
+    def __init__(self, place: int, turned: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+        self.place, self.turned = place, turned
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, layer in enumerate(self):
+            x = layer(x)
+            x = self.turned(x) if number == self.place else x
+        return x
+
+
+@pytest.mark.parametrize("turned", [lambda x: x.as_subclass(Marked), lambda x: nn.Parameter(x, requires_grad=False)])
+@pytest.mark.parametrize("place", [0, 1, 2, 4])
+def test_results_in_another_class_keep_their_channels(place: int, turned: Callable[[Tensor], Tensor]) -> None:
+    net = randomise(Marking(place, turned))
+    original = copy.deepcopy(net)
+    reasons = {group.name: group.reason for group in infoprune.trace(net, X).groups}
+    assert reasons["4"] == "reaches the model's output"
+    assert reasons["2" if place < 2 else "0"] is None
+    plan = infoprune.prune(net, X, "l1", filters=0.5).plan
+    assert infoprune.verify(original, net, plan, X).ok
+
+
+def test_another_class_behind_a_view_is_refused_by_name() -> None:
+    net = randomise(Marking(0, lambda x: [x.flatten(1), x.as_subclass(Marked)][1]))
     with pytest.raises(TraceError, match=r"turns tensors into .*Marked"):
         infoprune.trace(net, X)
 

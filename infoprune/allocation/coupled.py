@@ -9,14 +9,13 @@ from infoprune.structure.labels import distinct
 if TYPE_CHECKING:
     from infoprune.structure import Structure
 
-_SUMS = frozenset({"aten.add", "aten.add_", "aten.sub", "aten.sub_"})
-
 
 def coupled_groups(structure: Structure) -> frozenset[str]:
     """Return the names of the groups that several layers make and whose channels are a sum, as in a residual stream.
 
     Depthwise convolutions, gates of squeeze-and-excitation and grouped convolutions tie layers, too, but behind each of
-    these a channel is what one layer has made of it.
+    these a channel is what one layer has made of it. Sums that are no element-wise addition, such as
+    ``torch.stack(...).sum(0)``, are not recognised.
 
     Args:
         structure: The channel groups of a model.
@@ -31,7 +30,7 @@ def coupled_groups(structure: Structure) -> frozenset[str]:
     axes = {
         id(axis): axis
         for record in structure.records
-        if record.name in _SUMS and not record.scalars
+        if record.adds
         for output in record.outputs
         for axis in output.axes
         if axis is not None

@@ -28,13 +28,15 @@ class Storage:
     Attributes:
         zero: nothing was written there that is not zero at removed channels.
         nonnegative: nothing was written there that may be below zero.
+        latest: the labels that one of them got last.
     """
 
-    __slots__ = ("nonnegative", "zero")
+    __slots__ = ("latest", "nonnegative", "zero")
 
     def __init__(self) -> None:
         self.zero = True
         self.nonnegative = True
+        self.latest: TensorLabels | None = None
 
 
 class TensorLabels:
@@ -162,33 +164,40 @@ def labels_of(tensor: torch.Tensor) -> TensorLabels:
         tensor: Any tensor of a traced pass.
 
     Raises:
-        TraceError: a labelled tensor has been turned into one of another class.
+        TraceError: a labelled tensor has been turned into one of another class, and a view of it was taken before.
     """
     found: TensorLabels | None = tensor.__dict__.get(
         _ATTRIBUTE
     )  # in half the time of getattr; a trace asks thousands of times
     # A tensor resized in place by an operator we do not know must not keep labels of its old shape.
-    if found is None or len(found.axes) != tensor.dim():
-        if found is None and type(tensor) not in _KINDS:
-            _refuse_alias(tensor)
-        return TensorLabels((None,) * tensor.dim())
-    return found
+    if found is None:
+        return _labels_of_alias(tensor)
+    return found if len(found.axes) == tensor.dim() else TensorLabels((None,) * tensor.dim())
 
 
-_KINDS = frozenset({torch.Tensor, torch.nn.Parameter})
+def _labels_of_alias(tensor: torch.Tensor) -> TensorLabels:
+    """Return the labels of another tensor on the same memory; none if that has another shape, or there is none.
 
-
-def _refuse_alias(tensor: torch.Tensor) -> None:
-    """Raise a TraceError where a tensor of another class is a labelled one in disguise.
-
-    PyTorch runs no operator and no torch function where ``as_subclass`` makes one, so that its labels stay behind.
+    No operator and no torch function runs where ``x.as_subclass(Image)`` or ``nn.Parameter(x)`` makes a new tensor.
     """
-    if tensor.layout is torch.strided and _OF_STORAGE in tensor.untyped_storage().__dict__:
-        kind = type(tensor)
-        raise TraceError(
-            f"the forward turns tensors into {kind.__module__}.{kind.__qualname__}, in which their channels cannot be "
-            "followed: let it compute with plain tensors, and convert inputs and results outside of the model"
-        )
+    none = TensorLabels((None,) * tensor.dim())
+    if tensor.layout is not torch.strided:
+        return none
+    storage: Storage | None = tensor.untyped_storage().__dict__.get(_OF_STORAGE)
+    found = None if storage is None else storage.latest
+    if found is None or not found.labelled:
+        return none
+    if len(found.axes) == tensor.dim() and all(
+        axis is None or len(axis) == size for axis, size in zip(found.axes, tensor.shape, strict=True)
+    ):
+        return found
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
+        return none
+    kind = type(tensor)
+    raise TraceError(
+        f"the forward turns tensors into {kind.__module__}.{kind.__qualname__}, in which their channels cannot be "
+        "followed: let it compute with plain tensors, and convert inputs and results outside of the model"
+    )
 
 
 def set_labels(tensor: torch.Tensor, found: TensorLabels) -> None:
@@ -199,6 +208,8 @@ def set_labels(tensor: torch.Tensor, found: TensorLabels) -> None:
         found: one axis for each of its dimensions.
     """
     found.storage = _storage_of(tensor)
+    if found.storage is not None:
+        found.storage.latest = found
     setattr(tensor, _ATTRIBUTE, found)
 
 

@@ -51,6 +51,7 @@ class OpRecord:
     read: Read | None = None
     ways: int = 1  # in how many ways it lets channels go: equal positions of all parts of a dimension, or whole parts
     sizes_follow: bool = False  # PyTorch computes the sizes that it is given from the operands, as in ``flatten``
+    adds: bool = False  # sums activations that have channels, as at the end of a residual branch
     by_place: bool = False  # takes some channels of a dimension by their places, so that a cut elsewhere tells nothing
 
     def __str__(self) -> str:
@@ -306,15 +307,14 @@ class RuleContext:
             labels: One label for each head.
         """
         self._space.head_labels.setdefault(self.record.module, labels)
-        read = self._space.head_inputs.get(self.record.module)
-        if read is not None:
+        if (read := self._space.head_inputs.get(self.record.module)) is not None:
             self._space.unite(np.repeat(labels, len(read) // len(labels)), read, self.number)
 
     def takes_by_place(self, axis: Labels) -> None:
-        """Record that this operator takes channels by position; probe plans have to cut each of them.
+        """Record that this operator takes channels by position, so that probe plans cut each of them.
 
         Args:
-            axis: Labels of the dimension that is read by position.
+            axis: Labels of that dimension.
         """
         self.record.by_place |= bool(((axis >= 0) & (axis < self._space.slots_end())).any())
 

@@ -45,9 +45,23 @@ def elementwise(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], o
         if not ctx.wants_zeros:
             ctx.label(out, axes, origin=origin)
             continue
+        ctx.record.adds = ctx.short_name in _SUMS and _are_added(tensors, operands, axes)
         lost = [] if number else nonzero_axes(ctx.name, args, kwargs, tensors, operands, axes)
         ctx.label(out, axes, number == 0, origin, nonzero=lost)
         statistics.combine(ctx, args, tensors, operands, labels_of(out))
+
+
+_SUMS = frozenset({"add", "add_", "sub", "sub_", "rsub", "lerp", "lerp_", "addcmul", "addcmul_"})
+
+
+def _are_added(tensors: Sequence[Tensor], operands: Sequence[TensorLabels], axes: Sequence[Axis]) -> bool:
+    """Return whether labels of a dimension meet in two operands; a bias, computed from weights alone, is none."""
+    computed = [(tensor, operand) for tensor, operand in zip(tensors, operands, strict=True) if operand.origin is None]
+    return len(computed) > 1 and any(
+        sum(_has(operand, dim) and tensor.shape[dim] == len(axis) for tensor, operand in computed) > 1
+        for dim, axis in ((d - len(axes), axis) for d, axis in enumerate(axes))
+        if axis is not None
+    )
 
 
 def broadcast_axes(ctx: RuleContext, tensors: Sequence[Tensor], shape: Sequence[int]) -> list[Axis]:
