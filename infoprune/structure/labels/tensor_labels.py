@@ -169,9 +169,9 @@ def labels_of(tensor: torch.Tensor) -> TensorLabels:
     found: TensorLabels | None = tensor.__dict__.get(
         _ATTRIBUTE
     )  # in half the time of getattr; a trace asks thousands of times
-    # A tensor resized in place by an operator we do not know must not keep labels of its old shape.
     if found is None:
         return _labels_of_alias(tensor)
+    # A tensor resized in place by an operator we do not know must not keep labels of its old shape.
     return found if len(found.axes) == tensor.dim() else TensorLabels((None,) * tensor.dim())
 
 

@@ -51,7 +51,7 @@ def elementwise(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], o
         statistics.combine(ctx, args, tensors, operands, labels_of(out))
 
 
-_SUMS = frozenset({"add", "add_", "sub", "sub_", "rsub", "lerp", "lerp_", "addcmul", "addcmul_"})
+_SUMS = frozenset({"add", "sub", "rsub", "lerp", "addcmul"})
 
 
 def _are_added(tensors: Sequence[Tensor], operands: Sequence[TensorLabels], axes: Sequence[Axis]) -> bool:
