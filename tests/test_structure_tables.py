@@ -134,15 +134,52 @@ class Marking(nn.Sequential):
 
 
 @pytest.mark.parametrize("turned", [lambda x: x.as_subclass(Marked), lambda x: nn.Parameter(x, requires_grad=False)])
-@pytest.mark.parametrize("place", [0, 1, 2, 4])
-def test_results_in_another_class_keep_their_channels(place: int, turned: Callable[[Tensor], Tensor]) -> None:
+@pytest.mark.parametrize(("place", "x"), [(0, X), (0, X[0]), (1, X[0]), (2, X), (2, X[0]), (4, X)])
+def test_results_in_another_class_keep_their_channels(
+    place: int, x: Tensor, turned: Callable[[Tensor], Tensor]
+) -> None:
     net = randomise(Marking(place, turned))
     original = copy.deepcopy(net)
-    reasons = {group.name: group.reason for group in infoprune.trace(net, X).groups}
-    assert reasons["4"] == "reaches the model's output"
-    assert reasons["2" if place < 2 else "0"] is None
-    plan = infoprune.prune(net, X, "l1", filters=0.5).plan
-    assert infoprune.verify(original, net, plan, X).ok
+    reasons = {group.name: group.reason for group in infoprune.trace(net, x).groups}
+    assert (reasons["0"], reasons["2"], reasons["4"]) == (None, None, "reaches the model's output")
+    plan = infoprune.prune(net, x, "l1", filters=0.5).plan
+    assert infoprune.verify(original, net, plan, x).ok
+
+
+class Keeping(Marking):
+    """Keeps what it turns into another class, or what is computed from it."""
+
+    def __init__(self, place: int, turned: Callable[[Tensor], Tensor], kept: int) -> None:
+        super().__init__(place, turned)
+        self.number = kept
+        self.kept: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = []
+        for number, layer in enumerate(self):
+            x = layer(self.turned(x) if number == self.place else x)
+            if number == self.number:
+                self.kept = [x, self.turned(x)]
+        return x
+
+
+@pytest.mark.parametrize("turned", [lambda x: x.as_subclass(Marked), lambda x: x[:, 1:].as_subclass(Marked)])
+@pytest.mark.parametrize("place", [0, 2])
+def test_results_that_are_kept_stay_whatever_class_they_have(place: int, turned: Callable[[Tensor], Tensor]) -> None:
+    reasons = {group.name: group.reason for group in infoprune.trace(randomise(Keeping(place, turned, 2)), X).groups}
+    assert reasons["0"] is None
+    assert reasons["2"] == "is kept after the forward pass, in kept"
+
+
+def test_an_operand_in_another_class_that_is_kept_stays() -> None:
+    class Holding(Marking):
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = self[0](x)[:, 1:].as_subclass(Marked)
+            return self[4](self[2](self.kept.relu()))
+
+    reasons = {group.name: group.reason for group in infoprune.trace(randomise(Holding(0, Tensor.relu)), X).groups}
+    assert reasons["0"] == "is kept after the forward pass, in kept"
+    assert reasons["2"] is None
 
 
 def test_another_class_behind_a_view_is_refused_by_name() -> None:

@@ -13,6 +13,7 @@ from infoprune.inputs import Inputs
 from infoprune.structure.labels import LabelSpace, distinct
 from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of
 from infoprune.structure.tracing.outputs import Returned, tensors_held
+from infoprune.structure.tracing.relabel import memory_of
 from infoprune.structure.tracing.tables import kept_elsewhere
 from infoprune.structure.tracing.tracer import Tracer
 
@@ -85,8 +86,8 @@ def _kept(
     others = [tensor for tensor in found if not labels_of(tensor).labelled]
     if tracer.recording:
         computed = tracer.recording.computed_from(inputs)
-        kept = [tensor for tensor in kept if id(tensor) in computed]
-        others = [tensor for tensor in others if id(tensor) not in computed]
+        kept = [tensor for tensor in kept if memory_of(tensor) in computed]
+        others = [tensor for tensor in others if memory_of(tensor) not in computed]
     return kept, others
 
 

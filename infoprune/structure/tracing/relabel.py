@@ -56,11 +56,11 @@ class Recording:
     def held_elsewhere(self) -> list[Tensor]:
         """Return the results that other objects than this recording hold, as far as reference counts tell."""
         own = Counter(id(tensor) for step in self.steps for tensor in step.outs)
+        results = {id(tensor): tensor for step in self.steps for tensor in step.outs} | self._aliases()
         for _ in range(2):  # among the arguments, and in the list of them; a loop's variable would hold the last
             own.update(id(tensor) for step in self.steps for tensor in step.tensors)
         numbers = (step.record.read.result for step in self.steps if step.record.read is not None)
         own.update(id(number) for number in numbers)
-        results = {id(tensor): tensor for step in self.steps for tensor in step.outs}
         # In some versions of PyTorch a view holds a reference to its base, and one that is no part of what it shows, as
         # complex numbers are of pairs, to the view that it is made of.
         kinds = {id(tensor._base): 1 for tensor in results.values() if tensor._is_view()}
@@ -73,19 +73,37 @@ class Recording:
         counts = _reference_counts(results)
         return [t for key, t in results.items() if counts[key] - spare[kinds.get(key, 0)] >= own[key]]
 
+    def _aliases(self) -> dict[int, Tensor]:
+        """Return the operands that no operator made of a result, as ``x.as_subclass(Image)``, by identity."""
+        made: set[int] = set()
+        memory: set[int] = set()  # of results
+        given: set[int] = set()  # of the model's tensors and of inputs, although some results are views of these
+        found: dict[int, Tensor] = {}
+        for step in self.steps:
+            for tensor in step.tensors:
+                if id(tensor) in made or (own := memory_of(tensor)) in given:
+                    continue
+                if own in memory:
+                    found[id(tensor)] = tensor
+                else:
+                    given.add(own)
+            made.update(map(id, step.outs))
+            memory.update(map(memory_of, step.outs))
+        return found
+
     def computed_from(self, inputs: Sequence[Tensor]) -> set[int]:
-        """Return the identities of what is computed from these tensors, and not from the model's own alone.
+        """Return where the results lie that are computed from these tensors, not from the model's own alone.
 
         Args:
             inputs: tensors of the recorded pass.
 
         Returns:
-            ``id`` of each such tensor.
+            The memory of these tensors and of each such result, by `memory_of`.
         """
-        found = {id(tensor) for tensor in inputs}
+        found = set(map(memory_of, inputs))
         for step in self.steps:
-            if any(id(tensor) in found for tensor in step.tensors):
-                found.update(id(tensor) for tensor in step.outs)
+            if any(memory_of(tensor) in found for tensor in step.tensors):
+                found.update(map(memory_of, step.outs))
         return found
 
     def is_unchanged(self) -> bool:
@@ -98,8 +116,10 @@ class Recording:
             if any(out.shape != output.shape for out, output in zip(step.outs, step.record.outputs, strict=True)):
                 return False
             if step.record.name.endswith("_"):
-                overwritten.update(_memory(out) for out in step.outs if _is_looked_at(out))
-            if overwritten and any(_memory(tensor) in overwritten for tensor in step.tensors if _is_looked_at(tensor)):
+                overwritten.update(memory_of(out) for out in step.outs if _is_looked_at(out))
+            if overwritten and any(
+                memory_of(tensor) in overwritten for tensor in step.tensors if _is_looked_at(tensor)
+            ):
                 return False
         return True
 
@@ -138,5 +158,10 @@ def _is_looked_at(tensor: Tensor) -> bool:
     return not tensor.is_meta and not (tensor.is_floating_point() and tensor.dim())
 
 
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def memory_of(tensor: Tensor) -> int:
+    """Return the identity of a tensor's memory, the same for all tensors that share it.
+
+    Args:
+        tensor: a tensor that is held meanwhile; one without strides counts as memory of its own.
+    """
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
