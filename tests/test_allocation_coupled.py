@@ -42,6 +42,15 @@ class Block(nn.Module):
         (lambda x, y: x - y, 1, {"stem"}),
         (lambda x, y: torch.add(x, y, alpha=2), 1, {"stem"}),
         (lambda x, y: torch.lerp(x, y, 0.5), 1, {"stem"}),
+        (lambda x, y: torch.stack([x, y]).sum(0), 1, {"stem"}),
+        (lambda x, y: torch.stack([x, y], dim=-1).mean(-1), 1, {"stem"}),
+        (lambda x, y: torch.cat([x[None], y[None]]).sum(0), 1, {"stem"}),
+        (lambda x, y: (torch.stack([x, y], 1) * torch.stack([x, y], 1).sigmoid()).sum(1), 1, {"stem"}),
+        (lambda x, y: torch.stack([x, y]).amax(0), 1, set()),
+        (lambda x, y: torch.stack([y, y]).sum((0, 3), keepdim=True)[0], 16, set()),  # one activation, twice
+        (lambda x, y: y.sum((2, 3), keepdim=True), 16, set()),
+        (lambda x, y: y + torch.ones(y.shape[1]).view(1, -1, 1, 1), 16, set()),  # a constant
+        (lambda x, y: y + y.mean(1, keepdim=True).expand(-1, y.shape[1], -1, -1), 16, set()),
         (lambda x, y: x * y.sigmoid(), 1, set()),  # a gate
         (lambda x, y: (x * y) + 1.0, 1, set()),
         (lambda x, y: y, 16, set()),  # depthwise

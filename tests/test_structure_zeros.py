@@ -75,6 +75,8 @@ NOT_ZERO: dict[str, Callable[[Summed, Tensor, Tensor], Tensor]] = {
     "a group norm of others": lambda net, a, b: F.group_norm(a, 2),
     "normed alone, of others": lambda net, a, b: F.instance_norm(a.sigmoid() * b.cos()),
     "batches of products": lambda net, a, b: a.sigmoid() @ b.sigmoid(),
+    "all above zero": lambda net, a, b: (a > 0).all(1, keepdim=True).to(a),
+    "all of another": lambda net, a, b: (a.cos() == 0).logical_or(b > -1).all(1, keepdim=True).to(a),
 }
 
 ZERO: dict[str, Callable[[Summed, Tensor, Tensor], Tensor]] = {
@@ -104,6 +106,10 @@ ZERO: dict[str, Callable[[Summed, Tensor, Tensor], Tensor]] = {
     ),
     "sums of numbers": lambda net, a, b: a.nansum(3, keepdim=True) + b.prod(3, keepdim=True),
     "as other numbers": lambda net, a, b: a * (b.float().view(torch.int32) > 0),
+    "all zero": lambda net, a, b: (a.relu() == 0).all(1, keepdim=True).to(a),
+    "all finite": lambda net, a, b: a * torch.isfinite(a).all(),
+    "all of both": lambda net, a, b: ((a.relu() == 0) & (b <= 0)).all(1, keepdim=True).to(a),
+    "how many": lambda net, a, b: (~(a.relu() == 0)).sum(1, keepdim=True).to(a),
     "in place": lambda net, a, b: a.flatten(2).tanh_().mul_(0.5).unflatten(2, (8, 8)),
 }
 
@@ -148,6 +154,17 @@ def test_a_removed_channel_may_equal_a_zero_of_another_tensor(mix: Callable[[Sum
     reason = infoprune.trace(randomise(Summed(mix)), X).group("first").reason
     assert reason is not None
     assert reason.startswith("sum over channels would change")
+
+
+def test_what_is_written_into_truth_values_may_be_false_where_channels_are_removed() -> None:
+    def overwritten(net: Summed, a: Tensor, b: Tensor) -> Tensor:
+        finite = torch.isfinite(a)
+        finite[:, :, 1:] &= b[:, :, 1:].abs() > 0
+        return a * finite.all()
+
+    reason = infoprune.trace(randomise(Summed(overwritten)), X).group("first").reason
+    assert reason is not None
+    assert reason.startswith("all over channels would change")
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(8), nn.GroupNorm(2, 8)])

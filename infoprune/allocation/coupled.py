@@ -14,8 +14,7 @@ def coupled_groups(structure: Structure) -> frozenset[str]:
     """Return the names of the groups that several layers make and whose channels are a sum, as in a residual stream.
 
     Depthwise convolutions, gates of squeeze-and-excitation and grouped convolutions tie layers, too, but behind each of
-    these a channel is what one layer has made of it. Sums that are no element-wise addition, such as
-    ``torch.stack(...).sum(0)``, are not recognised.
+    these a channel is what one layer has made of it.
 
     Args:
         structure: The channel groups of a model.

@@ -28,14 +28,16 @@ class Storage:
     Attributes:
         zero: nothing was written there that is not zero at removed channels.
         nonnegative: nothing was written there that may be below zero.
+        written: something was written there after it was made.
         latest: the labels that one of them got last.
     """
 
-    __slots__ = ("latest", "nonnegative", "zero")
+    __slots__ = ("latest", "nonnegative", "written", "zero")
 
     def __init__(self) -> None:
         self.zero = True
         self.nonnegative = True
+        self.written = False
         self.latest: TensorLabels | None = None
 
 
@@ -56,6 +58,8 @@ class TensorLabels:
         statistics: statistics over channels on the way to this tensor that have not cancelled out yet.
         scaled_out: of a normalised tensor, the labels of the one that its scale cancels out of.
         number: the number that the code has made a meta tensor of.
+        true: labels of dimensions along which it is true where a unit is removed, as ``x == 0`` of an activation is.
+        joined: dimensions, counted from the last, along which several activations lie one behind another.
     """
 
     __slots__ = (
@@ -64,12 +68,14 @@ class TensorLabels:
         "_zero",
         "axes",
         "degree",
+        "joined",
         "nonzero",
         "number",
         "origin",
         "scaled_out",
         "statistics",
         "storage",
+        "true",
     )
 
     def __init__(self, axes: Sequence[Axis], zero: bool = False, origin: str | None = None) -> None:
@@ -83,6 +89,8 @@ class TensorLabels:
         self.nonzero: tuple[Labels, ...] = ()
         self.storage: Storage | None = None
         self.number: float | None = None
+        self.true: tuple[Labels, ...] = ()
+        self.joined: frozenset[int] = frozenset()
         self.scaled_out: TensorLabels | None = None
 
     @property
@@ -136,6 +144,14 @@ class TensorLabels:
         if axis is None or not self.zero or not self.nonzero:
             return self.zero
         return not overlap(axis, self.nonzero)
+
+    def true_along(self, axis: Labels) -> bool:
+        """Return whether a tensor of truth values is true at removed units along one of its dimensions.
+
+        Args:
+            axis: Labels of one of the tensor's dimensions.
+        """
+        return any(labels is axis for labels in self.true) and not (self.storage is not None and self.storage.written)
 
     @property
     def labelled(self) -> bool:
@@ -237,6 +253,7 @@ def note_written(tensor: torch.Tensor) -> None:
     storage = found.storage or _storage_of(tensor)
     if storage is not None:
         whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+        storage.written = True
         storage.zero = found._zero and not found.nonzero and (whole or storage.zero)
         storage.nonnegative = found._nonnegative and (whole or storage.nonnegative)
 

@@ -19,7 +19,8 @@ from infoprune.structure.tracing.options import Options, changed_numbers, option
 from infoprune.structure.tracing.rule_context import OpRecord, Output
 from infoprune.structure.tracing.rules import Rule, tensors_in
 from infoprune.structure.tracing.rules.elementwise import created
-from infoprune.structure.tracing.rules.movement import cat, repeat, stack
+from infoprune.structure.tracing.rules.joining import cat, stack
+from infoprune.structure.tracing.rules.movement import repeat
 from infoprune.structure.tracing.rules.shape import expand
 from infoprune.structure.tracing.scalars import scalars_in
 from infoprune.structure.tracing.tracer import Tracer, apply, holds_anything

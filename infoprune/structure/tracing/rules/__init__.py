@@ -14,6 +14,7 @@ Add a rule for an operator of your own::
 from infoprune.structure.tracing.rules import (
     contraction,
     elementwise,
+    joining,
     movement,
     quantization,
     reduction,
@@ -30,6 +31,7 @@ __all__ = [
     "contraction",
     "elementwise",
     "find_rule",
+    "joining",
     "movement",
     "quantization",
     "reduction",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, labels_of
 from infoprune.structure.tracing.rule_context import RuleContext
 from infoprune.structure.tracing.rules import statistics
 from infoprune.structure.tracing.rules.registry import POINTWISE, rule, tensors_in
-from infoprune.structure.tracing.rules.zeros import nonzero_axes
+from infoprune.structure.tracing.rules.zeros import nonzero_axes, true_axes
 
 # Element-wise operators that PyTorch does not tag as such.
 _UNTAGGED = (
@@ -21,16 +22,6 @@ _UNTAGGED = (
     "exponential normal uniform log_normal cauchy geometric random poisson binomial "
     "complex polar _conj _conj_physical conj_physical resolve_conj _neg_view resolve_neg"
 )
-
-
-def _labelled(axes: Sequence[Axis]) -> list[int]:
-    """Return the labelled dimensions, counted from the last."""
-    return [d - len(axes) for d, axis in enumerate(axes) if axis is not None]
-
-
-def _has(operand: TensorLabels, dim: int) -> bool:
-    """Return whether an operand has labels along a dimension, counted from the last, not one value for all."""
-    return -dim <= len(operand.axes) and operand.axes[dim] is not None
 
 
 @rule(POINTWISE, *(f"aten.{name}" for name in _UNTAGGED.split()))
@@ -45,23 +36,43 @@ def elementwise(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], o
         if not ctx.wants_zeros:
             ctx.label(out, axes, origin=origin)
             continue
-        ctx.record.adds = ctx.short_name in _SUMS and _are_added(tensors, operands, axes)
+        ctx.record.adds = ctx.short_name in _SUMS and are_added(ctx, tensors, operands, axes)
         lost = [] if number else nonzero_axes(ctx.name, args, kwargs, tensors, operands, axes)
         ctx.label(out, axes, number == 0, origin, nonzero=lost)
+        if out.dtype is torch.bool:
+            labels_of(out).true = true_axes(ctx.name, args, kwargs, tensors, operands, axes)
+        labels_of(out).joined = frozenset().union(*(operand.joined for operand in operands))
         statistics.combine(ctx, args, tensors, operands, labels_of(out))
 
 
 _SUMS = frozenset({"add", "sub", "rsub", "lerp", "addcmul"})
 
 
-def _are_added(tensors: Sequence[Tensor], operands: Sequence[TensorLabels], axes: Sequence[Axis]) -> bool:
-    """Return whether labels of a dimension meet in two operands; a bias, computed from weights alone, is none."""
+def are_added(
+    ctx: RuleContext, tensors: Sequence[Tensor], operands: Sequence[TensorLabels], axes: Sequence[Axis]
+) -> bool:
+    """Return whether channels of a dimension would meet in a sum of several operands.
+
+    A bias, computed from weights alone, is no such operand, nor is what has the same values for all channels.
+
+    Args:
+        ctx: the operator's context.
+        tensors: the operands.
+        operands: their labels.
+        axes: the labels of the sum.
+    """
     computed = [(tensor, operand) for tensor, operand in zip(tensors, operands, strict=True) if operand.origin is None]
     return len(computed) > 1 and any(
-        sum(_has(operand, dim) and tensor.shape[dim] == len(axis) for tensor, operand in computed) > 1
+        sum(_has_own(ctx, operand, dim) and tensor.shape[dim] == len(axis) for tensor, operand in computed) > 1
         for dim, axis in ((d - len(axes), axis) for d, axis in enumerate(axes))
         if axis is not None
     )
+
+
+def _has_own(ctx: RuleContext, operand: TensorLabels, dim: int) -> bool:
+    """Return whether an operand has channels of layers along a dimension, counted from the last."""
+    axis = operand.axes[dim] if -dim <= len(operand.axes) else None
+    return axis is not None and not ctx.is_new(axis)
 
 
 def broadcast_axes(ctx: RuleContext, tensors: Sequence[Tensor], shape: Sequence[int]) -> list[Axis]:

@@ -1,4 +1,4 @@
-"""Operators that take, join, move or repeat elements along a dimension."""
+"""Operators that take, move or repeat elements along a dimension."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from infoprune.structure.labels import OUTSIDE, Labels
 from infoprune.structure.labels.tensor_labels import Axis, labels_of, number_in
 from infoprune.structure.tracing.rule_context import RuleContext
 from infoprune.structure.tracing.rules import statistics
-from infoprune.structure.tracing.rules.elementwise import broadcast_axes
 from infoprune.structure.tracing.rules.registry import rule, unknown
 
 
@@ -87,46 +86,6 @@ def select(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
     for out in outs:
         ctx.label(out, [a for d, a in enumerate(operand.axes) if d != dim], zero=operand.zero, origin=operand.origin)
         statistics.pick(ctx, operand, labels_of(out), operand.axes[dim])
-
-
-@rule("aten.cat", "aten.concat")
-def cat(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Concatenate tensors, and their labels likewise; copies of a single index are an expanded dimension."""
-    rank = outs[0].dim()
-    tensors = [t for t in args[0] if t.dim() == rank]  # an old exception lets empty 1-D tensors join anything
-    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % rank
-    operands = [labels_of(t) for t in tensors]
-    axes: list[Axis] = []
-    stretches = _are_copies(tensors) and tensors[0].shape[dim] == 1
-    copies = ctx.new_labels(len(tensors)) if stretches else None
-    for d in range(rank):
-        if d != dim:
-            axes.append(ctx.unite_all([operand.axes[d] for operand in operands]))
-        elif stretches:
-            axes.append(copies)
-        elif all(operand.axes[d] is None for operand in operands):
-            axes.append(None)
-        else:
-            parts = [_labels_or_outside(f.axes[d], t.shape[d]) for t, f in zip(tensors, operands, strict=True)]
-            axes.append(np.concatenate(parts))
-    ctx.label(outs[0], axes, zero=all(operand.zero for operand in operands), nonzero=[copies])
-
-
-def _are_copies(tensors: Sequence[Tensor]) -> bool:
-    return len(tensors) > 1 and all(tensor is tensors[0] for tensor in tensors)
-
-
-def _labels_or_outside(axis: Axis, size: int) -> Labels:
-    return np.full(size, OUTSIDE, dtype=np.int64) if axis is None else axis
-
-
-@rule("aten.stack")
-def stack(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Stack tensors in a new dimension: equal positions must stay together; copies are an expanded dimension."""
-    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % outs[0].dim()
-    axes = broadcast_axes(ctx, args[0], tuple(args[0][0].shape))
-    axes.insert(dim, ctx.new_labels(len(args[0])) if _are_copies(args[0]) else None)
-    ctx.label(outs[0], axes, zero=all(labels_of(t).zero for t in args[0]), nonzero=[axes[dim]])
 
 
 @rule("aten.flip")

@@ -100,6 +100,9 @@ _KEEP_ZERO = _NORMS | {
 _OF_NORMALISATIONS = frozenset({"mean", "var", "std", "var_mean", "std_mean"})
 """Statistics that normalisations are made of; they may be taken over the channels that stay."""
 
+_SUMS = frozenset({"sum", "nansum", "mean"})
+"""Reductions that add; a mean is a sum over a number."""
+
 _POWERS: dict[str, tuple[float, ...]] = dict.fromkeys(["sum", "mean", "amax", "amin", "std", *_NORMS], (1.0,))
 _POWERS |= {"nansum": (1.0,), "var": (2.0,), "var_mean": (2.0, 1.0), "std_mean": (1.0, 1.0)}
 """How each result scales with what it is taken of."""
@@ -117,17 +120,20 @@ def reduction(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
     operand, rank = labels_of(args[0]), args[0].dim()
     dims = reduced_dims(ctx.name, args, kwargs, rank)
     name, order = ctx.short_name, args[1] if ctx.short_name in _NORMS and len(args) > 1 else 2
+    channels = [axis for d in dims if (axis := operand.axes[d]) is not None]
     # Removed channels are zero, which changes no sum and no norm of positive order; a mean divides by their number.
-    exact = all(operand.zero_along(operand.axes[d]) for d in dims) and (
+    exact = all(map(operand.zero_along, channels)) and (
         name in ("sum", "nansum", "any")
         or (name in _NORMS and isinstance(order, (int, float)) and order > 0)
         or (name in ("amax", "max") and operand.nonnegative)  # at least one channel stays, and is not below zero
     )
-    channels = [axis for d in dims if (axis := operand.axes[d]) is not None]
+    exact |= name == "all" and all(map(operand.true_along, channels))
     over = [] if exact else channels
     keepdim = bool(rank) and outs[0].dim() == rank
     # A dimension kept with size one has no channels.
     axes = [None if d in dims else a for d, a in enumerate(operand.axes) if keepdim or d not in dims]
+    if ctx.wants_zeros:
+        ctx.record.adds = name in _SUMS and any(d - rank in operand.joined for d in dims)
     # A mean of squares may turn out to be the statistic of a norm, which is exact over the channels that stay.
     powers = _POWERS.get(name, ()) if not over or name in _OF_NORMALISATIONS else ()
     for number, (out, power) in enumerate(zip_longest(outs, powers)):

@@ -48,25 +48,60 @@ def nonzero_axes(
         operands: their labels.
         axes: the labels of the result.
     """
+    made = _made(name, args, kwargs, tensors, operands, axes)
+    return [axis for axis, values in made if values != {0.0}]
+
+
+def true_axes(
+    name: str,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    tensors: Sequence[Tensor],
+    operands: Sequence[TensorLabels],
+    axes: Sequence[Axis],
+) -> tuple[Labels, ...]:
+    """Return the labelled dimensions of a result at whose removed indices it is true, as ``x == 0``.
+
+    Args:
+        name: the operator's, such as ``"aten.eq"``.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        tensors: the tensors among these, in order.
+        operands: their labels.
+        axes: the labels of the result.
+    """
+    made = _made(name, args, kwargs, tensors, operands, axes)
+    return tuple(axis for axis, values in made if values == {1.0})
+
+
+def _made(
+    name: str,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    tensors: Sequence[Tensor],
+    operands: Sequence[TensorLabels],
+    axes: Sequence[Axis],
+) -> list[tuple[Labels, frozenset[float]]]:
+    """Return the labelled dimensions of a result, each with the values at its removed indices."""
     if all(axis is None for axis in axes):
         return []
     places = iter(range(len(tensors)))
     described = _described(list(args), places), _described(sorted(kwargs.items()), places)
-    found: list[Axis] = []
+    found = []
     for dim, axis in enumerate(axes):
-        if axis is None:
-            continue
-        pairs = zip(tensors, operands, strict=True)
-        zeros = tuple(_has(t, o, dim - len(axes), axis) and o.zero_along(o.axes[dim - len(axes)]) for t, o in pairs)
-        if not _makes_zeros(name, zeros, *described):
-            found.append(axis)
+        if axis is not None:
+            pairs = zip(tensors, operands, strict=True)
+            known = tuple(_known(tensor, operand, dim - len(axes), axis) for tensor, operand in pairs)
+            found.append((axis, _values(name, known, *described)))
     return found
 
 
-def _has(tensor: Tensor, operand: TensorLabels, dim: int, axis: Labels) -> bool:
-    """Return whether an operand has a dimension of the result, counted from the end, or is stretched along it."""
-    own = dim + tensor.dim()
-    return own >= 0 and operand.axes[own] is not None and tensor.shape[own] == len(axis)
+def _known(tensor: Tensor, operand: TensorLabels, dim: int, axis: Labels) -> float | None:
+    """Return what an operand has at removed indices of a dimension, counted from the end: 0, or 1 if it is true."""
+    own = operand.axes[dim] if -dim <= tensor.dim() and tensor.shape[dim] == len(axis) else None
+    if own is None:
+        return None
+    return 0.0 if operand.zero_along(own) else 1.0 if operand.true_along(own) else None
 
 
 def _described(value: Any, places: Any) -> Any:
@@ -77,29 +112,29 @@ def _described(value: Any, places: Any) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _makes_zeros(name: str, zeros: tuple[bool, ...], args: Any, kwargs: Any) -> bool:
+def _values(name: str, known: tuple[float | None, ...], args: Any, kwargs: Any) -> frozenset[float]:
+    """Return what an operator makes of numbers, some operands being known; nothing if it runs on no such numbers."""
     space, _, function = name.partition(".")
     operator = getattr(getattr(torch.ops, space), function)
     with _disable_current_modes(), torch.random.fork_rng(devices=()):
-        given = {key: _numbers(value, zeros) for key, value in kwargs if key != "device"}
+        given = {key: _numbers(value, known) for key, value in kwargs if key != "device"}
         try:
-            result = operator(*(_numbers(arg, zeros) for arg in args), **given)
+            result = operator(*(_numbers(arg, known) for arg in args), **given)
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
-            return False  # not an operator on numbers of any shape, so nothing is known of it
+            return frozenset()  # not an operator on numbers of any shape, so nothing is known of it
         first = result if isinstance(result, Tensor) else result[0]
-        undefined = first.isnan()
-        nonzero = (first != 0) & ~undefined
-        if first.dim():
-            undefined[-1] = False  # 0 / 0: a divisor that is zero spoils the output of any model
-        return not bool(undefined.any() or nonzero.any())
+        first = first.reshape(-1)
+        if first[-1:].isnan().any():
+            first = first[:-1]  # 0 / 0: a divisor that is zero spoils the output of any model
+        return frozenset((first.abs() if first.is_complex() else first.double()).tolist())
 
 
-def _numbers(arg: Any, zeros: tuple[bool, ...]) -> Any:
+def _numbers(arg: Any, known: tuple[float | None, ...]) -> Any:
     if not isinstance(arg, _Operand):
-        return [_numbers(item, zeros) for item in arg] if type(arg) is tuple else arg
+        return [_numbers(item, known) for item in arg] if type(arg) is tuple else arg
     if arg.value is not None:
         return torch.tensor(arg.value, dtype=arg.dtype, device="cpu")
-    if zeros[arg.place]:
-        return torch.zeros(len(_PROBES) + 1, dtype=arg.dtype, device="cpu")
+    if (value := known[arg.place]) is not None:
+        return torch.full((len(_PROBES) + 1,), value, dtype=arg.dtype, device="cpu")
     probes = torch.cat([torch.tensor(_PROBES, device="cpu").roll(arg.place), torch.zeros(1, device="cpu")])
     return (probes > 0) if arg.dtype is torch.bool else probes.to(arg.dtype)
