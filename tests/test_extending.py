@@ -366,6 +366,20 @@ def test_a_rule_for_an_operator_that_does_not_exist_is_refused() -> None:
         infoprune.register_rule("aten::convolutoin")
 
 
+@pytest.mark.parametrize(
+    ("names", "given"),
+    [((None,), "None"), ((), "nothing"), ((["aten::add"],), r"\['aten::add'\]"), ((len,), "<built-in")],
+)
+def test_a_rule_for_something_else_than_an_operator_is_refused(names: tuple[Any, ...], given: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"takes names of operators, .*, got {given}"):
+        infoprune.register_rule(*names)
+
+
+def test_a_rule_that_is_no_function_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="a rule is a function .*, got None"):
+        infoprune.register_rule("aten::convolution")(None)  # type: ignore[arg-type]
+
+
 def test_old_names_of_the_structure_engine_still_work() -> None:
     with pytest.warns(DeprecationWarning, match="labels_of"):
         assert infoprune.structure.get_flow is infoprune.structure.labels_of

@@ -45,7 +45,8 @@ def register_rule(*names: str) -> Callable[[Rule], Rule]:
         names: operators as ``"namespace::name"``, without overload.
 
     Raises:
-        ConfigurationError: the dispatcher knows no operator of that name, so the rule would never be applied.
+        ConfigurationError: no names are given, or something else; the dispatcher knows no operator of that name, so the
+            rule would never be applied; what is decorated is no function.
 
     Example:
         >>> @register_rule("aten::frobnicate")
@@ -53,6 +54,11 @@ def register_rule(*names: str) -> Callable[[Rule], Rule]:
         Traceback (most recent call last):
         infoprune.errors.ConfigurationError: no operator is called 'aten::frobnicate'; ...
     """
+    if not names or not all(isinstance(name, str) for name in names):
+        given = ", ".join(f"{name!r:.60}" for name in names) or "nothing"
+        raise ConfigurationError(
+            f"register_rule takes names of operators, as in @register_rule('namespace::name'), got {given}"
+        )
     for name in names:
         if not _is_operator(name):
             raise ConfigurationError(
@@ -64,6 +70,8 @@ def register_rule(*names: str) -> Callable[[Rule], Rule]:
 
 def _checked(function: Rule) -> Rule:
     """Return a rule that fails where it labels a result with axes that do not fit."""
+    if not callable(function):
+        raise ConfigurationError(f"a rule is a function (ctx, args, kwargs, outs), got {function!r:.60}")
 
     @functools.wraps(function)
     def checked(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
