@@ -376,7 +376,7 @@ def test_a_rule_for_something_else_than_an_operator_is_refused(names: tuple[Any,
 
 
 def test_a_rule_that_is_no_function_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="a rule is a function .*, got None"):
+    with pytest.raises(ConfigurationError, match=r"a rule is a function .*, got None"):
         infoprune.register_rule("aten::convolution")(None)  # type: ignore[arg-type]
 
 

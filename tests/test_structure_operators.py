@@ -334,6 +334,10 @@ SPREAD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "any": lambda gate, x: (x != 0).any(1, keepdim=True) * gate,
     "the shape of one channel": lambda gate, x: torch.ones_like(x[:, :1]) * gate,
     "the shape of one map": lambda gate, x: torch.zeros_like(x[:, 0])[:, None] + gate,
+    "index": lambda gate, x: gate[:, torch.zeros(x.shape[1], dtype=torch.long)],
+    "rows by index": lambda gate, x: gate[0][torch.zeros(x.shape[1], dtype=torch.long)],
+    "index_select": lambda gate, x: gate.index_select(1, torch.zeros(x.shape[1], dtype=torch.long)),
+    "gather": lambda gate, x: gate.gather(1, torch.zeros_like(x, dtype=torch.long)),
 }
 
 
@@ -353,6 +357,31 @@ def test_one_gate_for_all_channels_binds_none(spread: str) -> None:
     plan = structure.plan({"stem": [1, 2, 7]})
     infoprune.shrink(net, plan)
     assert relative_error(original, net, plan, x) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (lambda x: x[:, :1].sigmoid()[:, torch.zeros(8, dtype=torch.long)] * x, "slice picks channels by number"),
+        (
+            lambda x: x.sum(1, keepdim=True)[:, torch.zeros(8, dtype=torch.long)] * x,
+            "its size is fixed in the model's code (zeros",
+        ),
+        (lambda x: x.roll(1), "roll without dims moves entries from channel to channel"),
+    ],
+)
+def test_what_takes_channels_by_their_places_is_named(made: Callable[[Tensor], Tensor], reason: str) -> None:
+    structure = infoprune.trace(Around(lambda _, x: made(x), nn.Identity()), X)
+    assert str(structure.group("stem").reason).startswith(reason)
+
+
+def test_sums_over_a_stretched_gate_count_its_copies() -> None:
+    def summed(layer: nn.Module, x: Tensor) -> Tensor:
+        gate = layer(x).gather(1, torch.zeros_like(x, dtype=torch.long))
+        return x * gate.sum(1, keepdim=True)
+
+    structure = infoprune.trace(Around(summed, nn.Conv2d(8, 1, 1)), X)
+    assert str(structure.group("stem").reason).startswith("sum over channels would change")
 
 
 def test_the_values_of_one_channel_by_its_number_freeze_the_others() -> None:

@@ -19,9 +19,6 @@ from infoprune.structure.tracing.options import Options, changed_numbers, option
 from infoprune.structure.tracing.rule_context import OpRecord, Output
 from infoprune.structure.tracing.rules import Rule, tensors_in
 from infoprune.structure.tracing.rules.elementwise import created
-from infoprune.structure.tracing.rules.joining import cat, stack
-from infoprune.structure.tracing.rules.movement import repeat
-from infoprune.structure.tracing.rules.shape import expand
 from infoprune.structure.tracing.scalars import scalars_in
 from infoprune.structure.tracing.tracer import Tracer, apply, holds_anything
 from infoprune.structure.validation.alignment import Alignment
@@ -29,15 +26,11 @@ from infoprune.structure.validation.conflict import ARGUMENT, COMPUTED, FACTOR, 
 from infoprune.structure.validation.conflict_labels import by_module, cut_around, cut_inside, widths_behind
 from infoprune.structure.validation.dry_run_context import Diverged, DryRunContext, UnalignedContext
 from infoprune.structure.validation.kept_axes import KeptAxes
-from infoprune.structure.validation.operators import differing_operators, same_operator, sizes_asked_for
+from infoprune.structure.validation.operators import STRETCHING, differing_operators, same_operator, sizes_asked_for
 
 if TYPE_CHECKING:
     from infoprune.structure.groups import Structure
     from infoprune.structure.tracing.session import TraceSession
-
-
-_STRETCHING = frozenset({expand, repeat, cat, stack})
-"""Rules of operators that can stretch a dimension of one, by which new labels come up."""
 
 
 class ComparedPass(Tracer):
@@ -260,7 +253,7 @@ class ComparedPass(Tracer):
                 return FIXED
             if rule is created:  # what the code makes anew has the original's labels if it has their number
                 set_labels(out, TensorLabels(wanted_axes, zero="zeros" in op.name))
-            elif rule in _STRETCHING:
+            elif rule in STRETCHING:
                 self._take_new_labels(op, out, wanted_axes)
             if not self._carries(out, wanted_axes):
                 return MISPLACED

@@ -10,6 +10,7 @@ from typing import Any
 from infoprune.structure.labels.tensor_labels import Axis
 from infoprune.structure.tracing.options import GIVEN_SIZES
 from infoprune.structure.tracing.rule_context import OpRecord
+from infoprune.structure.tracing.rules import joining, movement, scattering, shape
 from infoprune.structure.validation.conflict import Asked
 from infoprune.structure.validation.module_paths import ancestors
 
@@ -31,6 +32,13 @@ _OTHER_NAMES = {
     ("aten.alias", "aten.slice"),  # a slice that takes all there is
     ("aten.view", "aten._unsafe_view"),  # a reshape that has nothing to copy
 }
+
+
+STRETCHING = frozenset({
+    movement.along_one_dimension, movement.index, movement.repeat, joining.cat, joining.stack, scattering.gather,
+    shape.expand,
+})  # fmt: skip
+"""Rules of operators that can stretch a dimension of one, by which new labels come up."""
 
 
 def sizes_asked_for(record: OpRecord, args: Sequence[Any]) -> Iterator[Asked]:

@@ -142,7 +142,8 @@ def roll(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Se
     operand = labels_of(args[0])
     dims = args[2] if len(args) > 2 else kwargs.get("dims", [])
     if not dims:
-        return unknown(ctx, args, kwargs, outs)
+        ctx.freeze_all(operand.axes, "roll without dims moves entries from channel to channel")
+        return ctx.label(outs[0], [None] * outs[0].dim())
     axes = list(operand.axes)
     for shift, dim in zip(args[1], dims, strict=True):
         axis = axes[dim]
@@ -237,6 +238,7 @@ def channel_shuffle(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any
 def index(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Freeze the dimensions that advanced indexing reads by number; the others are kept."""
     operand = labels_of(args[0])
+    stretched: list[Axis] = []
     indexed: list[int] = []
     rest: list[tuple[bool, Axis]] = []
     rank = dim = 0
@@ -244,6 +246,10 @@ def index(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: S
         width = 1 if item is None or item.dtype not in (torch.bool, torch.uint8) else item.dim()
         if item is None:
             rest.append((len(indexed) > 0, operand.axes[dim]))
+        elif _repeats_one(args[0].shape[dim], args[1], item):
+            stretched = [labels_or_new(ctx, item, d) for d in range(item.dim())]
+            indexed.append(dim)
+            rank = item.dim()
         else:
             ctx.freeze_all(operand.axes[dim : dim + width], "indexing picks channels by number")
             ctx.freeze_all(labels_of(item).axes, "its entries are channel numbers")
@@ -253,10 +259,28 @@ def index(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: S
     adjacent = indexed == list(range(indexed[0], indexed[0] + len(indexed))) if indexed else True
     before = [axis for behind, axis in rest if adjacent and not behind]
     after = [axis for behind, axis in rest if not adjacent or behind] + list(operand.axes[dim:])
-    axes = before + [None] * rank + after
-    ctx.label(outs[0], axes if len(axes) == outs[0].dim() else [None] * outs[0].dim(), zero=operand.zero)
+    axes = before + (stretched or [None] * rank) + after
+    fits = len(axes) == outs[0].dim()
+    ctx.label(outs[0], axes if fits else [None] * outs[0].dim(), zero=operand.zero, nonzero=stretched)
     if len(axes) != outs[0].dim():
         ctx.freeze_all(operand.axes, "indexing in an unusual form")
+
+
+def _repeats_one(size: int, indices: Sequence[Tensor | None], index: Tensor) -> bool:
+    """Return whether an index takes the one entry of a dimension again and again, and no other index is given."""
+    return size == 1 and index.dtype in (torch.int32, torch.int64) and sum(item is not None for item in indices) == 1
+
+
+def labels_or_new(ctx: RuleContext, tensor: Tensor, dim: int) -> Axis:
+    """Return the labels of what has one value for each entry of a tensor: its own, else new ones.
+
+    Args:
+        ctx: the operator's context.
+        tensor: any tensor, of places say.
+        dim: one of its dimensions.
+    """
+    axis, size = labels_of(tensor).axes[dim], tensor.shape[dim]
+    return axis if axis is not None or size == 1 else ctx.new_labels(size)
 
 
 @rule("aten.index_put")
@@ -295,6 +319,10 @@ def along_one_dimension(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str,
     if len(args) < 2 or not any(isinstance(a, int) for a in args[1:]):
         return unknown(ctx, args, kwargs, outs)
     dim = next(a for a in args[1:] if isinstance(a, int)) % args[0].dim()
+    if ctx.short_name == "index_select" and args[0].shape[dim] == 1 and args[2].dim() == 1:
+        stretched = labels_or_new(ctx, args[2], 0)
+        axes = [stretched if d == dim else a for d, a in enumerate(operand.axes)]
+        return ctx.label(outs[0], axes, zero=operand.zero, nonzero=[stretched])
     ctx.freeze(operand.axes[dim], f"{ctx.short_name} reads channels by number")
     axes = [None if d == dim else a for d, a in enumerate(operand.axes)]
     ctx.label(outs[0], axes + [None] * (outs[0].dim() - len(axes)), zero=operand.zero)

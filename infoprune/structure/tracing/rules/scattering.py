@@ -9,14 +9,18 @@ from torch import Tensor
 
 from infoprune.structure.labels.tensor_labels import Axis, labels_of
 from infoprune.structure.tracing.rule_context import RuleContext
+from infoprune.structure.tracing.rules.movement import labels_or_new
 from infoprune.structure.tracing.rules.registry import rule, tensors_in
 
 
 @rule("aten.gather")
 def gather(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
-    """Read entries of a dimension at given places; the result has the shape of the places."""
-    axes = _beside(ctx, args[1], [args[0], args[2]], outs[0])
-    _settle_zeros(ctx, outs[0], axes, [args[0]])
+    """Read entries of a dimension at given places; the result has the shape of the places, as many of one entry."""
+    operand, dim, places = args[:3]
+    axes = _beside(ctx, dim, [operand, places], outs[0], stretched=operand.dim() > 0 and operand.shape[dim] == 1)
+    _settle_zeros(ctx, outs[0], axes, [operand])
+    if outs[0].dim() and (axis := axes[dim]) is not None:
+        labels_of(outs[0]).nonzero += (axis,)
 
 
 @rule("aten.scatter", "aten.scatter_add", "aten.scatter_reduce")
@@ -70,13 +74,18 @@ def _settle_zeros(
     ctx.zeros_settled = True
 
 
-def _beside(ctx: RuleContext, dim: int, tensors: Sequence[Tensor], out: Tensor) -> list[Axis]:
-    """Freeze a dimension along which places are given, unite the others; return the axes of the result."""
+def _beside(ctx: RuleContext, dim: int, tensors: Sequence[Tensor], out: Tensor, stretched: bool = False) -> list[Axis]:
+    """Freeze a dimension along which places are given, unite the others; return the axes of the result.
+
+    Where a dimension of one is stretched, it has as many entries as the last of the tensors has places.
+    """
     rank = out.dim()
     axes: list[Axis] = []
     for d in range(rank):
         along = [labels_of(tensor).axes[d] if tensor.dim() == rank else None for tensor in tensors]
-        if d == dim % rank:
+        if d == dim % rank and stretched:
+            axes.append(labels_or_new(ctx, tensors[-1], d))
+        elif d == dim % rank:
             ctx.freeze_all(along, f"{ctx.short_name} takes it by places")
             axes.append(None)
         elif all(tensor.dim() == rank and tensor.shape[d] == out.shape[d] for tensor in tensors):
