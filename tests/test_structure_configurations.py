@@ -88,6 +88,12 @@ HELD: dict[str, tuple[Any, Callable[[Any], tuple[int, int]]]] = {
     "namespace": (types.SimpleNamespace(width=16), lambda held: (2, held.width)),
     "named tuple": (Parts(2, 16), lambda held: (held.count, held.width)),
     "whole number of NumPy": (np.int64(16), lambda held: (2, held)),
+    "list in a list": ([[32, 16], [3]], lambda held: (2, held[0][1])),
+    "tuple in a tuple": (((32, 16), (3,)), lambda held: (2, held[0][1])),
+    "list in a dict": ({"widths": [32, 16], "name": "any"}, lambda held: (2, held["widths"][1])),
+    "namespaces in a list": ([types.SimpleNamespace(width=16)], lambda held: (2, held[0].width)),
+    "named tuple in a namespace": (types.SimpleNamespace(parts=Parts(2, 16)), lambda held: (2, held.parts.width)),
+    "deque": (collections.deque([32, 16], maxlen=2), lambda held: (2, held[1])),
 }
 
 
@@ -107,12 +113,36 @@ def test_a_size_follows_wherever_it_is_held(kind: str) -> None:
     assert read(original.held) == (2, 12)
 
 
+def test_sizes_of_a_split_are_found_in_a_list_of_lists() -> None:
+    class Split(Halves):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = self.first(x).split(self.held[1], dim=-1)
+            return self.head(torch.cat([first.sin(), second.cos()], -1))
+
+    net = randomise(Split([[3], [24, 8]], tuple))
+    original, structure = copy.deepcopy(net), infoprune.trace(net, X)
+    plan = structure.plan({group.name: [0, 1] for group in structure.prunable})
+    infoprune.shrink(net, plan)
+    assert sum(net.held[1]) == net.first.out_features < 32
+    assert relative_error(original, net, plan, X) < 1e-5
+
+
 def test_a_plan_for_another_configuration_is_refused() -> None:
     held, read = HELD["dict"]
     plan = infoprune.trace(Halves(held, read), X).plan({"first": [0]})
-    for other in ({"width": 18}, {"widths": 16}, 16, [16]):
+    for other in ({"width": 18}, {"widths": 16}, 16, [16], {"width": [16]}):
         net = Halves(other, read)
         with pytest.raises(PlanError, match=r"held\[width\]"):
+            infoprune.shrink(net, plan)
+        assert net.held == other
+
+
+def test_a_plan_for_another_list_is_refused() -> None:
+    held, read = HELD["list in a list"]
+    plan = infoprune.trace(Halves(held, read), X).plan({"first": [0]})
+    for other in ([[32, 18], [3]], [[32], [3]], [32, 16], [], 16):
+        net = Halves(other, read)
+        with pytest.raises(PlanError, match=r"held\[0\]\[1\]"):
             infoprune.shrink(net, plan)
         assert net.held == other
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -17,6 +18,9 @@ from infoprune.structure.plan import PruningPlan
 
 GEOMETRY = frozenset({"kernel_size", "stride", "padding", "dilation", "output_padding"})
 """Attributes of convolution and pooling that hold sizes in space, which no cut of channels changes."""
+
+SEQUENCES = (list, tuple, deque)
+"""Kinds of containers whose items plans know by their places."""
 
 Change: TypeAlias = tuple[nn.Module, str, Any]
 """A module, the name of one of its attributes, its new value."""
@@ -64,7 +68,7 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def _of_plan(modules: Mapping[str, nn.Module], plan: PruningPlan) -> Iterator[Change]:
     """Return the attribute changes that the plan itself names; numbers of one container are one change."""
-    containers: dict[tuple[nn.Module, str], dict[str, int]] = {}
+    containers: dict[tuple[nn.Module, str], dict[tuple[str, ...], int]] = {}
     for path, (before, after) in plan.attributes.items():
         owner, _, key = path.rpartition(".")
         try:
@@ -74,16 +78,16 @@ def _of_plan(modules: Mapping[str, nn.Module], plan: PruningPlan) -> Iterator[Ch
             raise PlanError(f"the plan rewrites {path}, which this model does not have") from error
         if value != before or not (type(value) is int or isinstance(value, np.integer)):
             raise PlanError(f"the plan was made for another model: {path} is {value!r:.60}, the plan expects {before}")
-        name, place = _place(key)
-        fewest = 1 if place is None else 0  # a part of a split may lose all of its channels
+        name, places = _places(key)
+        fewest = 0 if places else 1  # a part of a split may lose all of its channels
         if name in GEOMETRY or not fewest <= after <= before:
             raise PlanError(
                 f"the plan rewrites {path} from {before} to {after}, and that is no width that a cut narrows"
             )
-        if place is None:
-            yield module, name, type(value)(after)
+        if places:
+            containers.setdefault((module, name), {})[places] = type(value)(after)
         else:
-            containers.setdefault((module, name), {})[place] = type(value)(after)
+            yield module, name, type(value)(after)
     for (module, name), numbers in containers.items():
         yield module, name, _with_numbers(getattr(module, name), numbers)
 
@@ -109,8 +113,8 @@ def element(name: str, place: int | str) -> str:
         place: index of the number in it, key or attribute.
 
     Example:
-        >>> element("split_sizes", 1), element("config", "width")
-        ('split_sizes[1]', 'config[width]')
+        >>> element("split_sizes", 1), element(element("config", "widths"), 0)
+        ('split_sizes[1]', 'config[widths][0]')
     """
     return f"{name}[{place}]"
 
@@ -125,31 +129,42 @@ def number(module: nn.Module, key: str) -> Any:
     Raises:
         AttributeError, LookupError: it has nothing of that name.
     """
-    name, place = _place(key)
+    name, places = _places(key)
     value = getattr(module, name)
-    if place is None:
-        return value
-    if isinstance(value, list | tuple):
+    for place in places:
+        value = _item(value, place)
+    return value
+
+
+def _places(key: str) -> tuple[str, tuple[str, ...]]:
+    """Split ``config[widths][0]`` into the attribute and the places in it: ``("config", ("widths", "0"))``."""
+    name, *places = re.findall(r"[^\[\]]+", key)
+    return name, tuple(places)
+
+
+def _item(held: Any, place: str) -> Any:
+    if isinstance(held, SEQUENCES):
         if not place.isdecimal():
-            raise LookupError(f"{name} is a {type(value).__name__}")
-        return value[int(place)]
-    return (value if isinstance(value, dict) else getattr(value, "__dict__", {}))[place]
+            raise LookupError(f"{place} is no place in a {type(held).__name__}")
+        return held[int(place)]
+    return (held if isinstance(held, dict) else getattr(held, "__dict__", {}))[place]
 
 
-def _place(key: str) -> tuple[str, str | None]:
-    found = re.fullmatch(r"(.*)\[(\w+)\]", key)
-    return (found[1], found[2]) if found else (key, None)
-
-
-def _with_numbers(held: Any, numbers: Mapping[str, int]) -> Any:
+def _with_numbers(held: Any, numbers: Mapping[tuple[str, ...], int]) -> Any:
     """Return a copy of a container with some numbers replaced: others may hold the same container."""
-    if isinstance(held, list | tuple):
-        return _like(held, [numbers.get(str(place), number) for place, number in enumerate(held)])
+    inside: dict[str, dict[tuple[str, ...], int]] = {}
+    for (place, *rest), number in numbers.items():
+        inside.setdefault(place, {})[tuple(rest)] = number
+    items = {
+        place: rest[()] if () in rest else _with_numbers(_item(held, place), rest) for place, rest in inside.items()
+    }
+    if isinstance(held, SEQUENCES):
+        return _like(held, [items.get(str(place), item) for place, item in enumerate(held)])
     if isinstance(held, dict):
-        return type(held)({**held, **numbers})
+        return type(held)({**held, **items})
     kind: Any = type(held)
     changed = kind.__new__(kind)
-    vars(changed).update(vars(held), **numbers)  # past __setattr__, which frozen dataclasses refuse
+    vars(changed).update(vars(held), **items)  # past __setattr__, which frozen dataclasses refuse
     return changed
 
 
@@ -233,6 +248,8 @@ def rewrite(changed: Sequence[Change]) -> None:
 
 
 def _like(old: Any, new: Any) -> Any:
-    if not isinstance(old, list | tuple) or type(new) is type(old):
+    if not isinstance(old, SEQUENCES) or type(new) is type(old):
         return new
+    if isinstance(old, deque):
+        return type(old)(new, old.maxlen)
     return old._make(new) if hasattr(old, "_make") else type(old)(new)  # a named tuple takes its fields one by one

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import is_dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +14,9 @@ import torch
 from torch import nn
 
 from infoprune.structure.surgery.attributes import element
+
+DEPTH = 2
+"""Numbers are looked for in containers, and in containers within these: ``[[16, 16], [32]]``."""
 
 
 def integers(module: nn.Module) -> dict[str, int]:
@@ -32,39 +35,48 @@ def integers(module: nn.Module) -> dict[str, int]:
 def elements(module: nn.Module) -> dict[str, int]:
     """Return the whole numbers above 1 in what a module holds, by the path of the element.
 
-    These are lists and tuples of whole numbers, and dicts, dataclasses and namespaces of settings in public attributes,
-    such as the configuration that all modules of a network share. Private attributes belong to frameworks: Lightning
-    keeps hyperparameters there.
+    These are lists, tuples and deques of whole numbers, and dicts, dataclasses and namespaces of settings in public
+    attributes, such as the configuration that all modules of a network share, and such containers in these. Private
+    attributes belong to frameworks: Lightning keeps hyperparameters there.
 
     Args:
         module: the module; submodules are not looked into.
 
     Returns:
-        Such as ``{"split_sizes[1]": 16, "config[width]": 32}``.
+        Such as ``{"split_sizes[1]": 16, "config[widths][0]": 32}``.
     """
     return {
-        element(name, place): number
+        place: number
         for name, held in vars(module).items()
-        for place, number in _numbers_in(held, private=name.startswith("_"))
+        for place, number in _numbers_in(name, held, private=name.startswith("_"))
         if number > 1
     }
 
 
-def _numbers_in(held: Any, private: bool) -> Iterator[tuple[int | str, int]]:
-    """Yield the whole numbers in a value, each with the place under which plans know it."""
+def _numbers_in(name: str, held: Any, private: bool, depth: int = DEPTH) -> Iterator[tuple[str, int]]:
+    """Yield the whole numbers in a value of some name, each with the name under which plans know it."""
+    for place, value in _items(held, private):
+        if _is_whole(value):
+            yield element(name, place), value
+        elif depth > 1:
+            yield from _numbers_in(element(name, place), value, private, depth - 1)
+
+
+def _items(held: Any, private: bool) -> Iterable[tuple[int | str, Any]]:
+    """Return the items of a list of numbers or of containers, and of a configuration that is not in a private one."""
     if _is_sequence(held):
-        if all(map(_is_whole, held)):
-            yield from enumerate(held)
-    elif not private and _is_configuration(held):
-        for key, value in (held if isinstance(held, dict) else vars(held)).items():
-            if isinstance(key, str) and key.isidentifier() and _is_whole(value):
-                yield key, value
+        alike = all(map(_is_whole, held)) or all(_is_sequence(item) or _is_configuration(item) for item in held)
+        return enumerate(held) if alike else ()
+    if private or not _is_configuration(held):
+        return ()
+    settings = (held if isinstance(held, dict) else vars(held)).items()
+    return [(key, value) for key, value in settings if isinstance(key, str) and key.isidentifier()]
 
 
 def _is_sequence(held: Any) -> bool:
     """Return whether a value is a list or tuple that can be made again with other numbers."""
     named = type(held).__bases__ == (tuple,) and hasattr(held, "_fields")
-    return named or type(held) in (list, tuple, torch.Size)
+    return named or type(held) in (list, tuple, torch.Size, deque)
 
 
 def _is_configuration(held: Any) -> bool:
@@ -95,6 +107,16 @@ def sequence(module: nn.Module, sizes: Sequence[int]) -> list[str]:
     Returns:
         One path for each size; nothing where no list or tuple, or more than one, holds them.
     """
-    lists = {name: held for name, held in vars(module).items() if _is_sequence(held)}
-    found = [name for name, held in lists.items() if all(map(_is_whole, held)) and list(held) == list(sizes)]
+    held = ((name, value, name.startswith("_")) for name, value in vars(module).items())
+    lists = (found for name, value, private in held for found in _lists_in(name, value, private))
+    found = [name for name, numbers in lists if list(numbers) == list(sizes)]
     return [element(found[0], place) for place in range(len(sizes))] if len(found) == 1 else []
+
+
+def _lists_in(name: str, held: Any, private: bool, depth: int = DEPTH) -> Iterator[tuple[str, Sequence[int]]]:
+    """Yield the lists of whole numbers in a value of some name, each with its own name."""
+    if _is_sequence(held) and all(map(_is_whole, held)):
+        yield name, held
+    elif depth > 1:
+        for place, value in _items(held, private):
+            yield from _lists_in(element(name, place), value, private, depth - 1)
