@@ -269,3 +269,45 @@ def test_a_kernel_may_be_computed_from_one_number_a_filter(criterion: str) -> No
     plan = infoprune.prune(net, x, criterion, filters=0.5, round_to=1).plan
     assert len(net[2].sigma) == 4
     assert infoprune.verify(original, net, plan, x).ok
+
+
+class Composed(nn.Module):
+    """A convolution whose kernel is the product of two small matrices."""
+
+    def __init__(self, shape: Callable[[Composed, Tensor], tuple[int, ...]], makes: int) -> None:
+        super().__init__()
+        self.left, self.right, self.shape = (
+            nn.Parameter(torch.randn(makes, 2)),
+            nn.Parameter(torch.randn(2, 144)),
+            shape,
+        )
+        self.makes, self.reads, self.size = makes, 16, 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, (self.left @ self.right).view(self.shape(self, x)), padding=1)
+
+
+def composed(shape: Callable[[Composed, Tensor], tuple[int, ...]], makes: int) -> nn.Module:
+    return randomise(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), Composed(shape, makes), nn.Conv2d(makes, 4, 1)))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda net, x: (12, -1, 3, 3),
+        lambda net, x: (-1, x.shape[1], 3, 3),
+        lambda net, x: (net.makes, net.reads, net.size, net.size),
+    ],
+)
+def test_a_kernel_composed_of_small_factors_loses_what_it_reads(shape: Callable[..., tuple[int, ...]]) -> None:
+    net = composed(shape, makes=12)
+    original, structure = copy.deepcopy(net), infoprune.trace(net, X)
+    plan = structure.plan({"0": [1, 2, 5]})
+    infoprune.shrink(net, plan)
+    assert net[2].right.shape == (2, 117)
+    assert relative_error(original, net, plan, X) < 1e-12
+
+
+def test_a_size_that_is_written_out_is_the_reason_whatever_other_ways_were_tried() -> None:
+    reason = infoprune.trace(composed(lambda net, x: (16, 16, 3, 3), makes=16), X).group("0").reason
+    assert str(reason).startswith("its size is fixed in the model's code (view")

@@ -173,10 +173,12 @@ class TracedModel:
 
     def _take_other_ways(self, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> bool:
         """Resolver: let operators that couple the channels in conflict remove them in another way."""
-        found = self._ways.take_untried(structure, np.concatenate([conflict.labels for conflict in conflicts]))
-        if found:
-            self._size_attributes.retrace()
-        return found
+        labels = np.concatenate([conflict.labels for conflict in conflicts])
+        return self._ways.take_untried(structure, labels, self._traced_again)
+
+    def _traced_again(self) -> Structure:
+        self._size_attributes.retrace()
+        return self.structure
 
     def _freeze(self, structure: Structure, plan: PruningPlan, conflicts: list[Conflict]) -> bool:
         """Resolver: freeze the groups that conflict, and nothing else."""

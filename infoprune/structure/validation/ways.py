@@ -32,25 +32,37 @@ class WayFinder:
         self._session = session
         self._tried: dict[int, int] = {}
 
-    def take_untried(self, structure: Structure, labels: Labels) -> bool:
+    def take_untried(self, structure: Structure, labels: Labels, traced_again: Callable[[], Structure]) -> bool:
         """Take another way of an operator that couples these labels, and of the same operator in siblings.
 
-        After the last way the first is taken again, so that the reasons of frozen channels are those of the first.
+        A way in which none of these labels can go is passed over. After the last way the first is taken again, so that
+        the reasons of frozen channels are those of the first.
 
         Args:
             structure: the groups.
             labels: (n,) labels that a conflict names.
+            traced_again: labels the operators anew, and returns the structure then.
 
         Returns:
-            Whether there was another way; then the model has to be traced again.
+            Whether there was another way.
         """
         for numbers in self._alike(structure, labels):
-            tried, first = self._tried.get(numbers[0], 0), numbers[0]
-            if tried < structure.records[first].ways and (tried or len(self._tried) < MOST_TRIES):
-                self._tried[first] = tried + 1
-                self._take(numbers, tried + 1)
-                return True
+            first, ways = numbers[0], structure.records[numbers[0]].ways
+            if first not in self._tried and len(self._tried) >= MOST_TRIES:
+                continue
+            coupled = self._coupled(structure, numbers, labels)
+            while self._tried.get(first, 0) < ways:
+                self._tried[first] = self._tried.get(first, 0) + 1
+                self._take(numbers, self._tried[first])
+                if lets_any_go(traced_again(), coupled) or self._tried[first] == ways:
+                    return True
         return False
+
+    def _coupled(self, structure: Structure, numbers: Sequence[int], labels: Labels) -> Labels:
+        """Return those of some labels of the model's tensors that operators couple."""
+        units = structure.component[np.concatenate([u.a for u in structure.space.unions if u.op in numbers])]
+        own = labels[(labels >= 0) & (labels < structure.space.slots_end())]
+        return own[np.isin(structure.component[own], units)]
 
     def free(self, structure_now: Callable[[], Structure]) -> None:
         """Take other ways where they free channels that operators couple or freeze; the model runs again.
@@ -139,6 +151,16 @@ def free_channels(structure: Structure) -> tuple[int, int]:
     """
     indices = sum(len(slot.index) for group in structure.prunable for slot in group.slots)
     return indices, sum(group.size for group in structure.prunable)
+
+
+def lets_any_go(structure: Structure, labels: Labels) -> bool:
+    """Return whether some of these labels can go, or there are none.
+
+    Args:
+        structure: The channel groups.
+        labels: (n,) labels of the model's tensors.
+    """
+    return not len(labels) or any(not structure.groups[number].frozen for number in structure.groups_cut(labels))
 
 
 def _unit_sizes(structure: Structure) -> Labels:
