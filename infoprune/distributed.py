@@ -146,6 +146,19 @@ def on_all_ranks(work: Callable[[], Result]) -> Result:
         return work()
 
 
+def failed_only_by(error: Exception, *kinds: type[Exception]) -> bool:
+    """Return whether all processes have failed, each by an error of some kinds or because another did.
+
+    A collective call for the handler of an error that :func:`on_all_ranks` or :func:`all_or_none` has raised.
+
+    Args:
+        error: this process's.
+        kinds: classes of errors.
+    """
+    other = not isinstance(error, (*kinds, ProcessError))
+    return float(sum_over_processes(torch.tensor(float(other), dtype=torch.float64))) == 0
+
+
 def mean_over_ranks(scores: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the mean of all processes' scores, the same on every process.
 

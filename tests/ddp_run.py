@@ -137,6 +137,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "synchronised": {"norms": Synchronised, "optimizer": adamw, "options": DOUBLE},
     "noisy": {"criterion": Noisy, "optimizer": adamw},
     "equal": {"module": EqualWidths, "cut": {"allocation": "auto", "macs": 0.5}, "options": DOUBLE},
+    "fitted": {"cut": {"allocation": "information_loss", "macs": 0.5}, "options": DOUBLE},
     "distilled": {"callbacks": (Distillation,), "options": DOUBLE},
     **({"ema": {"ema": True}} if hasattr(pl.callbacks, "EMAWeightAveraging") else {}),  # since Lightning 2.6
     "fails": {"criterion": FailsOnOne},

@@ -17,7 +17,7 @@ from tests.tiers import slow
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 
 HERE = Path(__file__).resolve().parent
-QUICK = [name for name in ("sgd", "accumulate", "unused", "noisy", "ema") if name in ddp_run.SCENARIOS]
+QUICK = [name for name in ("sgd", "accumulate", "unused", "noisy", "fitted", "ema") if name in ddp_run.SCENARIOS]
 MORE = [name for name in ddp_run.SCENARIOS if name not in (*QUICK, "fails")]
 SCENARIOS = [*QUICK, *map(slow, MORE)]
 RESUMED = [name for name in ("sgd@epoch=0.ckpt", "ema@epoch=1.ckpt") if name.partition("@")[0] in QUICK]

@@ -7,7 +7,6 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,7 +17,7 @@ from infoprune.errors import ConfigurationError, DataError
 from infoprune.models import CifarResNet
 from infoprune.reconstruction import reconstruct
 from tests import warm
-from tests.tiny import TinyModule, averaging, images, loader, same, trainer
+from tests.tiny import same
 
 IMAGES = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -282,52 +281,6 @@ class TestPrune:
         with pytest.raises(DataError, match="not finite"):
             infoprune.prune(net, IMAGES[:1], "l1", filters=0.5, data=[IMAGES * torch.nan], reconstruction_batches=1)
         assert same(net, before)
-
-
-class Look(pl.Callback):
-    """Keeps the network, and the average of its weights if there is one, right after an event."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[nn.Module, nn.Module | None]] = []
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        averages = [getattr(callback, "_average_model", None) for callback in trainer.callbacks]
-        average = next((average.module.net for average in averages if average is not None), None)
-        self.seen.append((copy.deepcopy(pl_module.net), copy.deepcopy(average)))
-
-
-def test_an_event_of_a_fit_reconstructs_the_network_and_its_average():
-    def run(**options: Any) -> Look:
-        pl.seed_everything(3, verbose=False)
-        look = Look()
-        callback = infoprune.FilterPruning("l1", schedule=[1], filters=0.5, round_to=1, **options)
-        trainer(callback, averaging(), look, epochs=2).fit(TinyModule(), loader())
-        return look
-
-    without, fitted, again = run(), run(reconstruction_batches=3), run(reconstruction_batches=3)
-    assert same(without.seen[0][0], fitted.seen[0][0])
-    for which in (0, 1):
-        original, plain, net = without.seen[0][which], without.seen[1][which], fitted.seen[1][which]
-        assert torch.equal(plain.stem.weight, net.stem.weight)
-        assert not torch.equal(plain.conv2.weight, net.conv2.weight)
-        assert same(net, again.seen[1][which])
-        assert original.conv2.in_channels == 2 * net.conv2.in_channels
-
-
-def test_a_fit_refuses_what_cannot_be_before_training():
-    with pytest.raises(ConfigurationError, match="reconstruction_batches must be a whole number"):
-        infoprune.FilterPruning("l1", schedule=[1], filters=0.5, reconstruction_batches=-1)
-    stream = torch.utils.data.DataLoader(Stream(), 4)
-    module = TinyModule()
-    module.example_input_array = torch.zeros(1, 3, 8, 8)
-    callback = infoprune.FilterPruning("l1", schedule=[1], filters=0.5, reconstruction_batches=2)
-    with pytest.raises(ConfigurationError, match="reconstruction_batches=2 takes batches from the training data"):
-        trainer(callback, epochs=2).fit(module, stream)
-
-
-class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
-    def __iter__(self) -> Any:
-        return iter(images())
 
 
 def reconstructed() -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 from torch import nn
@@ -91,8 +91,10 @@ class FilterPruning(ScheduledEvents):
             measured anew right after each event; see `infoprune.recalibrate`. 0: not, so that the training that
             follows adapts them.
         reconstruction_batches: training batches with which, right after each event, the layers that read the removed
-            filters are fitted to their former outputs, by least squares, before batch norm is measured anew; see
-            `infoprune.reconstruct`. 0: not.
+            filters are fitted to their former outputs, by least squares, and batch norm's statistics are measured anew;
+            see `infoprune.reconstruct`. "auto": where criterion or allocation look at training images, on these, in
+            layers that are trained (not frozen by ``requires_grad``); where they are too few, weights stay as they are
+            and the log says so. 0: not, so that an event changes nothing that stays.
         verify: before each cut, compare the outputs of the masked and the shrunk network on the example inputs, and
             cut only if they are the same. Takes three to eight forward passes an event.
         validate_cuts: after each event, run the validation once before any training, so that the log and the report say
@@ -140,7 +142,7 @@ class FilterPruning(ScheduledEvents):
         follow: Mapping[str, str] | None = None,
         calibration_images: int = 640,
         recalibration_batches: int = 0,
-        reconstruction_batches: int = 0,
+        reconstruction_batches: int | Literal["auto"] = "auto",
         verify: bool = True,
         validate_cuts: bool = False,
         reset_best: bool = True,

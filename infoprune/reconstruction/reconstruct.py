@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,8 @@ def fit_readers(
     batches: int | None,
     plan: PruningPlan,
     ridge: float = RIDGE,
+    *,
+    leave: Collection[str] = (),
 ) -> dict[str, nn.Module]:
     """Do what `reconstruct` does, and return the layers and batch norms that were fitted, by name.
 
@@ -108,11 +110,12 @@ def fit_readers(
         batches: How many to take; None: all.
         plan: What the cut removed from ``original``.
         ridge: How strongly weights are held where they are.
+        leave: Names of layers and batch norms that stay as they are.
 
     Raises:
         DataError: there is no batch, or a layer's values are not finite. The model is as it was.
     """
-    fit = _Fit(model, original, plan, ridge)
+    fit = _Fit(model, original, plan, ridge, leave)
     before = {name: [tensor.clone() for tensor in module.parameters(False)] for name, module in fit.adaptable.items()}
     try:
         with evaluating(model), evaluating(original), torch.no_grad(), all_or_none():
@@ -160,14 +163,18 @@ def _recorded(model: nn.Module, original: nn.Module, data: Any, batches: int | N
 class _Fit:
     """The fit of a pruned model to its original, layer by layer."""
 
-    def __init__(self, model: nn.Module, original: nn.Module, plan: PruningPlan, ridge: float) -> None:
+    def __init__(
+        self, model: nn.Module, original: nn.Module, plan: PruningPlan, ridge: float, leave: Collection[str]
+    ) -> None:
         self._model, self._original, self._plan, self._ridge = model, original, plan, ridge
-        self._layers = readers(model, plan)
+        self._layers = {name: layer for name, layer in readers(model, plan).items() if name not in leave}
         alone = _held_once(model)
         self._norms = {
             name: module
             for name, module in model.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and alone.get(id(module.weight))
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and alone.get(id(module.weight))
+            and name not in leave
         }
 
     @property

@@ -143,6 +143,16 @@ class Decider:
                 raise
             return None
 
+    def shown(self, trainer: pl.Trainer, module: pl.LightningModule) -> Iterable[Any] | None:
+        """Return the images that decisions look at, as in training; None if they look at none.
+
+        Args:
+            trainer: the Trainer.
+            module: its LightningModule.
+        """
+        data = self._data(trainer, module) if self.options.looks_at_data else None
+        return getattr(data, "as_trained", data)
+
     def _choose(
         self,
         trainer: pl.Trainer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -27,13 +27,20 @@ class EngineOptions:
     follow: Mapping[str, str] | None = None
     calibration_images: int = 640
     recalibration_batches: int = 0
-    reconstruction_batches: int = 0
+    reconstruction_batches: int | Literal["auto"] = "auto"
     verify: bool = True
 
     def __post_init__(self) -> None:
         check_count("FilterPruning", "calibration_images", self.calibration_images, 1)
         check_count("FilterPruning", "recalibration_batches", self.recalibration_batches, 0)
-        check_count("FilterPruning", "reconstruction_batches", self.reconstruction_batches, 0)
+        if self.reconstruction_batches != "auto":
+            check_count("FilterPruning", "reconstruction_batches", self.reconstruction_batches, 0)
+
+    @property
+    def looks_at_data(self) -> bool:
+        """Return whether decisions follow from training images, where there are some."""
+        measured = self.allocation.needs_data and self.target.filters is None
+        return self.criterion.needs_data or measured
 
     def described(self) -> dict[str, Any]:
         """Return criterion, allocation and all options that differ from their defaults, as plain data for logs."""
@@ -49,6 +56,8 @@ class EngineOptions:
             **({"module": self.module} if self.module else {}),
             **({"follow": dict(self.follow)} if self.follow else {}),
             **({"recalibration_batches": self.recalibration_batches} if self.recalibration_batches else {}),
-            **({"reconstruction_batches": self.reconstruction_batches} if self.reconstruction_batches else {}),
+            **(
+                {} if self.reconstruction_batches == "auto" else {"reconstruction_batches": self.reconstruction_batches}
+            ),
             **({} if self.verify else {"verify": False}),
         }

@@ -22,7 +22,7 @@ from infoprune.callbacks.engine.training_data import no_batch_yet, training_batc
 from infoprune.callbacks.engine.training_step import TrainingStep, modules_run
 from infoprune.criteria.checks import check_weights
 from infoprune.decide import Decision
-from infoprune.distributed import broadcast_from_first, mean_over_ranks, on_all_ranks, sum_over_processes
+from infoprune.distributed import broadcast_from_first, failed_only_by, mean_over_ranks, on_all_ranks
 from infoprune.errors import PlanError, SurgeryError
 from infoprune.recalibration import check_norms
 from infoprune.report.collect import UnprunedStats
@@ -133,7 +133,7 @@ class PruningEngine:
         if options.recalibration_batches:
             check_norms(network)
         for option in ("recalibration_batches", "reconstruction_batches"):
-            if count := getattr(options, option):
+            if (count := getattr(options, option)) not in (0, "auto"):
                 training_batches(trainer, count, option)
         check_weights(network)
         self.copies.check(module)
@@ -176,7 +176,7 @@ class PruningEngine:
             raise no_batch_yet()
         with isolated(trainer, module):
             cut = self._settled_cut(trainer, module)
-            renewal = Renewal(trainer, module, self.located, self.options)
+            renewal = Renewal(trainer, module, self.located, self.options, self.decider)
 
             def apply(plan: PruningPlan) -> None:
                 if self.options.verify and not isinstance(self.located.inputs, TrainingStep):  # it may write parameters
@@ -240,7 +240,7 @@ class PruningEngine:
         try:
             on_all_ranks(lambda: attempt(decision.plan))
         except Exception as error:
-            if not isinstance(allocation, Auto) or not _is_refused_by_all(error):
+            if not isinstance(allocation, Auto) or not failed_only_by(error, SurgeryError, PlanError):
                 raise
             log.warning("Groups of one size keep equal widths, which a step of the fit needs")
             log.debug("The plan cannot be applied: %s", error)
@@ -281,9 +281,3 @@ class PruningEngine:
         self.held.load_state_dict(state)
         self.decider.latency_ratio = state.get("latency", 1.0)
         self.pending = None if pending is None else PendingEvent.from_dict(pending)
-
-
-def _is_refused_by_all(error: Exception) -> bool:
-    """Return whether all processes have failed because the cut cannot be made; a collective call."""
-    refused = isinstance(error, SurgeryError | PlanError)
-    return float(sum_over_processes(torch.tensor(float(not refused), dtype=torch.float64))) == 0
