@@ -170,7 +170,7 @@ def decide(
     kind, keep = goal(target, structure, fraction, reference, sizes)
     chosen = get_allocation(allocation)
     with chosen.named_in_errors("while it measured the model"):
-        chosen = chosen.prepared(model, structure, data, scores=scores, kind=kind, keep=keep)
+        chosen = chosen.in_schedule(sizes).prepared(model, structure, data, scores=scores, kind=kind, keep=keep)
     widths = chosen.widths(
         structure,
         scores,

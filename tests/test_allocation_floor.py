@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import infoprune
-from infoprune.allocation import Budget, InformationLoss
+from infoprune.allocation import Allocation, Auto, Budget, InformationLoss
 from infoprune.allocation.divergence import (
     Distance,
     divergence_of_labels,
@@ -21,6 +22,7 @@ from infoprune.allocation.divergence import (
     uninformed,
 )
 from infoprune.allocation.information_loss import FLOORS
+from infoprune.allocation.measure_loss import LossMeter
 from infoprune.criteria import get_criterion
 
 IMAGES = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -137,3 +139,28 @@ def test_outputs_that_are_the_same_for_all_images_cost_what_the_outputs_tell(
     distance: Distance, outputs: Tensor, information: float
 ) -> None:
     assert distance(outputs, uninformed(distance, outputs)).mean().item() == pytest.approx(information, abs=1e-4)
+
+
+@pytest.mark.parametrize("allocation", [InformationLoss(), Auto()])
+def test_floors_of_a_later_event_are_shares_of_the_units_before_the_first(
+    allocation: Allocation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = plain(16, 16, 16, seed=0)
+    structure = infoprune.trace(net, IMAGES[:1])
+    scores = get_criterion("l1")(net, structure)
+    tried, measure = [], LossMeter.round
+
+    def noting(meter: LossMeter, widths: dict[str, int], levels: Any, bar: Any) -> Any:
+        tried.append(min(widths.values()))
+        return measure(meter, widths, levels, bar)
+
+    def narrowest(allocation: Allocation) -> int:
+        """The narrowest group where every group is to keep at least half of its units."""
+        tried.clear()
+        allocation.prepared(net, structure, [(IMAGES, TARGETS)], scores=scores, keep=0.7)
+        assert len(tried) == 1 + len(FLOORS)
+        return tried[-1]
+
+    monkeypatch.setattr(LossMeter, "round", noting)
+    assert 8 <= narrowest(allocation) < 12
+    assert narrowest(allocation.in_schedule(dict.fromkeys(scores, 24))) >= 12

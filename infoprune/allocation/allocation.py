@@ -44,6 +44,14 @@ class Allocation(Part):
         """Return whether single units of single groups use up what its widths leave of a budget."""
         return True
 
+    def in_schedule(self, sizes: Mapping[str, int] | None) -> Allocation:
+        """Return this allocation for a model that earlier events have cut; itself where that makes no difference.
+
+        Args:
+            sizes: Group name -> units before the first event; None before any.
+        """
+        return self
+
     def prepared(
         self,
         model: nn.Module,

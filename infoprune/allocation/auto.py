@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
@@ -34,7 +34,19 @@ class Auto(Allocation):
     and the widths are those of ``coupled_last``.
     """
 
+    _measured: InformationLoss = field(default_factory=InformationLoss, init=False, repr=False, compare=False)
+
     needs_data: ClassVar[bool] = True
+
+    def in_schedule(self, sizes: Mapping[str, int] | None) -> Auto:
+        """Return a copy whose measurement knows the units before the first event.
+
+        Args:
+            sizes: Group name -> units before the first event; None before any.
+        """
+        aware = Auto()
+        aware._measured = self._measured.in_schedule(sizes)
+        return aware
 
     def prepared(
         self,
@@ -53,7 +65,7 @@ class Auto(Allocation):
             logger.info("widths by rule (coupled_last): with training images as data they follow from what cuts cost")
             return CoupledLast()
         try:
-            return InformationLoss().prepared(model, structure, data, scores=scores, kind=kind, keep=keep)
+            return self._measured.prepared(model, structure, data, scores=scores, kind=kind, keep=keep)
         except (DataError, ConfigurationError) as error:
             logger.warning("widths by rule (coupled_last), since the loss of cuts could not be measured: %s", error)
             return CoupledLast()

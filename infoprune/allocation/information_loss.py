@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
@@ -84,6 +85,8 @@ class InformationLoss(Allocation):
     evaluate: Callable[[nn.Module], float] | None = None
     curves: LossCurves | str | None = None
     progress: bool | None = None
+    _sizes: Mapping[str, int] | None = field(default=None, init=False, repr=False, compare=False)
+    """Group name -> units before the first event, which floors are shares of."""
 
     needs_data: ClassVar[bool] = True
 
@@ -101,6 +104,16 @@ class InformationLoss(Allocation):
     def options(self) -> dict[str, Any]:
         """The options that are plain data; curves and a function of the user's are none."""
         return {name: value for name, value in super().options.items() if name not in ("curves", "evaluate")}
+
+    def in_schedule(self, sizes: Mapping[str, int] | None) -> InformationLoss:
+        """Return a copy whose floors are shares of these units, not of those that are left.
+
+        Args:
+            sizes: Group name -> units before the first event; None before any.
+        """
+        aware = copy.copy(self)
+        aware._sizes = sizes
+        return aware
 
     def prepared(
         self,
@@ -131,7 +144,8 @@ class InformationLoss(Allocation):
         meter = LossMeter(
             model, structure, scores, getattr(data, "as_trained", data) or (), self.images, self.evaluate, OWNER
         )
-        grids = {name: WidthGrid(group.size) for name, group in meter.groups.items()}
+        original = self._sizes or {}
+        grids = {name: WidthGrid(group.size, original=original.get(name)) for name, group in meter.groups.items()}
         widths = {name: grid.size for name, grid in grids.items()}
         # Each further round measures from a model that is cut already, because losses of single cuts do not add up.
         shares = [share for share in ROUNDS[: self.rounds - 1] if share > keep]

@@ -126,7 +126,7 @@ class Decider:
         assert self.unpruned is not None
         kind, keep = goal(self.options.target, structure, fraction, self.unpruned.cost, self.unpruned.sizes)
         with torch.compiler.set_stance("force_eager"):
-            return chosen.prepared(
+            return chosen.in_schedule(self.unpruned.sizes).prepared(
                 self.located.within(module), structure, self._data(trainer, module), scores=scores, kind=kind, keep=keep
             )
 

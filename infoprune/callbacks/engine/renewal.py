@@ -100,6 +100,7 @@ class Renewal:
         trial = snapshot(network)
         leave = _frozen(self._network(self._module)) if self._automatic else ()
         changed = fit_readers(trial, original, batches, None, plan, leave=leave)
+        log.info("%d layers behind the cut are fitted to their former outputs", len(changed))
         if tracked_norms(trial) and not self._options.recalibration_batches:
             with self._trainer.precision_plugin.forward_context():
                 recalibrate(trial, batches)
