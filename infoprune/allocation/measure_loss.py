@@ -250,7 +250,11 @@ class LossMeter:
         """Return batches of images in a memory layout, after the weights have taken it."""
         for parameter in self.model.parameters():
             parameter.data = _in_layout(parameter.data, layout)
-        return [self._batch(tree_map(lambda leaf: _in_layout(leaf, layout), x), y, size) for x, y, size in batches]
+        laid_out = [self._batch(tree_map(lambda leaf: _in_layout(leaf, layout), x), y, size) for x, y, size in batches]
+        if not self._resumes_truly(laid_out[0]):
+            for batch in laid_out:
+                batch.resumes = False
+        return laid_out
 
     def _batch(self, inputs: Any, targets: Any, size: int) -> MeasuredBatch:
         weights = (weight for name in self.groups for weight in self._weights(name))
@@ -263,9 +267,7 @@ class LossMeter:
         if not all(bool(torch.isfinite(output).all()) for output in found):
             raise DataError(f"{self.owner}: the outputs of the whole model are not finite on the calibration images")
         distances = distances_for(found, on_device(found[0].device, targets), size)
-        batch = MeasuredBatch(inputs, size, found, distances, {key: place for place, key in enumerate(order)})
-        batch.resumes = self._resumes_truly(batch)
-        return batch
+        return MeasuredBatch(inputs, size, found, distances, {key: place for place, key in enumerate(order)})
 
     def _resumes_truly(self, batch: MeasuredBatch) -> bool:
         """Return whether resuming at the last group gives what the whole run gave.
