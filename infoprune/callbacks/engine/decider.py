@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,15 @@ class Decider:
         self.located = located
         self.unpruned: UnprunedStats | None = None
         self.latency_ratio = 1.0
+        self._calibration: Iterable[Any] | None = None  # of the event at hand
+
+    @contextmanager
+    def event(self) -> Iterator[None]:
+        """Look at the same images throughout the block, and release them afterwards."""
+        try:
+            yield
+        finally:
+            self._calibration = None
 
     def ahead(self, trainer: pl.Trainer, module: pl.LightningModule, structure: Structure) -> PruningPlan:
         """Score with one batch and decide, so that what an event would refuse is refused before training.
@@ -131,17 +141,28 @@ class Decider:
             )
 
     def _data(self, trainer: pl.Trainer, module: pl.LightningModule, images: int | None = None) -> Iterable[Any] | None:
-        """Return calibration batches of ``images`` images, if the criterion or the allocation looks at data."""
+        """Return calibration batches, if the criterion or the allocation looks at data.
+
+        Args:
+            trainer: the Trainer.
+            module: its LightningModule.
+            images: how many; by default those of the event at hand, which are found once.
+        """
         criterion, allocation = self.options.criterion, self.options.allocation
         if not criterion.needs_data and not allocation.needs_data:
             return None
+        if images is None and self._calibration is not None:
+            return self._calibration
         try:
             batches = calibration_batches(trainer, images or self.options.calibration_images)
-            return self.located.received(trainer, module, batches)
+            received = self.located.received(trainer, module, batches)
         except (ConfigurationError, DataError):  # a stream, or too few images
             if criterion.needs_data or not isinstance(allocation, Auto):
                 raise
             return None
+        if images is None:  # finding them has run the training step
+            self._calibration = received
+        return received
 
     def shown(self, trainer: pl.Trainer, module: pl.LightningModule) -> Iterable[Any] | None:
         """Return the images that decisions look at, as in training; None if they look at none.

@@ -174,7 +174,7 @@ class PruningEngine:
         self.prepare(trainer, module)
         if self.located.inputs is None:
             raise no_batch_yet()
-        with isolated(trainer, module):
+        with isolated(trainer, module), self.decider.event():
             cut = self._settled_cut(trainer, module)
             renewal = Renewal(trainer, module, self.located, self.options, self.decider)
 
@@ -204,7 +204,7 @@ class PruningEngine:
         self.prepare(trainer, module)
         if self.located.inputs is None:
             return None
-        with isolated(trainer, module):
+        with isolated(trainer, module), self.decider.event():
             cut = self._settled_cut(trainer, module)
             rehearse = cut.rehearse if isinstance(self.options.allocation, Auto) else lambda _: None
             structure, decision = self._decide(trainer, module, fraction, rehearse)
