@@ -96,9 +96,12 @@ def test_processes_agree(name: str, folder: Path) -> None:
     assert difference(*learnt) == 0.0
 
 
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "noisy"])
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name not in ("noisy", "fitted")])
 def test_two_processes_equal_one_on_the_joined_batch(name: str, folder: Path, tmp_path: Path) -> None:
-    """Trap 4: the same two events in one process on batches of both."""
+    """Trap 4: the same two events in one process on batches of both.
+
+    Layers are fitted with the statistics of the loader's batches, which here are half as large on two processes.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     alone = ddp_run.run(name, tmp_path, 1)
