@@ -66,11 +66,9 @@ def _ways(structure: Structure, group: ChannelGroup) -> dict[tuple[str, int], st
     """Return for each slot of a group the operators that lead to it from the group's first slot."""
     ends = structure.space.slots_end()
     starts = np.array([slot.start for slot in structure.space.slots])
+    own = [structure.space.labels[part.tensor][part.dim][part.index] for part in group.slots]
     members = np.zeros(structure.space.size, dtype=bool)
-    slots = {(slot.tensor, slot.dim): slot for slot in structure.space.slots}
-    for part in group.slots:
-        roots = structure.component[slots[part.tensor, part.dim].start + part.index]
-        members[roots] = True
+    members[structure.component[np.concatenate(own)]] = True
     edges: dict[int, list[tuple[int, int]]] = {}
 
     def nodes(labels: Labels) -> Labels:
@@ -82,8 +80,7 @@ def _ways(structure: Structure, group: ChannelGroup) -> dict[tuple[str, int], st
         for here, there in set(zip(nodes(union.a[inside]).tolist(), nodes(union.b[inside]).tolist(), strict=True)):
             edges.setdefault(here, []).append((there, union.op))
             edges.setdefault(there, []).append((here, union.op))
-    first = group.slots[0]
-    origin = int(nodes(np.array([slots[first.tensor, first.dim].start]))[0])
+    origin = int(nodes(own[0])[0])
     ways: dict[int, str] = {origin: ""}
     queue = deque([origin])
     while queue:

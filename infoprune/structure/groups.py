@@ -62,7 +62,6 @@ class Structure:
         self.attributes = tuple(attributes)
         self.caches = tuple(caches)
         self.component = space.components()
-        self._slots = {(slot.tensor, slot.dim): slot for slot in space.slots}
         self.layers = tuple(find_layers(space, self.component, [*contractions, *other_contractions]))
         self._grouping = Grouping(space, self.component, self.records, self.layers)
         self.groups = self._grouping.groups
@@ -70,7 +69,7 @@ class Structure:
             self._grouping,
             self.component,
             self.shapes,
-            {name: [self._slots[name, dim] for dim in range(len(shapes[name]))] for name in parameters},
+            {name: space.labels[name] for name in parameters},
             contractions,
             measure,
             batch,
@@ -303,7 +302,7 @@ class Structure:
             return last[1]
         check_belongs(plan, self.shapes)
         gone = [
-            self._slots[tensor, dim].start + plan.indices(tensor, dim)
+            self.space.labels[tensor][dim][plan.indices(tensor, dim)]
             for tensor, dims in plan.removed.items()
             for dim in dims
         ]

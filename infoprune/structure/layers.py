@@ -6,9 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from infoprune.structure.labels import Labels, LabelSpace, Slot
+from infoprune.structure.labels import Labels, LabelSpace
 from infoprune.structure.tracing.rule_context import Contraction
 
 _WEIGHT = re.compile(r"\.(weight|weight_orig|weight_v|parametrizations\.weight\.original[01]?)$")
@@ -67,39 +65,24 @@ def find_layers(space: LabelSpace, component: Labels, contractions: Sequence[Con
         component: (labels,) for each label the smallest of its component.
         contractions: the convolutions and products that ran, in forward order.
     """
-    finder = _FilterFinder(space, component)
     seen = set()
     for contraction in contractions:
-        slot = finder.slot_of(contraction)
-        if slot is not None and slot.tensor not in seen:
-            seen.add(slot.tensor)
-            yield Layer(layer_name(slot.tensor), slot.tensor, slot.dim, contraction.kind)
+        found = _filters_of(space, component, contraction)
+        if found is not None and found[0] in space.parameters and found[0] not in seen:
+            seen.add(found[0])
+            yield Layer(layer_name(found[0]), *found, contraction.kind)
 
 
-class _FilterFinder:
-    """Find the dimension of a layer's weight that a contraction turns into channels."""
-
-    def __init__(self, space: LabelSpace, component: Labels) -> None:
-        self._space = space
-        self._component = component
-        self._starts = np.array([slot.start for slot in space.slots])
-        self._by_tensor: dict[str, list[Slot]] = {}
-        for slot in space.slots:
-            self._by_tensor.setdefault(slot.tensor, []).append(slot)
-
-    def slot_of(self, contraction: Contraction) -> Slot | None:
-        filters, kernel = contraction.filters, contraction.kernel
-        if filters is None or not len(inside := filters[filters >= 0]):
-            return None
-        slot = self._slot_at(inside[0])
-        if kernel and (slot is None or slot.tensor != kernel):  # the kernel is computed from several tensors
-            made = [s for s in self._by_tensor[kernel] if self._component[inside[0]] in self._component[s.labels]]
-            slot = next((s for s in made if slot is not None and s.dim == slot.dim), made[0] if made else None)
-        return slot if slot is not None and slot.tensor in self._space.parameters else None
-
-    def _slot_at(self, label: int) -> Slot | None:
-        if label >= self._space.slots_end():
-            label = self._component[label]  # what it was united with, if that has a slot
-        if label >= self._space.slots_end():
-            return None
-        return self._space.slots[int(np.searchsorted(self._starts, label, side="right")) - 1]
+def _filters_of(space: LabelSpace, component: Labels, contraction: Contraction) -> tuple[str, int] | None:
+    """Return the tensor, and its dimension, that a contraction turns into channels; None if there is none."""
+    filters, kernel = contraction.filters, contraction.kernel
+    if filters is None or not len(inside := filters[filters >= 0]):
+        return None
+    first = component[inside[0]]
+    slot = space.slot_of(inside[0]) or space.slot_of(first)  # that of what it was united with
+    if slot is not None and kernel in ("", slot.tensor):
+        return slot.tensor, slot.dim
+    # The kernel is computed from several tensors.
+    made = [dim for dim, labels in enumerate(space.labels.get(kernel, ())) if first in component[labels]]
+    likely = [dim for dim in made if slot is not None and dim == slot.dim]
+    return next(((kernel, dim) for dim in [*likely, *made]), None)

@@ -11,7 +11,7 @@ import numpy as np
 from infoprune.cost import Cost
 from infoprune.structure.channel_groups import Grouping
 from infoprune.structure.cost_model import CostModel
-from infoprune.structure.labels import Labels, Slot
+from infoprune.structure.labels import Labels
 from infoprune.structure.layers import layer_of
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tracing.rule_context import Contraction
@@ -24,7 +24,7 @@ class ModelCosts:
         grouping: the channel groups.
         component: (labels,) for each label the smallest of its component.
         shapes: shape of every parameter and buffer.
-        parameters: for each parameter the slots of its dimensions.
+        parameters: for each parameter the labels of its dimensions.
         contractions: the convolutions and products that ran.
         measure: runs the model to count what the trace could not; takes the place of ``contractions`` at the first use.
         batch: number of examples that the contractions were counted for.
@@ -35,7 +35,7 @@ class ModelCosts:
         grouping: Grouping,
         component: Labels,
         shapes: Mapping[str, tuple[int, ...]],
-        parameters: Mapping[str, Sequence[Slot]],
+        parameters: Mapping[str, Sequence[Labels]],
         contractions: Sequence[Contraction],
         measure: Callable[[], Sequence[Contraction]] | None,
         batch: int,
@@ -117,7 +117,7 @@ class ModelCosts:
     @cached_property
     def _arithmetic(self) -> tuple[CostModel, CostModel]:
         macs = [(c.times / self._batch, [self._width(side) for side in c.sides]) for c in self._contractions]
-        params = [(1.0, [self._width(slot.labels) for slot in slots]) for slots in self._parameters.values()]
+        params = [(1.0, [self._width(axis) for axis in axes]) for axes in self._parameters.values()]
         return CostModel(macs), CostModel(params)
 
     def _width(self, axis: Labels) -> tuple[float, np.ndarray]:

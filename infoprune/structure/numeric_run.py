@@ -122,7 +122,7 @@ class NumericRun:
         for name, entry in self._owned.items():
             tensor, removed = self._own(entry), plan.removed.get(name, {})
             tensor = tensor.clone() if removed and tensor.data_ptr() == entry.tensor.data_ptr() else tensor
-            axes = [space.add_slot(name, dim, size) for dim, size in enumerate(tensor.shape)]
+            axes = [*space.add_tensor(name, tensor.shape)]
             for dim, indices in removed.items():
                 places = np.array(indices, dtype=np.int64)
                 tensor.index_fill_(dim, torch.from_numpy(places).to(tensor.device), 0)

@@ -8,7 +8,7 @@ labels (these indices must go together) or freeze them (this index must stay). C
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from operator import attrgetter
@@ -31,11 +31,6 @@ class Slot(NamedTuple):
     dim: int
     size: int
     start: int
-
-    @property
-    def labels(self) -> Labels:
-        """The labels of all indices, in order."""
-        return np.arange(self.start, self.start + self.size, dtype=np.int64)
 
 
 class Union(NamedTuple):
@@ -67,11 +62,13 @@ class LabelSpace:
 
     def __init__(self) -> None:
         self.slots: list[Slot] = []
+        self.labels: dict[str, list[Labels]] = {}
+        """By tensor, the labels of each of its dimensions."""
+        self.slot_numbers: dict[int, int] = {}
+        """By the identity of such labels, the number of their slot; nearly all that meet are of a slot."""
         self.parameters: frozenset[str] = frozenset()
         """The names of those tensors with slots that are parameters, not buffers."""
         self.size = 0
-        self.slot_label_arrays: dict[int, Labels] = {}
-        """By identity, the arrays known to hold labels of slots alone; nearly all that meet do."""
         self.unions: list[Union] = []
         self.freezes: list[Freeze] = []
         self._balances: list[Balance] = []
@@ -86,32 +83,29 @@ class LabelSpace:
         """By identity: an axis that was united with another one, and that one."""
         self._joined: tuple[Labels, int] | None = None
         """The components that so many of the unions make."""
-        self._numbers: dict[int, int] = {}
-        """By the identity of a slot's labels, its number."""
         self._slot_classes: tuple[Labels, int] | None = None
         """What so many of the unions make of `alike`."""
 
-    def add_slot(self, tensor: str, dim: int, size: int) -> Labels:
-        """Give every index of a slot its label.
+    def add_tensor(self, name: str, shape: Sequence[int]) -> list[Labels]:
+        """Give every index of every dimension of a tensor its label.
 
         Args:
-            tensor: name of a parameter or buffer.
-            dim: one of its dimensions.
-            size: number of indices there.
+            name: name of a parameter or buffer.
+            shape: its shape.
 
         Returns:
-            (size,) new labels.
+            For each dimension (size,) new labels.
         """
-        slot = Slot(tensor, dim, size, self.size)
-        self.slots.append(slot)
-        self.size += size
-        labels = slot.labels
-        self.slot_label_arrays[id(labels)] = labels
-        self._numbers[id(labels)] = len(self._numbers)
-        return labels
+        axes = self.labels[name] = []
+        for dim, size in enumerate(shape):
+            slot, labels = Slot(name, dim, size, self.size), self.new_labels(size)
+            self.slot_numbers[id(labels)] = len(self.slots)
+            self.slots.append(slot)
+            axes.append(labels)
+        return axes
 
     def new_labels(self, size: int) -> Labels:
-        """Return labels without a slot, for tensors that the model's code makes itself (``x.new_zeros(...)``).
+        """Return new labels. Those without a slot are for tensors that the code makes itself (``x.new_zeros(...)``).
 
         Such a tensor shrinks when the sizes that the code asks for shrink; the dry run finds out whether they do.
 
@@ -229,14 +223,10 @@ class LabelSpace:
         np.add.at(signature, components[labels], sums[slot_of])
         return signature
 
-    def truncate(self, unions: int, freezes: int) -> None:
-        """Drop the unions and freezes beyond these numbers, and all balances.
-
-        Args:
-            unions: number of unions to keep.
-            freezes: number of freezes to keep.
-        """
-        del self.unions[unions:], self.freezes[freezes:]
+    def forget_operators(self) -> None:
+        """Drop what has been noted of operators: all unions and balances, and the freezes that name one."""
+        self.unions.clear()
+        self.freezes = [freeze for freeze in self.freezes if freeze.op < 0]
         self._balances.clear()
         self._met.clear()
         self._joined = self._slot_classes = None
@@ -254,7 +244,7 @@ class LabelSpace:
         vars(self).update(state)
 
     def slots_end(self) -> int:
-        """Return the number below which labels belong to slots; the others were made by :meth:`fresh`."""
+        """Return the number below which labels belong to slots; the others were made by :meth:`new_labels`."""
         return self.slots[-1].start + self.slots[-1].size if self.slots else 0
 
     def components(self) -> Labels:
@@ -264,9 +254,8 @@ class LabelSpace:
             shifts = np.repeat(starts[self.slot_classes()] - starts, sizes)
             known = np.arange(self.size, dtype=np.int64)
             known[: len(shifts)] += shifts
-            unions = [
-                u for u in self.unions if id(u.a) not in self.slot_label_arrays or id(u.b) not in self.slot_label_arrays
-            ]
+            whole = self.slot_numbers
+            unions = [union for union in self.unions if id(union.a) not in whole or id(union.b) not in whole]
         else:  # once more, with what has been noted since
             known, count = self._joined
             known = np.append(known, np.arange(len(known), self.size))
@@ -279,7 +268,7 @@ class LabelSpace:
     def slot_classes(self) -> Labels:
         """Return for every slot the first one that it is united with as a whole, index by index."""
         if self._slot_classes is None or self._slot_classes[1] != len(self.unions):
-            number = self._numbers.get
+            number = self.slot_numbers.get
             pairs = [(number(id(a), -1), number(id(b), -1)) for a, b, _ in self.unions]
             edges = np.array(pairs, dtype=np.int64).reshape(-1, 2)
             edges = edges[(edges >= 0).all(axis=1)]
@@ -304,15 +293,6 @@ class LabelSpace:
         starts, sizes = np.array([(slot.start, slot.size) for slot in self.slots], dtype=np.int64).reshape(-1, 2).T
         return starts, sizes
 
-    def dim_of(self, label: int) -> int | None:
-        """Return the dimension of the slot that a label belongs to; None if it has no slot.
-
-        Args:
-            label: a label.
-        """
-        slot = self.slot_of(label)
-        return None if slot is None else slot.dim
-
     def slot_of(self, label: int) -> Slot | None:
         """Return the slot that a label belongs to; None if it has none.
 
@@ -323,7 +303,12 @@ class LabelSpace:
         found = self.slots[place] if place >= 0 else None
         return found if found is not None and label < found.start + found.size else None
 
-    def slot_ranges(self) -> Iterator[tuple[Slot, slice]]:
-        """Return every slot with the range of its labels."""
-        for slot in self.slots:
-            yield slot, slice(slot.start, slot.start + slot.size)
+    def slots_with(self, labels: Labels) -> list[Slot]:
+        """Return the slots that labels belong to, in order, each once.
+
+        Args:
+            labels: (n,) labels; those that have no slot are passed over.
+        """
+        starts, _ = self._places()
+        inside = labels[(labels >= 0) & (labels < self.slots_end())]
+        return [self.slots[place] for place in np.unique(np.searchsorted(starts, inside, side="right") - 1)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -89,7 +89,7 @@ class RuleContext:
 
     def __init__(self, space: LabelSpace, record: OpRecord, number: int, contractions: list[Contraction]) -> None:
         self._space = space
-        self._whole = space.slot_label_arrays
+        self._whole: Container[int] = space.slot_numbers
         self.number = number
         self._contractions = contractions
         self.record = record
@@ -324,7 +324,8 @@ class RuleContext:
         Args:
             axis: (n,) labels, or None.
         """
-        return axis is not None and bool((axis >= 0).all()) and self._space.dim_of(int(axis[0])) == 0
+        slot = None if axis is None or not (axis >= 0).all() else self._space.slot_of(int(axis[0]))
+        return slot is not None and slot.dim == 0
 
     def is_of_buffer(self, axis: Axis) -> bool:
         """Return whether these are labels of a buffer, which has no filters to choose among.

@@ -60,10 +60,7 @@ class TraceSession:
         self.space = LabelSpace()
         self.space.parameters = frozenset(name for name, entry in owned.items() if entry.is_parameter)
         self.modules = dict(model.named_modules())
-        self.labels = {
-            name: [self.space.add_slot(name, dim, size) for dim, size in enumerate(entry.tensor.shape)]
-            for name, entry in owned.items()
-        }
+        self.labels = {name: self.space.add_tensor(name, entry.tensor.shape) for name, entry in owned.items()}
         self.unreached: list[str] = []  # modules that no pass ran, and that have no sibling that did
         self.narrow_too: set[str] = set()  # tensors whose few channels right at an input or output may go
         self.passes = Passes(True, [])
@@ -84,13 +81,10 @@ class TraceSession:
             PlanError: the model's tensors have other names or shapes than those that were traced.
         """
         session = cls(model, inputs, owned_tensors(model))
-        session.labels = {}
-        for slot, labels in zip(space.slots, space.slot_label_arrays.values(), strict=True):
-            session.labels.setdefault(slot.tensor, []).append(labels)  # the very arrays that the records hold
-        shapes = {name: tuple(map(len, axes)) for name, axes in session.labels.items()}
+        shapes = {name: tuple(map(len, axes)) for name, axes in space.labels.items() if axes}
         own = {name: tuple(entry.tensor.shape) for name, entry in session.owned.items()}
         check_belongs(PruningPlan(shapes=shapes), own)
-        session.labels |= {name: [] for name in own.keys() - shapes.keys()}  # scalars
+        session.labels = {name: space.labels.get(name, []) for name in own}  # the very arrays that the records hold
         session.space, session.passes, session.on_shapes = space, passes, passes.on_shapes
         session.tables_on = passes.tables_on
         return session
@@ -146,7 +140,7 @@ class TraceSession:
         """Trace on real tensors, because the model's code cannot run on shapes."""
         self._recordings = []
         self.on_shapes = False
-        self._forget_operators()
+        self.space.forget_operators()
         self._unite_copies()
         self.passes = Passes(False, [])
         try:
@@ -203,7 +197,7 @@ class TraceSession:
 
     def retrace(self) -> None:
         """Discard the operators' constraints and label all passes again, with the label space's new constraints."""
-        self._forget_operators()
+        self.space.forget_operators()
         self.space.head_labels.clear()
         if self._recordings and all(recording.is_unchanged() for recording in self._recordings):
             self._replay(self._recordings)
@@ -224,10 +218,6 @@ class TraceSession:
             self.passes.traced.append((recording.train, tracer))
         self._settle_unused(unused if isinstance(self.inputs, ByMode) else ())
         freeze_ends(self)
-
-    def _forget_operators(self) -> None:
-        self.space.truncate(unions=0, freezes=len(self.space.freezes))
-        self.space.freezes = [freeze for freeze in self.space.freezes if freeze.op < 0]
 
     def _unite_copies(self) -> None:
         for copy, original in self.copies:

@@ -46,16 +46,6 @@ def cut_inside(session: TraceSession, keep: np.ndarray, cut: Mapping[str, list[s
     return np.concatenate([axis[~keep[axis]] for tensor in cut[nearest] for axis in session.labels[tensor]])
 
 
-def meets(labels: Labels, where: slice) -> bool:
-    """Return whether any of the labels lie in a range.
-
-    Args:
-        labels: (n,) labels.
-        where: range of labels, such as those of a slot.
-    """
-    return bool(((labels >= where.start) & (labels < where.stop)).any())
-
-
 def widths_behind(
     structure: Structure,
     session: TraceSession,
@@ -108,12 +98,8 @@ def cut_around(space: LabelSpace, axis: Labels, keep: np.ndarray) -> Labels:
         axis: labels that are left.
         keep: (labels + 1,) for every label whether it stays.
     """
-    found = []
-    for _, where in space.slot_ranges():
-        if meets(axis, where):
-            labels = np.arange(where.start, where.stop)
-            found.append(labels[~keep[labels]])
-    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+    found = [space.labels[slot.tensor][slot.dim] for slot in space.slots_with(axis)]
+    return np.concatenate([labels[~keep[labels]] for labels in found] or [np.empty(0, dtype=np.int64)])
 
 
 _POWERS = (1, -1, 0.5, -0.5)

@@ -21,7 +21,7 @@ from infoprune.structure.plan import PruningPlan
 from infoprune.structure.surgery import attributes
 from infoprune.structure.validation.compared_pass import ComparedPass
 from infoprune.structure.validation.conflict import COMPUTED, Conflict
-from infoprune.structure.validation.conflict_labels import by_module, cut_inside, meets
+from infoprune.structure.validation.conflict_labels import by_module, cut_inside
 from infoprune.structure.validation.module_paths import siblings
 from infoprune.structure.validation.operators import sizes_refused
 
@@ -132,7 +132,7 @@ def _sibling_conflicts(
         if conflict.reason in COMPUTED:  # what is a factor here may be cut by whole heads there
             continue
         module = structure.records[conflict.op].module
-        slots = [slot for slot, where in session.space.slot_ranges() if meets(conflict.labels, where)]
+        slots = session.space.slots_with(conflict.labels)
         own = [slot for slot in slots if module and slot.tensor.startswith(f"{module}.")]
         for sibling in siblings(session.modules, module) if own else ():
             names = [(sibling + slot.tensor.removeprefix(module), slot.dim) for slot in own]

@@ -101,10 +101,10 @@ class AxesIn:
     def _axes(self) -> dict[tuple[str, int], dict[int, Labels]]:
         """By module and size: the arrays, each once."""
         axes: dict[tuple[str, int], dict[int, Labels]] = {}
-        space = self._structure.space
-        for slot, labels in zip(space.slots, space.slot_label_arrays.values(), strict=True):
-            for module in ancestors(slot.tensor.rpartition(".")[0]):
-                axes.setdefault((module, slot.size), {})[id(labels)] = labels
+        for tensor, own in self._structure.space.labels.items():
+            for module in ancestors(tensor.rpartition(".")[0]):
+                for axis in own:
+                    axes.setdefault((module, len(axis)), {})[id(axis)] = axis
         for record in self._structure.records:
             for axis in (axis for output in record.outputs for axis in output.axes if axis is not None):
                 axes.setdefault((record.module, len(axis)), {})[id(axis)] = axis
