@@ -138,6 +138,12 @@ class Structure:
         """
         return explain(self, name)
 
+    @cached_property
+    def stays(self) -> np.ndarray:
+        """Return for every label whether no plan removes it; the last entry, for `OUTSIDE`, is True."""
+        frozen = np.array([*(group.frozen for group in self.groups), True])
+        return np.append(frozen[self.group_of_root[self.component]], True)
+
     # -- plans --------------------------------------------------------------------------------------------------------
 
     def plan(self, removed: Mapping[str, Sequence[int] | Labels]) -> PruningPlan:

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from infoprune.structure.tracing.rule_context import OpRecord
-from infoprune.structure.validation.kept_axes import KeptAxes
 from infoprune.structure.validation.operators import computes, same_operator
+from infoprune.structure.validation.planned_cut import PlannedCut
 
 
 class Alignment:
@@ -22,7 +22,7 @@ class Alignment:
 
     Args:
         records: the operators of the traced pass.
-        kept: what a plan leaves of their axes.
+        cut: the plan that the repeated pass follows.
 
     Attributes:
         next: the place of the operator that should run next.
@@ -30,12 +30,12 @@ class Alignment:
         lost_in: the module in which they last did not; None if they always did.
     """
 
-    def __init__(self, records: Sequence[OpRecord], kept: KeptAxes) -> None:
+    def __init__(self, records: Sequence[OpRecord], cut: PlannedCut) -> None:
         self.next = 0
         self.holds = True
         self.lost_in: str | None = None
         self._records = records
-        self._kept = kept
+        self._cut = cut
 
     @property
     def record(self) -> OpRecord | None:
@@ -55,7 +55,7 @@ class Alignment:
             record: an operator of the traced pass.
         """
         output = record.outputs[0]
-        pairs = zip(output.shape, self._kept.of_output(output), strict=True)
+        pairs = zip(output.shape, self._cut.kept_of(output), strict=True)
         return tuple(size if axis is None else len(axis) for size, axis in pairs)
 
     def pass_over_slice(self, name: str) -> OpRecord | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from infoprune.structure.labels import Labels
 from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, labels_of, set_labels
-from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tracing.execution import Operator, execute
 from infoprune.structure.tracing.options import Options, changed_numbers, options_in
 from infoprune.structure.tracing.rule_context import OpRecord, Output
@@ -23,55 +21,33 @@ from infoprune.structure.tracing.scalars import scalars_in
 from infoprune.structure.tracing.tracer import Tracer, apply, holds_anything
 from infoprune.structure.validation.alignment import Alignment
 from infoprune.structure.validation.conflict import ARGUMENT, COMPUTED, FACTOR, FIXED, MISPLACED, Asked, Conflict
-from infoprune.structure.validation.conflict_labels import by_module, cut_around, cut_inside, widths_behind
 from infoprune.structure.validation.dry_run_context import Diverged, DryRunContext, UnalignedContext
-from infoprune.structure.validation.kept_axes import KeptAxes
 from infoprune.structure.validation.operators import STRETCHING, differing_operators, same_operator, sizes_asked_for
-
-if TYPE_CHECKING:
-    from infoprune.structure.groups import Structure
-    from infoprune.structure.tracing.session import TraceSession
+from infoprune.structure.validation.planned_cut import PlannedCut
 
 
 class ComparedPass(Tracer):
     """Repeat a traced pass on the shrunk model and compare every operator's result.
 
     Args:
-        session: the model.
-        plan: what is removed.
+        cut: the plan that the shrunk model follows.
         traced: the pass of the unpruned model.
-        structure: the channel groups.
-        keep: for every label whether it stays.
-        kept: what the plan leaves of the axes of the model's tensors, by their identity.
 
     Attributes:
         conflicts: what stands in the plan's way.
     """
 
-    def __init__(
-        self,
-        session: TraceSession,
-        plan: PruningPlan,
-        traced: Tracer,
-        structure: Structure,
-        keep: np.ndarray,
-        kept: Mapping[int, Labels],
-    ) -> None:
+    def __init__(self, cut: PlannedCut, traced: Tracer) -> None:
         super().__init__(traced.space, traced._names, traced.first, traced.seed)
         self.found = traced.found
         self.conflicts: list[Conflict] = []
-        self._session = session
-        self._plan = plan
+        self._cut = cut
         self._expected = traced.records
         self._unaligned_outs: Sequence[Tensor] = ()
         self._ran: list[tuple[str, tuple[float, ...]]] = []  # operators and their factors
-        self._structure = structure
-        self._component = np.append(structure.component, -1)
-        self._keep = keep
-        self._kept = KeptAxes(keep, kept)
-        self._alignment = Alignment(traced.records, self._kept)
-        self._whole = {id(axis): axis for axis in kept.values()}
-        self._on_shapes = session.on_shapes
+        self._component = np.append(cut.structure.component, -1)
+        self._alignment = Alignment(traced.records, cut)
+        self._on_shapes = cut.session.on_shapes
         self._held: list[Any] = []
 
     def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -121,15 +97,17 @@ class ComparedPass(Tracer):
         alignment.check(name, outs, self.module)
         record = alignment.record
         if record is None or not alignment.holds:
-            unaligned = UnalignedContext(self.space, OpRecord(name, self.module), self._component, self._stays)
+            unaligned = UnalignedContext(
+                self.space, OpRecord(name, self.module), self._component, self._cut.structure.stays
+            )
             rule(unaligned, args, kwargs, outs)  # may raise Diverged
             self._unaligned_outs = outs
             return result
         alignment.next += 1
-        op = DryRunContext(self.space, record, self._whole)
+        op = DryRunContext(self.space, record, self._cut.slots)
         if rule is not created:
             apply(rule, op, args, kwargs, outs)
-        kept = [self._kept.of_output(output) for output in record.outputs]
+        kept = [self._cut.kept_of(output) for output in record.outputs]
         reason = self._difference(op, rule, outs, kept, numbers, options)
         if reason is None:
             self._take_labels(outs, kept)
@@ -156,7 +134,7 @@ class ComparedPass(Tracer):
             return execute(operator, args, kwargs, tensors)
         result = record.read.result
         if isinstance(result, Tensor) and len(record.outputs) == 1:
-            return self._kept.part_of(result, record.outputs[0].axes)
+            return self._cut.kept_numbers(result, record.outputs[0].axes)
         return result if result is not None else self._as_expected(record, ())
 
     @property
@@ -173,18 +151,12 @@ class ComparedPass(Tracer):
         self._note_conflict(record, tensors, FIXED)
         return True
 
-    @cached_property
-    def _stays(self) -> np.ndarray:
-        """Return a mask over all labels, and `OUTSIDE`, of those that no plan can remove."""
-        groups = [group.frozen for group in self._structure.groups] + [True]
-        return np.append(np.array(groups)[self._structure.group_of_root[self._structure.component]], True)
-
     def _find_labels(self) -> None:
         """Give the last result before the comparison starts again the original's labels, if its sizes fit."""
         outs = self._unaligned_outs
         place = self._alignment.next
         expected = self._expected[place - 1].outputs if place else []
-        kept = [self._kept.of_output(output) for output in expected]
+        kept = [self._cut.kept_of(output) for output in expected]
         if len(outs) == len(kept) and all(
             self._sizes_match(out, output, axes) and self._carries(out, axes)
             for out, output, axes in zip(outs, expected, kept, strict=True)
@@ -270,7 +242,7 @@ class ComparedPass(Tracer):
         if out.dim() != len(axes):
             return []
         sized = [(axis, size) for axis, size in zip(axes, out.shape, strict=True) if axis is not None]
-        return [axis for axis, size in sized if size != len(self._kept.of(axis))]
+        return [axis for axis, size in sized if size != len(self._cut.kept(axis))]
 
     def _take_new_labels(self, op: DryRunContext, out: Tensor, kept: Sequence[Axis]) -> None:
         """Give a stretched dimension the labels that it has in the original."""
@@ -308,17 +280,16 @@ class ComparedPass(Tracer):
         number = self.first + self._alignment.next - 1
         cut: list[Labels] = []
         if reason in COMPUTED:
-            where = (self._structure, self._session, self._plan, self._keep, record.module)
-            cut = widths_behind(*where, changed, ratios=reason == FACTOR)
+            cut = self._cut.widths_behind(changed, record.module, ratios=reason == FACTOR)
         if not cut:
             results = only or [axis for output in record.outputs for axis in output.axes]
-            cut = [axis[~self._keep[axis]] for axis in results if axis is not None]
+            cut = [self._cut.removed(axis) for axis in results if axis is not None]
         if not any(len(labels) for labels in cut):
             axes = (axis for t in inputs for axis in labels_of(t).axes if axis is not None)
-            cut = [cut_around(self.space, axis, self._keep) for axis in axes]
+            cut = [self._cut.removed_around(axis) for axis in axes]
         if not any(len(labels) for labels in cut):
             # The code mixed in another size, most likely a width of the module that is running.
-            cut = [cut_inside(self._session, self._keep, by_module(self._plan.shapes), record.module)]
+            cut = [self._cut.removed_inside(record.module)]
         self.conflicts.append(
             Conflict(np.concatenate(cut), reason, number, record.module, asked=self.asked(record, args))
         )
@@ -330,13 +301,13 @@ class ComparedPass(Tracer):
             record: the operator in the traced pass.
             args: its positional arguments now.
         """
-        return tuple(asked for asked in sizes_asked_for(record, args) if asked.size != len(self._kept.of(asked.axis)))
+        return tuple(asked for asked in sizes_asked_for(record, args) if asked.size != len(self._cut.kept(asked.axis)))
 
     def _as_expected(self, record: OpRecord, inputs: Sequence[Tensor]) -> Any:
         device = next((t.device for t in inputs), torch.device("meta"))
         outs = []
         for output in record.outputs:
-            kept = self._kept.of_output(output)
+            kept = self._cut.kept_of(output)
             shape = [n if a is None else len(a) for n, a in zip(output.shape, kept, strict=True)]
             out = torch.zeros(shape, dtype=output.dtype, device=device)
             set_labels(out, TensorLabels(kept))

@@ -9,25 +9,22 @@ order, same factors. Where it is not, those labels are in conflict with the code
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from infoprune.errors import TraceError
+from infoprune.structure.groups import Structure
 from infoprune.structure.labels import Labels
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.surgery import attributes
+from infoprune.structure.tracing.session import TraceSession
 from infoprune.structure.validation.compared_pass import ComparedPass
 from infoprune.structure.validation.conflict import COMPUTED, Conflict
-from infoprune.structure.validation.conflict_labels import by_module, cut_inside
 from infoprune.structure.validation.module_paths import siblings
 from infoprune.structure.validation.operators import sizes_refused
-
-if TYPE_CHECKING:
-    from infoprune.structure.groups import Structure
-    from infoprune.structure.tracing.session import TraceSession
+from infoprune.structure.validation.planned_cut import PlannedCut
 
 
 def dry_run(session: TraceSession, structure: Structure, plan: PruningPlan) -> list[Conflict]:
@@ -46,19 +43,14 @@ def dry_run(session: TraceSession, structure: Structure, plan: PruningPlan) -> l
     """
     if plan.is_empty:
         return []
-    keep = structure.keep_mask(plan)
+    cut = PlannedCut(session, structure, plan)
     # Tensors of the shrunk sizes take the place of the model's own, which stay as they are.
     stand_ins = {name: _shrunk(session, name, plan.shape_after(name)) for name in plan.shapes}
-    kept = {id(axis): axis for axes in session.labels.values() for axis in axes}
-    for tensor, dims in plan.removed.items():
-        for dim in dims:
-            axis = session.labels[tensor][dim]
-            kept[id(axis)] = axis[keep[axis]]
-    labels = {name: [kept[id(axis)] for axis in axes] for name, axes in session.labels.items()}
+    labels = {name: list(map(cut.kept, axes)) for name, axes in session.labels.items()}
     names = {id(entry.tensor): name for name, entry in session.owned.items()}
     changed = attributes.changes(session.modules, plan, names)
     for train, tracer in session.passes.to_repeat:
-        compared = ComparedPass(session, plan, tracer, structure, keep, kept)
+        compared = ComparedPass(cut, tracer)
         try:
             with attributes.rewritten(changed):
                 session.run_pass(compared, train, session.background() | stand_ins, labels)
@@ -68,9 +60,9 @@ def dry_run(session: TraceSession, structure: Structure, plan: PruningPlan) -> l
         except Exception as error:
             # Code that fails after a conflict fails because of it; code that fails by itself is a conflict of its own.
             if compared.conflicts:
-                compared.conflicts += _sibling_conflicts(session, structure, keep, compared.conflicts)
+                compared.conflicts += _sibling_conflicts(cut, compared.conflicts)
             else:
-                compared.conflicts = _code_conflicts(session, keep, plan, compared, error)
+                compared.conflicts = _code_conflicts(cut, compared, error)
         if compared.conflicts:
             return compared.conflicts
     return []
@@ -123,44 +115,40 @@ def _shrunk(session: TraceSession, name: str, shape: tuple[int, ...]) -> Tensor:
     return cut.to(memory_format=torch.channels_last) if last else cut
 
 
-def _sibling_conflicts(
-    session: TraceSession, structure: Structure, keep: np.ndarray, conflicts: list[Conflict]
-) -> list[Conflict]:
+def _sibling_conflicts(cut: PlannedCut, conflicts: list[Conflict]) -> list[Conflict]:
     """Return the same conflicts in the module's siblings: a dry run that broke off there did not reach them."""
-    found = []
+    session, found = cut.session, []
     for conflict in conflicts:
         if conflict.reason in COMPUTED:  # what is a factor here may be cut by whole heads there
             continue
-        module = structure.records[conflict.op].module
+        module = cut.structure.records[conflict.op].module
         slots = session.space.slots_with(conflict.labels)
         own = [slot for slot in slots if module and slot.tensor.startswith(f"{module}.")]
         for sibling in siblings(session.modules, module) if own else ():
             names = [(sibling + slot.tensor.removeprefix(module), slot.dim) for slot in own]
             axes = [session.labels[name][dim] for name, dim in names if name in session.labels]
-            labels = [axis[~keep[axis]] for axis in axes]
+            labels = list(map(cut.removed, axes))
             if any(len(part) for part in labels):
                 found.append(Conflict(np.concatenate(labels), conflict.reason, conflict.op, sibling, in_sibling=True))
     return found
 
 
-def _code_conflicts(
-    session: TraceSession, keep: np.ndarray, plan: PruningPlan, compared: ComparedPass, error: Exception
-) -> list[Conflict]:
+def _code_conflicts(cut: PlannedCut, compared: ComparedPass, error: Exception) -> list[Conflict]:
     """Return the conflicts where the model's code itself failed in a module: what is cut there and in its siblings."""
     first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    conflicts, cut, module = [], by_module(plan.shapes), compared.module
+    session, conflicts, module = cut.session, [], compared.module
     ran = session.operators_of(module)
     place = ran.index(compared.upcoming) if compared.upcoming in ran else -1
     record = session.records[compared.upcoming] if compared.upcoming >= 0 else None
     sizes = sizes_refused(first_line, len(record.outputs[0].shape)) if record and record.outputs else []
     asked = compared.asked(record, [sizes]) if record and sizes else ()
     for name in [module, *siblings(session.modules, module)]:
-        if name == module or (name and name in cut):
+        if name == module or (name and cut.cuts_inside(name)):
             where = f" in {name}" if name else ""
             reason = f"cannot go without breaking the model's code{where}: {first_line}"
             operators = session.operators_of(name)
             upcoming = operators[place] if 0 <= place < len(operators) else -1
-            labels = cut_inside(session, keep, cut, name)
+            labels = cut.removed_inside(name)
             own = asked if name == module else ()
             conflicts.append(Conflict(labels, reason, -1, name, upcoming, own, in_sibling=name != module))
     return conflicts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ class DryRunContext(RuleContext):
 
     wants_zeros = False
 
-    def __init__(self, space: LabelSpace, record: OpRecord, whole: dict[int, Labels]) -> None:
+    def __init__(self, space: LabelSpace, record: OpRecord, whole: Container[int]) -> None:
         super().__init__(space, record, -1, [])
         self._whole = whole
         self.met_unequal = False

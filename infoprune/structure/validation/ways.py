@@ -165,7 +165,6 @@ def lets_any_go(structure: Structure, labels: Labels) -> bool:
 
 def _unit_sizes(structure: Structure) -> Labels:
     """Return for every label of a slot how many go with it; more than all of them if it has to stay."""
-    component = structure.component[: structure.space.slots_end()]
-    prunable = np.array([*(not group.frozen for group in structure.groups), False])
-    free = prunable[structure.group_of_root[component]]
-    return np.where(free, np.bincount(component, minlength=len(component))[component], len(component) + 1)
+    end = structure.space.slots_end()
+    component = structure.component[:end]
+    return np.where(structure.stays[:end], end + 1, np.bincount(component, minlength=end)[component])
