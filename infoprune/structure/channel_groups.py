@@ -12,7 +12,7 @@ import numpy as np
 from infoprune.errors import PlanError
 from infoprune.structure.labels import Labels, LabelSpace, ranges
 from infoprune.structure.layers import Layer
-from infoprune.structure.tracing.rule_context import OpRecord
+from infoprune.structure.tracing.records import OpRecord
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from infoprune.structure.layers import Layer, find_layers
 from infoprune.structure.model_costs import ModelCosts
 from infoprune.structure.notebook import html_table
 from infoprune.structure.plan import PruningPlan, check_belongs
-from infoprune.structure.tracing.rule_context import Contraction, OpRecord
+from infoprune.structure.tracing.records import Contraction, OpRecord
 
 if TYPE_CHECKING:
     from infoprune.structure.tracing.passes import Passes

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from infoprune.structure.labels import Labels, LabelSpace
-from infoprune.structure.tracing.rule_context import Contraction
+from infoprune.structure.tracing.records import Contraction
 
 _WEIGHT = re.compile(r"\.(weight|weight_orig|weight_v|parametrizations\.weight\.original[01]?)$")
 """How PyTorch calls the weight of a layer; the last three where masks, norms or parametrizations compute it."""

@@ -14,7 +14,7 @@ from infoprune.structure.cost_model import CostModel
 from infoprune.structure.labels import Labels
 from infoprune.structure.layers import layer_of
 from infoprune.structure.plan import PruningPlan
-from infoprune.structure.tracing.rule_context import Contraction
+from infoprune.structure.tracing.records import Contraction
 
 
 class ModelCosts:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from infoprune.structure.tensors import owned_tensors
-from infoprune.structure.tracing.rule_context import Contraction
+from infoprune.structure.tracing.records import Contraction
 from infoprune.structure.tracing.tracer import Tracer
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from infoprune.structure.labels.tensor_labels import TensorLabels, clear_labels, labels_of, set_labels
 from infoprune.structure.tracing.execution import Operator
-from infoprune.structure.tracing.rule_context import OpRecord
+from infoprune.structure.tracing.records import OpRecord
 
 if TYPE_CHECKING:
     from infoprune.structure.tracing.tracer import Tracer

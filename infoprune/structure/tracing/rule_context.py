@@ -4,79 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Container, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from infoprune.structure.labels import OUTSIDE, Labels, LabelSpace, distinct
 from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, set_labels
-from infoprune.structure.tracing.options import Options
+from infoprune.structure.tracing.records import Contraction, OpRecord
 
 MEETS_OTHERS = "meets an input, a constant or channels that stay"
 """Why channels stay that meet a dimension of which nothing can be removed."""
 
 STILL_ADDS = "what is removed would still add to a sum"
 """Why channels stay that are summed over and not zero once removed."""
-
-
-@dataclass(slots=True)
-class Output:
-    """The shape and layout of one result, by which a dry run tells whether a shrunk model repeats it."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    axes: tuple[Axis, ...]
-
-
-class Read(NamedTuple):
-    """Mark an operator on shapes whose numbers were computed, with its result if that is a number."""
-
-    result: Any
-
-
-@dataclass(slots=True)
-class OpRecord:
-    """One operator of the traced forward pass."""
-
-    name: str
-    module: str
-    scalars: tuple[float, ...] = ()
-    options: Options | None = None
-    outputs: list[Output] = field(default_factory=list)
-    choices: dict[str, int] = field(default_factory=dict)  # question -> decision, for dry runs
-    splits: list[tuple[int, ...]] = field(default_factory=list)  # how many parts of how many parts of ... of an axis
-    counted: list[Labels] = field(default_factory=list)  # what is as many as a number among the arguments says
-    read: Read | None = None
-    ways: int = 1  # in how many ways it lets channels go: equal positions of all parts of a dimension, or whole parts
-    sizes_follow: bool = False  # PyTorch computes the sizes that it is given from the operands, as in ``flatten``
-    adds: bool = False  # sums activations that have channels, as at the end of a residual branch
-    by_place: bool = False  # takes some channels of a dimension by their places, so that a cut elsewhere tells nothing
-
-    def __str__(self) -> str:
-        name = self.name.removeprefix("aten.").rstrip("_")
-        return f"{name} in {self.module}" if self.module else f"{name} in the model's forward"
-
-
-class Contraction(NamedTuple):
-    """Multiply-accumulates of one call: ``times`` the product of its prunable dimensions.
-
-    Attributes:
-        kernel: the parameter or buffer that a factor is, or is computed from; empty where activations are multiplied.
-        module: where it runs.
-        kind: ``"conv"``, ``"linear"`` or ``"attention"``.
-        times: the product of the dimensions without labels.
-        filters: the labels of the channels that it makes, if any.
-        sides: the labelled dimensions: those of the kernel, and of whatever else it is repeated along.
-    """
-
-    kernel: str
-    module: str
-    kind: str
-    times: float
-    filters: Axis
-    sides: tuple[Labels, ...]
 
 
 class RuleContext:

@@ -22,8 +22,8 @@ from infoprune.structure.tracing.frozen import freeze_ends
 from infoprune.structure.tracing.leaving import freeze_leaving, note_leaving
 from infoprune.structure.tracing.outputs import Returned
 from infoprune.structure.tracing.passes import Passes, SessionState
+from infoprune.structure.tracing.records import OpRecord
 from infoprune.structure.tracing.relabel import Recording
-from infoprune.structure.tracing.rule_context import OpRecord
 from infoprune.structure.tracing.tables import give_numbers
 from infoprune.structure.tracing.tracer import Tracer, inputs_on_meta, run_labelled
 from infoprune.structure.tracing.unreached import settle_unreached
@@ -337,4 +337,4 @@ class TraceSession:
 
     def operators_of(self, module: str) -> list[int]:
         """Return the numbers of the operators that a module itself runs, in their order."""
-        return [number for number, record in enumerate(self.records) if record.module == module]
+        return [number for tracer in self.passes.tracers for number in tracer.operators_of(module)]

@@ -33,8 +33,9 @@ from infoprune.structure.tracing.lists import call_one_by_one, is_on_lists
 from infoprune.structure.tracing.meta_kernels import kernel_of
 from infoprune.structure.tracing.options import options_in
 from infoprune.structure.tracing.outputs import Returned, output_tensors
+from infoprune.structure.tracing.records import Contraction, OpRecord, Output, Read
 from infoprune.structure.tracing.relabel import Recording, Step
-from infoprune.structure.tracing.rule_context import Contraction, OpRecord, Output, Read, RuleContext
+from infoprune.structure.tracing.rule_context import RuleContext
 from infoprune.structure.tracing.rules import Rule, find_rule, tensors_in
 from infoprune.structure.tracing.rules.signs import has_no_negatives
 from infoprune.structure.tracing.scalars import scalars_in
@@ -89,6 +90,14 @@ class Tracer(TorchDispatchMode):
     def operators(self) -> list[tuple[str, str]]:
         """Return what ran: the operators' names and their modules."""
         return [(record.name, record.module) for record in self.records]
+
+    def operators_of(self, module: str) -> list[int]:
+        """Return the numbers of the operators that a module itself runs, in their order.
+
+        Args:
+            module: path of the module.
+        """
+        return [number for number, record in enumerate(self.records, self.first) if record.module == module]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from infoprune.structure.tracing.rule_context import OpRecord
+from infoprune.structure.tracing.records import OpRecord
 from infoprune.structure.validation.operators import computes, same_operator
 from infoprune.structure.validation.planned_cut import PlannedCut
 

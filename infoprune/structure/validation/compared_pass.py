@@ -14,7 +14,7 @@ from infoprune.structure.labels import Labels
 from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, labels_of, set_labels
 from infoprune.structure.tracing.execution import Operator, execute
 from infoprune.structure.tracing.options import Options, changed_numbers, options_in
-from infoprune.structure.tracing.rule_context import OpRecord, Output
+from infoprune.structure.tracing.records import OpRecord, Output
 from infoprune.structure.tracing.rules import Rule, tensors_in
 from infoprune.structure.tracing.rules.elementwise import created
 from infoprune.structure.tracing.scalars import scalars_in
@@ -112,7 +112,7 @@ class ComparedPass(Tracer):
         if reason is None:
             self._take_labels(outs, kept)
             return result
-        misfits = self._misfits(outs[0], record) if rule is created and reason == FIXED else None
+        misfits = self._misfits(outs[0], record) if rule is created and reason == FIXED else ()
         factors = list(zip(record.scalars, numbers, strict=False))
         changed = factors if reason == FACTOR else changed_numbers(record.options, options)
         self._note_conflict(record, tensors, reason, args, changed, misfits)
@@ -236,7 +236,7 @@ class ComparedPass(Tracer):
             return FACTOR
         return ARGUMENT if None not in (options, op.record.options) and options != op.record.options else None
 
-    def _misfits(self, out: Tensor, record: OpRecord) -> list[Axis]:
+    def _misfits(self, out: Tensor, record: OpRecord) -> list[Labels]:
         """Return the dimensions in which a new tensor has another size than the plan leaves."""
         axes = record.outputs[0].axes
         if out.dim() != len(axes):
@@ -274,7 +274,7 @@ class ComparedPass(Tracer):
         reason: str,
         args: Sequence[Any] = (),
         changed: Sequence[tuple[float, float]] = (),
-        only: Sequence[Axis] | None = None,
+        only: Sequence[Labels] = (),
     ) -> None:
         """Record a conflict of the width behind a number, else of labels cut from the operator's results or inputs."""
         number = self.first + self._alignment.next - 1
@@ -282,8 +282,7 @@ class ComparedPass(Tracer):
         if reason in COMPUTED:
             cut = self._cut.widths_behind(changed, record.module, ratios=reason == FACTOR)
         if not cut:
-            results = only or [axis for output in record.outputs for axis in output.axes]
-            cut = [self._cut.removed(axis) for axis in results if axis is not None]
+            cut = [self._cut.removed(axis) for axis in only or record.axes]
         if not any(len(labels) for labels in cut):
             axes = (axis for t in inputs for axis in labels_of(t).axes if axis is not None)
             cut = [self._cut.removed_around(axis) for axis in axes]

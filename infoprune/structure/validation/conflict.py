@@ -46,3 +46,8 @@ class Conflict:
     upcoming: int = -1
     asked: tuple[Asked, ...] = ()
     in_sibling: bool = False
+
+    @property
+    def asking(self) -> int:
+        """The number of the operator that asked for a size: where the code failed, the one to come; -1: unknown."""
+        return max(self.op, self.upcoming)

@@ -9,7 +9,8 @@ import numpy as np
 
 from infoprune.structure.labels import OUTSIDE, Labels, LabelSpace
 from infoprune.structure.labels.tensor_labels import Axis, TensorLabels
-from infoprune.structure.tracing.rule_context import OpRecord, RuleContext
+from infoprune.structure.tracing.records import OpRecord
+from infoprune.structure.tracing.rule_context import RuleContext
 
 
 class Diverged(Exception):
@@ -40,18 +41,6 @@ class DryRunContext(RuleContext):
                 first = np.where(worse, other, first) if worse.any() else first
         return first
 
-    def tie(self, rows: Labels) -> None:
-        """Do nothing: the trace has recorded this."""
-
-    def balance(self, parts: Labels) -> None:
-        """Do nothing: the trace has recorded this."""
-
-    def contract(self, fa: TensorLabels, a: Axis, fb: TensorLabels, b: Axis) -> None:
-        """Do nothing: the trace has recorded this."""
-
-    def freeze(self, axis: Axis, reason: str | None) -> None:
-        """Do nothing: the trace has recorded this."""
-
     def new_labels(self, size: int) -> Axis:
         """Return None: the dry run gives what the code makes anew the labels that it has in the original."""
         return None
@@ -60,20 +49,11 @@ class DryRunContext(RuleContext):
         """Return the way that the operator took in the trace."""
         return self.record.choices.get(question, ways[0])
 
-    def note_split(self, counts: Sequence[int]) -> None:
+    def _recorded(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the trace has recorded this."""
 
-    def note_counted(self, labels: Labels) -> None:
-        """Do nothing: the trace has recorded this."""
-
-    def note_heads(self, labels: Labels) -> None:
-        """Do nothing: the trace has recorded this."""
-
-    def takes_by_place(self, axis: Labels) -> None:
-        """Do nothing: the trace has recorded this."""
-
-    def cost(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the trace has counted this."""
+    tie = balance = contract = freeze = cost = _recorded
+    note_split = note_counted = note_heads = takes_by_place = _recorded
 
 
 class UnalignedContext(DryRunContext):

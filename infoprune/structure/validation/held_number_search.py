@@ -48,9 +48,10 @@ class HeldNumberSearch:
             structure: the groups.
             conflict: where the dry run failed.
         """
-        # Where the code failed, the operator to come is the one that asked for the size.
-        op, module = max(conflict.op, conflict.upcoming), conflict.module
-        outputs = structure.records[op].outputs if op >= 0 else []
+        if conflict.asking < 0:
+            return
+        record, module = structure.records[conflict.asking], conflict.module
+        outputs, made = record.outputs, record.axes
         # The parts of a split belong together: a list of their sizes, or one number that is their sum.
         splits = zip(*(output.axes for output in outputs), strict=False) if len(outputs) > 1 else ()
         parts = [[axis for axis in axes if axis is not None] for axes in splits if all(a is not None for a in axes)]
@@ -63,7 +64,6 @@ class HeldNumberSearch:
                 if axis is not None:
                     yield [path], axis, place
         # Sizes among the operator's arguments say which dimension was meant; without them every dimension may be.
-        made = [axis for output in outputs for axis in output.axes if axis is not None]
         for axis, place in [asked[:2] for asked in conflict.asked] or zip(made, range(len(made)), strict=True):
             channels = axis[np.sort(np.unique(axis, return_index=True)[1])]
             # Of flattened maps, ``channels * 7 * 7``, each channel fills a block.
@@ -73,7 +73,7 @@ class HeldNumberSearch:
                     break
         for place, axes in enumerate(parts):
             yield self._equal(module, sum(map(len, axes))), np.concatenate(axes), place
-        for place, labels in enumerate(structure.records[op].counted if op >= 0 else (), len(made)):
+        for place, labels in enumerate(record.counted, len(made)):
             yield self._equal(module, len(labels)), labels, place
 
     def by_elements(self, structure: Structure, conflict: Conflict) -> Iterator[tuple[list[str], Labels, int]]:
@@ -83,9 +83,7 @@ class HeldNumberSearch:
             structure: the groups.
             conflict: where the dry run failed.
         """
-        op = max(conflict.op, conflict.upcoming)
-        outputs = structure.records[op].outputs if op >= 0 else []
-        axes = [axis for output in outputs for axis in output.axes if axis is not None]
+        axes = structure.records[conflict.asking].axes if conflict.asking >= 0 else ()
         for place, axis in enumerate(axes):
             for owner in self._owners(conflict.module):
                 numbers = elements(self._module(owner)).items()

@@ -9,10 +9,9 @@ from typing import Any
 
 from infoprune.structure.labels.tensor_labels import Axis
 from infoprune.structure.tracing.options import GIVEN_SIZES
-from infoprune.structure.tracing.rule_context import OpRecord
+from infoprune.structure.tracing.records import OpRecord
 from infoprune.structure.tracing.rules import joining, movement, scattering, shape
 from infoprune.structure.validation.conflict import Asked
-from infoprune.structure.validation.module_paths import ancestors
 
 _WAYS = frozenset({
     "aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.as_strided", "aten.permute",
@@ -141,21 +140,3 @@ def _computed(names: Sequence[str]) -> list[str]:
     """Return the operators that do not depend on which of several equal ways PyTorch chooses."""
     plain = ("aten.add" if name in _WITH_BIAS else name for name in names)
     return [name for name in plain if computes(name)]
-
-
-def operators_inside(records: Sequence[OpRecord], modules: Sequence[str]) -> dict[str, list[int]]:
-    """Return the numbers of the operators that modules and their children run.
-
-    Args:
-        records: the operators of a pass.
-        modules: paths of modules.
-
-    Returns:
-        Path -> places in ``records``.
-    """
-    found: dict[str, list[int]] = {module: [] for module in modules}
-    for number, record in enumerate(records):
-        for module in ancestors(record.module):
-            if module in found:
-                found[module].append(number)
-    return found

@@ -14,7 +14,7 @@ from infoprune.structure.groups import Structure
 from infoprune.structure.labels import Labels, distinct
 from infoprune.structure.labels.tensor_labels import Axis
 from infoprune.structure.plan import PruningPlan
-from infoprune.structure.tracing.rule_context import Output
+from infoprune.structure.tracing.records import Output
 from infoprune.structure.tracing.session import TraceSession
 from infoprune.structure.validation.module_paths import ancestors
 

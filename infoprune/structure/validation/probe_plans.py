@@ -80,7 +80,7 @@ def _same_widths(structure: Structure, plan: PruningPlan) -> Iterator[tuple[int,
         told = record.name in GIVEN_SIZES and not record.sizes_follow
         if not told and not record.name.startswith("aten.split"):
             continue
-        for axis in (axis for output in record.outputs for axis in output.axes if axis is not None):
+        for axis in record.axes:
             for other in axes_in(record.module, len(axis)) if width(axis) < len(axis) else ():
                 if width(other) == width(axis) and groups(other) != groups(axis):
                     yield number, groups(other)

@@ -59,7 +59,7 @@ def _in_siblings(
     session: TraceSession, structure: Structure, conflict: Conflict, axis: Labels, read: Labels
 ) -> Iterator[tuple[Labels, Labels]]:
     """Yield the counterparts of two axes in siblings of a module: one of a result, and one of a tensor in it."""
-    records, number = structure.records, max(conflict.op, conflict.upcoming)
+    records, number = structure.records, conflict.asking
     slot = _slot_inside(session, conflict.module, read)
     if slot is None or number < 0 or records[number].module != conflict.module:
         return
@@ -106,7 +106,7 @@ class AxesIn:
                 for axis in own:
                     axes.setdefault((module, len(axis)), {})[id(axis)] = axis
         for record in self._structure.records:
-            for axis in (axis for output in record.outputs for axis in output.axes if axis is not None):
+            for axis in record.axes:
                 axes.setdefault((record.module, len(axis)), {})[id(axis)] = axis
         return axes
 

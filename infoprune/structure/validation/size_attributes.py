@@ -23,8 +23,7 @@ from infoprune.structure.tracing.rules.reduction import SOFTMAX
 from infoprune.structure.tracing.rules.shape import MERGED
 from infoprune.structure.validation.conflict import COMPUTED, FACTOR, FIXED, Conflict
 from infoprune.structure.validation.held_number_search import AskedFor, HeldNumberSearch
-from infoprune.structure.validation.module_paths import join, siblings
-from infoprune.structure.validation.operators import operators_inside
+from infoprune.structure.validation.module_paths import ancestors, join, siblings
 from infoprune.structure.validation.taken_numbers import Candidate, Heads, Rewrite
 from infoprune.structure.validation.ways import free_channels
 
@@ -251,10 +250,8 @@ class SizeAttributeFinder:
         """Tie blocks of indices to heads where the input's width has to be head width times number of heads."""
         if module not in self._heads or self._heads[module].tied:
             return False
-        alike = self._with_siblings(module)
-        inside = operators_inside(structure.records, alike)
         known = len(self._session.space.unions)
-        for sibling in alike:
+        for sibling in self._with_siblings(module):
             heads, labels = self._heads.get(sibling), self._session.space.head_labels.get(sibling)
             if heads is None or heads.tied or labels is None:
                 continue
@@ -262,20 +259,20 @@ class SizeAttributeFinder:
             ((_, width),) = self._session.space.head_splits[sibling]
             size = width * heads.count
             of_heads = structure.component[labels]
-            for axis, op in self._axes_made(structure, inside[sibling], size):
+            for axis, op in self._axes_made(structure, sibling, size):
                 if not np.isin(structure.component[axis], of_heads).any():  # the heads of a batch may be as many
                     self._session.space.unite(np.repeat(labels, len(axis) // heads.count), axis, op)
         return len(self._session.space.unions) > known  # else a dry run would find what the last one found
 
-    def _axes_made(self, structure: Structure, numbers: Sequence[int], size: int) -> Iterator[tuple[Labels, int]]:
-        """Yield the removable dimensions of a size that operators make, except those that the code stretches."""
+    def _axes_made(self, structure: Structure, module: str, size: int) -> Iterator[tuple[Labels, int]]:
+        """Yield the removable dimensions of a size that a module makes, with the operators that make them."""
         seen: set[bytes] = set()
         end = self._session.space.slots_end()
-        for number in numbers:
-            for axis in (axis for output in structure.records[number].outputs for axis in output.axes):
-                if axis is None or len(axis) != size or axis.tobytes() in seen:
+        for number, record in enumerate(structure.records):
+            for axis in record.axes if module in ancestors(record.module) else ():
+                if len(axis) != size or axis.tobytes() in seen:
                     continue
-                if ((axis >= 0) & (axis < end)).all():
+                if ((axis >= 0) & (axis < end)).all():  # else the code has stretched it
                     seen.add(axis.tobytes())
                     yield axis, number
 
@@ -286,11 +283,10 @@ class SizeAttributeFinder:
         found: set[str] = set()
         own: list[Candidate] = []  # that the module which failed takes
         for conflict in conflicts:
-            op = max(conflict.op, conflict.upcoming)
             if conflict.in_sibling and conflict.op >= 0:
                 continue  # the operator is not its own
             for paths, axis, place in asked_for(structure, conflict):
-                candidates = [Candidate(path, op, place) for path in paths]
+                candidates = [Candidate(path, conflict.asking, place) for path in paths]
                 wanted = self._as_taken(candidates, own) if conflict.in_sibling else candidates
                 if not found.isdisjoint(paths) or not wanted:
                     continue  # first try the one that was taken

@@ -21,7 +21,7 @@ from infoprune.structure.groups import Structure
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.tracing.examples import count_examples
 from infoprune.structure.tracing.measured_products import run_products, with_labels
-from infoprune.structure.tracing.rule_context import Contraction
+from infoprune.structure.tracing.records import Contraction
 from infoprune.structure.tracing.session import TraceSession
 from infoprune.structure.tracing.tracer import Tracer
 from infoprune.structure.validation import size_aliases

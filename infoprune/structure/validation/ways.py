@@ -14,7 +14,6 @@ import numpy as np
 from infoprune.structure.groups import Structure
 from infoprune.structure.labels import Labels
 from infoprune.structure.tracing.session import TraceSession
-from infoprune.structure.tracing.tracer import Tracer
 from infoprune.structure.validation.module_paths import siblings
 
 MOST_TRIES = 6
@@ -130,17 +129,13 @@ class WayFinder:
 
     def _same_code(self, number: int) -> list[int]:
         """Return an operator and those in the same place of other passes and of modules that run the same code."""
-        record = self._session.records[number]
-        modules = [record.module, *siblings(self._session.modules, record.module)]
-        runs = [self._operators_of(tracer, module) for module in modules for tracer in self._session.passes.tracers]
+        records = self._session.records
+        module, name, ways = records[number].module, records[number].name, records[number].ways
+        modules = [module, *siblings(self._session.modules, module)]
+        runs = [tracer.operators_of(module) for module in modules for tracer in self._session.passes.tracers]
         place = next(run.index(number) for run in runs if number in run)
         alike = (run[place] for run in runs if place < len(run))
-        others = (other for other in alike if self._session.records[other].name == record.name)
-        return sorted(other for other in others if self._session.records[other].ways == record.ways)
-
-    def _operators_of(self, tracer: Tracer, module: str) -> list[int]:
-        """Return the numbers of the operators that a module itself runs in one pass."""
-        return [number for number, ran in enumerate(tracer.records, tracer.first) if ran.module == module]
+        return sorted(other for other in alike if (records[other].name, records[other].ways) == (name, ways))
 
 
 def free_channels(structure: Structure) -> tuple[int, int]:
