@@ -19,7 +19,7 @@ from infoprune.structure.layers import Layer, find_layers
 from infoprune.structure.model_costs import ModelCosts
 from infoprune.structure.notebook import html_table
 from infoprune.structure.plan import PruningPlan, check_belongs
-from infoprune.structure.tracing.records import Contraction, OpRecord
+from infoprune.structure.tracing.records import Contraction
 
 if TYPE_CHECKING:
     from infoprune.structure.tracing.passes import Passes
@@ -40,37 +40,33 @@ class Structure:
     A pure value: it holds no reference to the model, except until its cost is known where that takes a run: see `cost`.
     """
 
-    passes: Passes
-    """The forward passes that were recorded, which a dry run repeats."""
-
     def __init__(
         self,
         space: LabelSpace,
-        shapes: Mapping[str, tuple[int, ...]],
-        parameters: Sequence[str],
-        records: Sequence[OpRecord],
-        contractions: Sequence[Contraction],
-        other_contractions: Sequence[Contraction],
+        passes: Passes,
         batch: int,
         attributes: Sequence[AttributeSlot] = (),
         caches: Sequence[str] = (),
         measure: Callable[[], Sequence[Contraction]] | None = None,
     ) -> None:
-        self.shapes = dict(shapes)
-        self.records = list(records)
+        self.shapes = {name: tuple(map(len, axes)) for name, axes in space.labels.items()}
         self.space = space
+        self.passes = passes  # which a dry run repeats
+        self.records = passes.records
         self.attributes = tuple(attributes)
         self.caches = tuple(caches)
         self.component = space.components()
-        self.layers = tuple(find_layers(space, self.component, [*contractions, *other_contractions]))
+        # Train mode's own layers (auxiliary heads) are not counted, but make channels.
+        products = [product for _, tracer in passes.traced for product in tracer.contractions]
+        self.layers = tuple(find_layers(space, self.component, products))
         self._grouping = Grouping(space, self.component, self.records, self.layers)
         self.groups = self._grouping.groups
         self._costs = ModelCosts(
             self._grouping,
             self.component,
             self.shapes,
-            {name: space.labels[name] for name in parameters},
-            contractions,
+            {name: axes for name, axes in space.labels.items() if name in space.parameters},
+            passes.counted,
             measure,
             batch,
         )

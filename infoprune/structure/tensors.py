@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from infoprune.errors import ConfigurationError
+from infoprune.errors import ConfigurationError, TraceError
 from infoprune.structure.labels import Labels
 from infoprune.structure.labels.tensor_labels import Axis
 
@@ -99,6 +99,20 @@ def owned_tensors(model: nn.Module) -> dict[str, OwnedTensor]:
                     by_id[id(tensor)] = OwnedTensor(name, tensor, 2 if dims == ranks.get(layer) else dims)
                 by_id[id(tensor)].owners.append((module, key))
     return {owned.name: owned for owned in by_id.values()}
+
+
+def check_materialised(owned: Mapping[str, OwnedTensor]) -> None:
+    """Refuse lazy parameters and buffers.
+
+    Args:
+        owned: parameters and buffers by name.
+
+    Raises:
+        TraceError: one has no shape yet.
+    """
+    for name, entry in owned.items():
+        if is_lazy(entry.tensor):
+            raise TraceError(f"{name} is a lazy parameter without a shape yet; run the model once before tracing it")
 
 
 def computed_tensors(model: nn.Module) -> dict[int, Tensor]:

@@ -13,7 +13,6 @@ from infoprune.structure.collector import collector_paused
 from infoprune.structure.groups import Structure
 from infoprune.structure.plan import PruningPlan
 from infoprune.structure.surgery.history import plan_of
-from infoprune.structure.tensors import OwnedTensor, owned_tensors
 from infoprune.structure.tracing.examples import in_words, tensors_of
 from infoprune.structure.tracing.frozen import freeze_modules, freeze_patterns, frozen_names
 from infoprune.structure.tracing.session import TraceSession
@@ -81,10 +80,8 @@ def traced_model(
     """
     check_form(example_inputs)
     with collector_paused():
-        owned = owned_tensors(model)
-        _check_materialised(owned)
+        session = TraceSession(model, example_inputs, follow)
         _check_entries(example_inputs)
-        session = TraceSession(model, example_inputs, owned, follow)
         session.narrow_too.update(plan_of(model).removed)  # what was cut before is no colour
         freeze_patterns(session, frozen_names(model, frozen))
         freeze_modules(session)
@@ -130,9 +127,3 @@ def _check_entries(example_inputs: Inputs) -> None:
                 f"the example inputs {in_words(inputs)} hold no example: the first tensor has a dimension of size 0; "
                 "give at least one entry along each dimension"
             )
-
-
-def _check_materialised(owned: dict[str, OwnedTensor]) -> None:
-    for name, entry in owned.items():
-        if isinstance(entry.tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-            raise TraceError(f"{name} is a lazy parameter without a shape yet; run the model once before tracing it")

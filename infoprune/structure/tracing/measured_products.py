@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from infoprune.structure.tensors import owned_tensors
+from infoprune.structure.tracing.passes import Passes
 from infoprune.structure.tracing.records import Contraction
 from infoprune.structure.tracing.tracer import Tracer
 
@@ -31,12 +31,12 @@ def run_products(session: TraceSession) -> list[Contraction]:
         The products, with labels of their own; those of the trace, with a warning, where the model cannot run any more
         or was cut since.
     """
-    run = type(session)(session.model, session.inputs, owned_tensors(session.model))
+    run = type(session)(session.model, session.inputs)
     sizes, before = ({name: [*map(len, axes)] for name, axes in each.labels.items()} for each in (run, session))
     if sizes != before:
         why = "it was cut since it was traced; ask for the cost before the cut"
     else:
-        run.on_shapes = False
+        run.passes = Passes(on_shapes=False)
         tracer = Tracer(run.space, {id(module): name for name, module in run.modules.items()})
         try:
             run.run_pass(tracer, train=False, stand_ins={})
@@ -46,7 +46,7 @@ def run_products(session: TraceSession) -> list[Contraction]:
     warnings.warn(
         f"the cost of {type(session.model).__name__} depends on values, and may be counted too low: {why}", stacklevel=2
     )
-    return session.passes.traced[0][1].contractions
+    return session.passes.counted
 
 
 def with_labels(products: Sequence[Contraction], traced: Sequence[Contraction]) -> list[Contraction]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
+from infoprune.structure.tracing.records import Contraction, OpRecord
 from infoprune.structure.tracing.relabel import Recording
 from infoprune.structure.tracing.tracer import Tracer
 
 
-@dataclass(frozen=True)
+@dataclass
 class Passes:
     """The recorded forward passes of a model, which a dry run repeats.
 
@@ -23,7 +24,7 @@ class Passes:
     """
 
     on_shapes: bool
-    traced: list[tuple[bool, Tracer]]
+    traced: list[tuple[bool, Tracer]] = field(default_factory=list)
     zeros: Tracer | None = None
     tables_on: torch.device | None = None
 
@@ -36,6 +37,16 @@ class Passes:
     def tracers(self) -> list[Tracer]:
         """Return the tracers of all passes, in the order of their operators' numbers."""
         return [*(tracer for _, tracer in self.traced), *([self.zeros] if self.zeros else [])]
+
+    @property
+    def counted(self) -> list[Contraction]:
+        """Return the products whose cost is counted: those of the first pass, which ran in eval mode."""
+        return self.traced[0][1].contractions
+
+    @property
+    def records(self) -> list[OpRecord]:
+        """Return the operators of all passes, in the order of their numbers."""
+        return [record for tracer in self.tracers for record in tracer.records]
 
 
 class SessionState(NamedTuple):

@@ -15,7 +15,7 @@ from infoprune.structure.labels import LabelSpace
 from infoprune.structure.labels.tensor_labels import TensorLabels
 from infoprune.structure.module_state import Attributes, put_back
 from infoprune.structure.plan import PruningPlan, check_belongs
-from infoprune.structure.tensors import OwnedTensor, on_meta, owned_tensors, swapped
+from infoprune.structure.tensors import check_materialised, on_meta, owned_tensors, swapped
 from infoprune.structure.tracing.copies import copies_of
 from infoprune.structure.tracing.examples import in_words, plain, tensors_of
 from infoprune.structure.tracing.frozen import freeze_ends
@@ -42,29 +42,28 @@ class TraceSession:
     Args:
         model: the model.
         inputs: its example inputs.
-        owned: its parameters and buffers by name.
         follow: path of each copy within the model -> path of its original, or None for a copy that stays as it is.
+
+    Attributes:
+        owned: its parameters and buffers by name.
+
+    Raises:
+        TraceError: a parameter or buffer has no shape yet.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Inputs,
-        owned: dict[str, OwnedTensor],
-        follow: Mapping[str, str | None] | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, follow: Mapping[str, str | None] | None = None) -> None:
+        owned = owned_tensors(model)
+        check_materialised(owned)
         self.model = model
         self.inputs = plain(inputs)
         self.owned = owned
-        self.on_shapes = True
         self.space = LabelSpace()
         self.space.parameters = frozenset(name for name, entry in owned.items() if entry.is_parameter)
         self.modules = dict(model.named_modules())
         self.labels = {name: self.space.add_tensor(name, entry.tensor.shape) for name, entry in owned.items()}
         self.unreached: list[str] = []  # modules that no pass ran, and that have no sibling that did
         self.narrow_too: set[str] = set()  # tensors whose few channels right at an input or output may go
-        self.passes = Passes(True, [])
-        self.tables_on: torch.device | None = None  # where tables have numbers that the code keeps outside of modules
+        self.passes = Passes(on_shapes=True)
         self.caches: list[str] = []  # attributes in which the model's code keeps what it has computed
         self.whole, self.copies = copies_of(owned, follow or {})
         self._attributes = Attributes(self.modules.values())
@@ -80,19 +79,23 @@ class TraceSession:
         Raises:
             PlanError: the model's tensors have other names or shapes than those that were traced.
         """
-        session = cls(model, inputs, owned_tensors(model))
+        session = cls(model, inputs)
         shapes = {name: tuple(map(len, axes)) for name, axes in space.labels.items() if axes}
         own = {name: tuple(entry.tensor.shape) for name, entry in session.owned.items()}
         check_belongs(PruningPlan(shapes=shapes), own)
         session.labels = {name: space.labels.get(name, []) for name in own}  # the very arrays that the records hold
-        session.space, session.passes, session.on_shapes = space, passes, passes.on_shapes
-        session.tables_on = passes.tables_on
+        session.space, session.passes = space, passes
         return session
+
+    @property
+    def on_shapes(self) -> bool:
+        """Return whether the model runs on meta tensors rather than on numbers."""
+        return self.passes.on_shapes
 
     def run(self) -> None:
         """Trace in eval mode, and also in train mode if only that uses some of the parameters."""
         self._recordings = []
-        self.passes = Passes(self.on_shapes, [], tables_on=self.tables_on)  # operators are numbered anew
+        self.passes = Passes(self.on_shapes, tables_on=self.passes.tables_on)  # operators are numbered anew
         if self.on_shapes:
             try:
                 self._run_on_shapes()
@@ -116,11 +119,12 @@ class TraceSession:
         self._warm_up()
         state, first = self.state(), self._pass(train=False)
         if first.tables:
-            self.tables_on = give_numbers(first.tables, self._recordings[-1], self.owned.values()) or self.tables_on
+            device = give_numbers(first.tables, self._recordings[-1], self.owned.values())
             self.restore(state)
+            self.passes.tables_on = device or self.passes.tables_on
             first = self._pass(train=False)
-        self.passes = Passes(True, [(False, first)], tables_on=self.tables_on)
-        self._run_with_other_draws(self.passes.traced[0][1])
+        self.passes.traced.append((False, first))
+        self._run_with_other_draws(first)
         if self.numbers_made_up and self._unused():
             raise RuntimeError("with numbers that were made up, the control flow leaves out parts of the model")
 
@@ -139,17 +143,15 @@ class TraceSession:
     def _run_on_numbers(self, on_shapes_error: Exception | None = None) -> None:
         """Trace on real tensors, because the model's code cannot run on shapes."""
         self._recordings = []
-        self.on_shapes = False
         self.space.forget_operators()
         self._unite_copies()
-        self.passes = Passes(False, [])
+        self.passes = Passes(on_shapes=False)
         try:
             self._warm_up()
-            traced = self._pass(train=False)
+            self.passes.traced.append((False, self._pass(train=False)))
         except Exception as error:
             raise self._user_error(error) from on_shapes_error
-        self.passes = Passes(False, [(False, traced)])
-        self.passes = Passes(False, [(False, traced)], self._pass(train=False, stand_ins=self.background()))
+        self.passes.zeros = self._pass(train=False, stand_ins=self.background())
 
     def _warm_up(self) -> None:
         """Run a model with scripted modules twice: at first these call other operators, to see what to optimise."""
@@ -207,7 +209,7 @@ class TraceSession:
     def _replay(self, recordings: Sequence[Recording]) -> None:
         """Label the recorded passes anew, without running the model."""
         self._unite_copies()
-        self.passes = Passes(self.on_shapes, [], tables_on=self.tables_on)
+        self.passes = Passes(self.on_shapes, tables_on=self.passes.tables_on)
         unused: Sequence[str] = ()
         for recording in recordings:
             self.space.resolve_balances()
@@ -272,7 +274,7 @@ class TraceSession:
         Returns:
             What the forward returned, with the labels of the tensors in it.
         """
-        tracer.tables_on = self.tables_on
+        tracer.tables_on = self.passes.tables_on
         labels = labels or self.labels
         tensors: dict[str, Tensor] = {}
         for name, entry in self.owned.items():
@@ -333,7 +335,7 @@ class TraceSession:
     @property
     def records(self) -> list[OpRecord]:
         """Return the operators of all passes, in the order of their numbers."""
-        return [record for tracer in self.passes.tracers for record in tracer.records]
+        return self.passes.records
 
     def operators_of(self, module: str) -> list[int]:
         """Return the numbers of the operators that a module itself runs, in their order."""

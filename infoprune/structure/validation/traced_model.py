@@ -77,21 +77,14 @@ class TracedModel:
         said = (session.passes.tracers, len(session.space.unions), len(session.space.freezes))
         if self._built is not None and self._built[0] == said:  # nothing new but attributes
             return self._built[1].with_attributes(attributes)
-        # Only the eval pass is counted; train mode's own layers (auxiliary heads) still make channels.
-        counted, *others = (tracer.contractions for _, tracer in session.passes.traced)
         structure = Structure(
             session.space,
-            {name: tuple(entry.tensor.shape) for name, entry in session.owned.items()},
-            [name for name, entry in session.owned.items() if entry.is_parameter],
-            session.records,
-            counted,
-            [contraction for other in others for contraction in other],
+            session.passes,
             max(count_examples(session.inputs), 1),
             attributes,
             session.caches,
-            partial(self._measured, counted) if session.numbers_made_up else None,
+            partial(self._measured, session.passes.counted) if session.numbers_made_up else None,
         )
-        structure.passes = session.passes
         self._built = said, structure
         return structure
 
