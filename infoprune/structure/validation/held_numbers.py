@@ -45,21 +45,35 @@ def elements(module: nn.Module) -> dict[str, int]:
     Returns:
         Such as ``{"split_sizes[1]": 16, "config[widths][0]": 32}``.
     """
-    return {
-        place: number
-        for name, held in vars(module).items()
-        for place, number in _numbers_in(name, held, private=name.startswith("_"))
-        if number > 1
-    }
+    inside = ((path, value) for path, value in _values_in(module, DEPTH) if path not in vars(module))
+    return {path: value for path, value in inside if _is_whole(value) and value > 1}
 
 
-def _numbers_in(name: str, held: Any, private: bool, depth: int = DEPTH) -> Iterator[tuple[str, int]]:
-    """Yield the whole numbers in a value of some name, each with the name under which plans know it."""
-    for place, value in _items(held, private):
-        if _is_whole(value):
-            yield element(name, place), value
-        elif depth > 1:
-            yield from _numbers_in(element(name, place), value, private, depth - 1)
+def sequence(module: nn.Module, sizes: Sequence[int]) -> list[str]:
+    """Return the paths of the elements of the one list or tuple of a module that holds just these sizes.
+
+    Args:
+        module: any module.
+        sizes: of the parts of a split, or of a shape.
+
+    Returns:
+        One path for each size; nothing where no list or tuple, or more than one, holds them.
+    """
+    lists = ((path, value) for path, value in _values_in(module, DEPTH - 1) if _is_sequence(value))
+    found = [path for path, held in lists if all(map(_is_whole, held)) and list(held) == list(sizes)]
+    return [element(found[0], place) for place in range(len(sizes))] if len(found) == 1 else []
+
+
+def _values_in(module: nn.Module, depth: int) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of a module and what is so deep inside of them, each with the path that plans know it by."""
+    for name, held in vars(module).items():
+        yield from _with_items(name, held, name.startswith("_"), depth)
+
+
+def _with_items(path: str, held: Any, private: bool, depth: int) -> Iterator[tuple[str, Any]]:
+    yield path, held
+    for place, value in _items(held, private) if depth else ():
+        yield from _with_items(element(path, place), value, private, depth - 1)
 
 
 def _items(held: Any, private: bool) -> Iterable[tuple[int | str, Any]]:
@@ -95,28 +109,3 @@ _SETTINGS = (bool, int, float, str, type(None), np.integer, list, tuple, dict, t
 
 def _is_whole(value: Any) -> bool:
     return type(value) is int or isinstance(value, np.integer)
-
-
-def sequence(module: nn.Module, sizes: Sequence[int]) -> list[str]:
-    """Return the paths of the elements of the one list or tuple of a module that holds just these sizes.
-
-    Args:
-        module: any module.
-        sizes: of the parts of a split, or of a shape.
-
-    Returns:
-        One path for each size; nothing where no list or tuple, or more than one, holds them.
-    """
-    held = ((name, value, name.startswith("_")) for name, value in vars(module).items())
-    lists = (found for name, value, private in held for found in _lists_in(name, value, private))
-    found = [name for name, numbers in lists if list(numbers) == list(sizes)]
-    return [element(found[0], place) for place in range(len(sizes))] if len(found) == 1 else []
-
-
-def _lists_in(name: str, held: Any, private: bool, depth: int = DEPTH) -> Iterator[tuple[str, Sequence[int]]]:
-    """Yield the lists of whole numbers in a value of some name, each with its own name."""
-    if _is_sequence(held) and all(map(_is_whole, held)):
-        yield name, held
-    elif depth > 1:
-        for place, value in _items(held, private):
-            yield from _lists_in(element(name, place), value, private, depth - 1)
