@@ -87,6 +87,7 @@ class Grouping:
         layers: the layers, in forward order.
 
     Attributes:
+        component: as given.
         groups: the channel groups, in forward order.
         group_of_root: for the smallest label of each unit the number of its group, else -1.
         first_unit: the number of each group's first unit, all units of all groups standing in one row.
@@ -99,7 +100,7 @@ class Grouping:
 
     def __init__(self, space: LabelSpace, component: Labels, records: Sequence[OpRecord], layers: Sequence[Layer]):
         self._space = space
-        self._component = component
+        self.component = component
         self._records = records
         self._layers = layers
         self.slot_classes = space.slot_classes()
@@ -118,7 +119,7 @@ class Grouping:
             Tensor -> dimension -> indices, sorted; and the labels that go, of the first slot of each kind.
         """
         slot, labels = self.representatives
-        gone = goes[self.unit_of_root[self._component[labels]]]
+        gone = goes[self.unit_of_root[self.component[labels]]]
         slot, labels = slot[gone], labels[gone]
         indices = labels - self.starts[slot]
         bounds = np.searchsorted(slot, np.arange(len(self._space.slots) + 1)).tolist()
@@ -140,8 +141,8 @@ class Grouping:
         """Sort the units into groups: those that lie in the same slots in the same number, for the same reason."""
         frozen, reasons = self._frozen_components()
         _, labels = self.representatives
-        units = labels[(self._component[labels] == labels) & (frozen[labels] >= 0)]  # each by its smallest label
-        signature = self._space.signatures(self._component, self.slot_classes)[units]
+        units = labels[(self.component[labels] == labels) & (frozen[labels] >= 0)]  # each by its smallest label
+        signature = self._space.signatures(self.component, self.slot_classes)[units]
         signature ^= _random_bits(len(reasons) + 2)[frozen[units]]
         starts, lengths = _runs(signature)  # far fewer than units
         _, example, number = np.unique(signature[starts], return_index=True, return_inverse=True)
@@ -166,7 +167,7 @@ class Grouping:
         unit_of_root = np.full(self._space.size, -1, dtype=np.int64)
         unit_of_root[units] = np.arange(len(units))
         slot, labels = self.representatives
-        unit = unit_of_root[self._component[labels]]
+        unit = unit_of_root[self.component[labels]]
         slot, labels, unit = slot[unit >= 0], labels[unit >= 0], unit[unit >= 0]
         # All labels that a group has in a slot stand together; mostly they do already.
         part = group[unit] * len(self._space.slots) + slot
@@ -195,7 +196,7 @@ class Grouping:
         silent = [f.labels for f in self._space.freezes if f.reason is None]
         spoken = [f for f in self._space.freezes if f.reason is not None]
         if silent:
-            frozen[self._component[np.concatenate(silent)]] = -1
+            frozen[self.component[np.concatenate(silent)]] = -1
         reasons: list[str] = []
         numbers: dict[str, int] = {}
         for freeze in reversed(spoken):  # so that the first reason is the one that stays
@@ -203,7 +204,7 @@ class Grouping:
             if text not in numbers:
                 reasons.append(text)
                 numbers[text] = len(reasons)
-            frozen[self._component[freeze.labels]] = numbers[text]
+            frozen[self.component[freeze.labels]] = numbers[text]
         return frozen, reasons
 
     def _finish_groups(

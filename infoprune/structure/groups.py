@@ -63,8 +63,6 @@ class Structure:
         self.groups = self._grouping.groups
         self._costs = ModelCosts(
             self._grouping,
-            self.component,
-            self.shapes,
             {name: axes for name, axes in space.labels.items() if name in space.parameters},
             passes.counted,
             measure,

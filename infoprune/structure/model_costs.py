@@ -22,8 +22,6 @@ class ModelCosts:
 
     Args:
         grouping: the channel groups.
-        component: (labels,) for each label the smallest of its component.
-        shapes: shape of every parameter and buffer.
         parameters: for each parameter the labels of its dimensions.
         contractions: the convolutions and products that ran.
         measure: runs the model to count what the trace could not; takes the place of ``contractions`` at the first use.
@@ -33,16 +31,12 @@ class ModelCosts:
     def __init__(
         self,
         grouping: Grouping,
-        component: Labels,
-        shapes: Mapping[str, tuple[int, ...]],
         parameters: Mapping[str, Sequence[Labels]],
         contractions: Sequence[Contraction],
         measure: Callable[[], Sequence[Contraction]] | None,
         batch: int,
     ) -> None:
         self._grouping = grouping
-        self._component = component
-        self._shapes = shapes
         self._parameters = parameters
         self._traced = contractions
         self._measure = measure
@@ -122,7 +116,7 @@ class ModelCosts:
 
     def _width(self, axis: Labels) -> tuple[float, np.ndarray]:
         """Return a dimension's size as ``fixed + coefficients @ widths``."""
-        group = self._grouping.group_of_root[self._component[axis[axis >= 0]]]
+        group = self._grouping.group_of_root[self._grouping.component[axis[axis >= 0]]]
         counts = np.bincount(group[group >= 0], minlength=len(self._grouping.groups))[self._index]
         return float(len(axis) - counts.sum()), counts / self._sizes
 
@@ -137,4 +131,4 @@ class ModelCosts:
         return macs
 
     def _shape_after(self, plan: PruningPlan, tensor: str) -> tuple[int, ...]:
-        return plan.shape_after(tensor) if tensor in plan.shapes else self._shapes[tensor]
+        return plan.shape_after(tensor) if tensor in plan.shapes else tuple(map(len, self._parameters[tensor]))

@@ -27,10 +27,10 @@ _BUFFERS = "_buffers"
 ABSENT = object()
 """What an attribute holds that is not there."""
 
-_OWN = frozenset(vars(nn.Module()))
+OWN = frozenset(vars(nn.Module()))
 """What every module has."""
 
-_NEVER_FILLED = _OWN - {_BUFFERS}
+_NEVER_FILLED = OWN - {_BUFFERS}
 """Of this, only the buffers are a place for what a forward has computed."""
 
 _PLAIN = frozenset({type(None), bool, int, float, str, tuple, Tensor, nn.Parameter})
@@ -89,7 +89,7 @@ class Attributes:
         """Return the attributes that have changed, each with its former value; `ABSENT` if there was none."""
         for module, attributes in self._before:
             for name, value in module.__dict__.items():
-                if name in _OWN:
+                if name in OWN:
                     continue
                 before = attributes.get(name, ABSENT)
                 if before is not value:
@@ -228,7 +228,7 @@ def check_caches(modules: Mapping[str, nn.Module], plan: PruningPlan) -> None:
         value = vars(module)[name]
         empty = value is None or (isinstance(value, dict) and not value)
         tensors = isinstance(value, Tensor) or (isinstance(value, dict) and any(map(_is_tensor, value.values())))
-        if name in _OWN or not (empty or tensors):
+        if name in OWN or not (empty or tensors):
             raise PlanError(f"the plan drops {path}, which holds a {type(value).__name__} and is no cache of tensors")
 
 

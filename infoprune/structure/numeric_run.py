@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -211,19 +211,19 @@ class _MaskedTracer(_NumericTracer):
         super().__init__(space, double)
         self._removed = removed
 
-    def kept(self, tensor: Tensor) -> Tensor:
+    def kept(self, tensor: Tensor, dims: Iterable[int] | None = None) -> Tensor:
+        """Return the part of a tensor that stays along some dimensions, else along all; itself where that is all."""
         narrow = tensor
-        for dim in range(tensor.dim()):
-            narrow = narrow if (stay := self._stay(tensor, dim)) is None else narrow.index_select(dim, stay)
+        for dim in range(tensor.dim()) if dims is None else dims:
+            stay = self._stay(tensor, dim)
+            narrow = narrow if stay is None else narrow.index_select(dim, stay)
         return narrow
 
     def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = super().observe(operator, args, kwargs)
         name = operator.name
         if name in STATISTICS:
-            narrow = args[0]
-            for dim in reduced_dims(name, args, kwargs, args[0].dim()):
-                narrow = narrow if (stay := self._stay(args[0], dim)) is None else narrow.index_select(dim, stay)
+            narrow = self.kept(args[0], reduced_dims(name, args, kwargs, args[0].dim()))
             return result if narrow is args[0] else _labelled(operator.func(narrow, *args[1:], **kwargs), result)
         for dim in _normalised_dims(name, args):
             stay = self._stay(args[0], dim)

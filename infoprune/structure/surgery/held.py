@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from infoprune.structure.module_state import OWN
+
 
 def held_optimizers(model: nn.Module) -> list[Optimizer]:
     """Return the optimizers of its parameters that the modules of a model keep, alone or in a list, tuple or dict.
@@ -92,10 +94,9 @@ def own_attributes(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
     Args:
         model: the model.
     """
-    own = vars(nn.Module())
     for module in model.modules():
         for name, value in vars(module).items():
-            if name not in own:
+            if name not in OWN:
                 yield module, name, value
 
 
