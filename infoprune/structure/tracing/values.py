@@ -28,6 +28,9 @@ LARGE = 8.0
 MANY_SCORES, HIGH_SCORES = 1 << 20, 64
 """Of more random numbers than these one in so many is large, the others are as large below zero."""
 
+REPEATED = HIGH_SCORES * 4099
+"""After so many, scores repeat, since ten million random numbers take long. A prime, so that places do not repeat."""
+
 MOST = 10_000
 """So many readings there may be: random numbers can keep a loop going that waits for something to converge."""
 
@@ -235,11 +238,11 @@ def _random(out: Tensor, seed: int) -> Tensor:
 
     Of so many that they can only be scores of classes at many places, most are low, as a trained detector's are.
     """
-    generator = torch.Generator().manual_seed(seed)
-    numbers = torch.randn(out.shape, generator=generator) + LARGE
-    if numbers.numel() > MANY_SCORES:
-        flat = numbers.view(-1)
-        high = flat[::HIGH_SCORES].clone()
-        flat -= 2 * LARGE
-        flat[::HIGH_SCORES] = high
-    return torch.empty_strided(out.shape, out.stride(), dtype=out.dtype).copy_(numbers)
+    count, generator = out.numel(), torch.Generator().manual_seed(seed)
+    numbers = torch.randn(REPEATED if count > MANY_SCORES else count, generator=generator).add_(LARGE)
+    if count > MANY_SCORES:
+        high = numbers[::HIGH_SCORES].clone()
+        numbers -= 2 * LARGE
+        numbers[::HIGH_SCORES] = high
+        numbers = numbers.repeat(-(-count // REPEATED))[:count]
+    return torch.empty_strided(out.shape, out.stride(), dtype=out.dtype).copy_(numbers.view(out.shape))

@@ -43,19 +43,34 @@ class WayFinder:
             traced_again: labels the operators anew, and returns the structure then.
 
         Returns:
-            Whether there was another way.
+            Whether another way was taken.
         """
         for numbers in self._alike(structure, labels):
-            first, ways = numbers[0], structure.records[numbers[0]].ways
-            if first not in self._tried and len(self._tried) >= MOST_TRIES:
-                continue
-            coupled = self._coupled(structure, numbers, labels)
-            while self._tried.get(first, 0) < ways:
-                self._tried[first] = self._tried.get(first, 0) + 1
-                self._take(numbers, self._tried[first])
-                if lets_any_go(traced_again(), coupled) or self._tried[first] == ways:
+            tried = self._tried.get(numbers[0], 0)
+            if (tried or len(self._tried) < MOST_TRIES) and tried < structure.records[numbers[0]].ways:
+                ways, coupled = structure.records[numbers[0]].ways, self._coupled(structure, numbers, labels)
+                if self._take_next(numbers, tried, ways, coupled, traced_again):
                     return True
         return False
+
+    def _take_next(
+        self, numbers: Sequence[int], tried: int, ways: int, coupled: Labels, traced_again: Callable[[], Structure]
+    ) -> bool:
+        """Take the next way in which some labels can go, or the first again; return whether this changes anything."""
+        state = self._session.state()
+        for way in range(tried + 1, ways):
+            self._tried[numbers[0]] = way
+            self._take(numbers, way)
+            stays = traced_again().stays
+            if not len(coupled) or not stays[coupled].all():
+                return True
+        self._tried[numbers[0]] = ways
+        if tried:
+            self._take(numbers, 0)
+            traced_again()
+        else:
+            self._session.restore(state)
+        return tried > 0
 
     def _coupled(self, structure: Structure, numbers: Sequence[int], labels: Labels) -> Labels:
         """Return those of some labels of the model's tensors that operators couple."""
@@ -146,16 +161,6 @@ def free_channels(structure: Structure) -> tuple[int, int]:
     """
     indices = sum(len(slot.index) for group in structure.prunable for slot in group.slots)
     return indices, sum(group.size for group in structure.prunable)
-
-
-def lets_any_go(structure: Structure, labels: Labels) -> bool:
-    """Return whether some of these labels can go, or there are none.
-
-    Args:
-        structure: The channel groups.
-        labels: (n,) labels of the model's tensors.
-    """
-    return not len(labels) or any(not structure.groups[number].frozen for number in structure.groups_cut(labels))
 
 
 def _unit_sizes(structure: Structure) -> Labels:

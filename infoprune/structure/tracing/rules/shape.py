@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from torch import Tensor
 
 from infoprune.structure.labels import Labels
+from infoprune.structure.labels.components import LONG
 from infoprune.structure.labels.tensor_labels import Axis, labels_of
 from infoprune.structure.tracing.rule_context import RuleContext
 from infoprune.structure.tracing.rules import statistics
@@ -72,15 +74,32 @@ def reshape_axes(ctx: RuleContext, axes: Sequence[Axis], before: tuple[int, ...]
             axis = axes[dim]
             if axis is None or not outs:
                 continue
-            spread = axis.reshape([before[d] if d == dim else 1 for d in ins])
-            if len(ins) > 1:
-                spread = np.broadcast_to(spread, [before[d] for d in ins])
-            target, labels = _rectangle(ctx, axis, spread.reshape([after[d] for d in outs]), outs, dim)
+            spread = _spread(axis, ins.index(dim), tuple(before[d] for d in ins), tuple(after[d] for d in outs))
+            target, labels = _rectangle(ctx, axis, spread, outs, dim)
             if target is not None:
                 merging.setdefault(target, {})[dim] = labels
     for target, parts in merging.items():
         result[target] = _merged(ctx, target, parts, before)
     return result
+
+
+_long: WeakValueDictionary[tuple[bytes, int, tuple[int, ...]], Labels] = WeakValueDictionary()
+"""Long arrays that are in use, such as those of a flattened map of scores, which every pass makes anew."""
+
+
+def _spread(axis: Labels, place: int, before: tuple[int, ...], after: tuple[int, ...]) -> Labels:
+    """Return the labels of one of the dimensions of a tensor of shape ``before`` for all its elements, reshaped."""
+    if len(after) == 1 and len(axis) < LONG <= after[0]:
+        key = axis.tobytes(), place, before
+        if (known := _long.get(key)) is None:
+            known = _long[key] = _spread_anew(axis, place, before, after)
+        return known
+    return _spread_anew(axis, place, before, after)
+
+
+def _spread_anew(axis: Labels, place: int, before: tuple[int, ...], after: tuple[int, ...]) -> Labels:
+    spread = axis.reshape([size if d == place else 1 for d, size in enumerate(before)])
+    return (np.broadcast_to(spread, before) if len(before) > 1 else spread).reshape(after)
 
 
 def _merged(ctx: RuleContext, target: int, parts: Mapping[int, Labels], before: tuple[int, ...]) -> Axis:
@@ -180,7 +199,7 @@ def _line(spread: np.ndarray, dim: int) -> Labels:
     """Return the labels along one dimension, at the start of all others."""
     where: list[int | slice] = [0] * spread.ndim
     where[dim] = slice(None)
-    line: Labels = spread[tuple(where)]
+    line: Labels = spread if spread.ndim == 1 else spread[tuple(where)]
     return line
 
 
