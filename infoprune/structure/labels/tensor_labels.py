@@ -226,7 +226,7 @@ def set_labels(tensor: torch.Tensor, found: TensorLabels) -> None:
     found.storage = _storage_of(tensor)
     if found.storage is not None:
         found.storage.latest = found
-    setattr(tensor, _ATTRIBUTE, found)
+    tensor.__dict__[_ATTRIBUTE] = found
 
 
 def number_in(tensor: torch.Tensor) -> float | None:
@@ -264,10 +264,8 @@ def clear_labels(tensor: torch.Tensor) -> None:
     Args:
         tensor: any tensor; one without labels stays as it is.
     """
-    if hasattr(tensor, _ATTRIBUTE):
-        delattr(tensor, _ATTRIBUTE)
-        if tensor.layout is torch.strided:
-            tensor.untyped_storage().__dict__.pop(_OF_STORAGE, None)
+    if tensor.__dict__.pop(_ATTRIBUTE, None) is not None and tensor.layout is torch.strided:
+        tensor.untyped_storage().__dict__.pop(_OF_STORAGE, None)
 
 
 def _storage_of(tensor: torch.Tensor) -> Storage | None:

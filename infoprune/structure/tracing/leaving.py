@@ -77,11 +77,11 @@ def _kept(
         alive = tracer.recording.held_elsewhere() if tracer.recording else _alive(tracer.results)
         return [tensor for tensor in alive if id(tensor) not in known and labels_of(tensor).origin is None]
 
-    if not find():
-        return [], []
-    if kept_elsewhere(find(), modules):  # asked anew each time: a list held here would keep alive what is to be freed
-        gc.collect()  # free tensors that only cycles of objects hold; it can take as long as a pass
     found = find()
+    if found and kept_elsewhere(found, modules):
+        del found  # which would keep alive what is to be freed
+        gc.collect()  # free tensors that only cycles of objects hold; it can take as long as a pass
+        found = find()
     kept = [tensor for tensor in found if labels_of(tensor).tells]
     others = [tensor for tensor in found if not labels_of(tensor).labelled]
     if tracer.recording:

@@ -75,19 +75,21 @@ class Recording:
 
     def _aliases(self) -> dict[int, Tensor]:
         """Return the operands that no operator made of a result, as ``x.as_subclass(Image)``, by identity."""
-        made: set[int] = set()
+        known = {id(tensor) for tensor, _ in self.labelled_tensors}  # and results, and what was given
         memory: set[int] = set()  # of results
-        given: set[int] = set()  # of the model's tensors and of inputs, although some results are views of these
+        given: set[int] = set()  # of inputs and other tensors, although some results are views of these
         found: dict[int, Tensor] = {}
         for step in self.steps:
             for tensor in step.tensors:
-                if id(tensor) in made or (own := memory_of(tensor)) in given:
+                if id(tensor) in known:
                     continue
-                if own in memory:
+                own = memory_of(tensor)
+                if own in memory and own not in given:
                     found[id(tensor)] = tensor
                 else:
                     given.add(own)
-            made.update(map(id, step.outs))
+                known.add(id(tensor))
+            known.update(map(id, step.outs))
             memory.update(map(memory_of, step.outs))
         return found
 

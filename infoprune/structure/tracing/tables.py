@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from infoprune.structure.tracing.relabel import Recording
 
 
+_NUMBERS = frozenset({bool, int, float, str})
+"""Kinds of attributes that are skipped at once: most are such."""
+
+
 def kept_elsewhere(tensors: Iterable[Tensor], modules: Iterable[nn.Module]) -> list[Tensor]:
     """Return the tensors that no attribute of a module is or contains: attributes are restored after a pass.
 
@@ -33,7 +37,7 @@ def kept_elsewhere(tensors: Iterable[Tensor], modules: Iterable[nn.Module]) -> l
     waiting: list[Any] = [vars(module) for module in modules]
     while waiting:
         value = waiting.pop()
-        if id(value) in restored:
+        if value is None or type(value) in _NUMBERS or id(value) in restored:
             continue
         restored.add(id(value))
         if isinstance(value, nn.Module):  # that was built in the pass

@@ -172,10 +172,9 @@ class Tracer(TorchDispatchMode):
         op = RuleContext(self.space, record, self.first + len(self.records), self.contractions)
         # Read before the rule runs: an in-place operator writes to the labels of its operand.
         given = [labels_of(tensor) for tensor in tensors]
-        sources = [(labels.origin, tensor) for tensor, labels in zip(tensors, given, strict=True) if tensor.dim()]
-        self.used.update(labels.origin for labels in given if labels.origin is not None)
-        statistics = [s for labels in given for s in labels.statistics]
-        nonzero = {id(axis): axis for labels in given for axis in labels.nonzero}
+        origins = [labels.origin for labels in given]
+        statistics = [s for labels in given if labels.statistics for s in labels.statistics]
+        nonzero = {id(axis): axis for labels in given if labels.nonzero for axis in labels.nonzero}
         no_negatives = has_no_negatives(record.name, args, kwargs, [labels.nonnegative for labels in given])
         apply(operator.rule, op, args, kwargs, outs)
         if no_negatives and outs:
@@ -184,8 +183,8 @@ class Tracer(TorchDispatchMode):
         for statistic in () if op.carried_statistics else statistics:
             self.space.freeze(statistic.axis[statistic.axis >= 0], statistic.reason, statistic.op)
         # What is computed from parameters alone is a kernel in another form; the largest parameter gives its name.
-        if sources and all(origin is not None for origin, _ in sources) and not record.name.startswith("aten.new_"):
-            main, _ = max(sources, key=lambda source: (source[0] in self.space.parameters, source[1].numel()))
+        main = self._main_origin(origins, tensors) if any(origins) else None
+        if main is not None and not record.name.startswith("aten.new_"):
             for out in outs:
                 labels_of(out).origin = main
         if nonzero and not op.zeros_settled:
@@ -203,6 +202,14 @@ class Tracer(TorchDispatchMode):
             self.recording.steps.append(step)
         else:
             self.results += map(weakref.ref, outs)
+
+    def _main_origin(self, origins: Sequence[str | None], tensors: Sequence[Tensor]) -> str | None:
+        """Return the largest of the model's tensors that operands are made of; None if others than these take part."""
+        self.used.update(origin for origin in origins if origin is not None)
+        sources = [(origin, tensor) for origin, tensor in zip(origins, tensors, strict=True) if tensor.dim()]
+        if not sources or any(origin is None for origin, _ in sources):
+            return None
+        return max(sources, key=lambda source: (source[0] in self.space.parameters, source[1].numel()))[0]
 
     @contextmanager
     def watching_modules(self) -> Iterator[None]:

@@ -27,10 +27,12 @@ def has_no_negatives(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], 
     function = name.removeprefix("aten.").rstrip("_")
     if function in _MAKE:
         return True
+    clamps = function in _CLAMP
+    if not clamps and not (function in _CARRY and operands and all(operands)):
+        return False
     numbers = [value for value in (*args, *kwargs.values()) if isinstance(value, int | float)]
     none_below_zero = all(number >= 0 for number in numbers)
-    if function in _CLAMP:  # of which the upper bound counts if it is the lower one
+    if clamps:  # of which the upper bound counts if it is the lower one
         lowest = args[1] if len(args) > 1 else kwargs.get("min", -1 if function == "hardtanh" else None)
         return isinstance(lowest, int | float) and none_below_zero
-    carries = function in _CARRY and bool(operands) and all(operands)
-    return carries and (none_below_zero or function not in ("mul", "add"))
+    return none_below_zero or function not in ("mul", "add")
