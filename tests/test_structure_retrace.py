@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infoprune
+from infoprune.structure.labels.tensor_labels import Storage, TensorLabels
 from infoprune.structure.tracing.session import TraceSession
 from tests.networks import randomise
 from tests.oracle import relative_error
@@ -188,3 +190,14 @@ def test_other_ways_that_free_nothing_are_tried_all_at_once(monkeypatch: pytest.
     structure = infoprune.trace(Boxes(), X)
     assert [group.name for group in structure.prunable] == ["stem"]
     assert len(runs) == 1
+
+
+def test_labels_are_freed_with_their_pass_without_the_garbage_collector() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    gc.collect()
+    gc.disable()
+    try:
+        infoprune.trace(net, torch.randn(2, 4))
+        assert not any(isinstance(held, TensorLabels | Storage) for held in gc.get_objects())
+    finally:
+        gc.enable()

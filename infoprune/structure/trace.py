@@ -58,7 +58,13 @@ def trace(
         >>> [(group.name, group.size) for group in structure.prunable]
         [('0', 8)]
     """
-    return traced_model(model, example_inputs, frozen, follow).validate()
+    with collector_paused():  # until the recorded passes are gone, which it would walk over
+        traced = traced_model(model, example_inputs, frozen, follow)
+        if traced.session.on_shapes:
+            structure = traced.validate()
+            del traced
+            return structure
+    return traced.validate()
 
 
 def traced_model(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
+from weakref import ref
 
 import torch
 
@@ -22,6 +23,10 @@ class Statistic(NamedTuple):
     op: int
 
 
+def _nothing() -> None:
+    return None
+
+
 class Storage:
     """The labels' shared state of all tensors that are views of one memory.
 
@@ -29,7 +34,7 @@ class Storage:
         zero: nothing was written there that is not zero at removed channels.
         nonnegative: nothing was written there that may be below zero.
         written: something was written there after it was made.
-        latest: the labels that one of them got last.
+        latest: returns the labels that one of them got last, if they are still in use.
     """
 
     __slots__ = ("latest", "nonnegative", "written", "zero")
@@ -38,7 +43,11 @@ class Storage:
         self.zero = True
         self.nonnegative = True
         self.written = False
-        self.latest: TensorLabels | None = None
+        self.latest: Callable[[], TensorLabels | None] = _nothing
+
+
+NOWHERE: frozenset[int] = frozenset()
+"""No dimensions, as one object for all tensors: thousands of empty sets would keep the garbage collector busy."""
 
 
 class TensorLabels:
@@ -63,6 +72,7 @@ class TensorLabels:
     """
 
     __slots__ = (
+        "__weakref__",
         "_base",
         "_nonnegative",
         "_zero",
@@ -90,7 +100,7 @@ class TensorLabels:
         self.storage: Storage | None = None
         self.number: float | None = None
         self.true: tuple[Labels, ...] = ()
-        self.joined: frozenset[int] = frozenset()
+        self.joined = NOWHERE
         self.scaled_out: TensorLabels | None = None
 
     @property
@@ -200,7 +210,7 @@ def _labels_of_alias(tensor: torch.Tensor) -> TensorLabels:
     if tensor.layout is not torch.strided:
         return none
     storage: Storage | None = tensor.untyped_storage().__dict__.get(_OF_STORAGE)
-    found = None if storage is None else storage.latest
+    found = None if storage is None else storage.latest()
     if found is None or not found.labelled:
         return none
     if len(found.axes) == tensor.dim() and all(
@@ -225,7 +235,8 @@ def set_labels(tensor: torch.Tensor, found: TensorLabels) -> None:
     """
     found.storage = _storage_of(tensor)
     if found.storage is not None:
-        found.storage.latest = found
+        # A pass on shapes holds all of its tensors, and a cycle of references would wait for the garbage collector.
+        found.storage.latest = ref(found) if tensor.is_meta else lambda: found
     tensor.__dict__[_ATTRIBUTE] = found
 
 

@@ -29,7 +29,7 @@ MANY_SCORES, HIGH_SCORES = 1 << 20, 64
 """Of more random numbers than these one in so many is large, the others are as large below zero."""
 
 REPEATED = HIGH_SCORES * 4099
-"""After so many, scores repeat, since ten million random numbers take long. A prime, so that places do not repeat."""
+"""After so many, scores repeat: to draw ten million takes long. It is a multiple of a prime, as no image is wide."""
 
 MOST = 10_000
 """So many readings there may be: random numbers can keep a loop going that waits for something to converge."""

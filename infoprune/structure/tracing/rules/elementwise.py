@@ -41,7 +41,9 @@ def elementwise(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], o
         ctx.label(out, axes, number == 0, origin, nonzero=lost)
         if out.dtype is torch.bool:
             labels_of(out).true = true_axes(ctx.name, args, kwargs, tensors, operands, axes)
-        labels_of(out).joined = frozenset().union(*(operand.joined for operand in operands))
+        for operand in operands:
+            if operand.joined:
+                labels_of(out).joined |= operand.joined
         statistics.combine(ctx, args, tensors, operands, labels_of(out))
 
 
