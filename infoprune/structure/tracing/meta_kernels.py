@@ -230,10 +230,6 @@ def _mean(x: Tensor, dims: Sequence[int] | None = None, keepdim: bool = False) -
     return _empty(x, sizes)
 
 
-def _norm(x: Tensor, order: float = 2, *dims: Any) -> Any:
-    return _mean(x, *dims) if dims and len(dims) <= 2 else NotImplemented
-
-
 def _linear(bias: Tensor, a: Tensor, b: Tensor) -> Any:
     """Compute ``bias + a @ b``, where that is a plain linear layer that will not raise."""
     fits = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and bias.shape == (b.shape[1],)
@@ -246,43 +242,23 @@ def _product(a: Tensor, b: Tensor) -> Any:
     return _empty(a, (*a.shape[:-1], b.shape[-1])) if fits else NotImplemented
 
 
-def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Any:
-    first = indices[0]
-    if len(indices) != 1 or first is None or first.dtype != torch.int64 or not x.dim() or not x.is_contiguous():
-        return NotImplemented
-    return _empty(x, (*first.shape, *x.shape[1:]))
-
-
-def _compared(x: Tensor, _: Any) -> Any:
-    return _prototype(torch.bool, tuple(x.shape)).clone() if x.is_contiguous() else NotImplemented
-
-
 def _resampled(x: Tensor, size: Sequence[int] | None, *_: Any) -> Any:
     if size is None or not x.is_contiguous() or 0 in (*x.shape, *size):
         return NotImplemented
     return _empty(x, (*x.shape[:2], *size))
 
 
-def _roll(x: Tensor, *_: Any) -> Any:
-    return x.clone() if x.is_contiguous() else NotImplemented
-
-
 _PLAIN: dict[Callable[..., Any], Callable[..., Any]] = {
     _aten.convolution.default: _convolution,
     _aten.native_batch_norm.default: _batch_norm,
     _aten.native_layer_norm.default: _layer_norm,
-    _aten.roll.default: _roll,
     _aten.upsample_nearest2d.default: _resampled,
     _aten.upsample_nearest2d.vec: _resampled,
     _aten.upsample_bilinear2d.default: _resampled,
     _aten.upsample_bilinear2d.vec: _resampled,
-    _aten.linalg_vector_norm.default: _norm,
     _aten.mean.dim: _mean,
     _aten.addmm.default: _linear,
     _aten.mm.default: _product,
     _aten.bmm.default: _product,
-    _aten.index.Tensor: _index,
-    _aten.eq.Scalar: _compared,
-    _aten.ne.Scalar: _compared,
 }
 """Operators on floating-point numbers, left to PyTorch where they come with keywords."""
