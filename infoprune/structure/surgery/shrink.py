@@ -118,9 +118,8 @@ def _cut_owned(entry: OwnedTensor, plan: PruningPlan, swap: InPlaceSwap) -> Tens
     parameter.__dict__.update(old.__dict__)  # marks such as _no_weight_decay
     if old._backward_hooks:
         parameter._backward_hooks = old._backward_hooks
-    if getattr(old, "_post_accumulate_grad_hooks", None):
-        for hook in old._post_accumulate_grad_hooks.values():
-            parameter.register_post_accumulate_grad_hook(hook)
+    for hook in (old._post_accumulate_grad_hooks or {}).values():
+        parameter.register_post_accumulate_grad_hook(hook)
     return parameter
 
 

@@ -83,12 +83,9 @@ def _in_siblings(
 
 def _slot_inside(session: TraceSession, module: str, read: Labels) -> tuple[str, int] | None:
     """Return the tensor inside a module, by its path there, and the dimension of it that has these labels."""
-    prefix = join(module, "")
-    inside = ((name, axes) for name, axes in session.labels.items() if name.startswith(prefix))
-    return next(
-        ((name.removeprefix(prefix), dim) for name, axes in inside for dim, axis in enumerate(axes) if axis is read),
-        None,
-    )
+    number, prefix = session.space.slot_numbers.get(id(read)), join(module, "")
+    slot = None if number is None else session.space.slots[number]
+    return (slot.tensor.removeprefix(prefix), slot.dim) if slot and slot.tensor.startswith(prefix) else None
 
 
 class AxesIn:

@@ -117,8 +117,7 @@ class SizeAttributeFinder:
 
     def _makes(self, module: str, labels: Labels) -> bool:
         """Return whether labels are of filters inside a module."""
-        inside = labels[(labels >= 0) & (labels < self._session.space.slots_end())]
-        slot = self._session.space.slot_of(int(inside.min())) if len(inside) else None
+        slot = next(iter(self._session.space.slots_with(labels)), None)
         return slot is not None and slot.dim == 0 and slot.tensor.startswith(f"{module}." if module else "")
 
     # -- heads --------------------------------------------------------------------------------------------------------
