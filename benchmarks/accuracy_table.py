@@ -36,10 +36,11 @@ their augmentation; mean (lowest…highest) over seeds. One standard error of an
   data=...)`, which rounds widths to what runtimes like; all others take any width. `rule of thumb`: groups that
   several layers add to stay whole, the others lose alike. `reconstructed`: right after the cut, the layers that read
   what went are fitted to their former outputs by least squares (`reconstruction_batches="auto"`), before anything is
-  trained; `default, reconstructed` rounds widths too, and is what `FilterPruning` does by default. `distilled`: half of the loss in fine-tuning is the distance to
-  the unpruned network's class probabilities, chosen on held-out training images (`recovery.md`); all other rows learn
-  from labels alone. `earlier`: measured with the defaults before, criterion `capacity_independence`, at least a quarter
-  of each group kept until all were down to it, and multiples of 4, 8 or 16 whatever they cost.
+  trained; `default, reconstructed` rounds widths too, and is what `FilterPruning` does by default. `distilled`: half
+  of the loss in fine-tuning is the distance to the unpruned network's class probabilities, chosen on held-out
+  training images (`recovery.md`); all other rows learn from labels alone. `earlier`: measured with the defaults
+  before, criterion `capacity_independence`, at least a quarter of each group kept until all were down to it, and
+  multiples of 4, 8 or 16 whatever they cost.
 - `TP`: Torch-Pruning 1.6.1 with `GroupMagnitudeImportance` (L2), `GroupTaylorImportance` or `BNScaleImportance`
   (without its sparse training), ranked in each group (`local`), over all (`global`), or over groups of equal
   structure (`isomorphic`; in these ResNets that is the same as `global`); the pruning ratio is searched until the

@@ -207,6 +207,16 @@ def batch_size(inputs: Any, caller: str) -> int:
     return len(first)
 
 
+def numbers_in(inputs: Any) -> int:
+    """Return how many numbers the tensors of a batch's inputs hold.
+
+    Args:
+        inputs: of one batch.
+    """
+    arguments = inputs.arguments if isinstance(inputs, ModelCall) else inputs
+    return sum(leaf.numel() for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
+
+
 def holds_lists_of_images(inputs: Any) -> bool:
     """Return whether an argument of a call is a list with one image each, as detectors take them.
 

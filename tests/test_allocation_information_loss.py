@@ -16,6 +16,7 @@ from infoprune.allocation import Budget, InformationLoss, LossCurves, select
 from infoprune.allocation.curves import Round
 from infoprune.allocation.divergence import distances_for, divergence_of_labels, divergence_of_scores, relative_error
 from infoprune.allocation.measure_loss import LossMeter
+from infoprune.allocation.sample import sample
 from infoprune.criteria import get_criterion
 from infoprune.errors import CheckpointError, ConfigurationError, DataError
 from infoprune.models import CifarResNet
@@ -382,3 +383,10 @@ def test_later_rounds_of_flat_groups_start_from_the_loss_on_all_images(net: nn.M
     first = measured(meter(net, data=data[:1], images=64), {"spare": [4]}, widths)
     assert abs(first.loss - found.loss) > 1e-3
     assert found.curves["spare"][4] == pytest.approx(found.loss, abs=1e-4)
+
+
+@pytest.mark.parametrize(("size", "shown"), [(32, [64] * 4), (224, [16] * 4)])
+def test_large_images_are_fewer(size: int, shown: list[int]) -> None:
+    batch = torch.zeros(1, 3, size, size).expand(8, -1, -1, -1)
+    assert [count for _, _, count in sample([batch] * 40, None, "test")] == shown
+    assert [count for _, _, count in sample([batch] * 5, None, "test")] == ([40] if size == 32 else [16, 16, 8])

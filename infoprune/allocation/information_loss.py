@@ -57,7 +57,9 @@ class InformationLoss(Allocation):
     the curves and is pure from then on.
 
     Args:
-        images: Number of calibration images; all of the data if it holds fewer.
+        images: Number of calibration images; all of the data if it holds fewer. None: 256, or as many as hold ten
+            million numbers, such as 64 images of 3 x 224 x 224. The first 64 of them measure most groups, or the first
+            16 where images are that large.
         rounds: How often the curves are measured: once on the whole model, then at 70, 50, 35, 25, 18 and 12 % of the
             cost, as far as the budget goes.
         floor: Share of its units that every group keeps, until all have come down to it; in [0, 1]. None measures the
@@ -77,7 +79,7 @@ class InformationLoss(Allocation):
         DataError: (when it measures) no image, or outputs that are not finite; the message names the group.
     """
 
-    images: int = 256
+    images: int | None = None
     rounds: int = 1
     floor: float | None = None
     coupled_floor: float = 0.5
@@ -91,7 +93,8 @@ class InformationLoss(Allocation):
     needs_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_count(OWNER, "images", self.images, 1)
+        if self.images is not None:
+            check_count(OWNER, "images", self.images, 1)
         check_count(OWNER, "rounds", self.rounds, 1)
         if self.floor is not None:
             check_number(OWNER, "floor", self.floor, 0, 1)
@@ -165,7 +168,7 @@ class InformationLoss(Allocation):
                 narrowed = dataclasses.replace(self, floor=floor)
                 joint[floor] = meter.round(narrowed._widths_at(structure, curves, grids, kind, keep), {}, bar).loss
                 bar.advance(1.0)
-        few = f", all that the data hold ({self.images} were asked for)" if 0 < curves.images < self.images else ""
+        few = f", all that the data hold ({meter.asked} were asked for)" if curves.images < meter.asked else ""
         logger.info("%s: measured on %d images%s, as %s", OWNER, curves.images, few, curves.unit)
         _warn_about(curves)
         return dataclasses.replace(self, curves=curves, floor=_best(joint, meter.information) if joint else self.floor)

@@ -15,7 +15,7 @@ from infoprune.allocation.batch_statistics import BatchStatistics
 from infoprune.allocation.curves import Round
 from infoprune.allocation.divergence import NAMES, distances_for, scored
 from infoprune.allocation.measured_batch import MeasuredBatch
-from infoprune.allocation.sample import sample
+from infoprune.allocation.sample import enough, sample
 from infoprune.allocation.select import lowest_units
 from infoprune.allocation.suffix import Prefix, advance, first_uses, resume
 from infoprune.calibration import on_device, run
@@ -58,13 +58,14 @@ class LossMeter:
         structure: Its channel groups.
         scores: Which units of a group go first: the lowest.
         data: Batches of training images.
-        images: At most so many are used.
+        images: At most so many are used; None: 256, or fewer large ones (`enough`).
         evaluate: Measures the quality of a model instead of the distance of its outputs from the original's.
         owner: Who asks, for messages.
 
     Attributes:
         unit: What the losses are, in words.
         images: How many images are used.
+        asked: How many were asked for.
 
     Raises:
         DataError: there is no image, or the outputs cannot be compared.
@@ -76,7 +77,7 @@ class LossMeter:
         structure: Structure,
         scores: Scores,
         data: Iterable[Any],
-        images: int,
+        images: int | None,
         evaluate: Quality | None,
         owner: str,
     ) -> None:
@@ -93,10 +94,11 @@ class LossMeter:
         self.unit = "drop of the given quality"
         with self._ready():
             if evaluate is not None:
-                self.images, self._best = 0, self._finite(evaluate(self.model), "the whole model")
+                self.images, self.asked, self._best = 0, 0, self._finite(evaluate(self.model), "the whole model")
                 return
             inputs = list(sample(data, images, owner))
             self.images = sum(size for _, _, size in inputs)
+            self.asked = images or enough(inputs[0][0], inputs[0][2])
             device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
             on_model = [(on_device(device, x), y, size) for x, y, size in inputs]
             try:

@@ -9,22 +9,28 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from infoprune.calibration import batch_size, holds_lists_of_images, rows_of, split_batch
+from infoprune.calibration import batch_size, holds_lists_of_images, numbers_in, rows_of, split_batch
 from infoprune.errors import DataError
 
-BATCH = 64
-"""Smaller batches are joined up to so many images, larger ones divided: statistics of few images are none."""
+IMAGES, NUMBERS = 256, 10_000_000
+"""So many images are enough, or fewer large ones: 64 of 3 x 224 x 224."""
+
+BATCH, NUMBERS_AT_ONCE = 64, 2_500_000
+"""Smaller batches are joined up to so many images, or fewer large ones, and larger batches are divided."""
+
+FEWEST = 16
+"""However large: statistics of fewer images are none."""
 
 Batch = tuple[Any, Any, int]
 """Inputs, targets (None if there are none), and number of images."""
 
 
-def sample(data: Iterable[Any], images: int, owner: str) -> Iterator[Batch]:
-    """Return the first images of some data in batches of about `BATCH`.
+def sample(data: Iterable[Any], images: int | None, owner: str) -> Iterator[Batch]:
+    """Return the first images of some data in batches of about `BATCH`, of fewer where images are large.
 
     Args:
         data: Batches as a loader yields them.
-        images: At most so many.
+        images: At most so many; None: `enough` of them.
         owner: Who asks, for messages.
 
     Raises:
@@ -37,26 +43,52 @@ def sample(data: Iterable[Any], images: int, owner: str) -> Iterator[Batch]:
     return _joined(part for batch in _first(data, images, owner) for part in _divided(batch))
 
 
-def _first(data: Iterable[Any], images: int, owner: str) -> Iterator[Batch]:
+def enough(inputs: Any, size: int) -> int:
+    """Return how many images are measured where nobody says: `IMAGES`, or whole batches of about `NUMBERS` numbers.
+
+    Args:
+        inputs: Of one batch.
+        size: Its number of images.
+
+    Example:
+        >>> enough(torch.zeros(8, 3, 32, 32), 8), enough(torch.zeros(8, 3, 224, 224), 8)
+        (256, 64)
+    """
+    at_once = _at_most(BATCH, NUMBERS_AT_ONCE, inputs, size)
+    return _at_most(IMAGES, NUMBERS, inputs, size) // at_once * at_once
+
+
+def _at_most(images: int, numbers: int, inputs: Any, size: int) -> int:
+    return min(images, max(FEWEST, numbers * size // max(numbers_in(inputs), 1)))
+
+
+def _at_once(batch: Batch) -> int:
+    inputs, _, size = batch
+    return _at_most(BATCH, NUMBERS_AT_ONCE, inputs, size)
+
+
+def _first(data: Iterable[Any], images: int | None, owner: str) -> Iterator[Batch]:
     """Return the first images of some data, in batches as they come."""
-    left = images
+    seen = 0
     for batch in data:
         inputs, targets = split_batch(batch, owner)
         size = batch_size(inputs, owner)
-        if size > left:
-            inputs, targets = rows_of((inputs, targets), size, slice(left))
-        yield inputs, targets, min(size, left)
-        left -= size
-        if left <= 0:
+        if images is None:
+            images = enough(inputs, size)
+        if size > images - seen:
+            inputs, targets = rows_of((inputs, targets), size, slice(images - seen))
+        yield inputs, targets, min(size, images - seen)
+        seen += size
+        if seen >= images:
             return
-    if left == images:
+    if not seen:
         raise DataError(f"{owner}: the data hold no image; pass batches of training images")
 
 
 def _divided(batch: Batch) -> Iterator[Batch]:
     """Return a large batch in equal parts."""
     inputs, targets, size = batch
-    parts = max(1, size // BATCH) if _has_rows(batch) else 1
+    parts = max(1, size // _at_once(batch)) if _has_rows(batch) else 1
     for rows in torch.arange(size).chunk(parts):
         part = batch if parts == 1 else (*rows_of((inputs, targets), size, rows), len(rows))
         yield part
@@ -78,7 +110,7 @@ def _joined(batches: Iterable[Batch]) -> Iterator[Batch]:
             yield _join(waiting)
             waiting = []
         waiting.append(batch)
-        if sum(size for _, _, size in waiting) >= BATCH:
+        if sum(size for _, _, size in waiting) >= _at_once(batch):
             yield _join(waiting)
             waiting = []
     if waiting:

@@ -6,11 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
-
-from infoprune.calibration import batch_size, rows_of, split_batch
-from infoprune.inputs import ModelCall
+from infoprune.calibration import batch_size, numbers_in, rows_of, split_batch
 
 EXAMPLES = 640
 """More images recover no more: 640 and 1,920 gave a ResNet-56 the same accuracy."""
@@ -44,8 +40,7 @@ def few_examples(data: Iterable[Any], caller: str) -> list[tuple[Any, None]]:
     for batch in data:
         inputs, _ = split_batch(batch, caller)
         size = batch_size(inputs, caller)
-        arguments = inputs.arguments if isinstance(inputs, ModelCall) else inputs
-        held = sum(leaf.numel() for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
+        held = numbers_in(inputs)
         count = min(size, examples, math.ceil(numbers * size / max(held, 1)))
         chosen.append((rows_of(inputs, size, slice(count)), None))
         examples, numbers = examples - count, numbers - held * count // max(size, 1)
