@@ -6,7 +6,7 @@ longer fit them. Measuring them again needs no gradients and a few batches, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 OWNER = "recalibration"
 
 
-def recalibrate(model: nn.Module, data: Iterable[Any] | LightningDataModule, batches: int | None = None) -> None:
+def recalibrate(
+    model: nn.Module,
+    data: Iterable[Any] | LightningDataModule,
+    batches: int | None = None,
+    *,
+    leave: Collection[str] = (),
+) -> None:
     """Replace batch norm's running means and variances by those of some training batches.
 
     As in training, each batch is normalised by its own statistics on its way through the model; everything else
@@ -50,6 +56,7 @@ def recalibrate(model: nn.Module, data: Iterable[Any] | LightningDataModule, bat
         data: Batches of training images: tensors, ``(inputs, targets, ...)``, mappings of keyword inputs, or mappings
             with an image among other things; or a LightningDataModule after ``setup("fit")``, for its training batches.
         batches: How many to take; all of them by default.
+        leave: Names of layers that keep their statistics and normalise by them meanwhile.
 
     Raises:
         ConfigurationError: the model has no batch norm with running statistics.
@@ -66,7 +73,7 @@ def recalibrate(model: nn.Module, data: Iterable[Any] | LightningDataModule, bat
     """
     if batches is not None:
         check_count(OWNER, "batches", batches, 1)
-    norms = check_norms(model)
+    norms = {name: norm for name, norm in check_norms(model).items() if name not in leave}
     tallies = {name: _Pooled(norm.num_features) for name, norm in norms.items()}
     with evaluating(model), torch.no_grad(), _statistics_of_the_batch(norms, tallies), all_or_none():
         seen = _show(model, as_batches(data), batches)

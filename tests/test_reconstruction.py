@@ -300,6 +300,57 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+class Routed(nn.Module):
+    """A layer that only bright images pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.branch, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).relu()
+        bright = x.sum(dim=1) > 0
+        hidden = torch.where(
+            bright[:, None], torch.zeros_like(hidden).index_put((bright,), self.branch(hidden[bright])), hidden
+        )
+        return self.last(hidden)
+
+
+def route(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    net = Routed().eval()
+    smaller, images = copy.deepcopy(net), torch.rand(32, 4)
+    infoprune.prune(smaller, images, "l1", filters=0.5)
+    reconstruct(smaller, net, [-images if rank else images])
+    torch.save(smaller.state_dict(), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_processes_whose_images_take_different_ways_end_with_the_same_weights(tmp_path: Path):
+    warm.spawn(route, str(tmp_path))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Asking(nn.Sequential):
+    """Look at parameters before they are used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        penalty = sum(p.square().sum() * 0 for p in self.parameters())
+        return super().forward(x.to(self[1].weight.dtype).to(self[1].weight.device)) + penalty
+
+
+def test_layers_whose_weights_are_looked_at_before_are_fitted():
+    net = network(nn.Conv2d(8, 4, 3))
+    asking = Asking(*net)
+    smaller, wanted = cut(asking), cut(net)
+    reconstruct(smaller, asking, [IMAGES])
+    reconstruct(wanted, net, [IMAGES])
+    torch.testing.assert_close(smaller[1].weight, wanted[1].weight)
+
+
 def test_two_processes_end_with_the_same_weights(tmp_path: Path):
     warm.spawn(work, str(tmp_path))
     smaller = reconstructed()

@@ -13,14 +13,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import infoprune
+from infoprune.data import CalibrationBatches
 from infoprune.distributed import failed_only_by, on_all_ranks
 from infoprune.errors import ConfigurationError, DataError
 from infoprune.reconstruction import few_examples, reconstruct
 from tests import warm
-from tests.tiny import TinyModule, averaging, images, loader, same, trainer
+from tests.tiny import TinyModule, TinyNet, averaging, images, loader, same, trainer
 
 NOT_FITTED = "the layers behind the cut are not fitted"
 
@@ -93,6 +94,67 @@ def test_frozen_layers_stay_as_they_are():
     plain, fitted = after_event(frozen, target=target, reconstruction_batches=0), after_event(frozen, target=target)
     assert torch.equal(plain.conv2.weight, fitted.conv2.weight)
     assert not torch.equal(plain.head.weight, fitted.head.weight)
+
+
+def test_frozen_norms_keep_their_statistics():
+    def frozen() -> TinyModule:
+        module = TinyModule()
+        module.net.norm.requires_grad_(False)
+        return module
+
+    plain, fitted = after_event(frozen, reconstruction_batches=0), after_event(frozen)
+    assert not torch.equal(plain.conv2.weight, fitted.conv2.weight)
+    assert all(map(torch.equal, plain.norm.buffers(), fitted.norm.buffers()))
+
+
+class Bytes(Dataset):  # type: ignore[type-arg]
+    """Images of bytes, which the training step normalises."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image, label = images()[index]
+        return 128 + 30 * image, int(label)
+
+
+class FromBytes(pl.LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return DataLoader(Bytes(), 8)
+
+    def calibration_batches(self, n_images: int, device: Any = "cpu") -> CalibrationBatches:
+        def run() -> Any:
+            return iter(self.train_dataloader())
+
+        return CalibrationBatches(3, run, lambda: CalibrationBatches(3, run, None))
+
+
+class Normalising(TinyModule):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return super().training_step(((batch[0] - 128) / 30, batch[1]), batch_idx)
+
+
+def test_images_that_the_step_normalises_are_normalised_for_the_fit():
+    fitted = after_event(Normalising, data=FromBytes())
+    assert fitted.norm.running_mean.abs().max() < 2
+    torch.testing.assert_close(fitted.state_dict(), after_event().state_dict(), rtol=1e-3, atol=1e-3)
+
+
+class Counting(TinyNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = [0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls[0] += 1
+        return super().forward(x)
+
+
+def test_what_the_network_counts_is_as_without_the_fit():
+    def counting() -> TinyModule:
+        return TinyModule(net=Counting())
+
+    assert after_event(counting).calls == after_event(counting, reconstruction_batches=0).calls
 
 
 @pytest.mark.parametrize("target", [{"filters": 0.5}, {"macs": 0.5, "allocation": "uniform"}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ class BatchStatistics(TorchFunctionMode):
     The running statistics are neither read nor written, and nothing else of train mode applies: SyncBatchNorm does not
     communicate, dropout stays off. A channel with a single value has no variance and keeps the running statistics.
 
+    Args:
+        leave: ``id`` of the running means of those that go on normalising by their running statistics.
+
     Example:
         >>> import torch
         >>> norm = torch.nn.BatchNorm1d(1).eval()
@@ -23,9 +27,13 @@ class BatchStatistics(TorchFunctionMode):
         [-1.0, 1.0]
     """
 
+    def __init__(self, leave: Collection[int] = ()) -> None:
+        super().__init__()
+        self._leave = leave
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.batch_norm:
+        if func is F.batch_norm and not any(id(arg) in self._leave for arg in (*args[1:2], *kwargs.values())):
             return _by_the_batch(*args, **kwargs)
         return func(*args, **kwargs)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from infoprune.calibration import run
 from infoprune.criteria.activations.suffix_replay import ReplayError, _Call, _remember, _Result
+from infoprune.criteria.activations.tap import is_query
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,20 @@ class _Resumed(TorchFunctionMode):
         if answered:
             output = self._answer(func)
         else:
-            if self._until and any(id(leaf) in self._until for leaf in tree_leaves((args, kwargs))):
-                self.reached = self._remembered()
-                raise _Reached
+            met = self._until and any(id(leaf) in self._until for leaf in tree_leaves((args, kwargs)))
+            if met and not is_query(func):
+                self._end()
             output = func(*args, **kwargs)
+            if met and isinstance(output, Tensor):  # a view, such as weight.T
+                self._end()
         if self._until is not None:
             leaves, spec = tree_flatten(output)
             self._calls.append(_Call(func, [_remember(leaf) for leaf in leaves], spec))
         return output
+
+    def _end(self) -> NoReturn:
+        self.reached = self._remembered()
+        raise _Reached
 
     def _answer(self, func: Any) -> Any:
         call = self._prefix.calls[self._position]
@@ -139,11 +146,13 @@ class _FirstUses(TorchFunctionMode):
         self.order: list[int] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in tree_leaves((args, kwargs)):
-            if id(leaf) in self._wanted:
-                self._wanted.discard(id(leaf))
-                self.order.append(id(leaf))
-        return func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
+        if not is_query(func) or isinstance(output, Tensor):
+            for leaf in tree_leaves((args, kwargs)):
+                if id(leaf) in self._wanted:
+                    self._wanted.discard(id(leaf))
+                    self.order.append(id(leaf))
+        return output
 
 
 def first_uses(model: nn.Module, inputs: Any, weights: Iterable[Tensor]) -> tuple[Any, list[int]]:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from infoprune.allocation.batch_statistics import BatchStatistics
 from infoprune.allocation.suffix import first_uses
 from infoprune.calibration import as_batches, evaluating, on_device, split_batch
-from infoprune.distributed import all_or_none, broadcast_from_first
+from infoprune.distributed import all_or_none, broadcast_from_first, process
 from infoprune.errors import ConfigurationError, DataError
+from infoprune.recalibration import tracked_norms
 from infoprune.reconstruction.recorded_batch import OWNER, RecordedBatch
-from infoprune.reconstruction.ridge import moments_on, solve, solve_behind_norm
+from infoprune.reconstruction.ridge import Solution, moments_on, solve, solve_behind_norm
 from infoprune.registry import check_count, check_number
 from infoprune.regression import MOST_COLUMNS, Layer, batched, columns_of, is_regression
 from infoprune.structure import PruningPlan, plan_of
@@ -168,6 +169,12 @@ class _Fit:
     ) -> None:
         self._model, self._original, self._plan, self._ridge = model, original, plan, ridge
         self._layers = {name: layer for name, layer in readers(model, plan).items() if name not in leave}
+        self._still = {  # running means
+            id(norm.running_mean)
+            for which in (model, original)
+            for name, norm in tracked_norms(which).items()
+            if name in leave
+        }
         alone = _held_once(model)
         self._norms = {
             name: module
@@ -190,7 +197,7 @@ class _Fit:
         """
         fitted: dict[str, nn.Module] = {}
         calls, order = self._calls(recorded[0])
-        for name in order:
+        for name in broadcast_from_first(order):  # data that differ may take other ways through the model
             fitted |= self._fit(name, calls, recorded)
         return fitted
 
@@ -203,7 +210,7 @@ class _Fit:
             for name, module in self.adaptable.items()
         ]
         try:
-            with BatchStatistics():
+            with BatchStatistics(self._still):
                 _, order = first_uses(self._model, recorded.inputs, (layer.weight for layer in self._layers.values()))
         finally:
             for hook in hooks:
@@ -218,15 +225,17 @@ class _Fit:
         moments = torch.zeros((), dtype=torch.float64)
         kinds: set[str] = set()
         for batch in recorded:
-            with BatchStatistics():
+            with BatchStatistics(self._still):
                 targets, kind = self._targets(name, calls, batch, kept, follow=kinds != {ALONE})
             kinds.add(kind)
             for inputs, wanted in targets:
                 most = math.ceil(positions / max(len(batched(layer, inputs)), 1))
                 moments = moments + moments_on(layer, inputs, wanted, most)
-        if len(kinds) > 1 or not moments.any() or not moments[0, 0]:
+        possible = len(kinds) == 1 and bool(moments.any()) and bool(moments[0, 0])
+        behind = broadcast_from_first(kinds.pop() if possible else None)
+        if behind is None:
             return {}
-        return self._write(name, kinds.pop(), moments)
+        return self._write(name, behind, self._solved(name, behind, moments) if process() == 0 else None)
 
     def _targets(
         self, name: str, calls: Counter[str], batch: RecordedBatch, kept: Tensor, follow: bool
@@ -266,17 +275,20 @@ class _Fit:
                 return name
         return None
 
-    def _write(self, name: str, kind: str, moments: Tensor) -> dict[str, nn.Module]:
-        """Solve the regression, write its solution into the layer and the batch norm behind, and return these."""
+    def _solved(self, name: str, kind: str, moments: Tensor) -> Solution:
+        """Return the solution of a layer's regression."""
         layer, norm = self._layers[name], self._norms.get(kind)
         weight = layer.weight.flatten(1).cpu().double()
         if norm is None:
-            solution = solve(moments, weight, self._ridge, layer.bias is not None)
-        else:
-            solution = solve_behind_norm(moments, weight, self._ridge, norm.eps)
+            return solve(moments, weight, self._ridge, layer.bias is not None)
+        return solve_behind_norm(moments, weight, self._ridge, norm.eps)
+
+    def _write(self, name: str, kind: str, solution: Solution | None) -> dict[str, nn.Module]:
+        """Write the first process's solution into a layer and the batch norm behind, and return these."""
+        layer, norm = self._layers[name], self._norms.get(kind)
         written: dict[str, nn.Module] = {name: layer} if norm is None else {name: layer, kind: norm}
         tensors = [tensor for module in written.values() for tensor in (module.weight, module.bias)]
-        for tensor, values in zip(tensors, broadcast_from_first(solution), strict=False):
+        for tensor, values in zip(tensors, broadcast_from_first(solution) or (), strict=False):
             if values is not None:
                 if not bool(torch.isfinite(values).all()):
                     raise DataError(f"{OWNER}: the values around {name} are not finite")

@@ -43,7 +43,9 @@ class RecordedBatch:
         Raises:
             DataError: the layer gets values that are not finite.
         """
-        seen = self._at_all_calls(name, which) if calls > 1 else self._at_first_use(name, which)
+        seen = [] if calls > 1 else self._at_first_use(name, which)
+        if not seen and calls:  # called several times, or its weight is used elsewhere before
+            seen = self._at_all_calls(name, which)
         if not all(bool(torch.isfinite(inputs).all()) for inputs in seen):
             raise DataError(
                 f"{OWNER}: the inputs of {name} are not finite on the given data: look at the images and the weights, "

@@ -59,9 +59,12 @@ class NetworkCalibration:
             return self._receive(batch)
 
     @property
-    def as_trained(self) -> NetworkBatches:
+    def as_trained(self) -> NetworkBatches | NetworkCalibration:
         """Return the same images as in training, where the data have them."""
-        return NetworkBatches(self._batches, self._example).as_trained
+        shown: Iterable[Any] = self._batches.as_trained  # type: ignore[attr-defined]
+        if self._computed is None:
+            return NetworkBatches(shown, self._example)
+        return NetworkCalibration(shown, self._example, self._receive)
 
 
 def _is_in(received: Inputs, batch: Any) -> bool:

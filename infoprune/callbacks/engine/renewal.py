@@ -14,6 +14,7 @@ from torch import nn
 from infoprune.callbacks.engine.decider import Decider
 from infoprune.callbacks.engine.located_network import LocatedNetwork
 from infoprune.callbacks.engine.options import EngineOptions
+from infoprune.callbacks.engine.outside_state import OutsideState
 from infoprune.callbacks.engine.surgery import averaged_copies
 from infoprune.callbacks.engine.training_data import training_batches
 from infoprune.distributed import failed_only_by, on_all_ranks
@@ -98,15 +99,21 @@ class Renewal:
     def _fit(self, network: nn.Module, original: nn.Module, plan: PruningPlan, batches: Sequence[Any]) -> None:
         """Fit a copy of a network and measure its batch norm, and take over what has changed."""
         trial = snapshot(network)
-        leave = _frozen(self._network(self._module)) if self._automatic else ()
-        changed = fit_readers(trial, original, batches, None, plan, leave=leave)
-        log.info("%d layers behind the cut are fitted to their former outputs", len(changed))
-        if tracked_norms(trial) and not self._options.recalibration_batches:
-            with self._trainer.precision_plugin.forward_context():
-                recalibrate(trial, batches)
-            changed.update(tracked_norms(trial))
-        for name, layer in changed.items():
-            network.get_submodule(name).load_state_dict(layer.state_dict())
+        leave = _frozen(self._network(self._module)) if self._automatic else set()
+        norms = [name for name in tracked_norms(trial) if name not in leave]
+        with OutsideState(self._module).restored():
+            changed = fit_readers(trial, original, batches, None, plan, leave=leave)
+            if norms and not self._options.recalibration_batches:
+                with self._trainer.precision_plugin.forward_context():
+                    recalibrate(trial, batches, leave=leave)
+        log.info("%d layers and batch norms behind the cut are fitted to their former outputs", len(changed))
+        for name in changed:
+            network.get_submodule(name).load_state_dict(trial.get_submodule(name).state_dict())
+        for name in norms:  # not their weights, which a training step that is run may have changed
+            for buffer, measured in zip(
+                network.get_submodule(name).buffers(False), trial.get_submodule(name).buffers(False), strict=True
+            ):
+                buffer.copy_(measured)
 
     def _recalibrate(self) -> None:
         """Measure batch norm at the precision of training."""
