@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ class Auto(Allocation):
         Args:
             sizes: Group name -> units before the first event; None before any.
         """
-        aware = Auto()
+        aware = copy.copy(self)
         aware._measured = self._measured.in_schedule(sizes)
         return aware
 
