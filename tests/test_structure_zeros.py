@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import infoprune
 from infoprune.structure.labels.tensor_labels import labels_of
-from infoprune.structure.tracing.rules.zeros import nonzero_axes
+from infoprune.structure.tracing.rules.zeros import values_at_removed
 from tests.networks import randomise
 from tests.oracle import relative_error
 
@@ -211,4 +211,5 @@ def test_a_roll_by_a_number_is_no_roll_by_a_share(shift: int | None, follows: bo
 def test_an_operator_that_fails_on_a_few_numbers_keeps_nothing() -> None:
     labels = labels_of(X)
     labels.axes = (None, torch.arange(3).numpy(), None, None)
-    assert nonzero_axes("aten.mm", [X, X], {}, [X, X], [labels, labels], labels.axes) == [labels.axes[1]]
+    made = values_at_removed("aten.mm", [X, X], {}, [X, X], [labels, labels], labels.axes)
+    assert made == [(labels.axes[1], frozenset())]

@@ -12,7 +12,7 @@ from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, labels_
 from infoprune.structure.tracing.rule_context import RuleContext
 from infoprune.structure.tracing.rules import statistics
 from infoprune.structure.tracing.rules.registry import POINTWISE, rule, tensors_in
-from infoprune.structure.tracing.rules.zeros import nonzero_axes, true_axes
+from infoprune.structure.tracing.rules.zeros import values_at_removed
 
 # Element-wise operators that PyTorch does not tag as such.
 _UNTAGGED = (
@@ -37,10 +37,11 @@ def elementwise(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], o
             ctx.label(out, axes, origin=origin)
             continue
         ctx.record.adds = ctx.short_name in _SUMS and are_added(ctx, tensors, operands, axes)
-        lost = [] if number else nonzero_axes(ctx.name, args, kwargs, tensors, operands, axes)
+        made = values_at_removed(ctx.name, args, kwargs, tensors, operands, axes)
+        lost = [] if number else [axis for axis, values in made if values != {0.0}]
         ctx.label(out, axes, number == 0, origin, nonzero=lost)
         if out.dtype is torch.bool:
-            labels_of(out).true = true_axes(ctx.name, args, kwargs, tensors, operands, axes)
+            labels_of(out).true = tuple(axis for axis, values in made if values == {1.0})
         for operand in operands:
             if operand.joined:
                 labels_of(out).joined |= operand.joined

@@ -30,15 +30,15 @@ class _Operand(NamedTuple):
     value: float | None
 
 
-def nonzero_axes(
+def values_at_removed(
     name: str,
     args: Sequence[Any],
     kwargs: dict[str, Any],
     tensors: Sequence[Tensor],
     operands: Sequence[TensorLabels],
     axes: Sequence[Axis],
-) -> list[Axis]:
-    """Return the labelled dimensions of a result at whose removed indices it need not be zero.
+) -> list[tuple[Labels, frozenset[float]]]:
+    """Return the labelled dimensions of a result, each with the values that it may have at removed indices.
 
     Args:
         name: the operator's, such as ``"aten.relu_"``.
@@ -47,42 +47,10 @@ def nonzero_axes(
         tensors: the tensors among these, in order.
         operands: their labels.
         axes: the labels of the result.
+
+    Returns:
+        Labels and values; no values where nothing is known.
     """
-    made = _made(name, args, kwargs, tensors, operands, axes)
-    return [axis for axis, values in made if values != {0.0}]
-
-
-def true_axes(
-    name: str,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-    tensors: Sequence[Tensor],
-    operands: Sequence[TensorLabels],
-    axes: Sequence[Axis],
-) -> tuple[Labels, ...]:
-    """Return the labelled dimensions of a result at whose removed indices it is true, as ``x == 0``.
-
-    Args:
-        name: the operator's, such as ``"aten.eq"``.
-        args: its arguments.
-        kwargs: its keyword arguments.
-        tensors: the tensors among these, in order.
-        operands: their labels.
-        axes: the labels of the result.
-    """
-    made = _made(name, args, kwargs, tensors, operands, axes)
-    return tuple(axis for axis, values in made if values == {1.0})
-
-
-def _made(
-    name: str,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-    tensors: Sequence[Tensor],
-    operands: Sequence[TensorLabels],
-    axes: Sequence[Axis],
-) -> list[tuple[Labels, frozenset[float]]]:
-    """Return the labelled dimensions of a result, each with the values at its removed indices."""
     if all(axis is None for axis in axes):
         return []
     places = iter(range(len(tensors)))
