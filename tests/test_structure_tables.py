@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import infoprune
-from infoprune.errors import TraceError
 from tests.networks import randomise
 from tests.oracle import relative_error
 
@@ -182,10 +181,26 @@ def test_an_operand_in_another_class_that_is_kept_stays() -> None:
     assert reasons["2"] is None
 
 
-def test_another_class_behind_a_view_is_refused_by_name() -> None:
+def test_another_class_behind_a_view_freezes_nothing() -> None:
     net = randomise(Marking(0, lambda x: [x.flatten(1), x.as_subclass(Marked)][1]))
-    with pytest.raises(TraceError, match=r"turns tensors into .*Marked"):
-        infoprune.trace(net, X)
+    assert [group.name for group in infoprune.trace(net, X).prunable] == ["0", "2"]
+
+
+@pytest.mark.parametrize("on_numbers", [False, True])
+@pytest.mark.parametrize("used", [False, True])
+def test_a_result_that_is_kept_as_a_parameter_stays(on_numbers: bool, used: bool) -> None:
+    class Storing(Marking):
+        def forward(self, x: Tensor) -> Tensor:
+            features = self[0](x).relu()
+            _ = features.numpy() if on_numbers else None  # which runs on numbers alone
+            self.stored = nn.Parameter(features, requires_grad=False)
+            return self[4](self[2](self.stored if used else features).relu())
+
+    structure = infoprune.trace(randomise(Storing(0, Tensor.relu)), X)
+    reasons = {group.name: group.reason for group in structure.groups}
+    assert structure.passes.on_shapes != on_numbers
+    assert reasons["0"] == "is kept after the forward pass, in stored"
+    assert reasons["2"] is None
 
 
 def test_inference_mode_is_left_for_a_trace_and_a_cut() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
-from weakref import ref
 
 import torch
 
-from infoprune.errors import TraceError
 from infoprune.structure.labels.components import Labels, share_labels
 
 Axis: TypeAlias = "Labels | None"
@@ -23,10 +21,6 @@ class Statistic(NamedTuple):
     op: int
 
 
-def _nothing() -> None:
-    return None
-
-
 class Storage:
     """The labels' shared state of all tensors that are views of one memory.
 
@@ -34,16 +28,14 @@ class Storage:
         zero: nothing was written there that is not zero at removed channels.
         nonnegative: nothing was written there that may be below zero.
         written: something was written there after it was made.
-        latest: returns the labels that one of them got last, if they are still in use.
     """
 
-    __slots__ = ("latest", "nonnegative", "written", "zero")
+    __slots__ = ("nonnegative", "written", "zero")
 
     def __init__(self) -> None:
         self.zero = True
         self.nonnegative = True
         self.written = False
-        self.latest: Callable[[], TensorLabels | None] = _nothing
 
 
 NOWHERE: frozenset[int] = frozenset()
@@ -188,42 +180,14 @@ def labels_of(tensor: torch.Tensor) -> TensorLabels:
 
     Args:
         tensor: Any tensor of a traced pass.
-
-    Raises:
-        TraceError: a labelled tensor has been turned into one of another class, and a view of it was taken before.
     """
     found: TensorLabels | None = tensor.__dict__.get(
         _ATTRIBUTE
     )  # in half the time of getattr; a trace asks thousands of times
-    if found is None:
-        return _labels_of_alias(tensor)
     # A tensor resized in place by an operator we do not know must not keep labels of its old shape.
-    return found if len(found.axes) == tensor.dim() else TensorLabels((None,) * tensor.dim())
-
-
-def _labels_of_alias(tensor: torch.Tensor) -> TensorLabels:
-    """Return the labels of another tensor on the same memory; none if that has another shape, or there is none.
-
-    No operator and no torch function runs where ``x.as_subclass(Image)`` or ``nn.Parameter(x)`` makes a new tensor.
-    """
-    none = TensorLabels((None,) * tensor.dim())
-    if tensor.layout is not torch.strided:
-        return none
-    storage: Storage | None = tensor.untyped_storage().__dict__.get(_OF_STORAGE)
-    found = None if storage is None else storage.latest()
-    if found is None or not found.labelled:
-        return none
-    if len(found.axes) == tensor.dim() and all(
-        axis is None or len(axis) == size for axis, size in zip(found.axes, tensor.shape, strict=True)
-    ):
-        return found
-    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
-        return none
-    kind = type(tensor)
-    raise TraceError(
-        f"the forward turns tensors into {kind.__module__}.{kind.__qualname__}, in which their channels cannot be "
-        "followed: let it compute with plain tensors, and convert inputs and results outside of the model"
-    )
+    if found is None or len(found.axes) != tensor.dim():
+        return TensorLabels((None,) * tensor.dim())
+    return found
 
 
 def set_labels(tensor: torch.Tensor, found: TensorLabels) -> None:
@@ -234,9 +198,6 @@ def set_labels(tensor: torch.Tensor, found: TensorLabels) -> None:
         found: one axis for each of its dimensions.
     """
     found.storage = _storage_of(tensor)
-    if found.storage is not None:
-        # A pass on shapes holds all of its tensors, and a cycle of references would wait for the garbage collector.
-        found.storage.latest = ref(found) if tensor.is_meta else lambda: found
     tensor.__dict__[_ATTRIBUTE] = found
 
 

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from infoprune.errors import TraceError
-from infoprune.structure.labels.tensor_labels import labels_of, set_labels
+from infoprune.structure.labels.tensor_labels import labels_of
 from infoprune.structure.tracing.overwritten import check_numbers
 
 
@@ -41,8 +41,6 @@ class FunctionCalls(TorchFunctionMode):
             return func(*args, **kwargs) if kwargs else func(*args)
         if func == _SET_DATA:
             return _replace_data(*args)
-        if func is Tensor.as_subclass:
-            return _labelled_alike(func(*args), args[0])
         if func in _READ_DIRECTLY:
             check_numbers(args[0])
         if func in _SIZES_FOLLOW and _PLAIN.issuperset(types):
@@ -71,15 +69,7 @@ _SIZES_FOLLOW = frozenset({
 _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 """Arguments of other types may run code of their own in place of a function."""
 
-_CONCERNED = (
-    _FROM_NUMBERS | _SIZES_FOLLOW | _READ_DIRECTLY | {Tensor.new_tensor, Tensor.new, Tensor.as_subclass, _SET_DATA}
-)
-
-
-def _labelled_alike(tensor: Tensor, like: Tensor) -> Tensor:
-    """Give a tensor, the same one in another class, the labels of another."""
-    set_labels(tensor, labels_of(like))
-    return tensor
+_CONCERNED = _FROM_NUMBERS | _SIZES_FOLLOW | _READ_DIRECTLY | {Tensor.new_tensor, Tensor.new, _SET_DATA}
 
 
 def _replace_data(tensor: Tensor, data: Tensor) -> None:

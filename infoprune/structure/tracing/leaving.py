@@ -99,7 +99,7 @@ def _alive(results: Iterable[weakref.ref[Tensor]]) -> list[Tensor]:
 def _place_of(tensor: Tensor, modules: Mapping[str, nn.Module]) -> str:
     """Return where a tensor is kept, in words."""
     for prefix, module in modules.items():
-        for name, value in module.__dict__.items():
+        for name, value in {**module._parameters, **module._buffers, **module.__dict__}.items():
             inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
             if any(held is tensor for held in (value, *inside)):
                 return f"in {f'{prefix}.{name}' if prefix else name}"

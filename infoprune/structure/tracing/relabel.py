@@ -56,7 +56,7 @@ class Recording:
     def held_elsewhere(self) -> list[Tensor]:
         """Return the results that other objects than this recording hold, as far as reference counts tell."""
         own = Counter(id(tensor) for step in self.steps for tensor in step.outs)
-        results = {id(tensor): tensor for step in self.steps for tensor in step.outs} | self._aliases()
+        results = {id(tensor): tensor for step in self.steps for tensor in step.outs}
         for _ in range(2):  # among the arguments, and in the list of them; a loop's variable would hold the last
             own.update(id(tensor) for step in self.steps for tensor in step.tensors)
         numbers = (step.record.read.result for step in self.steps if step.record.read is not None)
@@ -72,26 +72,6 @@ class Recording:
         del views
         counts = _reference_counts(results)
         return [t for key, t in results.items() if counts[key] - spare[kinds.get(key, 0)] >= own[key]]
-
-    def _aliases(self) -> dict[int, Tensor]:
-        """Return the operands that no operator made of a result, as ``x.as_subclass(Image)``, by identity."""
-        known = {id(tensor) for tensor, _ in self.labelled_tensors}  # and results, and what was given
-        memory: set[int] = set()  # of results
-        given: set[int] = set()  # of inputs and other tensors, although some results are views of these
-        found: dict[int, Tensor] = {}
-        for step in self.steps:
-            for tensor in step.tensors:
-                if id(tensor) in known:
-                    continue
-                own = memory_of(tensor)
-                if own in memory and own not in given:
-                    found[id(tensor)] = tensor
-                else:
-                    given.add(own)
-                known.add(id(tensor))
-            known.update(map(id, step.outs))
-            memory.update(map(memory_of, step.outs))
-        return found
 
     def computed_from(self, inputs: Sequence[Tensor]) -> set[int]:
         """Return where the results lie that are computed from these tensors, not from the model's own alone.

@@ -32,6 +32,7 @@ from infoprune.structure.tracing.function_calls import FunctionCalls
 from infoprune.structure.tracing.lists import call_one_by_one, is_on_lists
 from infoprune.structure.tracing.meta_kernels import kernel_of
 from infoprune.structure.tracing.options import options_in
+from infoprune.structure.tracing.other_classes import other_classes_seen
 from infoprune.structure.tracing.outputs import Returned, output_tensors
 from infoprune.structure.tracing.records import Contraction, OpRecord, Output, Read
 from infoprune.structure.tracing.relabel import Recording, Step
@@ -296,6 +297,7 @@ def run_labelled(
             set_labels(tensor, tensor_labels)
         stack.enter_context(tracer.watching_modules())
         stack.enter_context(tracer.functions)
+        stack.enter_context(other_classes_seen(tracer.observe))
         stack.enter_context(tracer)
         value = call_model(model, inputs)
         tensors = output_tensors(value)  # what an iterator yields is computed here
