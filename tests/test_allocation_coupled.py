@@ -46,6 +46,9 @@ class Block(nn.Module):
         (lambda x, y: torch.stack([x, y], dim=-1).mean(-1), 1, {"stem"}),
         (lambda x, y: torch.cat([x[None], y[None]]).sum(0), 1, {"stem"}),
         (lambda x, y: (torch.stack([x, y], 1) * torch.stack([x, y], 1).sigmoid()).sum(1), 1, {"stem"}),
+        (lambda x, y: torch.cat([x, y], 1).view(len(x), 2, *x.shape[1:]).sum(1), 1, {"stem"}),
+        (lambda x, y: torch.cat([x, y]).unflatten(0, (2, -1)).transpose(0, 1).mean(1), 1, {"stem"}),
+        (lambda x, y: torch.cat([x, y], 1).sum(1, keepdim=True).expand_as(x), 1, set()),
         (lambda x, y: torch.stack([x, y]).amax(0), 1, set()),
         (lambda x, y: torch.stack([y, y]).sum((0, 3), keepdim=True)[0], 16, set()),  # one activation, twice
         (lambda x, y: y.sum((2, 3), keepdim=True), 16, set()),

@@ -156,6 +156,11 @@ class TensorLabels:
         return any(labels is axis for labels in self.true) and not (self.storage is not None and self.storage.written)
 
     @property
+    def is_true(self) -> bool:
+        """Return whether a tensor of truth values is true at removed units along all of its dimensions."""
+        return all(axis is None or self.true_along(axis) for axis in self.axes)
+
+    @property
     def labelled(self) -> bool:
         """Return whether anything of the tensor could be removed."""
         return any(axis is not None for axis in self.axes)

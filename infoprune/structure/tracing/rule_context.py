@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from infoprune.structure.labels import OUTSIDE, Labels, LabelSpace, distinct
-from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, set_labels
+from infoprune.structure.labels.tensor_labels import Axis, TensorLabels, labels_of, set_labels
 from infoprune.structure.tracing.records import Contraction, OpRecord
 
 MEETS_OTHERS = "meets an input, a constant or channels that stay"
@@ -68,6 +68,17 @@ class RuleContext:
         labels = TensorLabels(axes, zero, origin)
         labels.nonzero = tuple(axis for axis in nonzero if axis is not None)
         set_labels(tensor, labels)
+
+    def keep_truth(self, tensor: torch.Tensor, sources: Sequence[TensorLabels]) -> None:
+        """Record that a result is true at removed units if all that it is made of is, whatever its shape.
+
+        Args:
+            tensor: a result, with its labels.
+            sources: labels of the operands.
+        """
+        if all(source.true and source.is_true for source in sources):
+            labels = labels_of(tensor)
+            labels.true = tuple(axis for axis in labels.axes if axis is not None and not self.is_new(axis))
 
     def unite_all(self, axes: Sequence[Axis]) -> Axis:
         """Unite the labels of axes that meet position by position; return one axis for all.

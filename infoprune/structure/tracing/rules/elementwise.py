@@ -66,14 +66,20 @@ def are_added(
     """
     computed = [(tensor, operand) for tensor, operand in zip(tensors, operands, strict=True) if operand.origin is None]
     return len(computed) > 1 and any(
-        sum(_has_own(ctx, operand, dim) and tensor.shape[dim] == len(axis) for tensor, operand in computed) > 1
+        sum(has_own(ctx, operand, dim) and tensor.shape[dim] == len(axis) for tensor, operand in computed) > 1
         for dim, axis in ((d - len(axes), axis) for d, axis in enumerate(axes))
         if axis is not None
     )
 
 
-def _has_own(ctx: RuleContext, operand: TensorLabels, dim: int) -> bool:
-    """Return whether an operand has channels of layers along a dimension, counted from the last."""
+def has_own(ctx: RuleContext, operand: TensorLabels, dim: int) -> bool:
+    """Return whether an operand has channels of layers along a dimension.
+
+    Args:
+        ctx: the operator's context.
+        operand: labels of the operand.
+        dim: the dimension, counted from the last, below zero.
+    """
     axis = operand.axes[dim] if -dim <= len(operand.axes) else None
     return axis is not None and not ctx.is_new(axis)
 

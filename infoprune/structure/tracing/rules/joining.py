@@ -11,7 +11,7 @@ from torch import Tensor
 from infoprune.structure.labels import OUTSIDE, Labels
 from infoprune.structure.labels.tensor_labels import Axis, labels_of
 from infoprune.structure.tracing.rule_context import RuleContext
-from infoprune.structure.tracing.rules.elementwise import are_added, broadcast_axes
+from infoprune.structure.tracing.rules.elementwise import are_added, broadcast_axes, has_own
 from infoprune.structure.tracing.rules.registry import rule
 
 
@@ -36,8 +36,8 @@ def cat(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Seq
             parts = [_labels_or_outside(f.axes[d], t.shape[d]) for t, f in zip(tensors, operands, strict=True)]
             axes.append(np.concatenate(parts))
     ctx.label(outs[0], axes, zero=all(operand.zero for operand in operands), nonzero=[copies])
-    if axes[dim] is None:
-        _note_joined(ctx, tensors, outs[0], dim, axes)
+    ctx.keep_truth(outs[0], operands)
+    _note_joined(ctx, tensors, outs[0], dim, axes)
 
 
 def _are_copies(tensors: Sequence[Tensor]) -> bool:
@@ -45,9 +45,16 @@ def _are_copies(tensors: Sequence[Tensor]) -> bool:
 
 
 def _note_joined(ctx: RuleContext, tensors: Sequence[Tensor], out: Tensor, dim: int, beside: Sequence[Axis]) -> None:
-    """Record that what several layers made lies one behind another along a dimension, which a sum may run over."""
+    """Record that what several layers made lies one behind another along a dimension, which a sum may run over.
+
+    Where that is the dimension of their channels, the sum may run over the parts that a reshape makes of it.
+    """
+    if not ctx.wants_zeros:
+        return
     distinct = list({id(tensor): tensor for tensor in tensors}.values())
-    if ctx.wants_zeros and are_added(ctx, distinct, [labels_of(tensor) for tensor in distinct], beside):
+    operands = [labels_of(tensor) for tensor in distinct]
+    along = [has_own(ctx, operand, dim - out.dim()) for operand in operands if operand.origin is None]
+    if sum(along) > 1 or are_added(ctx, distinct, operands, beside):
         labels_of(out).joined = frozenset({dim - out.dim()})
 
 
@@ -62,4 +69,5 @@ def stack(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: S
     axes = broadcast_axes(ctx, args[0], tuple(args[0][0].shape))
     axes.insert(dim, ctx.new_labels(len(args[0])) if _are_copies(args[0]) else None)
     ctx.label(outs[0], axes, zero=all(labels_of(t).zero for t in args[0]), nonzero=[axes[dim]])
+    ctx.keep_truth(outs[0], [labels_of(tensor) for tensor in args[0]])
     _note_joined(ctx, args[0], outs[0], dim, [*axes[:dim], *axes[dim + 1 :]])

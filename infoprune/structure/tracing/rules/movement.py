@@ -44,6 +44,7 @@ def slice_(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
     if axis is not None and (first, last, step) != (0, size, 1):
         axes[dim] = None if picks else _sliced(ctx, axis, first, last, step)
     ctx.label(outs[0], axes, zero=operand.zero, origin=operand.origin)
+    ctx.keep_truth(outs[0], [operand])
     if picks:
         statistics.pick(ctx, operand, labels_of(outs[0]), axis)
 
@@ -76,6 +77,7 @@ def split(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: S
         axes = list(operand.axes)
         axes[dim] = None if axis is None else axis[end - size : end]
         ctx.label(out, axes, zero=operand.zero, origin=operand.origin)
+        ctx.keep_truth(out, [operand])
 
 
 @rule("aten.select", "aten.unbind")
@@ -85,6 +87,7 @@ def select(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
     dim = (args[1] if len(args) > 1 else 0) % args[0].dim()
     for out in outs:
         ctx.label(out, [a for d, a in enumerate(operand.axes) if d != dim], zero=operand.zero, origin=operand.origin)
+        ctx.keep_truth(out, [operand])
         statistics.pick(ctx, operand, labels_of(out), operand.axes[dim])
 
 

@@ -103,6 +103,9 @@ _OF_NORMALISATIONS = frozenset({"mean", "var", "std", "var_mean", "std_mean"})
 _SUMS = frozenset({"sum", "nansum", "mean"})
 """Reductions that add; a mean is a sum over a number."""
 
+_OF_TRUTH = frozenset({"all", "prod", "amin", "min"})
+"""Reductions of truth values that are true where all of them are."""
+
 _POWERS: dict[str, tuple[float, ...]] = dict.fromkeys(["sum", "mean", "amax", "amin", "std", *_NORMS], (1.0,))
 _POWERS |= {"nansum": (1.0,), "var": (2.0,), "var_mean": (2.0, 1.0), "std_mean": (1.0, 1.0)}
 """How each result scales with what it is taken of."""
@@ -127,18 +130,20 @@ def reduction(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
         or (name in _NORMS and isinstance(order, (int, float)) and order > 0)
         or (name in ("amax", "max") and operand.nonnegative)  # at least one channel stays, and is not below zero
     )
-    exact |= name == "all" and all(map(operand.true_along, channels))
+    exact |= name in _OF_TRUTH and all(map(operand.true_along, channels))
     over = [] if exact else channels
     keepdim = bool(rank) and outs[0].dim() == rank
     # A dimension kept with size one has no channels.
     axes = [None if d in dims else a for d, a in enumerate(operand.axes) if keepdim or d not in dims]
     if ctx.wants_zeros:
-        ctx.record.adds = name in _SUMS and any(d - rank in operand.joined for d in dims)
+        ctx.record.adds = name in _SUMS and any(d - rank in operand.joined and operand.axes[d] is None for d in dims)
     # A mean of squares may turn out to be the statistic of a norm, which is exact over the channels that stay.
     powers = _POWERS.get(name, ()) if not over or name in _OF_NORMALISATIONS else ()
     for number, (out, power) in enumerate(zip_longest(outs, powers)):
         places = number > 0 and name in ("max", "min")
         ctx.label(out, axes, zero=operand.zero and name in _KEEP_ZERO and not places)
+        if name in _OF_TRUTH and not number:
+            ctx.keep_truth(out, [operand])
         lost = channels if places else over  # places change in any case
         if lost or operand.statistics or power is not None:
             statistics.take(ctx, operand, labels_of(out), power, lost)

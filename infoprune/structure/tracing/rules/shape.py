@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from weakref import WeakValueDictionary
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from infoprune.structure.labels import Labels
 from infoprune.structure.labels.components import LONG
-from infoprune.structure.labels.tensor_labels import Axis, labels_of
+from infoprune.structure.labels.tensor_labels import NOWHERE, Axis, TensorLabels, labels_of
 from infoprune.structure.tracing.rule_context import RuleContext
 from infoprune.structure.tracing.rules import statistics
 from infoprune.structure.tracing.rules.registry import rule, unknown
@@ -36,9 +36,31 @@ def reshape(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs:
             kept.append(None)
         whole = args[0].is_floating_point() and not (outs[0].is_floating_point() or outs[0].is_complex())
         return ctx.label(outs[0], kept, zero=operand.zero and not whole)  # the bits of -0.0 are no whole zero
-    axes = reshape_axes(ctx, operand.axes, tuple(args[0].shape), tuple(outs[0].shape))
-    ctx.label(outs[0], axes, zero=operand.zero, origin=operand.origin)
-    statistics.carry(ctx, operand, labels_of(outs[0]))
+    before, after = tuple(args[0].shape), tuple(outs[0].shape)
+    _label_alike(ctx, operand, outs[0], reshape_axes(ctx, operand.axes, before, after))
+    if operand.joined:
+        labels_of(outs[0]).joined = frozenset(_joined_after(operand.joined, before, after))
+
+
+def _joined_after(joined: frozenset[int], before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[int]:
+    """Yield the dimensions along which several activations lie after a reshape: of those of a split, the outermost.
+
+    >>> [*_joined_after(frozenset({-2}), (5, 16, 7), (5, 2, 8, 7))]
+    [-3]
+    """
+    for ins, outs in _segments(before, after):
+        wide = [d for d in outs if after[d] != 1]
+        if wide and any(d - len(before) in joined for d in ins):
+            yield wide[0] - len(after)
+
+
+def _label_alike(
+    ctx: RuleContext, operand: TensorLabels, out: Tensor, axes: Sequence[Axis], nonzero: Sequence[Axis] = ()
+) -> None:
+    """Label a result that holds the operand's elements in another shape: what is known of these holds of it, too."""
+    ctx.label(out, axes, zero=operand.zero, origin=operand.origin, nonzero=nonzero)
+    ctx.keep_truth(out, [operand])
+    statistics.carry(ctx, operand, labels_of(out))
 
 
 def reshape_axes(ctx: RuleContext, axes: Sequence[Axis], before: tuple[int, ...], after: tuple[int, ...]) -> list[Axis]:
@@ -205,8 +227,9 @@ def _line(spread: np.ndarray, dim: int) -> Labels:
 
 def _rearranged(ctx: RuleContext, args: Sequence[Any], outs: Sequence[Tensor], order: Sequence[int]) -> None:
     operand = labels_of(args[0])
-    ctx.label(outs[0], [operand.axes[d] for d in order], zero=operand.zero, origin=operand.origin)
-    statistics.carry(ctx, operand, labels_of(outs[0]))
+    _label_alike(ctx, operand, outs[0], [operand.axes[d] for d in order])
+    joined = (place - len(order) for place, d in enumerate(order) if d - args[0].dim() in operand.joined)
+    labels_of(outs[0]).joined = frozenset(joined) if operand.joined else NOWHERE
 
 
 @rule("aten.permute")
@@ -232,8 +255,7 @@ def unsqueeze(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], out
     operand = labels_of(args[0])
     axes = list(operand.axes)
     axes.insert(args[1] % outs[0].dim(), None)
-    ctx.label(outs[0], axes, zero=operand.zero, origin=operand.origin)
-    statistics.carry(ctx, operand, labels_of(outs[0]))
+    _label_alike(ctx, operand, outs[0], axes)
 
 
 @rule("aten.squeeze")
@@ -253,8 +275,7 @@ def expand(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: 
     before = [*[1] * (len(shape) - args[0].dim()), *args[0].shape]
     axes = [ctx.new_labels(n) if n > was else a for a, was, n in zip(axes, before, shape, strict=True)]
     stretched = [axis for axis, was, n in zip(axes, before, shape, strict=True) if n > was]
-    ctx.label(outs[0], axes, zero=operand.zero, origin=operand.origin, nonzero=stretched)
-    statistics.carry(ctx, operand, labels_of(outs[0]))
+    _label_alike(ctx, operand, outs[0], axes, nonzero=stretched)
 
 
 @rule("aten.as_strided")
