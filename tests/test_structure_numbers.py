@@ -294,3 +294,36 @@ def test_a_number_of_channels_that_is_multiplied_follows() -> None:
     infoprune.shrink(net, plan)
     assert net.channels == 8
     assert relative_error(original, net, plan, x) < 1e-12
+
+
+class Listed(nn.Module):
+    """Keeps sizes in its class, for all of its instances."""
+
+    widths = [16, 32]  # noqa: RUF012
+    places = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.stem(x).view(-1, self.widths[0], self.places).relu()
+        return self.head(rows.view(-1, self.widths[0], 8, 8))
+
+
+def test_sizes_that_a_class_holds_follow_in_the_instance(tmp_path: Path) -> None:
+    net = randomise(Listed())
+    original = copy.deepcopy(net)
+    plan = infoprune.prune(net, X, "l1", filters=0.5).plan
+    assert (net.widths, Listed.widths, Listed().widths) == ([8, 32], [16, 32], [16, 32])
+    assert "places" not in vars(net)
+    assert "widths" not in vars(original)
+    assert relative_error(original, net, plan, X) < 1e-12
+    infoprune.save(net, tmp_path / "pruned.pt")
+    assert torch.equal(infoprune.load(tmp_path / "pruned.pt", Listed())(X), net(X))
+
+
+def test_a_trace_leaves_nothing_of_a_class_in_the_instance() -> None:
+    net = Listed()
+    assert {group.name for group in infoprune.trace(net, X).prunable} == {"stem"}
+    assert "widths" not in vars(net)

@@ -226,11 +226,14 @@ def rewritten(changed: Sequence[Change]) -> Iterator[None]:
         changed: (module, attribute, new value) each.
     """
     before = [(module, key, getattr(module, key)) for module, key, _ in changed]
+    of_class = [(module, key) for module, key, _ in changed if key not in vars(module)]
     try:
         rewrite(changed)
         yield
     finally:
         rewrite(before)
+        for module, key in of_class:
+            vars(module).pop(key, None)
 
 
 def rewrite(changed: Sequence[Change]) -> None:

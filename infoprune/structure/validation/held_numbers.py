@@ -1,4 +1,4 @@
-"""The numbers that a module holds: in attributes of its own, and in lists, tuples, dicts and configurations there."""
+"""The numbers that a module holds: in attributes of its own or its class, and in lists, dicts, configurations there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from infoprune.structure.surgery.attributes import element
+from infoprune.structure.surgery.attributes import GEOMETRY, element
 
 DEPTH = 2
 """Numbers are looked for in containers, and in containers within these: ``[[16, 16], [32]]``."""
@@ -29,7 +29,21 @@ def integers(module: nn.Module) -> dict[str, int]:
         >>> integers(nn.MultiheadAttention(8, 2))["num_heads"]
         2
     """
-    return {name: value for name, value in vars(module).items() if _is_whole(value) and value > 1}
+    return {name: value for name, value in _attributes(module).items() if _is_whole(value) and value > 1}
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module, then those that its classes define: a cut gives the module one of its own.
+
+    Those of frameworks are left out, and private ones, which belong to them, too.
+    """
+    own = vars(module)
+    classes = [kind for kind in type(module).__mro__[:-1] if kind.__module__.partition(".")[0] not in _FRAMEWORKS]
+    shared = {name: value for kind in reversed(classes) for name, value in vars(kind).items() if name not in own}
+    return {**own, **{name: value for name, value in shared.items() if name[0] != "_" and name not in GEOMETRY}}
+
+
+_FRAMEWORKS = frozenset({"torch", "lightning", "pytorch_lightning"})
 
 
 def elements(module: nn.Module) -> dict[str, int]:
@@ -45,7 +59,7 @@ def elements(module: nn.Module) -> dict[str, int]:
     Returns:
         Such as ``{"split_sizes[1]": 16, "config[widths][0]": 32}``.
     """
-    inside = ((path, value) for path, value in _values_in(module, DEPTH) if path not in vars(module))
+    inside = ((path, value) for path, value in _values_in(module, DEPTH) if "[" in path)
     return {path: value for path, value in inside if _is_whole(value) and value > 1}
 
 
@@ -66,7 +80,7 @@ def sequence(module: nn.Module, sizes: Sequence[int]) -> list[str]:
 
 def _values_in(module: nn.Module, depth: int) -> Iterator[tuple[str, Any]]:
     """Yield the attributes of a module and what is so deep inside of them, each with the path that plans know it by."""
-    for name, held in vars(module).items():
+    for name, held in _attributes(module).items():
         yield from _with_items(name, held, name.startswith("_"), depth)
 
 
