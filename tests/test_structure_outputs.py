@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -109,13 +110,24 @@ def test_features_kept_on_the_module_are_an_output() -> None:
     assert found["body"] == "is kept after the forward pass, in last"
 
 
-@pytest.mark.parametrize("keep", [lambda y: y, lambda y: y.detach().mean((2, 3)), lambda y: y.detach().cpu().numpy()])
-def test_what_a_hook_keeps_is_an_output(keep: Callable[[Tensor], Any]) -> None:
+BY_A_HOOK = "is kept after the forward pass, by a hook or other code around the model"
+READ = "its numbers are read by code that is not traced (numpy in the model's forward)"
+
+
+@pytest.mark.parametrize(
+    ("keep", "reason"),
+    [
+        (lambda y: y, BY_A_HOOK),
+        (lambda y: y.detach().mean((2, 3)), BY_A_HOOK),
+        (lambda y: y.detach().cpu().numpy(), READ),
+    ],
+)
+def test_what_a_hook_keeps_is_an_output(keep: Callable[[Tensor], Any], reason: str) -> None:
     net, kept = TwoHeads(TwoHeads.both).eval(), []
     net.body.register_forward_hook(lambda module, inputs, output: kept.append(keep(output)))
     found = reasons(net)
     assert found["stem"] is None
-    assert "is kept after the forward pass, by a hook" in str(found["body"])
+    assert found["body"] == reason
 
 
 def test_what_a_returned_function_would_compute_with_is_an_output() -> None:
@@ -181,3 +193,26 @@ def test_what_modules_keep_is_found_without_collecting_garbage(monkeypatch: pyte
     found = reasons(Anchored(TwoHeads.both).eval())
     assert found["body"] == "is kept after the forward pass, in features"
     assert found["stem"] is None
+
+
+@pytest.mark.parametrize("read", [lambda x: x.mean((0, 2, 3)).tolist(), lambda x: np.array(x.cpu()), Tensor.numpy])
+def test_numbers_that_code_reads_and_keeps_hold_their_channels(read: Callable[[Tensor], Any]) -> None:
+    class Logging(TwoHeads):
+        def forward(self, x: Tensor) -> Any:
+            x = self.stem(x).relu()
+            log.append(read(x))
+            return self.both(self.body(x).relu())
+
+    log: list[Any] = []
+    found = reasons(Logging(TwoHeads.both).eval())
+    assert str(found["stem"]).startswith("its numbers are read by code that is not traced")
+    assert found["body"] is None
+
+
+def test_a_single_number_that_is_read_holds_no_channels() -> None:
+    class Scaled(TwoHeads):
+        def forward(self, x: Tensor) -> Any:
+            x = self.stem(x).relu()
+            return self.both(self.body(x).relu() * float(x.sum().cpu().numpy()))
+
+    assert reasons(Scaled(TwoHeads.both).eval())["stem"] is None

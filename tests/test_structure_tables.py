@@ -192,7 +192,7 @@ def test_a_result_that_is_kept_as_a_parameter_stays(on_numbers: bool, used: bool
     class Storing(Marking):
         def forward(self, x: Tensor) -> Tensor:
             features = self[0](x).relu()
-            _ = features.numpy() if on_numbers else None  # which runs on numbers alone
+            _ = x.numpy() if on_numbers else None  # which runs on numbers alone
             self.stored = nn.Parameter(features, requires_grad=False)
             return self[4](self[2](self.stored if used else features).relu())
 

@@ -34,6 +34,10 @@ class Operator:
     draws: bool
 
 
+Observe = Callable[[Operator, tuple[Any, ...], dict[str, Any]], Any]
+"""Run an operator with its arguments, and record it."""
+
+
 def execute(operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
     """Run an operator; if any of its ``tensors`` is on meta, all are taken there.
 

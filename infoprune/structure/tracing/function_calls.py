@@ -13,7 +13,9 @@ from torch.utils._pytree import tree_map_only
 
 from infoprune.errors import TraceError
 from infoprune.structure.labels.tensor_labels import labels_of
+from infoprune.structure.tracing.execution import Observe, Operator
 from infoprune.structure.tracing.overwritten import check_numbers
+from infoprune.structure.tracing.rules.movement import read_out
 
 
 class FunctionCalls(TorchFunctionMode):
@@ -23,7 +25,11 @@ class FunctionCalls(TorchFunctionMode):
     no operator runs for it. So tensors of written-out numbers are made on the CPU and moved to the meta device, which
     is an operator that has the numbers. Nor does an operator run for ``x.data = y``, which is ``x.set_(y)`` here.
 
+    Nor does one where ``x.numpy()`` and ``x.tolist()`` read the numbers of a tensor. These are observed as if they were
+    operators.
+
     Attributes:
+        observe: runs and records an operator, as `Tracer.observe` does; None: reading is not observed.
         sizes_follow: whether a function runs that computes the sizes of a reshape from its operands, as ``flatten``.
 
     Example:
@@ -32,6 +38,7 @@ class FunctionCalls(TorchFunctionMode):
         device(type='meta')
     """
 
+    observe: Observe | None = None
     sizes_follow = False
 
     def __torch_function__(
@@ -43,6 +50,8 @@ class FunctionCalls(TorchFunctionMode):
             return _replace_data(*args)
         if func in _READ_DIRECTLY:
             check_numbers(args[0])
+            if self.observe is not None:
+                return self.observe(_reading(func), args, kwargs or {})
         if func in _SIZES_FOLLOW and _PLAIN.issuperset(types):
             self.sizes_follow = True
             try:
@@ -70,6 +79,12 @@ _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 """Arguments of other types may run code of their own in place of a function."""
 
 _CONCERNED = _FROM_NUMBERS | _SIZES_FOLLOW | _READ_DIRECTLY | {Tensor.new_tensor, Tensor.new, _SET_DATA}
+
+
+def _reading(func: Callable[..., Any]) -> Operator:
+    """Return a function that reads numbers as an operator."""
+    name = func.__name__.strip("_")
+    return Operator(func, read_out, f"aten.{name}", lambda args, kwargs: func(*args, **kwargs), draws=False)
 
 
 def _replace_data(tensor: Tensor, data: Tensor) -> None:

@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infoprune.structure.tracing.execution import Operator
+from infoprune.structure.tracing.execution import Observe, Operator
 from infoprune.structure.tracing.rules import find_rule
-
-Observe = Callable[[Operator, tuple[Any, ...], dict[str, Any]], Any]
 
 _ALIAS = torch.ops.aten.alias.default
 
@@ -40,7 +38,8 @@ def other_classes_seen(observe: Observe) -> Iterator[None]:
         if get_ident() != own:
             return function(tensor)
         kernel = lambda args, _: function(*args)  # noqa: E731
-        return observe(Operator(_ALIAS, find_rule(_ALIAS), "aten.alias", kernel, draws=False), (tensor,), {})
+        with torch._C.DisableTorchFunction():  # as while an operator is observed
+            return observe(Operator(_ALIAS, find_rule(_ALIAS), "aten.alias", kernel, draws=False), (tensor,), {})
 
     # They are methods of the base class in C++, which come back when these are deleted.
     Tensor._make_subclass = staticmethod(made)  # type: ignore[method-assign]

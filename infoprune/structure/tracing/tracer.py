@@ -119,7 +119,8 @@ class Tracer(TorchDispatchMode):
             kwargs = with_numbers(kwargs or {}, tensors_in(args), self.tables_on)
         if operator.draws:
             self.draws.seed((kwargs or {}).get("generator"))
-        return self.observe(operator, args, kwargs or {})
+        with torch._C.DisableTorchFunction():  # which constructors in C++ leave on; what rules compute is not observed
+            return self.observe(operator, args, kwargs or {})
 
     def observe(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operator, label its results and record it.
@@ -297,6 +298,8 @@ def run_labelled(
             set_labels(tensor, tensor_labels)
         stack.enter_context(tracer.watching_modules())
         stack.enter_context(tracer.functions)
+        tracer.functions.observe = tracer.observe
+        stack.callback(setattr, tracer.functions, "observe", None)  # which would be a cycle of references
         stack.enter_context(other_classes_seen(tracer.observe))
         stack.enter_context(tracer)
         value = call_model(model, inputs)

@@ -17,6 +17,11 @@ from infoprune.structure.tracing.rules import statistics
 from infoprune.structure.tracing.rules.registry import rule, unknown
 
 
+def read_out(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    """Freeze a tensor whose numbers the code reads: what it makes of them is not seen."""
+    ctx.freeze_all(labels_of(args[0]).axes, "its numbers are read by code that is not traced")
+
+
 @rule("aten.set")
 def replaced(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
     """Label a tensor whose data is replaced like its new data; parameters keep what does not stay in its place."""
