@@ -23,15 +23,14 @@ from infoprune.structure.plan import PruningPlan
 Container: TypeAlias = "dict[Any, Any] | list[Any] | set[Any]"
 
 _CONTAINERS = (dict, list, set)
-_BUFFERS = "_buffers"
 ABSENT = object()
 """What an attribute holds that is not there."""
 
 OWN = frozenset(vars(nn.Module()))
 """What every module has."""
 
-_NEVER_FILLED = OWN - {_BUFFERS}
-"""Of this, only the buffers are a place for what a forward has computed."""
+_OWN_CONTAINERS = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, _CONTAINERS))
+"""Of this, the registers of parameters, buffers, modules and hooks: nearly all of them are empty."""
 
 _PLAIN = frozenset({type(None), bool, int, float, str, tuple, Tensor, nn.Parameter})
 """What most attributes are that are neither containers nor generators."""
@@ -43,25 +42,29 @@ class Attributes:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._before = [(module, dict(module.__dict__)) for module in modules]
         self._contents: dict[int, tuple[Container, Container | tuple[()]]] = {}
+        self._empty: list[Container] = []
         self._fillable: list[tuple[nn.Module, str]] = []
         others: list[Any] = []  # generators, perhaps
         holds: dict[type, bool] = dict.fromkeys(_PLAIN, False)  # whether values of a type are containers
         for module, attributes in self._before:
+            registers: list[Container] = [  # those of scripted modules are of other types
+                one for name in _OWN_CONTAINERS if isinstance(one := attributes.get(name), _CONTAINERS)
+            ]
+            self._contents.update({id(one): (one, one.copy()) for one in registers if one})
+            self._empty += [one for one in registers if not one]
             for name, value in attributes.items():
+                if name in OWN:
+                    continue
                 kind = type(value)
                 container = holds.get(kind)
                 if container is None:
                     container = holds[kind] = issubclass(kind, _CONTAINERS)
                 if container:
-                    if value:
-                        self._note(value)
-                        others += (inner for inner in _values(value) if isinstance(inner, RewindableIterator))
-                    else:  # a layer has a dozen containers, nearly all of them empty
-                        self._contents[id(value)] = (value, ())
+                    self._note(value)
+                    others += (inner for inner in _values(value) if isinstance(inner, RewindableIterator))
                 elif kind not in _PLAIN:
                     others.append(value)
-                    continue
-                if name not in _NEVER_FILLED and (container or value is None):
+                if container or value is None:
                     self._fillable.append((module, name))
         self._restorers = restorers(others)
 
@@ -84,6 +87,9 @@ class Attributes:
         for container, content in self._contents.values():
             if container or content:
                 _refill(container, content)
+        for register in self._empty:
+            if register:
+                register.clear()
 
     def changed(self) -> Iterator[tuple[nn.Module, str, Any]]:
         """Return the attributes that have changed, each with its former value; `ABSENT` if there was none."""
@@ -111,7 +117,7 @@ class Attributes:
             new: list[Tensor] = []
             if isinstance(value, Tensor):
                 new = [value]
-            elif isinstance(value, dict) and id(value) in self._contents and name != _BUFFERS:
+            elif isinstance(value, dict) and id(value) in self._contents:
                 known = {id(one) for one in _values(self._contents[id(value)][1])}
                 new = [one for one in value.values() if isinstance(one, Tensor) and id(one) not in known]
             if any(id(tensor) in ids or labels_of(tensor).labelled for tensor in new):
