@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,8 @@ class Keeping(Optimizer):
 def tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, np.ndarray):
+        return [torch.from_numpy(value)] if value.ndim else []
     if isinstance(value, InSlots):
         return [value.first]
     parts = vars(value).values() if hasattr(value, "__dict__") else value.values() if isinstance(value, dict) else value
@@ -70,6 +73,7 @@ FORMS: dict[str, Callable[[Tensor], Any]] = {
     "frozen dataclass": lambda p: Moments(torch.zeros_like(p), 7),
     "deque": lambda p: deque([torch.zeros_like(p)], maxlen=2),
     "object with slots": lambda p: InSlots(torch.zeros_like(p)),
+    "arrays": lambda p: [p.detach().numpy() * 0, np.array("text")],
     "list of objects": lambda p: [Moments(torch.zeros_like(p), n) for n in range(2)],
 }
 

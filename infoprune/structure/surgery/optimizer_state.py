@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -37,7 +38,7 @@ def cut_state(
 ) -> Any:
     """Return an optimizer's state for one parameter as it is after a cut.
 
-    Tensors of the parameter's shape are cut, wherever they lie in dicts, lists, tuples and objects, which become new
+    Tensors and arrays of the parameter's shape are cut, wherever they lie in dicts, lists, tuples and objects, which become new
     ones; numbers and tensors of one entry stay.
 
     Args:
@@ -50,6 +51,9 @@ def cut_state(
     Raises:
         SurgeryError: a tensor has another shape.
     """
+    if isinstance(state, np.ndarray):
+        tensor = _as_tensor(state)
+        return state if tensor is None else cut_state(optimizer, tensor, shape, cut, where).numpy()
     if isinstance(state, Tensor):
         if state.dim() == 0 or state.numel() == 1 != math.prod(shape):
             return state
@@ -70,6 +74,8 @@ def cut_state(
 def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors in a value, wherever they lie in dicts, lists, tuples and objects, each with its place.
 
+    Arrays of NumPy are yielded as tensors.
+
     Args:
         value: anything; modules and functions are not entered.
         seen: the ``id`` of containers and objects that are left out; those that are entered are added.
@@ -77,12 +83,19 @@ def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[tuple[str, 
     seen = set() if seen is None else seen
     if isinstance(value, Tensor):
         yield "", value
+    elif isinstance(value, np.ndarray):
+        yield from (("", tensor) for tensor in [_as_tensor(value)] if tensor is not None)
     elif id(value) not in seen:
         seen.add(id(value))
         for key, part in parts_of(value):
             for place, tensor in tensors_in(part, seen):
                 name = f"parameter of shape {tuple(key.shape)}" if isinstance(key, Tensor) else f"{key!r:.40}"
                 yield f"[{name}]{place}", tensor
+
+
+def _as_tensor(array: np.ndarray) -> Tensor | None:
+    """Return a copy of an array as a tensor; None if it holds no numbers."""
+    return torch.from_numpy(array.copy()) if array.dtype.kind in "biufc" else None
 
 
 def parts_of(value: Any) -> Iterator[tuple[Any, Any]]:
