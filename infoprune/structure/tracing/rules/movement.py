@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -158,10 +159,10 @@ def roll(ctx: RuleContext, args: Sequence[Any], kwargs: dict[str, Any], outs: Se
         if axis is None:
             continue
         ctx.takes_by_place(axis)
-        part = shift % len(axis)
-        if part and len(axis) % part == 0:
+        part = gcd(shift, len(axis))  # of which a shift that is computed from the width is a multiple
+        if 1 < part < len(axis):
             ctx.tie(axis.reshape(-1, part))
-        elif part:
+        elif part == 1 < len(axis):
             ctx.freeze(axis, f"roll by {shift} of {len(axis)} channels")
         axes[dim] = np.roll(axis, shift)
     ctx.label(outs[0], axes, zero=operand.zero)
