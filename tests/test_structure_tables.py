@@ -211,3 +211,22 @@ def test_inference_mode_is_left_for_a_trace_and_a_cut() -> None:
     assert net[0].out_channels == 4
     net(torch.randn(1, 3, 8, 8)).sum().backward()
     assert net[0].weight.grad is not None
+
+
+def test_a_forward_in_inference_mode_is_followed() -> None:
+    class Predicting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.pool, self.body = nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 6, 1)
+            self.norm, self.head = nn.BatchNorm2d(6), nn.Linear(6, 4)
+
+        @torch.inference_mode()
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.body(self.pool(self.stem(x).relu()))).flatten(2).mean(2))
+
+    net, x = randomise(Predicting()), torch.randn(2, 3, 8, 8)
+    original, structure = copy.deepcopy(net), infoprune.trace(net, x)
+    assert structure.passes.on_shapes
+    assert [group.name for group in structure.prunable] == ["stem", "body"]
+    plan = infoprune.prune(net, x, "l1", filters=0.5).plan
+    assert infoprune.verify(original, net, plan, x).ok

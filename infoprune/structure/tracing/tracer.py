@@ -37,7 +37,7 @@ from infoprune.structure.tracing.outputs import Returned, output_tensors
 from infoprune.structure.tracing.records import Contraction, OpRecord, Output, Read
 from infoprune.structure.tracing.relabel import Recording, Step
 from infoprune.structure.tracing.rule_context import RuleContext
-from infoprune.structure.tracing.rules import Rule, find_rule, tensors_in
+from infoprune.structure.tracing.rules import Rule, find_rule, tensors_in, unknown
 from infoprune.structure.tracing.rules.signs import has_no_negatives
 from infoprune.structure.tracing.scalars import scalars_in
 from infoprune.structure.tracing.tables import with_numbers
@@ -113,8 +113,12 @@ class Tracer(TorchDispatchMode):
             if is_on_lists(name):
                 with self:
                     return call_one_by_one(func, args, kwargs or {})
+            rule = find_rule(func)
+            if rule is unknown and func._can_decompose():  # in inference mode those made of others stay whole
+                with self:
+                    return func.decompose(*args, **kwargs or {})
             draws = torch.Tag.nondeterministic_seeded in func.tags
-            operator = self._operators[id(func)] = Operator(func, find_rule(func), name, kernel_of(func), draws)
+            operator = self._operators[id(func)] = Operator(func, rule, name, kernel_of(func), draws)
         if self.tables_on is not None:
             kwargs = with_numbers(kwargs or {}, tensors_in(args), self.tables_on)
         if operator.draws:
