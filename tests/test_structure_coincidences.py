@@ -246,3 +246,33 @@ def test_sizes_that_pytorch_computes_are_read_from_no_other_layer(
     structure = infoprune.trace(WithHead(flat), torch.zeros(2, 3, 8, 8))
     halved = structure.plan({group.name: range(4) for group in structure.prunable})
     assert tells_less(structure, halved) is may_read_another
+
+
+class Tokens(nn.Module):
+    """Attention over a class token, further tokens and the places of an image; positions are learned."""
+
+    def __init__(self, width: int, places: int) -> None:
+        super().__init__()
+        self.patches, self.heads = nn.Conv2d(3, width, 4, stride=4), 4
+        self.first, self.others = nn.Parameter(torch.randn(1, 1, width)), nn.Parameter(torch.randn(1, 2, width))
+        self.positions = nn.Parameter(torch.randn(1, places + 1, width))
+        self.qkv, self.out, self.head = nn.Linear(width, 3 * width), nn.Linear(width, width), nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.first.expand(len(x), -1, -1), x], 1) + self.positions
+        x = torch.cat([x[:, :1], self.others.expand(len(x), -1, -1), x[:, 1:]], 1)
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        made = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c)
+        return self.head((x + self.out(made))[:, 0])
+
+
+@pytest.mark.parametrize("size", [16, 24])
+def test_as_many_places_as_channels_freeze_nothing(size: int) -> None:
+    net, x = randomise(Tokens(16, (size // 4) ** 2)), torch.randn(2, 3, size, size)
+    assert "patches" in [group.name for group in infoprune.trace(net, x).prunable]
+    original = copy.deepcopy(net)
+    plan = infoprune.prune(net, x, "l1", filters=0.5).plan
+    assert net.patches.out_channels == 8
+    assert relative_error(original, net, plan, x) < 1e-12

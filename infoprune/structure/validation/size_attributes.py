@@ -271,7 +271,7 @@ class SizeAttributeFinder:
             for axis in record.axes if module in ancestors(record.module) else ():
                 if len(axis) != size or axis.tobytes() in seen:
                     continue
-                if ((axis >= 0) & (axis < end)).all():  # else the code has stretched it
+                if ((axis >= 0) & (axis < end)).all() and not structure.stays[axis].all():  # else the code stretched it
                     seen.add(axis.tobytes())
                     yield axis, number
 
