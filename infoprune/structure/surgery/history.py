@@ -78,7 +78,8 @@ def remember(
             history = _history_of(module)
             history.plan = history.plan.then(PruningPlan(caches=(key,)))
     for module in reversed(modules):  # children before their parents
-        known = {name: child.__dict__[KEY] for name, child in module.named_children() if KEY in child.__dict__}
+        children = [(name, child) for name, child in module._modules.items() if child is not None]
+        known = {name: child.__dict__[KEY] for name, child in children if KEY in child.__dict__}
         if known:
             _history_of(module).children = known
 

@@ -37,9 +37,10 @@ def frozen_names(model: nn.Module, frozen: Sequence[str | nn.Module]) -> list[st
         >>> frozen_names(net, ["0", net[1]])
         ['0', '1']
     """
-    names = {id(module): name for name, module in model.named_modules()}
+    wanted = [frozen] if isinstance(frozen, (str, nn.Module)) else frozen
+    names = {id(module): name for name, module in model.named_modules()} if wanted else {}
     patterns = []
-    for given in [frozen] if isinstance(frozen, (str, nn.Module)) else frozen:
+    for given in wanted:
         if isinstance(given, nn.Module) and id(given) not in names:
             raise ConfigurationError(f"frozen holds a {type(given).__name__} that is not within {type(model).__name__}")
         if not isinstance(given, (str, nn.Module)):
