@@ -53,38 +53,46 @@ class _Resumed(TorchFunctionMode):
         self.reached: Prefix | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._position < len(self._prefix.calls):
+            return self._answer(func)
         kwargs = kwargs or {}
-        answered = self._position < len(self._prefix.calls)
-        if answered:
-            output = self._answer(func)
-        else:
-            met = self._until and any(id(leaf) in self._until for leaf in tree_leaves((args, kwargs)))
-            if met and not is_query(func):
-                self._end()
-            output = func(*args, **kwargs)
-            if met and isinstance(output, Tensor):  # a view, such as weight.T
-                self._end()
+        met = self._until and any(id(leaf) in self._until for leaf in tree_leaves((args, kwargs)))
+        if met and not is_query(func):
+            self._end()
+        output = func(*args, **kwargs)
+        if met and isinstance(output, Tensor):  # a view, such as weight.T
+            self._end()
+        self._note(func, output)
+        return output
+
+    def _note(self, func: Any, output: Any) -> None:
+        """Record a call for the memory of the place that the run ends at."""
         if self._until is not None:
             leaves, spec = tree_flatten(output)
             self._calls.append(_Call(func, [_remember(leaf) for leaf in leaves], spec))
-        return output
 
     def _end(self) -> NoReturn:
         self.reached = self._remembered()
         raise _Reached
 
     def _answer(self, func: Any) -> Any:
+        """Return what a recorded call returned."""
         call = self._prefix.calls[self._position]
         self._position += 1
         if call.func != func:
             raise ReplayError(f"{func} was called where the recording has {call.func}")
-        return tree_unflatten([self._leaf(leaf) for leaf in call.leaves], call.spec)
+        output = tree_unflatten([self._leaf(leaf) for leaf in call.leaves], call.spec)
+        if call.is_forgotten:
+            self._calls.append(call)
+        else:
+            self._note(func, output)
+        return output
 
     def _leaf(self, leaf: Any) -> Any:
         if not isinstance(leaf, _Result):
             return leaf
         if leaf.kept is None:
-            return leaf.stand_in()
+            return leaf.stand_in
         if leaf.kept not in self._made:  # a copy, since what follows may write into it
             self._made[leaf.kept] = self._prefix.kept[leaf.kept].clone()
         return self._made[leaf.kept]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,8 +36,9 @@ class _Result:
     device: torch.device
     kept: int | None = None
 
+    @cached_property
     def stand_in(self) -> Tensor:
-        """Return NaN where the dtype has it, so that a replay that needs the value fails visibly."""
+        """NaN where the dtype has it, so that a replay that needs the value fails visibly."""
         number = float("nan") if self.dtype.is_floating_point or self.dtype.is_complex else 0
         return torch.full((), number, dtype=self.dtype, device=self.device).expand(self.shape)
 
@@ -46,6 +48,11 @@ class _Call:
     func: Any
     leaves: list[Any]
     spec: TreeSpec
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether no later call uses a result of this one, so that stand-ins answer it."""
+        return all(not isinstance(leaf, _Result) or leaf.kept is None for leaf in self.leaves)
 
 
 class Recording(ActivationTap):
@@ -131,7 +138,7 @@ class Replay(ActivationTap):
     def _answer(self, leaf: Any) -> Any:
         if not isinstance(leaf, _Result):
             return leaf
-        return leaf.stand_in() if leaf.kept is None else self._tensor(leaf.kept)
+        return leaf.stand_in if leaf.kept is None else self._tensor(leaf.kept)
 
     def _tensor(self, key: int) -> Tensor:
         """Return one copy of a recorded tensor for each replay, so that shared tensors stay shared."""
