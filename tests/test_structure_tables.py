@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import infoprune
+from infoprune.errors import InfopruneError
 from tests.networks import randomise
 from tests.oracle import relative_error
 
@@ -201,6 +203,17 @@ def test_a_result_that_is_kept_as_a_parameter_stays(on_numbers: bool, used: bool
     assert structure.passes.on_shapes != on_numbers
     assert reasons["0"] == "is kept after the forward pass, in stored"
     assert reasons["2"] is None
+
+
+def test_a_pass_within_a_pass_leaves_pytorch_as_it_was() -> None:
+    class Tracing(Marking):
+        def forward(self, x: Tensor) -> Tensor:
+            infoprune.trace(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.zeros(1, 4))
+            return super().forward(x)
+
+    with suppress(InfopruneError):
+        infoprune.trace(Tracing(0, nn.Parameter), X)
+    assert not {"as_subclass", "_make_subclass"} & vars(Tensor).keys()
 
 
 def test_inference_mode_is_left_for_a_trace_and_a_cut() -> None:

@@ -38,8 +38,8 @@ def cut_state(
 ) -> Any:
     """Return an optimizer's state for one parameter as it is after a cut.
 
-    Tensors and arrays of the parameter's shape are cut, wherever they lie in dicts, lists, tuples and objects, which become new
-    ones; numbers and tensors of one entry stay.
+    Tensors and arrays of the parameter's shape are cut, wherever they lie in dicts, lists, tuples and objects, which
+    become new ones; numbers and tensors of one entry stay.
 
     Args:
         optimizer: named in errors.

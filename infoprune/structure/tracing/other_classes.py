@@ -41,10 +41,13 @@ def other_classes_seen(observe: Observe) -> Iterator[None]:
         with torch._C.DisableTorchFunction():  # as while an operator is observed
             return observe(Operator(_ALIAS, find_rule(_ALIAS), "aten.alias", kernel, draws=False), (tensor,), {})
 
-    # They are methods of the base class in C++, which come back when these are deleted.
+    # They are methods of the base class in C++, which come back when these are deleted; a pass may run within another.
+    before = {name: vars(Tensor)[name] for name in ("_make_subclass", "as_subclass") if name in vars(Tensor)}
     Tensor._make_subclass = staticmethod(made)  # type: ignore[method-assign]
     Tensor.as_subclass = turned  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
         del Tensor._make_subclass, Tensor.as_subclass
+        for name, method in before.items():
+            setattr(Tensor, name, method)
