@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from infoprune.report.figures import LINE, SERIES, SOFT, axes, figure
 
 Row = dict[str, Any]
 STAGES = ("cut", "recalibrated", "tuned")
+OURS, RIVALS = "default, reconstructed", "TP "
+"""What the summary compares: the default of `FilterPruning`, and all methods whose names begin so."""
 EARLIER = "earlier "
 """How the names of rows begin that were measured with other defaults."""
 HEAD = """\
@@ -60,7 +62,7 @@ def write(rows: Sequence[Row], folder: Path, methods: Sequence[str], tasks: Sequ
     methods = [*methods, *earlier]
     rows = [row for row in rows if row["method"] in methods]
     draw(rows, folder / "accuracy.svg", methods)
-    parts = [HEAD.format(machine=describe(), **TUNING)]
+    parts = [HEAD.format(machine=describe(), **TUNING), summary(rows)]
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
         whole = [f", unpruned {row['unpruned']:.1f}" for row in of_task if "unpruned" in row][:1]
@@ -72,6 +74,50 @@ def write(rows: Sequence[Row], folder: Path, methods: Sequence[str], tasks: Sequ
     text = "\n".join(parts).rstrip() + "\n"
     (folder / "accuracy.md").write_text(text, encoding="utf-8")
     return text
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Return the table that compares our default with the best rival, for each network and budget.
+
+    Args:
+        rows: what was measured.
+    """
+    steps = min((row["steps"] for row in rows), default=0)
+    budgets = sorted({row["budget"] for row in rows}, reverse=True)
+    lines = [
+        f"## Summary: after {steps} steps, the default of `FilterPruning` (best of Torch-Pruning)\n",
+        "Bold: the lowest of our seeds is above the highest of the rival's. A dash: not measured.\n",
+        "| network | " + " | ".join(f"{budget:.0%}" for budget in budgets) + " |",
+        "|---" * (len(budgets) + 1) + "|",
+    ]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        cells = []
+        for budget in budgets:
+            tuned: dict[str, list[float]] = {}
+            for row in rows:
+                if (row["task"], row["budget"], row["steps"]) == (task, budget, steps) and "tuned" in row:
+                    tuned.setdefault(row["method"], []).append(row["tuned"])
+            cells.append(compared(tuned))
+        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def compared(tuned: Mapping[str, Sequence[float]]) -> str:
+    """Return our mean score and, in brackets, that of the best rival.
+
+    Args:
+        tuned: method -> scores of all seeds.
+
+    Example:
+        >>> compared({OURS: [90.0, 92.0], "TP local": [89.0], "TP global": [80.0]})
+        '**91.0** (89.0)'
+    """
+    ours = tuned.get(OURS, ())
+    rivals = [scores for method, scores in tuned.items() if method.startswith(RIVALS)]
+    best = max(rivals, key=statistics.mean, default=())
+    ahead = bool(ours and best) and min(ours) > max(best)
+    mean, rival = (f"{statistics.mean(scores):.1f}" if scores else "–" for scores in (ours, best))
+    return f"**{mean}** ({rival})" if ahead else f"{mean} ({rival})"
 
 
 def section(rows: Sequence[Row], budget: float, methods: Sequence[str]) -> list[str]:

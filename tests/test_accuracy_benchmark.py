@@ -117,3 +117,15 @@ def test_the_table_ranks_methods_and_names_what_is_missing(tmp_path: Path) -> No
     assert "Not measured: d." in text
     assert text.endswith("Networks not measured: other.\n")
     assert "</svg>" in (tmp_path / "accuracy.svg").read_text(encoding="utf-8")
+
+
+def test_the_summary_is_bold_only_where_all_seeds_are_ahead_of_every_rival() -> None:
+    def row(method: str, seed: int, tuned: float, task: str = "net", steps: int = 100) -> dict[str, Any]:
+        return {"task": task, "method": method, "budget": 0.5, "steps": steps, "seed": seed, "tuned": tuned}
+
+    ours = [row("default, reconstructed", 0, 80.0), row("default, reconstructed", 1, 82.0)]
+    rivals = [row("TP local, taylor", 0, 60.0), row("TP local, magnitude", 0, 79.0), row("uniform, l1", 0, 99.0)]
+    late = row("TP local, taylor", 0, 95.0, steps=400)
+    assert "| net | **81.0** (79.0) |" in accuracy_table.summary([*ours, *rivals, late])
+    assert "| net | 81.0 (79.6) |" in accuracy_table.summary([*ours, *rivals, row("TP local, magnitude", 1, 80.2)])
+    assert "| other | – (70.0) |" in accuracy_table.summary([*ours, row("TP local, l1", 0, 70.0, task="other")])
