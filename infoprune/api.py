@@ -64,11 +64,11 @@ class PruneResult:
         before: cost before.
         after: cost after.
         structure: the channel groups of the model before, as `trace` finds them.
-        scores: group name -> (units,) scores that decided.
-        latency: with a latency budget, the share of the time before that was measured at the widths chosen.
-        curves: what cutting each group costs, if the allocation measured it.
-        drop: with ``max_drop``, the drop of quality that was measured and how sure it is.
-        latency_error: how far ``latency`` may be from the truth: half of its 95 % interval, relative to it.
+        scores: group name -> (units,) scores used for the decision.
+        latency: with a latency budget, the measured time at the chosen widths, as a share of the time before.
+        curves: the loss of cutting each group, if the allocation measured it.
+        drop: with ``max_drop``, the measured drop of quality and its certainty.
+        latency_error: the uncertainty of ``latency``: half of its 95 % interval, relative to it.
     """
 
     plan: PruningPlan
@@ -125,7 +125,7 @@ def prune(
     amount: float | None = None,
     recalibrate: int | None = None,
 ) -> PruneResult:
-    """Shrink a model in place, in one go.
+    """Shrink a model in place, in one step.
 
     Args:
         model: any module.
@@ -136,37 +136,37 @@ def prune(
         macs: share of the multiply-accumulates to keep, in (0, 1] or as ``"60%"``, or their number, as ``200e6``.
         params: share of the parameters to keep, in (0, 1] or as ``"60%"``, or their number.
         latency: share of the time of a forward pass on ``example_inputs`` to keep, in (0, 1], measured in ``backend``;
-            what is reached is measured too, see ``PruneResult.latency``.
-        max_drop: instead of a budget: as few multiply-accumulates as a drop of quality allows, in percentage points of
-            accuracy or in what ``validation`` counts in. Some cuts are tried, batch norm measured anew each time, and
-            ``PruneResult.drop`` says how sure the drop is; see :func:`infoprune.find_macs`. Training brings it down.
+            the reached share is measured, see ``PruneResult.latency``.
+        max_drop: instead of a budget: keep as few multiply-accumulates as a drop of quality allows, in percentage
+            points of accuracy or in the unit of ``validation``. Several cuts are tried, each with batch norm measured
+            again; ``PruneResult.drop`` gives the certainty, see :func:`infoprune.find_macs`. Training reduces the drop.
         backend: where the model will run: ``"eager"`` (the default for ``latency``), ``"onnxruntime"``, or another; see
-            `infoprune.latency`. With ``round_to="auto"``, widths are then multiples that pay there, by measurement.
-        allocation: how the groups share the cut. "auto" measures what cutting each group costs where ``data`` are given
-            (:class:`~infoprune.allocation.InformationLoss`); without, residual streams are cut last
-            (:class:`~infoprune.allocation.CoupledLast`). ``filters`` are kept in every group alike.
+            `infoprune.latency`. With ``round_to="auto"``, widths are then multiples measured to be fast there.
+        allocation: how the cut is divided among the groups. "auto" measures the loss of cutting each group if ``data``
+            is given (:class:`~infoprune.allocation.InformationLoss`); otherwise residual streams are cut last
+            (:class:`~infoprune.allocation.CoupledLast`). With ``filters``, every group keeps the same share.
         round_to: widths are multiples of this; "auto": of 4, 8 or 16 in layers of at least 16, 64 or 128 filters, since
             other widths are slow in most runtimes.
         min_width: the fewest units a group keeps; by layer, ``{"layer1.*": 8, "*": 0.25}``, as a number or a
             share of the units.
         frozen: layers, or patterns of their names, whose filters all stay.
-        data: batches of training images, for criteria that need them and for ``recalibration_batches``; with both,
-            something that can be gone through twice. Batches may be tuples, mappings or nests: what is like
-            ``example_inputs`` is for the network, the rest are targets. Or a LightningDataModule after
+        data: batches of training images, for criteria that need them and for ``recalibration_batches``; for both,
+            an object that can be iterated twice. Batches may be tuples, mappings or nested: the parts that resemble
+            ``example_inputs`` are the network's inputs, the rest are targets. Or a LightningDataModule after
             ``setup("fit")``.
         validation: for ``max_drop``: batches of other images with labels, or a function of a model that returns its
             quality, higher is better.
-        recalibration_batches: so many batches of ``data`` measure batch norm's statistics anew after the cut; show
-            them as in training, augmentation included. 0: not, or 16 with ``max_drop``. See
+        recalibration_batches: number of batches of ``data`` on which batch norm's statistics are measured again after
+            the cut; augment them as in training. 0: none, but 16 with ``max_drop``. See
             :func:`infoprune.recalibrate`.
-        reconstruction_batches: so many batches of ``data`` fit the layers that read what went to their former outputs,
-            by least squares, and measure batch norm's statistics anew. "auto": the first 640 examples, or as many as
-            hold ten million numbers; if these are too few, weights stay as they are and the log says so. 0: not. See
-            :func:`infoprune.reconstruct`.
-        optimizers: one or several optimizers, whose parameters and state follow the model.
-        verify: run the example inputs through the masked model and the one that is to be left, and cut only if their
-            outputs are the same; see :func:`infoprune.verify`. Takes three to eight forward passes.
-        amount: the share of the filters to remove, as ``filters`` was given before; deprecated.
+        reconstruction_batches: number of batches of ``data`` on which the layers that read removed channels are fitted
+            to their former outputs, by least squares, and batch norm's statistics are measured again. "auto": the first
+            640 examples, or as many as hold ten million numbers; if these are too few, the kept weights do not change
+            and the log says so. 0: no fit. See :func:`infoprune.reconstruct`.
+        optimizers: one or several optimizers, whose parameters and state are cut with the model.
+        verify: run the example inputs through the masked model and the shrunk model, and cut only if their outputs
+            are the same; see :func:`infoprune.verify`. Takes three to eight forward passes.
+        amount: the share of the filters to remove, the predecessor of ``filters``; deprecated.
         recalibrate: the old name of ``recalibration_batches``; deprecated.
 
     Returns:
@@ -176,8 +176,8 @@ def prune(
         ConfigurationError: an option that does not exist or cannot work.
         TraceError: the model's forward fails on the example inputs.
         BudgetError: the frozen layers alone cost more than the budget, or no cut stays within ``max_drop``.
-        VerificationError: the cut would change what the model computes; names the layer where that starts.
-        SurgeryError: an optimizer's state cannot be cut. After any error the model is as it was.
+        VerificationError: the cut would change the outputs of the model; names the layer where the difference starts.
+        SurgeryError: an optimizer's state cannot be cut. After any error the model is unchanged.
 
     Example:
         >>> import torch
@@ -198,7 +198,7 @@ def prune(
             reconstruction_batches=reconstruction_batches,
         )  # fmt: skip
     if validation is not None:
-        raise ConfigurationError("prune looks at validation images for max_drop only: give max_drop, or leave them out")
+        raise ConfigurationError("prune uses validation only with max_drop: give max_drop, or leave validation out")
     check_count("prune", "recalibration_batches", count, 0)  # which knows no "auto"
     _check_batches("recalibration_batches", count, as_batches(data))
     _check_batches("reconstruction_batches", reconstruction_batches, as_batches(data))
@@ -306,7 +306,7 @@ def _check_batches(option: str, count: int | Literal["auto"], data: Iterable[Any
         raise ConfigurationError(f"{option}={count} takes batches from data: pass batches of training images")
     if count and isinstance(data, Iterator):  # iter(data) would start the workers of a loader
         raise ConfigurationError(
-            f"{option}={count} goes through data after the criterion has: pass a list or a loader, not an iterator"
+            f"{option}={count} iterates data again after the criterion: pass a list or a loader, not an iterator"
         )
 
 
@@ -317,7 +317,7 @@ def _fitted(
     recalibrated: int,
     reconstructed: int | Literal["auto"],
 ) -> dict[str, nn.Module]:
-    """Return the layers of a cut copy that were fitted to data, so that the model is as it was if anything fails."""
+    """Return the fitted layers of a cut copy, so that the model is unchanged if anything fails."""
     if not recalibrated and (not reconstructed or plan.is_empty):
         return {}
     try:

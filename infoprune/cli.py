@@ -1,4 +1,4 @@
-"""Run the ``infoprune`` command: find the subcommand, and print an error in what the user asked for as one line."""
+"""Run the ``infoprune`` command: find the subcommand, and print an error in the user's options as one line."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ commands:
   validate     evaluate on the validation data
   test         evaluate on the test data
   predict      run on the prediction data
-  inspect      what is coupled, what is frozen and why, what each layer costs
-  prune        cut a model in one go, without training
+  inspect      coupled and frozen layers with reasons, the cost of each layer
+  prune        prune a model in one step, without training
   export       ONNX, OpenVINO, ExecuTorch, torch.export program, plain weights; outputs compared, int8
   benchmark    latency, throughput and memory, against the unpruned and a uniformly narrowed model
   compare      criteria by budgets: a table and a picture
-  report       the report of a run written anew, or two runs side by side
+  report       rewrite the report of a run, or compare two runs
   plot         pictures of a run from its folder
   dashboard    one W&B dashboard for the whole team
   completion   completion of all this for bash, zsh or tcsh
@@ -75,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: command line, ``sys.argv[1:]`` by default.
 
     Returns:
-        The exit code: 0, or 2 after an error in what was asked for, which is told in one line on stderr.
+        The exit code: 0, or 2 after an error in the options, which is printed as one line on stderr.
 
     >>> main(["--version"])  # doctest: +ELLIPSIS
     infoprune ...
@@ -102,7 +102,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _mistake(error: BaseException | None) -> BaseException | None:
-    """Return the error in what was asked for that caused an error, or None; parsers wrap what constructors raise."""
+    """Return the error in the options that caused an error, or None; parsers wrap the errors of constructors."""
     while error is not None and not isinstance(error, InfopruneError | OSError):
         if type(error).__name__ == "MisconfigurationException":  # of Lightning, which need not be imported yet
             return error

@@ -36,7 +36,7 @@ class Compared:
         keep: the budget: the share that was to stay.
         macs: share of the MACs that stayed.
         params: share of the parameters that stayed.
-        figures: what was measured of the pruned model; the first entry is the one that counts.
+        figures: the measurements of the pruned model; the first entry is the main one.
         scoring_s: seconds that the criterion took to score the whole model, the same at every budget.
     """
 
@@ -67,21 +67,21 @@ def compare(
 
     Args:
         model: a trained model; it is not changed.
-        example_inputs: what its forward takes.
+        example_inputs: the arguments of its forward.
         criteria: names, ``{"name": ..., options}`` or criteria. Each scores the model once.
         budgets: shares to keep, in (0, 1].
         evaluate: measures a model.
-        kind: what the budgets are of: ``"macs"`` or ``"params"``.
-        allocation: how the groups share the cut. One that measures does so once, with the first criterion's scores.
-            One that does not look at scores of its own gives all criteria the same widths,
-            and only then is a difference due to the criterion.
+        kind: the unit of the budgets: ``"macs"`` or ``"params"``.
+        allocation: how the cut is divided among the groups. An allocation that measures does so once, with the first
+            criterion's scores. Only if its widths do not depend on scores do all criteria get the same widths, so that
+            a difference is due to the criterion.
         round_to: widths are multiples of this; "auto": of 4, 8 or 16 in layers of at least 16, 64 or 128 filters, since
             other widths are slow in most runtimes.
         min_width: the fewest units a group keeps.
         frozen: patterns of layers whose filters all stay.
-        data: batches for criteria that look at data, or a LightningDataModule after ``setup("fit")``.
-        recalibration: batches of training images, augmented as in training, to measure batch norm's statistics anew
-            after each cut; None leaves them.
+        data: batches for criteria that need data, or a LightningDataModule after ``setup("fit")``.
+        recalibration: batches of training images, augmented as in training, to measure batch norm's statistics again
+            after each cut; None keeps the old statistics.
 
     Returns:
         The model before, then criteria by budgets in the order given.

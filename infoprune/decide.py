@@ -1,4 +1,4 @@
-"""One pruning decision: from a traced model to the plan, touching nothing."""
+"""Make one pruning decision: from a traced model to the plan, without changing the model."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Decision:
 
     @property
     def curves(self) -> LossCurves | None:
-        """Return what cutting each group costs, if the allocation measured it."""
+        """Return the loss curves of all groups, if the allocation measured them."""
         curves = getattr(self.allocation, "curves", None)
         return curves if isinstance(curves, LossCurves) else None
 
@@ -146,7 +146,7 @@ def decide(
     scores: Scores | None = None,
     measure: Measure | None = None,
 ) -> Decision:
-    """Score the filters, share out the budget, name what goes.
+    """Score the filters, divide the budget among the groups, and choose the units to remove.
 
     Args:
         model: the model that ``structure`` was traced from.

@@ -1,4 +1,4 @@
-"""Export for OpenVINO and ExecuTorch, and int8: files for the runtimes that `infoprune.backends` measures."""
+"""Export models for OpenVINO and ExecuTorch, and in int8: files for the runtimes of `infoprune.backends`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Runtime(nn.Module):
 
 
 def to_openvino(model: nn.Module, inputs: Inputs, path: str | Path, dynamic_batch: bool = True) -> Parity:
-    """Export a model to OpenVINO's format in float32, and compare outputs in its runtime.
+    """Export a model to OpenVINO's format in float32, and compare the outputs in OpenVINO.
 
     Args:
         model: The model, which is not changed.
@@ -72,7 +72,7 @@ def to_openvino(model: nn.Module, inputs: Inputs, path: str | Path, dynamic_batc
 
 
 def to_executorch(model: nn.Module, inputs: Inputs, path: str | Path) -> Parity:
-    """Export a model to ExecuTorch with XNNPACK, for the batch size of the inputs, and compare outputs in its runtime.
+    """Export a model to ExecuTorch with XNNPACK, for the batch size of the inputs, and compare the outputs there.
 
     Args:
         model: The model, which is not changed.
@@ -100,16 +100,16 @@ def to_executorch(model: nn.Module, inputs: Inputs, path: str | Path) -> Parity:
 def to_int8(
     model: nn.Module, inputs: Inputs, path: str | Path, data: Iterable[Any], runtime: str = "onnxruntime"
 ) -> Runtime:
-    """Write a model in int8: weights by channel, activations by the ranges that they take on some images.
+    """Write a model in int8: weights quantized by channel, activations by their ranges on calibration images.
 
-    The library of the runtime does it: onnxruntime's static quantization, or NNCF for OpenVINO.
+    The runtime's library quantizes it: onnxruntime's static quantization, or NNCF for OpenVINO.
 
     Args:
         model: The model, which is not changed.
         inputs: Example inputs.
         path: The ``.onnx`` file to write, which takes any batch size; or the ``.xml`` for OpenVINO, for the batch size
             of the inputs.
-        data: Batches of images as the model is evaluated on, at most 20 of which are looked at; or a
+        data: Batches of images, transformed as in evaluation, at most 20 of which are used; or a
             LightningDataModule after ``setup("fit")``.
         runtime: ``"onnxruntime"`` or ``"openvino"``.
 

@@ -1,7 +1,7 @@
 """Every error that infoprune raises on purpose.
 
-A message names the layer or option at fault, the two values that clash, and what to do instead; whatever was being
-changed is left as it was.
+A message names the layer or option at fault, the two conflicting values, and the remedy. The object that was being
+changed is restored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class ConfigurationError(InfopruneError, ValueError):
 
 
 class TraceError(InfopruneError):
-    """The model could not be run on its example inputs, or its structure could not be followed."""
+    """The model could not be run on its example inputs, or its structure could not be traced."""
 
 
 class PlanError(InfopruneError):
@@ -35,11 +35,11 @@ class SurgeryError(InfopruneError):
 
 
 class ProcessError(SurgeryError):
-    """Another process of a run failed, so this one stops too; the message is the other's error."""
+    """Another process of a run failed, so this one stops too; the message is that process's error."""
 
 
 class VerificationError(InfopruneError):
-    """A cut would change what the model computes; nothing was changed."""
+    """A cut would change the outputs of the model; nothing was changed."""
 
 
 class CheckpointError(InfopruneError):

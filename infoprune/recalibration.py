@@ -1,7 +1,7 @@
 """Measure batch norm's statistics again after a cut.
 
-After a cut every layer behind it sees other activations, and the means and variances that batch norm has stored no
-longer fit them. Measuring them again needs no gradients and a few batches, and often brings back most of the accuracy.
+A cut changes the activations of all later layers, so the means and variances that batch norm has stored are wrong.
+Measuring them again needs no gradients and a few batches, and often restores most of the accuracy.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ def recalibrate(
 ) -> None:
     """Replace batch norm's running means and variances by those of some training batches.
 
-    As in training, each batch is normalised by its own statistics on its way through the model; everything else
-    (dropout, say) is in eval mode. In the end a layer holds the mean and the unbiased variance of all values that it
-    saw, whatever the sizes of the batches, as if they had been one. That is more than an average of the batches'
-    variances, and better than the last few batches that the usual moving average remembers.
+    As in training, each batch is normalised by its own statistics in its pass through the model; everything else
+    (for example, dropout) is in eval mode. In the end a layer has the mean and the unbiased variance of all its inputs,
+    as if all batches were one, whatever their sizes. That is larger than the average of the batches' variances, and
+    more accurate than the usual moving average, which depends on the last few batches.
 
-    Show the model what it is trained on, augmentation included: a ResNet-56 trained on CIFAR-10 with crop and flip
-    loses more than a point to statistics of 2,000 plain images and nothing to those of cropped and flipped ones.
+    Use images as in training, augmentation included: a ResNet-56 trained on CIFAR-10 with crop and flip
+    loses more than a point with statistics of 2,000 plain images and nothing with those of cropped and flipped images.
 
-    On several processes pass the same data everywhere. Each process takes every n-th batch, and all end with the
-    statistics that a single process would have found.
+    On several processes pass the same data to all. Each process takes every n-th batch, and all end with the
+    statistics that a single process would have computed.
 
     Args:
         model: The model, changed in place: the running statistics, and ``num_batches_tracked``, which becomes the
-            number of batches, so that a layer with ``momentum=None`` goes on averaging from there. Layers that the
-            forward does not reach keep what they have, and so does everything after an error. Train/eval flags, grad
-            mode and random state are as before.
+            number of batches, so that a layer with ``momentum=None`` continues to average from there. Layers that the
+            forward does not reach keep their statistics; after an error, all layers do. Train/eval flags, grad
+            mode and random state are unchanged.
         data: Batches of training images: tensors, ``(inputs, targets, ...)``, mappings of keyword inputs, or mappings
             with an image among other things; or a LightningDataModule after ``setup("fit")``, for its training batches.
-        batches: How many to take; all of them by default.
-        leave: Names of layers that keep their statistics and normalise by them meanwhile.
+        batches: Number of batches to use; all by default.
+        leave: Names of layers that keep their statistics and normalise by them.
 
     Raises:
         ConfigurationError: the model has no batch norm with running statistics.
-        DataError: there is no batch, or a layer saw NaN, infinite or a single value.
+        DataError: there is no batch, or the inputs of a layer are NaN, infinite or a single value.
 
     Source: the idea is PreciseBN's (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", arXiv 2105.07576).
 
@@ -101,7 +101,7 @@ def tracked_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def check_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Return what :func:`tracked_norms` does; raise a ConfigurationError where there is none.
+    """Return the layers of :func:`tracked_norms`; raise a ConfigurationError if there are none.
 
     Args:
         model: the model.
@@ -131,7 +131,7 @@ def _show(model: nn.Module, data: Iterable[Any], batches: int | None) -> int:
 
 @contextmanager
 def _statistics_of_the_batch(norms: dict[str, _BatchNorm], tallies: dict[str, _Pooled]) -> Iterator[None]:
-    """Let every layer normalise a batch by its own statistics in the block, and add them to the layer's tally.
+    """Let every layer normalise a batch by the batch's statistics in the block, and add these to the layer's tally.
 
     They are written where eval mode reads them. So each layer runs its own forward, whatever its class, without
     momentum, without the synchronisation that SyncBatchNorm does in train mode, and without a count of batches.

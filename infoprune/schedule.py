@@ -76,8 +76,8 @@ class Schedule:
 
         Args:
             epoch: The epoch that starts.
-            after: The epoch of the last event that happened. Events between the two that were missed, because the
-                callback joined a run late, are made up for at once.
+            after: The epoch of the last event that happened. Events that were missed since then, because the callback
+                was added to a run later, are executed at once.
 
         Example:
             >>> schedule = Schedule.parse([2, 4])
@@ -105,7 +105,7 @@ class Schedule:
         """Read a schedule as a config file writes it.
 
         Args:
-            spec: A Schedule; one epoch (everything at once); a list of epochs in any order (equal steps); a list of
+            spec: A Schedule; one epoch (the whole cut at once); a list of epochs in any order (equal steps); a list of
                 ``[epoch, fraction]`` pairs; or a mapping with ``start``, ``end``, ``every`` (default 1) and ``kind``
                 (``"cubic"`` by default, ``"linear"``, ``"one_cycle"``, a function from progress in (0, 1] to the share
                 of the cut, or ``"one_shot"``, which needs ``start`` alone). ``one_cycle`` goes slowly at both ends and

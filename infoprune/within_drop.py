@@ -82,14 +82,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class FoundMacs:
-    """The deepest cut within a drop.
+    """The deepest cut within an allowed drop.
 
     Attributes:
         macs: Share of the multiply-accumulates to keep, for ``prune(macs=...)`` or ``FilterPruning(macs=...)``; 1 where
             no cut stays within.
         max_drop: What was allowed.
         trials: All cuts that were tried, the deepest first.
-        allocation: What to pass on as ``allocation``, so that nothing is measured again.
+        allocation: Pass it as ``allocation``, so that nothing is measured again.
     """
 
     macs: float
@@ -123,20 +123,20 @@ def find_macs(
 ) -> FoundMacs:
     """Find the smallest share of the MACs at which a model loses at most ``max_drop`` of its quality.
 
-    Copies of the model are cut as :func:`infoprune.prune` cuts them, with its options,
-    batch norm is measured anew, and the quality is compared with the original's. Nothing is trained unless ``recover``
-    does, so fine-tuning brings the drop further down. The search halves the range, as if a deeper cut never did better.
-    :func:`infoprune.prune` with ``max_drop`` finds and cuts in one go.
+    Copies of the model are cut by :func:`infoprune.prune`, with its options, batch norm is measured again, and the
+    quality is compared with the original's. Nothing is trained unless ``recover`` does, so fine-tuning reduces the drop
+    further. The bisection assumes that a deeper cut is never better.
+    :func:`infoprune.prune` with ``max_drop`` searches and cuts in one call.
 
     Args:
         model: The trained model. It is not changed.
         example_inputs: See :func:`infoprune.prune`.
-        max_drop: Allowed drop: percentage points of accuracy, or what ``evaluate`` counts in.
+        max_drop: Allowed drop: percentage points of accuracy, or in the unit of ``evaluate``.
         data: Batches of training images, for the widths and for batch norm.
         validation: Batches of other images with labels, for the accuracy.
         evaluate: Instead of ``validation``: a function of a model that returns its quality, higher is better.
-        recover: A function that trains a cut copy for a little, in place, before its quality is measured; the drop is
-            then the one that so much training leaves.
+        recover: A function that briefly trains a cut copy, in place, before its quality is measured; the drop is
+            then measured after this training.
         steps: Number of cuts to try.
         options: Further options of :func:`infoprune.prune`, such as ``criterion`` and ``frozen``.
 

@@ -237,7 +237,7 @@ class TestPrune:
         assert plain.layer1[0].conv1.out_channels == fitted.layer1[0].conv1.out_channels
         assert torch.equal(plain.conv1.weight, fitted.conv1.weight)  # which reads images
         assert not torch.equal(plain.layer1[0].conv2.weight, fitted.layer1[0].conv2.weight)
-        assert "looks at images" in shell.refuses("prune", *NET, *SHAPE, "--macs", "0.5", "--reconstruct", "--out", "c")
+        assert "needs images" in shell.refuses("prune", *NET, *SHAPE, "--macs", "0.5", "--reconstruct", "--out", "c")
 
     def test_a_drop_instead_of_a_budget(self, shell: Shell) -> None:
         words = ["--model.in_channels", "1", "--input_shape", "1,1,8,8", "--data", "DigitsDataModule", "--out", "out"]
@@ -246,7 +246,7 @@ class TestPrune:
         assert data["drop"]["sure"] == 1.0
         assert data["record"]["after"]["macs"] <= data["drop"]["macs"] * data["record"]["before"]["macs"]
         assert data["record"]["options"]["max_drop"] == 100
-        assert "looks at images" in shell.refuses("prune", *NET, *SHAPE, "--max_drop", "1", "--out", "other")
+        assert "needs images" in shell.refuses("prune", *NET, *SHAPE, "--max_drop", "1", "--out", "other")
 
     def test_images_serve_criterion_recalibration_and_accuracy(self, shell: Shell) -> None:
         words = ["--model.in_channels", "1", "--input_shape", "1,1,8,8", "--data", "DigitsDataModule"]
@@ -291,7 +291,7 @@ class TestPrune:
             (["--macs", "0.0001"], "below the floor"),
             (["--macs", "half"], "half"),
             (["--macs", "0.5", "--criterion", "taylor"], "pass batches of training images"),
-            (["--macs", "0.5", "--recalibrate"], "say which with --data"),
+            (["--macs", "0.5", "--recalibrate"], "choose them with --data"),
             (["--macs", "0.5", "--allocation", "unifrom"], "did you mean 'uniform'"),
             (["--macs", "0.5", "--data", "NoData"], "NoData"),
         ],

@@ -207,7 +207,7 @@ class TestCompare:
             (["--budgets", "1.2"], "(0, 1]"),
             (["--kind", "flops"], "'macs' or 'params'"),
             (["--plot", "pareto.bmp"], ".png"),
-            (["--recalibrate"], "say which with --data"),
+            (["--recalibrate"], "choose them with --data"),
             (["--criteria", "hrank"], "pass batches of training images"),
         ],
     )

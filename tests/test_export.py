@@ -243,7 +243,7 @@ def test_int8_comes_close_with_images_out_of_pairs_and_mappings(runtime: str, tm
 
 def test_int8_needs_images_and_a_runtime(shell: Shell) -> None:
     ran = shell("export", *NET, *SHAPE, "--out", "out", "--to", "onnx", "--int8")
-    assert "say which with --data" in ran.err[0]
+    assert "choose them with --data" in ran.err[0]
     ran = shell("export", *NET, *SHAPE, "--out", "out", "--to", "torch", "--int8", "--data", "DigitsDataModule")
     assert "--int8 is for onnx and openvino" in ran.err[0]
     assert not Path("out").exists()

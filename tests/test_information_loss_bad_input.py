@@ -60,7 +60,7 @@ def test_without_data_one_line_says_what_data_would_bring(caplog: pytest.LogCapt
         result = infoprune.prune(Net(), IMAGES[:1], "l1", macs=0.5)
     assert result.curves is None
     lines = [line for line in caplog.messages if "with training images as data" in line]
-    assert lines == ["widths by rule (coupled_last): with training images as data they follow from what cuts cost"]
+    assert lines == ["widths by rule (coupled_last): pass training images as data to measure the loss of cuts"]
 
 
 def test_outputs_without_a_distribution_are_compared_by_their_error_and_the_log_says_so(

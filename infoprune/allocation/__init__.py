@@ -1,7 +1,7 @@
 """Decide how many filters each layer keeps, within a budget.
 
-An :class:`Allocation` says how the channel groups share the sparsity; the budget solver that all of them share finds
-the sparsity that meets the budget. All of it is pure: the same structure, scores and budget give the same widths.
+An :class:`Allocation` divides the sparsity among the channel groups. The budget solver, which all allocations share,
+finds the sparsity that meets the budget. Both are pure: the same structure, scores and budget give the same widths.
 """
 
 from infoprune.allocation.allocation import ALLOCATIONS, Allocation, get_allocation

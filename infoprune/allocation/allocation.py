@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Allocation(Part):
     """Decide how many units every prunable group keeps.
 
-    A subclass says which groups are cut first, as widths at every sparsity. The sparsity
+    A subclass decides which groups are cut first by giving widths for every sparsity. The sparsity
     follows from a budget, from an amount, or from the subclass's own ratios.
     """
 
@@ -41,7 +41,7 @@ class Allocation(Part):
 
     @property
     def single_units(self) -> bool:
-        """Return whether single units of single groups use up what its widths leave of a budget."""
+        """Return whether the solver may widen single groups by single units to spend the rest of a budget."""
         return True
 
     def in_schedule(self, sizes: Mapping[str, int] | None) -> Allocation:
@@ -69,8 +69,8 @@ class Allocation(Part):
             structure: Its channel groups.
             data: Batches of training images, for allocations with ``needs_data``.
             scores: Group name -> (units,) scores: which units of a group go first.
-            kind: What the budget is of: ``"macs"``, ``"params"``, ``"latency"``, or ``"amount"`` for a share of units.
-            keep: Share of it that is to stay; 0 prepares for any.
+            kind: Unit of the budget: ``"macs"``, ``"params"``, ``"latency"``, or ``"amount"`` for a share of units.
+            keep: Share to keep; 0 prepares for any budget.
         """
         return self
 
@@ -86,7 +86,7 @@ class Allocation(Part):
             structure: The channel groups as they are now.
             scores: Group name -> (units,) scores.
             grids: Group name -> the widths that it may take.
-            costs: From widths to what one unit of each group costs there, in the measure of the budget.
+            costs: From widths to the cost of one unit of each group at these widths, in the unit of the budget.
         """
 
     def checked_widths_at(
@@ -98,10 +98,10 @@ class Allocation(Part):
             structure: See :meth:`widths_at`, as the next three.
             scores: Group name -> (units,) scores.
             grids: Group name -> the widths that it may take.
-            costs: From widths to what one unit of each group costs there.
+            costs: From widths to the cost of one unit of each group at these widths.
 
         Raises:
-            ConfigurationError: an exception in the allocation's code, or widths that are none, see :func:`as_widths`.
+            ConfigurationError: an exception in the allocation's code, or invalid widths, see :func:`as_widths`.
         """
         with self.named_in_errors("in widths_at"):
             widths_at = self.widths_at(structure, scores, grids, costs)
@@ -126,9 +126,9 @@ class Allocation(Part):
         return checked
 
     def expected_loss(self, widths: Mapping[str, int]) -> float:
-        """Return what widths are expected to cost, in any unit, where the allocation has measured that; else 0.
+        """Return the expected loss at some widths, in any unit, if the allocation has measured it; else 0.
 
-        Rounding that follows from the layers becomes finer where it adds too much to this.
+        Automatic rounding becomes finer if it adds too much to this loss.
 
         Args:
             widths: Group name -> units that it keeps.
@@ -188,30 +188,31 @@ class Allocation(Part):
 
         Args:
             structure: The structure as it is now.
-            scores: Group name -> (units,) scores. Groups without scores keep everything; None stands for all groups
-                and serves allocations that do not look at scores.
-            budget: What the model may cost afterwards. The result costs at most that, and within 1 % of it unless the
-                widths do not allow it, which is warned about.
+            scores: Group name -> (units,) scores. Groups without scores keep all units; None means all groups, for
+                allocations that do not use scores.
+            budget: The cost that the model may have afterwards. The result costs at most that, and at least 99 % of
+                it; a warning is given if the widths do not allow that.
             amount: Instead of a budget: the share of units to remove, in [0, 1).
-            round_to: Widths are multiples of it, unless a group stays whole; "auto": of a number that follows from the
-                layers' widths, halved while a budget of MACs or parameters stays unspent by a tenth, or while rounding
-                adds a twentieth to the measured loss; a mapping: of a number for each group by name. See
+            round_to: Widths are multiples of it, unless a group stays whole. "auto": the multiple follows from the
+                layers' widths; it is halved while a tenth of a budget of MACs or parameters stays unspent, or while
+                rounding adds a twentieth to the measured loss. A mapping: one multiple per group, by name. See
                 `infoprune.allocation.rounding`.
             min_width: Fewest units that a group keeps; a mapping: by patterns of layers, as numbers or shares below 1.
-            fraction: How much of the way to go now (gradual schedules): a budget becomes 1 - fraction x (1 - keep).
-            reference: The cost that the budget is a fraction of; that of ``structure`` by default. Gradual pruning
+            fraction: Share of the whole cut to reach now (gradual schedules): a budget becomes
+                1 - fraction x (1 - keep).
+            reference: The cost that the budget is a fraction of; the cost of ``structure`` by default. Gradual pruning
                 passes the cost before the first event.
             sizes: Group name -> units before the first event, which amounts and ratios refer to.
-            measure: Share of the original cost that widths cost. By default counted for ``macs`` and ``params``;
-                needed for ``latency``.
+            measure: Function from widths to their share of the original cost. By default counted for ``macs`` and
+                ``params``; required for ``latency``.
 
         Returns:
             Group name -> units to keep, for every prunable group that has scores.
 
         Raises:
             ConfigurationError: options that clash or are out of range, or nothing to prune.
-            BudgetError: the budget is below what the frozen layers and the fewest units cost; the message says the
-                floor.
+            BudgetError: the budget is below the cost of the frozen layers and the fewest units; the message gives
+                the lowest possible budget.
         """
         if budget is not None and amount is not None:
             raise ConfigurationError(

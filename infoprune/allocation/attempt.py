@@ -22,8 +22,8 @@ class Attempt(NamedTuple):
     Attributes:
         widths: Group name -> units.
         unspent: Share of the budget that they leave unspent.
-        unmet: What was not reached, in words; empty if nothing.
-        loss: What they are expected to cost, in the unit of the allocation; 0 where it does not measure that.
+        unmet: The target that was not reached, in words; empty if none.
+        loss: Their expected loss, in the unit of the allocation; 0 if it does not measure a loss.
     """
 
     widths: Widths
@@ -39,11 +39,11 @@ def finest_needed(
 ) -> Attempt:
     """Return the first attempt that spends most of the budget and loses little by rounding, with ever finer steps.
 
-    Rounding is for speed. It is left out where it would leave a small network far below its budget, and where narrow
-    layers would lose much of what they tell, as at strong cuts.
+    Rounding is for speed. It becomes finer if it would leave a small network far below its budget, or if narrow layers
+    would lose much information, as in deep cuts.
 
     Args:
-        step: Group name -> what its width is a multiple of, at first.
+        step: Group name -> the multiple that its width is rounded to, at first.
         attempt: Decides the widths at some steps.
         finer: Makes the steps finer, until they no longer change; None keeps them as they are.
 

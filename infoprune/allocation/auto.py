@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 @ALLOCATIONS.register("auto")
 @dataclass(kw_only=True)
 class Auto(Allocation):
-    """``information_loss`` where training images are given, else ``coupled_last``; ``uniform`` for ``filters``.
+    """Use ``information_loss`` if training images are given, else ``coupled_last``; ``uniform`` for ``filters``.
 
-    Where the images cannot be used (the model's forward does not take the batches as they are, say), the log says why
-    and the widths are those of ``coupled_last``.
+    If the images cannot be used (for example, because the model's forward does not accept the batches), the log gives
+    the reason, and the widths are those of ``coupled_last``.
     """
 
     _measured: InformationLoss = field(default_factory=InformationLoss, init=False, repr=False, compare=False)
@@ -63,7 +63,7 @@ class Auto(Allocation):
         if kind == "amount":
             return Uniform()
         if data is None:
-            logger.info("widths by rule (coupled_last): with training images as data they follow from what cuts cost")
+            logger.info("widths by rule (coupled_last): pass training images as data to measure the loss of cuts")
             return CoupledLast()
         try:
             return self._measured.prepared(model, structure, data, scores=scores, kind=kind, keep=keep)

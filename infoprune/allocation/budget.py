@@ -19,7 +19,7 @@ KINDS = ("macs", "params", "latency")
 Widths = Mapping[str, int]
 
 UnitCosts = Callable[[Widths], Mapping[str, float]]
-"""From widths to what one unit of each group costs there."""
+"""A function from widths to the cost of one unit of each group at these widths."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def cost_share(structure: Structure, kind: str, reference: Cost | None = None) -
 
 
 def unit_costs(structure: Structure, kind: str, measure: Callable[[Widths], float] | None = None) -> UnitCosts:
-    """Return a function from widths to what one unit of each group costs there.
+    """Return a function from widths to the cost of one unit of each group at these widths.
 
     Args:
         structure: Where the widths apply.

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def coupled_groups(structure: Structure) -> frozenset[str]:
     """Return the names of the groups that several layers make and whose channels are a sum, as in a residual stream.
 
-    Depthwise convolutions, gates of squeeze-and-excitation and grouped convolutions tie layers, too, but behind each of
-    these a channel is what one layer has made of it.
+    Depthwise convolutions, gates of squeeze-and-excitation and grouped convolutions tie layers too, but each channel of
+    their outputs comes from one layer.
 
     Args:
         structure: The channel groups of a model.

@@ -1,4 +1,4 @@
-"""Allocate widths without data: cut last what many layers share."""
+"""Allocate widths without data: cut groups that several layers add to last."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 @ALLOCATIONS.register("coupled_last")
 @dataclass(kw_only=True)
 class CoupledLast(Allocation):
-    """Groups that several layers add to, such as residual streams, stay whole until all others are down to a floor.
+    """Keep groups that several layers add to, such as residual streams, whole until all others are at a floor.
 
-    A channel of a residual stream is written by every block of a stage and read by the next ones, so that it carries
-    far more than a channel inside a block. The others keep equal shares. Needs no data; where no group is coupled it
-    is ``uniform``.
+    A channel of a residual stream is written by every block of a stage and read by the next ones, so it carries
+    far more information than a channel inside a block. The other groups keep equal shares. Needs no data; if no group
+    is coupled, the widths are those of ``uniform``.
 
     Args:
         floor: Share of its units that every other group keeps before coupled groups are cut, in (0, 1].

@@ -22,7 +22,7 @@ class Round:
 
     Attributes:
         widths: group name -> units that the model has.
-        loss: what these widths have cost so far.
+        loss: the loss at these widths.
         curves: group name -> width below that of the model -> loss if this group alone is cut to it.
     """
 
@@ -76,7 +76,7 @@ class LossCurves:
 
     Attributes:
         rounds: Each with smaller widths than the one before.
-        unit: What the losses are, in words.
+        unit: The unit of the losses, in words.
         images: How many images they were measured on.
     """
 
@@ -85,9 +85,9 @@ class LossCurves:
     images: int = 0
 
     def estimate(self, widths: Mapping[str, int]) -> float:
-        """Return the expected loss at some widths: that of the nearest round above and of each further cut.
+        """Return the expected loss at some widths: the loss of the nearest wider round plus that of each further cut.
 
-        Cuts that meet cost more than they do alone, so that without rounds near ``widths`` it is too low.
+        Several cuts together cost more than the sum of single cuts, so without rounds near ``widths`` it is too low.
 
         Args:
             widths: Group name -> units that it keeps.
@@ -128,7 +128,7 @@ class LossCurves:
 
     @classmethod
     def from_dict(cls, data: Any) -> LossCurves:
-        """Return the curves that :meth:`to_dict` wrote; raises CheckpointError where it is something else.
+        """Return the curves that :meth:`to_dict` wrote; raise a CheckpointError for any other data.
 
         Args:
             data: plain data.
@@ -167,7 +167,7 @@ class LossCurves:
 
     @classmethod
     def load(cls, path: str | Path) -> LossCurves:
-        """Read what :meth:`save` wrote; raises CheckpointError that names the file where it cannot.
+        """Read a file of :meth:`save`; raise a CheckpointError that names the file if it cannot be read.
 
         Args:
             path: the file.

@@ -24,9 +24,9 @@ def descend(
 ) -> Iterator[Widths]:
     """Return widths from the whole model down to the floors, and from there evenly to the minimum.
 
-    Each step makes one group narrower: the one where a unit of saved cost adds the least to the loss, as the round of
-    measurements that was made nearest above tells, plus ``depth`` times the logarithm of how many times narrower the
-    group becomes, unless the outputs do not depend on it.
+    Each step makes one group narrower: the group for which a unit of saved cost adds the least loss. The loss is
+    measured in the nearest wider round. Added to it is ``depth`` times the logarithm of the factor by which the group
+    becomes narrower, unless the outputs do not depend on the group.
 
     Args:
         curves: The measured losses.

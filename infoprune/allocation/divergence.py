@@ -88,13 +88,13 @@ def relative_error(original: Tensor, changed: Tensor) -> Tensor:
 
 
 def uninformed(distance: Distance, original: Tensor) -> Tensor:
-    """Return outputs that are the same for every image, so that they tell nothing about it: the mean over images.
+    """Return the mean of the outputs over images: the same for every image, without information about it.
 
-    The distance of the original's outputs from them is all the information about the images that the outputs hold; for
-    class scores, the mutual information of image and class.
+    The distance of the original's outputs from this mean is all the information about the images in the outputs; for
+    class scores, it is the mutual information of image and class.
 
     Args:
-        distance: How the outputs are compared, which says what their mean is.
+        distance: How the outputs are compared, which determines how their mean is computed.
         original: The original's outputs, (N, ...).
 
     Returns:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @ALLOCATIONS.register("global")
 @dataclass(kw_only=True)
 class GlobalRanking(Allocation):
-    """The units with the lowest scores of the whole model go first, but every group keeps a floor.
+    """Remove the units with the lowest scores of the whole model first; every group keeps a floor.
 
     An amount is the share of all units to remove. Scores of different layers need a common scale: the mean score of a
     group counts as 1 by default.

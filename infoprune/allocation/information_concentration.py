@@ -1,8 +1,7 @@
 """Allocate widths by the information concentration of layers: the first half of method B.
 
-After Chen & Wang, arXiv 2408.16772; a reconstruction, see :mod:`infoprune.criteria.measures.concentration`. That the
-layers' ratios follow from information concentration "as a reference" is the paper's; how, and the hard budget, are
-ours.
+After Chen & Wang, arXiv 2408.16772; a reconstruction, see :mod:`infoprune.criteria.measures.concentration`. The paper
+uses information concentration "as a reference" for the layers' ratios; the formula and the hard budget are ours.
 """
 
 from __future__ import annotations

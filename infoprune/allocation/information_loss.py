@@ -40,7 +40,7 @@ LATER_LEVELS = (0.75, 0.5)
 """Shares of a group's units at which a round measures."""
 
 FLOORS = (0.125, 0.25, 0.35, 0.5)
-"""Shares of its units that every group may keep. The first one is taken where nothing tells which is best."""
+"""Candidate floors, as shares of a group's units. The first is used if no measurement ranks them."""
 
 
 @ALLOCATIONS.register("information_loss")
@@ -48,10 +48,10 @@ FLOORS = (0.125, 0.25, 0.35, 0.5)
 class InformationLoss(Allocation):
     """Remove the units that lose the least information about the outputs for the cost that they save.
 
-    Every group is cut alone at a few widths, batch norm's statistics are measured anew, and the outputs are compared
-    with the original's: by the KL divergence, in nats, for class scores (for each pixel in segmentation), else by the
-    relative squared error; several outputs add. With ``rounds`` above 1, the curves are measured again on the way down,
-    from the model as it is cut by then.
+    Every group is cut alone to a few widths, batch norm uses the statistics of the cut model, and the outputs are
+    compared with the original's: by the KL divergence, in nats, for class scores (for each pixel in segmentation), else
+    by the relative squared error; the losses of several outputs are summed. With ``rounds`` above 1, the curves are
+    measured again at lower costs, on a model that is already cut.
 
     Needs data once: ``InformationLoss().prepared(model, structure, batches, scores=scores)`` returns a copy that holds
     the curves and is pure from then on.
@@ -61,15 +61,15 @@ class InformationLoss(Allocation):
             million numbers, such as 64 images of 3 x 224 x 224. The first 64 of them measure most groups, or the first
             16 where images are that large.
         rounds: How often the curves are measured: once on the whole model, then at 70, 50, 35, 25, 18 and 12 % of the
-            cost, as far as the budget goes.
-        floor: Share of its units that every group keeps, until all have come down to it; in [0, 1]. None measures the
-            widths that 0.125, 0.25, 0.35 and 0.5 lead to at the budget, all cut at once, and takes the share that costs
-            the least. It is 0.125 where the budget is not known when the curves are measured, and where each of them
-            costs all that the outputs tell about the images, so that the measurement orders nothing.
+            cost, down to the budget.
+        floor: Share of its units that every group keeps until all groups are at this floor; in [0, 1]. None compares
+            0.125, 0.25, 0.35 and 0.5: for each, it measures the loss of all cuts at once at the budget, and it uses the
+            floor with the least loss. It uses 0.125 if the budget is not known when the curves are measured, or if all
+            four lose all information that the outputs have about the images, so that their order means nothing.
         coupled_floor: The same for groups that several layers add to, such as residual streams, if it is more than
-            ``floor``; in [0, 1]. Parts of a stream that cost little alone cost much together.
-        depth: Nats that a group counts for each factor e that it becomes narrower, on top of what is measured. A group
-            that many layers make counts no more than another, so a large penalty cuts residual streams.
+            ``floor``; in [0, 1]. Cutting one part of a stream costs little, cutting all parts costs much.
+        depth: Penalty in nats for each factor e by which a group becomes narrower, added to the measured loss. A group
+            that many layers write counts no more than another, so a large penalty cuts residual streams.
         evaluate: A function of a model that returns its quality, higher is better, instead of comparing outputs.
         curves: Loss curves that were measured before, or the file that holds them.
         progress: Whether to show a progress bar; None shows it on terminals.
@@ -199,7 +199,7 @@ class InformationLoss(Allocation):
     def widths_at(
         self, structure: Structure, scores: Scores | None, grids: Mapping[str, WidthGrid], costs: UnitCosts
     ) -> WidthsAt:
-        """Return falling widths: each step costs the least information for what it saves."""
+        """Return falling widths: each step loses the least information for the saved cost."""
         if not isinstance(self.curves, LossCurves):
             raise ConfigurationError(f"{OWNER} has nothing measured yet: call prepared(model, structure, data)")
         self.curves.check({name: grid.size for name, grid in grids.items()})
@@ -214,17 +214,17 @@ class InformationLoss(Allocation):
 
 
 def _best(joint: Mapping[float, float], information: float) -> float:
-    """Return the floor whose cuts cost the least together, or the first where that measurement orders nothing.
+    """Return the floor whose cuts cost the least together, or the first if no floor keeps any information.
 
     Args:
         joint: Floor -> loss of all cuts at once.
-        information: The loss of outputs that tell nothing about the images.
+        information: The loss of outputs without information about the images.
     """
     best = min(joint, key=joint.__getitem__)
     floor = best if joint[best] < information else FLOORS[0]
     listed = ", ".join(f"{loss:.4g} with at least {share:.1%} of each group" for share, loss in joint.items())
     logger.info(
-        "%s: all cuts at once cost %s; outputs that tell nothing cost %.4g; the floor is %g",
+        "%s: all cuts at once cost %s; uninformative outputs cost %.4g; the floor is %g",
         OWNER, listed, information, floor,
     )  # fmt: skip
     return floor

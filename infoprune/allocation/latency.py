@@ -65,17 +65,17 @@ class _Known:
 class LatencyShare:
     """Cost function for latency budgets: widths -> share of the original's time.
 
-    A call answers from a model of the time, which adds up what the single layers take: by a table of layers that were
-    timed alone, or by multiply-accumulates in backends that need seconds to load a layer. `measured` shrinks a
-    copy of the model to the widths (which units stay makes no difference to the time) and times it in turn with the
-    original, so that whatever else the machine does meets both; the share is the median over pairs of runs. The answers
-    of the model are raised to the power that agrees best with what was measured near the target.
+    A call returns an estimate, the sum of the times of single layers: from a table of layers that were timed alone, or
+    from multiply-accumulates in backends that need seconds to load a layer. `measured` shrinks a copy of the model to
+    the widths (which units stay makes no difference to the time) and times it in turn with the original, so that other
+    load on the machine affects both; the share is the median over pairs of runs. Estimates are raised to the power that
+    agrees best with the measurements near the target.
 
     Args:
-        model: The model that ``structure`` was traced from, on the device that counts. It is not changed.
+        model: The model that ``structure`` was traced from, on the target device. It is not changed.
         structure: Its structure.
-        example_inputs: What to time: the batch size matters.
-        repeats: Pairs of runs of whole models for a first look; by default as many as the backend wants.
+        example_inputs: Inputs to time the model on; the batch size matters.
+        repeats: Pairs of runs of whole models for a first measurement; by default as many as the backend needs.
         now: The share that ``model`` itself takes, if it was pruned before.
         backend: Where to time; see `infoprune.latency`.
 
@@ -136,7 +136,7 @@ class LatencyShare:
     def within(self, target: float, solve: Callable[[float], Widths]) -> Widths:
         """Return the widths that take the most time within a target, by the clock.
 
-        Where none of those that were tried is within it, the narrowest are returned.
+        If none of the tried widths is within it, the narrowest are returned.
 
         Args:
             target: Share that may be spent.
@@ -186,7 +186,7 @@ class LatencyShare:
         return lambda widths: seconds(widths) / whole
 
     def _fitted(self, target: float | None) -> float:
-        """Return the power of the model of the time that agrees best with what was measured, most of all near by."""
+        """Return the power of the estimates that agrees best with the measurements, above all with the nearest."""
         weights, exponents = [], []
         for known in self._known.values():
             if 0 < known.said < 1:
@@ -250,6 +250,6 @@ def _wanted(pairs: PairedRuns, target: float | None) -> float:
 
 
 def _clearly_away(pairs: PairedRuns, target: float) -> bool:
-    """Return whether a share is surely not what a target asks for, so that it need not be known better."""
+    """Return whether a share certainly misses a target, so that it need not be measured more precisely."""
     low, high = pairs.share * (1 - pairs.error), pairs.share * (1 + pairs.error)
     return low > target * (1 + CLOSE) or high < target * (1 - 2 * CLOSE)

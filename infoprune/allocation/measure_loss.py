@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from infoprune.structure import ChannelGroup, GroupSlot, Structure
 
 DEAR = 0.02
-"""A group that costs more at half of its width on the first batch is measured at all levels, from half of its width on
-on all images. Any other is measured at half of its width and below, on the first batch: near zero few images tell
-enough."""
+"""A group that costs more than this at half of its width on the first batch is measured at all levels, from half of its
+width on with all images. Any other is measured at half of its width and below, on the first batch: near zero, few
+images are enough."""
 
 USUALLY_DEAR = 0.2
 """Share of the work that dear groups are expected to be, until the first batch tells."""
@@ -44,11 +44,11 @@ Quality = Callable[[nn.Module], float]
 
 
 class LossMeter:
-    """Measure cut copies of a model against the model itself.
+    """Measure the loss of cut copies of a model against the model itself.
 
     The cuts are made in a copy, by setting the weights that read removed channels to zero. In the copy every batch norm
-    normalises by the statistics of the batch at hand, as it would with statistics measured anew after the cut. The
-    original's outputs are taken in the same way, so that no cut costs nothing.
+    normalises by the statistics of the current batch, as if they were measured again after the cut. The
+    original's outputs are computed in the same way, so that an empty cut has no loss.
 
     On several processes pass the same data everywhere: each process measures every n-th group on all images, and all
     get the numbers that a single process would have found.
@@ -63,7 +63,7 @@ class LossMeter:
         owner: Who asks, for messages.
 
     Attributes:
-        unit: What the losses are, in words.
+        unit: The unit of the losses, in words.
         images: How many images are used.
         asked: How many were asked for.
 
@@ -109,7 +109,7 @@ class LossMeter:
 
     @property
     def information(self) -> float:
-        """The loss of outputs that tell nothing about the images; infinite for a quality of the user's."""
+        """The loss of outputs without information about the images; infinite for a quality of the user's."""
         return math.inf if self._evaluate is not None else self._mean([batch.information for batch in self._batches])
 
     def work(self, levels: Mapping[str, Sequence[int]]) -> float:
@@ -317,10 +317,10 @@ class LossMeter:
 
 
 def _readers(structure: Structure, group: ChannelGroup) -> list[GroupSlot]:
-    """Return the slots that read a group's channels; all of its slots where only activations meet, as in attention.
+    """Return the slots that read a group's channels; all of its slots if only activations are combined (attention).
 
-    A channel that nobody reads is gone. What makes it stays as it is, so that nothing divides by a norm of zeros, and
-    layer norm keeps its scale.
+    A channel that no layer reads has no effect. The weights that write it do not change, so that nothing divides by a
+    norm of zeros, and layer norm keeps its scale.
     """
     made = {layer.weight: layer.dim for layer in structure.layers}
     readers = [slot for slot in group.slots if slot.tensor in made and slot.dim != made[slot.tensor]]

@@ -30,7 +30,7 @@ class MeasuredBatch:
 
     @property
     def information(self) -> float:
-        """The loss of outputs that tell nothing about the images, summed over the outputs."""
+        """The loss of outputs without information about the images, summed over the outputs."""
         pairs = zip(self.distances, self.outputs, strict=True)
         return sum(distance(output, uninformed(distance, output)).double().mean().item() for distance, output in pairs)
 

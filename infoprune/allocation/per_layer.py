@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 @ALLOCATIONS.register("per_layer")
 @dataclass(kw_only=True)
 class PerLayer(RatioAllocation):
-    """Ratios by layer name or shell pattern; layers that no pattern matches lose the default share.
+    """Apply ratios by layer name or shell pattern; layers that no pattern matches lose the default share.
 
-    A group goes by its own name and by the names of all layers whose filters it holds. Where several patterns match,
-    the last one counts, so that exceptions follow rules.
+    A pattern matches a group by its own name and by the names of all layers whose filters it contains. If several
+    patterns match, the last one counts, so write exceptions after general patterns.
 
     Args:
         ratios: Pattern -> share of units to remove, in [0, 1): ``{"layer1.*": 0.3, "layer1.0.conv1": 0.5}``.

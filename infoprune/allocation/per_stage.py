@@ -1,4 +1,4 @@
-"""Give stages their ratios in the list syntax of HRankPlus and CHIP.
+"""Set the ratios of stages in the list syntax of HRankPlus and CHIP.
 
 Source: github.com/Eclipsess/CHIP_NeurIPS2021 (``--sparsity``). The published results of method A on ResNet-50 fit its
 ``[0.]+[0.5]*3+[0.6]*16`` to the digit.
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 @ALLOCATIONS.register("per_stage")
 @dataclass(kw_only=True)
 class PerStage(RatioAllocation):
-    """A list of ratios, mapped onto the convolutions' channel groups in forward order.
+    """Apply a list of ratios to the convolutions' channel groups in forward order.
 
-    - A plain net (no coupled layers): one ratio per convolution; where the list is one short, the last one stays
-      whole. VGG-16: ``[0.3]*7+[0.75]*5``.
+    - A plain net (no coupled layers): one ratio per convolution; if the list has one entry less, the last convolution
+      stays whole. VGG-16: ``[0.3]*7+[0.75]*5``.
     - A residual net: ``[stem] + [output of each stage but the last] + [inside of each block]``. ResNet-50:
       ``[0.]+[0.5]*3+[0.6]*16``; ResNet-56: ``[0.]+[0.4]*2+[0.5]*9+[0.65]*18``. The last stage's outputs stay whole.
 
-    In the lineage's code every layer of a stage keeps indices of its own; here the layers whose outputs are added
-    share theirs, and so the widths are equal to the lineage's, but not the choice. Where the stem is added to the
-    first stage (CIFAR ResNets), it is part of that stage and its own entry has to be 0. There the shortcuts without
-    weights hand a stage's channels on to the next ones, which lose them too: with ratios for stage outputs more is cut
-    than in the lineage.
+    In the code of HRankPlus and CHIP every layer of a stage keeps its own indices; here the layers whose outputs are
+    added keep the same indices, so the widths are equal to theirs, but the kept filters differ. If the stem is added to
+    the first stage (CIFAR ResNets), it is part of that stage and its own entry must be 0. In these networks, shortcuts
+    without weights pass a stage's channels to the next stages, which lose them too: ratios for stage outputs cut more
+    than in that code.
 
     Args:
         ratios: Shares of filters to remove, in [0, 1), or the expression as a string.

@@ -19,7 +19,7 @@ BATCH, NUMBERS_AT_ONCE = 64, 2_500_000
 """Smaller batches are joined up to so many images, or fewer large ones, and larger batches are divided."""
 
 FEWEST = 16
-"""However large: statistics of fewer images are none."""
+"""The fewest images of a batch, even if they are large: statistics of fewer images are not reliable."""
 
 Batch = tuple[Any, Any, int]
 """Inputs, targets (None if there are none), and number of images."""
@@ -44,7 +44,7 @@ def sample(data: Iterable[Any], images: int | None, owner: str) -> Iterator[Batc
 
 
 def enough(inputs: Any, size: int) -> int:
-    """Return how many images are measured where nobody says: `IMAGES`, or whole batches of about `NUMBERS` numbers.
+    """Return the default number of images to measure: `IMAGES`, or whole batches of about `NUMBERS` numbers.
 
     Args:
         inputs: Of one batch.

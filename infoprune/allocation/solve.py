@@ -25,8 +25,8 @@ ROUNDS = 6
 CLOSE = 5e-4
 # A clock cannot tell narrower ones apart.
 CLOSE_IN_TIME = 4e-3
-# How far single units may take a group from the allocation's widths, as a share of its units (one step at least): the
-# allocation decides on the widths, and what it cannot meet exactly is left unspent.
+# How far steps of single units may move a group from the allocation's widths, as a share of its units (one step at
+# least): the allocation decides on the widths, and a rest of the budget that they cannot meet is left unspent.
 STRAY = 0.1
 
 

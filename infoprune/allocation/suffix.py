@@ -1,8 +1,8 @@
 """Run a model repeatedly from the first use of some weights on.
 
-What a model computes before it uses a weight does not depend on it. A run is therefore remembered up to there: the
-model's own code runs each time under a torch function mode, which answers all earlier calls from memory. The memory of
-one place serves to reach the next, so that walking through a whole model costs a single pass.
+The results that a model computes before it uses a weight do not depend on that weight. So the run is recorded up to
+this point: the model's own code runs each time under a torch function mode, which returns recorded results for all
+earlier calls. The recording up to one point is extended to the next, so that all points of a model cost a single pass.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def resume(model: nn.Module, inputs: Any, prefix: Prefix) -> Any:
         prefix: The recorded calls.
 
     Raises:
-        ReplayError: the run takes another way than the one that is remembered.
+        ReplayError: the run differs from the recorded one.
     """
     with _Resumed(prefix):
         return run(model, inputs)

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 @ALLOCATIONS.register("uniform")
 @dataclass(kw_only=True)
 class Uniform(Allocation):
-    """Every prunable group keeps the same share of its units.
+    """Keep the same share of the units of every prunable group.
 
-    With an amount a, a group keeps ``int(size * (1 - a))``. Under a budget the one ratio that meets it is found, and
-    single units of single groups then use up what rounding leaves.
+    With an amount a, a group keeps ``int(size * (1 - a))``. Under a budget the ratio that meets it is found; single
+    groups are then widened by single units to spend the rest that rounding leaves.
 
     Args:
-        equal: Leave those single units out, so that groups of one size keep one width; layers whose weights are
-            stacked need that. What rounding leaves of a budget stays unspent.
+        equal: Do not widen single groups, so that groups of equal size keep equal widths; layers whose weights are
+            stacked need that. The part of a budget that rounding leaves stays unspent.
     """
 
     equal: bool = False

@@ -1,4 +1,4 @@
-"""Wrap the checkpoint hooks of a LightningModule: mark what is saved, take the shape of what is loaded."""
+"""Wrap the checkpoint hooks of a LightningModule: mark saved checkpoints, take the shapes of loaded ones."""
 
 from __future__ import annotations
 

@@ -31,14 +31,14 @@ class Distillation(DualNamespaceCallback):
 
     Right before the first event of `FilterPruning` the network is copied: the copy is the teacher. From then on,
     whenever the training step runs the network, the teacher gets the same inputs, and the step's loss becomes
-    ``(1 - weight) x loss + weight x distance`` to the teacher's outputs. Before that event, and in validation and
-    test, nothing happens.
+    ``(1 - weight) x loss + weight x distance``, with the distance to the teacher's outputs. Before that event, and in
+    validation and test, the callback does nothing.
 
-    The code of the LightningModule is not changed: for the length of a batch the callback wraps its ``training_step``
-    and observes its network. So the loss goes through precision, accumulation, clipping and DDP like any other. The
-    teacher is in eval mode, without gradients, outside of the LightningModule: it is in no optimizer, no averaged copy
-    and not among the saved weights. Checkpoints contain it in this callback's state, so that a resumed run has the
-    same teacher; they are larger by the unpruned model.
+    The code of the LightningModule does not change: during a batch the callback wraps its ``training_step`` and
+    observes its network. So precision, accumulation, clipping and DDP treat the loss as usual. The teacher is in eval
+    mode, without gradients, outside of the LightningModule: it is in no optimizer and no averaged copy, and not among
+    the saved weights. Checkpoints contain it in this callback's state, so that a resumed run has the same teacher;
+    they grow by the size of the unpruned model.
 
     The callback's position in the list does not matter. Logged: ``distillation/loss`` of each step.
 

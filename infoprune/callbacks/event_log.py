@@ -29,7 +29,7 @@ class EventLog:
     """Record the events of a fit and the metrics of its validations.
 
     Attributes:
-        events: for every event so far what it removed, and what validation measured before and after it.
+        events: for every event so far, the removed channels and the validation metrics before and after it.
     """
 
     def __init__(self) -> None:
@@ -69,9 +69,9 @@ class EventLog:
             trainer: the Trainer.
             module: its LightningModule, already pruned.
             structure: the network before the event.
-            decision: what was removed.
+            decision: the plan of the event, with its scores.
             engine: the engine that decided, with the options and the unpruned model's cost.
-            validate: run the validation now, to measure what the cut itself cost.
+            validate: run the validation now, to measure the loss by the cut alone.
         """
         unpruned, options = engine.unpruned, engine.options
         assert unpruned is not None

@@ -41,21 +41,22 @@ log = logging.getLogger(__name__)
 class FilterPruning(ScheduledEvents):
     """Remove filters at the start of scheduled training epochs; the fit goes on with the smaller model.
 
-    Adding it to a Trainer's callbacks is all that a project needs. At an event it scores the filters, decides how many
-    each layer keeps, and shrinks the layers and all that is coupled to them: batch norm, the layers that read them, the
+    A project only adds it to the Trainer's callbacks. At an event it scores the filters, decides how many each layer
+    keeps, and shrinks the layers and everything coupled to them: batch norm, the layers that read them, the
     optimizer's state, averaged copies, the DDP wrapper. Optimizer, parameter groups and schedulers stay the same.
 
     Events happen at the *start* of an epoch, so that every checkpoint and every logged metric belongs to one shape of
     the model, and the last event is always followed by training. On several processes the scores are averaged and the
-    decision is the first process's. Checkpoints carry the plan: they resume, test and load into the unpruned
-    architecture (`infoprune.load_from_checkpoint` where no Trainer is at hand).
+    first process decides. Checkpoints contain the plan: they resume, test and load into the unpruned architecture
+    (`infoprune.load_from_checkpoint` without a Trainer).
 
-    What is pruned: if the LightningModule's forward is one call of its only submodule with parameters, that; else the
-    whole LightningModule; or the part that ``module`` names. Layer names (``frozen``, logs) are relative to it.
+    The pruned part is the one that ``module`` names. By default it is the LightningModule's only submodule with
+    parameters, if the forward is one call of it; otherwise the whole LightningModule. Layer names (``frozen``, logs)
+    are relative to this part.
 
-    ``Trainer(fast_dev_run=True)`` prunes all at once in its only epoch, so that the surgery is tried too.
+    ``Trainer(fast_dev_run=True)`` makes the whole cut in its only epoch, so that the surgery is tested too.
 
-    Logged at every event: ``prune/event`` (1, 2, ...), ``prune/macs``, ``prune/params``, what is left of them as
+    Logged at every event: ``prune/event`` (1, 2, ...), ``prune/macs``, ``prune/params``, their remaining shares
     ``prune/macs_ratio`` and ``prune/params_ratio`` (and ``prune/latency_ratio``, if that is the budget), and
     ``prune/width/<layer>``. All but the widths are also among the Trainer's ``callback_metrics``.
 
@@ -67,41 +68,42 @@ class FilterPruning(ScheduledEvents):
         params: share of the parameters to keep in the end, in (0, 1] or as ``"60%"``, or their number.
         filters: share of the filters to keep in every group in the end, in (0, 1] or as ``"60%"``.
         latency: share of the time of a forward pass on the example inputs to keep in the end, in (0, 1], measured where
-            the fit runs; give ``example_inputs`` with the batch size that counts. One of the four is needed, unless
-            the allocation brings its own ratios.
+            the fit runs; pass ``example_inputs`` with the batch size of deployment. One of ``macs``, ``params``,
+            ``filters`` and ``latency`` is required, unless the allocation has its own ratios.
         backend: where the model will run, and where ``latency`` is measured: ``"eager"`` (the default for ``latency``),
             ``"onnxruntime"``, ``"openvino"``, or another; see `infoprune.latency`. With ``round_to="auto"``, widths are
-            then multiples that pay there, by measurement.
-        allocation: how the groups share the cut: a name, ``{"name": ..., options}`` or an `Allocation`. "auto" measures
-            at every event what cutting each group costs (`infoprune.allocation.InformationLoss`); ``filters``
-            are kept in every group alike.
+            then multiples that were measured to be fast there.
+        allocation: how the cut is divided among the groups: a name, ``{"name": ..., options}`` or an `Allocation`.
+            "auto" measures the loss of cutting each group at every event (`infoprune.allocation.InformationLoss`);
+            with ``filters``, every group keeps the same share.
         round_to: widths are multiples of this; "auto": of 4, 8 or 16 in layers of at least 16, 64 or 128 filters, since
             other widths are slow in most runtimes.
         min_width: the fewest units a group keeps, a number or a share; by layer: ``{"layer1.*": 8, "*": 0.25}``.
         frozen: layers, or patterns of their names, whose filters all stay.
-        example_inputs: what to trace the forward with: a tensor, a tuple of positional or a dict of keyword arguments,
-            shapes (``[1, 3, 32, 32]``, a list or dict of such), or several :class:`infoprune.Examples`. Default:
-            ``example_input_array``, else what the network receives in a training step.
+        example_inputs: arguments to trace the forward with: a tensor, a tuple of positional or a dict of keyword
+            arguments, shapes (``[1, 3, 32, 32]``, a list or dict of such), or several :class:`infoprune.Examples`.
+            Default: ``example_input_array``, else the inputs of the network in a training step.
         module: attribute path of the network within the LightningModule; ``example_inputs`` are then the network's.
-        follow: parts of the LightningModule that follow another part by hand and have to keep its shape, such as a
-            momentum encoder: ``{"momentum_net": "net"}``. Default: copies that training updates, and averages that it
-            may update later; ``{}``: none.
-        calibration_images: training images that a criterion or allocation which looks at data is shown.
-        recalibration_batches: training batches, transformed as in training, with which batch norm's statistics are
-            measured anew right after each event; see `infoprune.recalibrate`. 0: not, so that the training that
-            follows adapts them.
-        reconstruction_batches: training batches with which, right after each event, the layers that read the removed
-            filters are fitted to their former outputs, by least squares, and batch norm's statistics are measured anew;
-            see `infoprune.reconstruct`. "auto": where criterion or allocation look at training images, on these, in
-            layers that are trained (not frozen by ``requires_grad``); where they are too few, weights stay as they are
-            and the log says so. 0: not, so that an event changes nothing that stays.
+        follow: parts of the LightningModule that your code updates from another part and that must keep its shape,
+            such as a momentum encoder: ``{"momentum_net": "net"}``. Default: copies that training updates, and averages
+            that it may update later; ``{}``: none.
+        calibration_images: number of training images for a criterion or allocation that needs data.
+        recalibration_batches: number of training batches, transformed as in training, on which batch norm's statistics
+            are measured again right after each event; see `infoprune.recalibrate`. 0: none; the training that follows
+            adapts them.
+        reconstruction_batches: number of training batches on which, right after each event, the layers that read
+            removed filters are fitted to their former outputs, by least squares, and batch norm's statistics are
+            measured again; see `infoprune.reconstruct`. "auto": the calibration images of criterion or allocation, and
+            only trained layers (not frozen by ``requires_grad``); if there are too few, the kept weights do not change
+            and the log says so. 0: none; an event does not change the kept weights.
         verify: before each cut, compare the outputs of the masked and the shrunk network on the example inputs, and
             cut only if they are the same. Takes three to eight forward passes an event.
-        validate_cuts: after each event, run the validation once before any training, so that the log and the report say
-            what the cut itself cost (logged as ``prune/after_cut/<metric>``). Takes one more validation an event.
-        reset_best: at every event let ModelCheckpoint forget its best score, so that "best" is the best model of the
+        validate_cuts: run the validation once after each event, before training continues, so that the log and the
+            report show the loss by the cut alone (logged as ``prune/after_cut/<metric>``). Costs one more validation
+            per event.
+        reset_best: reset ModelCheckpoint's best score at every event, so that "best" is the best model of the
             final shape. Files that it has written before stay. False: "best" may be the unpruned model.
-        reset_early_stopping: at every event let EarlyStopping start over, so that a pruned model is not compared with
+        reset_early_stopping: restart EarlyStopping at every event, so that a pruned model is not compared with
             the larger one.
         copies: deprecated, see ``follow``.
         amount: deprecated, see ``filters``.
@@ -114,7 +116,7 @@ class FilterPruning(ScheduledEvents):
         ConfigurationError: an option that does not exist or cannot work; when a fit starts: an event beyond
             ``max_epochs``, or a strategy or callback that pruning would break (the message says what to use instead).
         BudgetError: when a fit starts: the frozen layers alone cost more than the budget.
-        VerificationError: at an event: the cut would change what the network computes; nothing was changed.
+        VerificationError: at an event: the cut would change the outputs of the network; nothing was changed.
         SurgeryError: an optimizer's state cannot be cut, or another process failed.
 
     Example:
@@ -304,7 +306,7 @@ class FilterPruning(ScheduledEvents):
     ) -> tuple[Structure, PruningPlan] | None:
         """Decide the next event in advance, for callbacks that prepare the model for it.
 
-        The event will remove exactly that, whatever the scores are by then. A collective call: every process has to
+        The event will apply exactly this plan, even if the scores change. A collective call: every process must
         make it.
 
         Args:

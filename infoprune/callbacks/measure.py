@@ -105,7 +105,7 @@ class UnprunedSnapshot:
 
     @classmethod
     def load(cls, path: Path, module: nn.Module) -> UnprunedSnapshot:
-        """Read what `save` wrote, for a LightningModule that is built anew and not yet pruned.
+        """Read a file of `save`, for a LightningModule that has just been built and is not yet pruned.
 
         Args:
             path: the file.
@@ -165,7 +165,7 @@ def _overrides(thing: object, method: str) -> bool:
 def metrics_on_test_data(
     trainer: L.Trainer, module: L.LightningModule, datamodule: L.LightningDataModule | None
 ) -> Metrics:
-    """Run a module over the test data and return what it logged.
+    """Run a module over the test data and return the metrics that it logged.
 
     Args:
         trainer: the Trainer of the fit.
@@ -202,7 +202,7 @@ def validate_now(trainer: L.Trainer) -> Metrics:
         trainer: the Trainer, while it trains.
 
     Returns:
-        What the validation measured, by name; empty if the fit has no validation.
+        The metrics of the validation, by name; empty if the fit has no validation.
     """
     if not trainer.enable_validation:
         return {}

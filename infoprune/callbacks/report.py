@@ -50,26 +50,25 @@ UNPRUNED = "unpruned.pt"
 class RunReport(DualNamespaceCallback):
     """Compare the unpruned with the pruned model, and write a report when the fit ends.
 
-    It needs a `FilterPruning` callback in the fit, and a place *before* that in the list, so that it sees the unpruned
-    model. Just before the first event it copies the network; when the fit ends it measures both models, side by side
-    on the same device, and writes into the run folder:
+    It needs a `FilterPruning` callback in the fit, and must come *before* it in the list, so that it sees the unpruned
+    model. Just before the first event it copies the network. When the fit ends it measures both models on the same
+    device, and writes into the run folder:
 
     - ``report.html``: the report, one self-contained page; ``record.json``: the same as data (`infoprune.report`);
-    - ``plan.json``: what was removed; ``pruned.pt``: the pruned network, for `infoprune.load`.
+    - ``plan.json``: the removed channels; ``pruned.pt``: the pruned network, for `infoprune.load`.
 
-    Until the fit ends, ``unpruned.pt`` in the run folder holds the copy, for a resumed run with the same folder.
+    Until the fit ends, ``unpruned.pt`` in the run folder contains the copy, for a resumed run with the same folder.
 
-    The run folder is the one of the logger; without a logger ``pruning_run`` in the Trainer's ``default_root_dir``.
-    ``infoprune fit`` adds this callback by itself, and has both models run over the test data; from Python, call
-    `finish` after the fit for that.
+    The run folder is the logger's; without a logger it is ``pruning_run`` in the Trainer's ``default_root_dir``.
+    ``infoprune fit`` adds this callback and tests both models; from Python, call `finish` after the fit to test them.
 
     Args:
         latency_repeats: measured forward passes of each model; 0: the latency is not measured.
         folder: where to write instead of the logger's folder.
 
     Raises:
-        ConfigurationError: there is no `FilterPruning` in the fit, or this stands behind it; the folder cannot be
-            written (told before training starts).
+        ConfigurationError: before training starts: there is no `FilterPruning` in the fit, or it comes before this
+            callback; the folder cannot be written.
     """
 
     def __init__(self, latency_repeats: int = 50, folder: str | None = None) -> None:
@@ -118,7 +117,7 @@ class RunReport(DualNamespaceCallback):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         if callbacks.index(self) > callbacks.index(pruning_of(trainer)):
             raise ConfigurationError(
-                "RunReport stands behind FilterPruning among the callbacks and would never see the unpruned model: "
+                "RunReport comes after FilterPruning among the callbacks and would never see the unpruned model: "
                 "put it before"
             )
 

@@ -56,7 +56,7 @@ class ShapeGuard:
         if self._watches(module) and plan_of(module) != self._plan:
             raise ConfigurationError(
                 f"{type(module).__name__} no longer has the shape that it was pruned to. Most likely its "
-                "configure_model built the network anew, with fresh weights: let it return at once if the network is "
+                "configure_model built the network again, with new weights: let it return at once if the network is "
                 "there (`if self.net is not None: return`)"
             )
 
@@ -67,7 +67,7 @@ class ShapeGuard:
 class ShapeKeepingCallback(DualNamespaceCallback):
     """Base of the callback that prunes: its checkpoints record the shape, and a module of another shape is refused.
 
-    Validation, test and prediction outside of a fit refuse a module that was built anew.
+    Validation, test and prediction outside of a fit refuse a module that was built again at full width.
     """
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class ShapeKeepingCallback(DualNamespaceCallback):
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"what the checkpoint says of {type(self).__name__} cannot be read ({type(error).__name__}: {error}): "
+                f"the checkpoint's state of {type(self).__name__} cannot be read ({type(error).__name__}: {error}): "
                 "the file is damaged, or was changed. Its weights load with infoprune.load_from_checkpoint"
             ) from error
 

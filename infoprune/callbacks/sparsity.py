@@ -101,20 +101,20 @@ def unit_norms(network: nn.Module, parts: list[Part]) -> Tensor:
 class SparsityWarmup(DualNamespaceCallback):
     """Penalise the filters that the next event of `FilterPruning` will remove.
 
-    Some epochs before an event, `FilterPruning` decides in advance what it will remove, and later removes exactly that.
-    Until the event, the gradient of a penalty is added to the gradients of these filters, of their biases and of their
-    norms' weights before every optimizer step, so that little is lost when they are removed and other filters can
-    replace them. The loss, the other filters' gradients and the layers that read the filters do not change.
+    Some epochs before an event, `FilterPruning` decides in advance which filters the event will remove. Until the
+    event, the gradient of a penalty is added to the gradients of these filters, of their biases and of their norms'
+    weights before every optimizer step, so that other filters replace them and little is lost when they are removed.
+    The loss, the other filters' gradients and the layers that read the filters do not change.
 
     - ``"growing_l2"`` adds ``s x w`` with s growing evenly from 0 to ``strength`` (Wang et al., "Neural Pruning via
       Growing Regularization", ICLR 2021).
-    - ``"group_lasso"`` adds ``strength x w / |w|``, with |w| over all that makes up a unit (Wen et al., "Learning
-      Structured Sparsity in Deep Neural Networks", NeurIPS 2016, on the units that go only).
+    - ``"group_lasso"`` adds ``strength x w / |w|``, with |w| over all parameters of a unit (Wen et al., "Learning
+      Structured Sparsity in Deep Neural Networks", NeurIPS 2016), for the units to be removed only.
 
     It is added after gradients have been unscaled and averaged over processes, and is clipped with them. Adaptive
     optimizers (Adam) rescale it as they do every gradient. The callback's position in the list does not matter, and a
-    resumed run goes on alike. Logged: ``sparsity/doomed_norm`` at the end of each epoch of a warm-up, the mean norm of
-    the units that will be removed.
+    resumed run gives the same result. Logged: ``sparsity/doomed_norm`` at the end of each epoch of a warm-up, the mean
+    norm of the units that will be removed.
 
     Args:
         epochs: length of the warm-up before each event; shorter if the previous event or the start is nearer.

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from infoprune.speed import Speed
 
 WHAT = """\
-Measure latency, throughput and memory of a model as it was built (original), pruned, and narrowed alike in every layer
-to the same MACs (uniform), which tells what the choice of widths does to speed. The three take turns, so that other
-load affects all alike; medians, with the distance between the quartiles (±), and the speed-up with its 95 % interval.
-With --backend also as it runs in ONNX Runtime, OpenVINO, ExecuTorch or compiled.
+Measure latency, throughput and memory of three models: the unpruned one (original), the pruned one, and one with the
+same MACs in which every layer keeps the same share (uniform), to show the effect of the widths on speed. The three are
+timed in turns, so that other load affects all equally. Prints medians with the interquartile range (±), and the
+speed-up with its 95 % interval. With --backend also in ONNX Runtime, OpenVINO, ExecuTorch or compiled.
 
-A pruned model comes from the folder of a run, or is made by --macs, --params or --filters."""
+The pruned model is that of a run folder, or is made by --macs, --params or --filters."""
 
 EXAMPLES = """\
   infoprune benchmark --model runs/quickstart/version_0 --batch 1 32
@@ -220,7 +220,7 @@ def _verdicts(rows: list[dict[str, Any]]) -> list[str]:
             lines.append(f"Batch {row['batch']}: the runs scatter too much to tell a speed-up; try more --repeats.")
         elif row["speedup"] <= 1.02:
             lines.append(
-                f"Batch {row['batch']}: this cut does not pay here, {row['speedup']:.2f} times the speed for "
+                f"Batch {row['batch']}: this cut brings no speed-up here, {row['speedup']:.2f} times the speed for "
                 f"{row['ideal_speedup']:.1f} times fewer MACs; try --round_to 16, larger batches or another device."
             )
     return lines

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 WHAT = """\
 Prune copies of a model by several criteria to several budgets and measure each: its accuracy on the test data of
---data, else how far its outputs move on random inputs. With a uniform allocation all criteria get the same widths, so
-that what differs is due to them. Nothing is trained: --recalibrate measures batch norm's statistics anew, which
-recovers much of the accuracy and comes closer to what fine-tuning gives."""
+--data, else the change of its outputs on random inputs. With a uniform allocation all criteria get the same widths, so
+that differences are due to the criteria. Nothing is trained: --recalibrate measures batch norm's statistics again,
+which recovers much of the accuracy and comes closer to the result of fine-tuning."""
 
 EXAMPLES = """\
   infoprune compare --model CifarResNet --model.depth 56 --weights resnet56.pt --input_shape 1,3,32,32 \\
@@ -46,12 +46,12 @@ def make(words: Sequence[str] = ()) -> ArgumentParser:
         help="which criteria, each a name, or a name and options: '{name: capacity_independence, balance: 0.3}'",
     )
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.7, 0.5, 0.3], help="shares to keep, in (0, 1]")
-    parser.add_argument("--kind", type=str, default="macs", help="what the budgets are of: macs or params")
+    parser.add_argument("--kind", type=str, default="macs", help="unit of the budgets: macs or params")
     add_selection_arguments(parser)
     add_data_arguments(parser, words)
     parser.add_argument("--test_images", type=int | None, help="how many test images to use; all if not given")
     parser.add_argument(
-        "--recalibrate", action="store_true", help="measure batch norm's statistics anew after each cut"
+        "--recalibrate", action="store_true", help="measure batch norm's statistics again after each cut"
     )
     parser.add_argument("--plot", type=str | None, help="picture file to write: .png, .svg or .pdf")
     add_json_argument(parser)
@@ -76,7 +76,7 @@ def run(words: Sequence[str]) -> None:
 
         check_picture(Path(options.plot))
     if options.recalibrate and options.data is None:
-        raise ConfigurationError("--recalibrate looks at training images: say which with --data")
+        raise ConfigurationError("--recalibrate needs training images: choose them with --data")
     named = open_model(parser, options)
     data = open_data(parser, options)
     rows = compare(

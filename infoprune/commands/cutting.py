@@ -66,8 +66,8 @@ def add_selection_arguments(parser: ArgumentParser) -> None:
         "--allocation",
         type=str | dict,
         default="auto",
-        help=f"how the groups share the cut: {', '.join(ALLOCATIONS)}, or your own by its import path; auto: by "
-        "what it costs to cut each, measured on the images of --data, else residual streams are cut last",
+        help=f"how the cut is divided among the groups: {', '.join(ALLOCATIONS)}, or your own by its import path; "
+        "auto: by the loss of cutting each, measured on the images of --data, else residual streams are cut last",
     )
     parser.add_argument(
         "--round_to",
@@ -119,7 +119,7 @@ def cut(named: NamedModel, options: Namespace, data: NamedData | None, backend: 
         BudgetError: the budget cannot be met.
     """
     if not asks_for_a_cut(options) and isinstance(options.allocation, str) and "per_" not in options.allocation:
-        raise ConfigurationError("how far to cut is not said: give --macs, --params, --filters or --latency")
+        raise ConfigurationError("no target is given: give --macs, --params, --filters or --latency")
     return infoprune.prune(
         named.network,
         named.inputs,

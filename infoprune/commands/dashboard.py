@@ -13,9 +13,9 @@ from infoprune.errors import InfopruneError
 from infoprune.report.wandb_workspace import definition, workspace
 
 WHAT = """\
-Write a saved view into a W&B project that shows what pruning runs log: runs compared (quality and measured speed over
-what is left of the MACs, sweeps), quality and cost along a run, what is left of each layer event by event, the scores
-with what stayed and what went. Needs pip install 'infoprune[dashboard]', the network and a W&B login; --json only
+Write a saved view of the metrics of pruning runs into a W&B project: comparison of runs (quality and measured speed
+over the remaining MACs, sweeps), quality and cost along a run, the remaining share of each layer at each event, the
+scores of kept and removed filters. Needs pip install 'infoprune[dashboard]', the network and a W&B login; --json only
 prints the definition and needs neither."""
 
 EXAMPLES = """\
@@ -28,7 +28,7 @@ def make(words: Sequence[str] = ()) -> ArgumentParser:
     parser = make_parser("dashboard", WHAT, EXAMPLES)
     parser.add_argument("--entity", type=str, required=True, help="team or user")
     parser.add_argument("--project", type=str, required=True, help="the project")
-    parser.add_argument("--metric", type=str, default="val/acc", help="what stands for quality during a run")
+    parser.add_argument("--metric", type=str, default="val/acc", help="metric of quality during a run")
     parser.add_argument("--name", type=str, default="Pruning", help="of the saved view")
     add_json_argument(parser)
     return parser

@@ -20,13 +20,13 @@ from infoprune.errors import ConfigurationError, ExportError, nearest
 from infoprune.report.text import count, percent
 
 WHAT = """\
-Write a model in forms that need no infoprune, in eval mode and for any batch size, and compare the outputs of each with
-the model's own:
+Write a model in forms that do not need infoprune, in eval mode and for any batch size, and compare the outputs of each
+with those of the model:
   onnx        model.onnx, run in onnxruntime for the comparison (needs pip install 'infoprune[export]')
   openvino    model.xml and model.bin (needs pip install 'infoprune[openvino]')
   executorch  model.pte with XNNPACK, for the batch size of --input_shape (needs pip install 'infoprune[executorch]')
   torch       model.pt2, for torch.export.load and AOTInductor
-  weights     weights.pt, a plain state dict, and structure.json, which tells the shape of every layer and the plan"""
+  weights     weights.pt, a plain state dict, and structure.json, with the shape of every layer and the plan"""
 
 EXAMPLES = """\
   infoprune export --model pruned --out exported
@@ -71,7 +71,7 @@ def run(words: Sequence[str]) -> None:
                 f"--to {form}: no such form{nearest(form, FORMS)} (choose from {', '.join(FORMS)})"
             )
     if options.int8 and options.data is None:
-        raise ConfigurationError("--int8 looks at images to set the ranges of activations: say which with --data")
+        raise ConfigurationError("--int8 needs images for the ranges of activations: choose them with --data")
     if options.int8 and not set(forms) & set(QUANTIZED):
         raise ConfigurationError(f"--int8 is for {' and '.join(QUANTIZED)}: add one of them to --to")
     check_folder("--out", Path(options.out))

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from infoprune.structure import Structure
 
 WHAT = """\
-Look at a model before cutting it: its channel groups (filters that are removed together), what is frozen and why, and
-what each layer costs; with --budget, what is left of every group at several budgets. Nothing is changed and nothing is
+Show a model's channel groups (filters that are removed together), its frozen groups with reasons, and the cost of each
+layer; with --budget, the width of every group at several budgets. Nothing is changed and nothing is
 written."""
 
 EXAMPLES = """\
@@ -47,7 +47,7 @@ def make(words: Sequence[str] = ()) -> ArgumentParser:
         "--sensitivity",
         action="store_true",
         help="cut a quarter, half and three quarters of each group alone and measure the model: its accuracy on the "
-        "training images of --data, else how far its outputs move on random inputs",
+        "training images of --data, else the change of its outputs on random inputs",
     )
     parser.add_argument(
         "--budget",
@@ -85,7 +85,7 @@ def run(words: Sequence[str]) -> None:
 
 
 def describe(named: NamedModel, structure: Structure, figures: dict[str, dict[float, float]]) -> dict[str, Any]:
-    """Return what the command says, as primitives.
+    """Return the output of the command, as primitives.
 
     Args:
         named: The model and its example inputs.

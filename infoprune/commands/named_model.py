@@ -66,7 +66,7 @@ class NamedModel:
         return {"class": self.name, "class_path": self.config["class_path"], "input_shape": self.shape}
 
     def architecture(self) -> nn.Module:
-        """Build the same network anew: unpruned, with the weights that its class starts with."""
+        """Build the same network again: unpruned, with the initial weights of its class."""
         return _build(self.config).get_submodule(self.module).eval()
 
 
@@ -103,8 +103,8 @@ def add_model_arguments(parser: ArgumentParser, words: Sequence[str]) -> None:
         "--input_shape",
         "--input-shape",
         type=str | list | dict | None,
-        help="shape of the input with the batch, 1,3,224,224; several inputs as [[1,3,32,32],[1,10]] or by name; runs "
-        "know theirs",
+        help="shape of the input with the batch, 1,3,224,224; several inputs as [[1,3,32,32],[1,10]] or by name; not "
+        "needed for run folders",
     )
     parser.add_argument(
         "--module", type=str | None, help="path of the network inside the model (a LightningModule's attribute)"

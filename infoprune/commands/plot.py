@@ -16,9 +16,9 @@ from infoprune.files import written_whole
 from infoprune.report.record import RunRecord
 
 WHAT = """\
-Draw what the record of a run tells: filters that stayed layer by layer (widths), the share that is left after each
+Draw the record of a run: the remaining filters of each layer (widths), the remaining share after each
 event (heat_map), the scores of each event with the cut (scores_1, ...),
-what cutting each group alone costs (curves_1, ...), the metric and the MACs along the run (along).
+the loss of cutting each group alone (curves_1, ...), the metric and the MACs along the run (along).
 Needs pip install 'infoprune[plot]'."""
 
 EXAMPLES = """\

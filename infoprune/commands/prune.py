@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from infoprune.api import PruneResult
 
 WHAT = """\
-Cut a model in one go, without training, and write a run folder: the pruned weights (pruned.pt), the plan (plan.json),
-a report (report.html) and the same as data (record.json), and what the model is made from (config.yaml). Other commands
-take the folder as --model. One cut costs accuracy: fine-tune afterwards, or prune inside a fit (infoprune fit)."""
+Prune a model in one step, without training, and write a run folder: the pruned weights (pruned.pt), the plan
+(plan.json), a report (report.html) and the same as data (record.json), and the model's configuration (config.yaml).
+Other commands accept the folder as --model. A cut costs accuracy: fine-tune afterwards, or prune inside a fit
+(infoprune fit)."""
 
 EXAMPLES = """\
   infoprune prune --model torchvision.models.resnet18 --input_shape 1,3,224,224 --macs 0.5 --out pruned
@@ -47,7 +48,7 @@ EXAMPLES = """\
       --data CIFAR10DataModule --data.root data --reconstruct --out pruned
   infoprune prune --model runs/quickstart/version_0 --criterion l1 --filters 0.8 --out smaller
   infoprune prune --model runs/quickstart/version_0 --max_drop 0.5 --data DigitsDataModule --out smaller
-then fine-tune what is left:
+then fine-tune the pruned model:
   infoprune fit --config my.yaml --model.init_args.init_from pruned/pruned.pt"""
 
 FILES = ("pruned.pt", "plan.json", "record.json", "report.html", "config.yaml")
@@ -63,18 +64,18 @@ def make(words: Sequence[str] = ()) -> ArgumentParser:
     parser.add_argument(
         "--max_drop",
         type=float | None,
-        help="instead of a budget: as few multiply-accumulates as lose at most so many percentage points of accuracy "
-        "on validation images of --data, with batch norm measured anew",
+        help="instead of a budget: as few multiply-accumulates as possible with at most this drop of accuracy, in "
+        "percentage points, on validation images of --data, with batch norm measured again",
     )
     add_data_arguments(parser, words)
     parser.add_argument(
-        "--recalibrate", action="store_true", help="measure batch norm's statistics anew on training images of --data"
+        "--recalibrate", action="store_true", help="measure batch norm's statistics again on training images of --data"
     )
     parser.add_argument(
         "--reconstruct",
         action="store_true",
-        help="fit the layers that read what went to their former outputs, by least squares on training images of "
-        "--data, and measure batch norm's statistics anew",
+        help="fit the layers that read removed channels to their former outputs, by least squares on training images "
+        "of --data, and measure batch norm's statistics again",
     )
     parser.add_argument("--out", type=str, required=True, help="the folder to write; it must not exist yet")
     parser.add_argument("--latency_repeats", type=int, default=20, help="timed passes of each model; 0 leaves them out")
@@ -92,7 +93,7 @@ def run(words: Sequence[str]) -> None:
     check_folder("--out", out)
     for option in ("recalibrate", "reconstruct", "max_drop"):
         if options[option] and options.data is None:
-            raise ConfigurationError(f"--{option} looks at images: say which with --data")
+            raise ConfigurationError(f"--{option} needs images: choose them with --data")
     from infoprune.structure.tensors import copied  # after the parser: its help does not wait for PyTorch
 
     named = open_model(parser, options)

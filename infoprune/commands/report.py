@@ -15,7 +15,7 @@ from infoprune.report.record import RunRecord
 
 WHAT = """\
 Write the HTML report of a run from its record.json, as the fit or the cut wrote it; with two runs, a page that shows
-them side by side: what they cost, how well they do, what was asked for, and every layer's width."""
+them side by side: cost, metrics, options, and every layer's width."""
 
 EXAMPLES = """\
   infoprune report runs/quickstart/version_0

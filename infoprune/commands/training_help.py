@@ -152,7 +152,7 @@ def _add_pruning(parser: ArgumentParser) -> None:
     add("backend", "NAME", f"where the model will run: {', '.join(BACKENDS)}")
     add("round_to", "N", "widths are multiples of this", default="auto")
     add("frozen", "NAMES", "layers that keep all filters, patterns allowed: [stem, head.*]")
-    add("recalibration_batches", "N", "batches that measure batch norm anew after a cut", default="0")
+    add("recalibration_batches", "N", "batches that measure batch norm again after a cut", default="0")
     add("reconstruction_batches", "N", "batches that fit the next layers to their former outputs", default="auto")
     add("validate_cuts", "BOOL", "validate after each cut, before any training", default="false")
     group.description = (

@@ -1,4 +1,4 @@
-"""Criteria: score how much each filter matters; one file each.
+"""Score how much each filter matters: one criterion per file.
 
 A criterion maps a model to :data:`Scores`: for every prunable channel group a float64 CPU tensor with one score per
 unit, higher = keep. ``get_criterion("l1")`` finds one by name; a new one is a dataclass derived from

@@ -1,7 +1,7 @@
 """Score channels by the scale that batch norm gives them.
 
 Source: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017. They train with
-an L1 penalty on the scales first; without it the scales say less.
+an L1 penalty on the scales first; without it the scales are less informative.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class BatchNormScale(LayerCriterion):
     """Absolute scale (gamma) of the batch norms that normalise a group's channels. Data-free.
 
-    The batch norms are those whose scale belongs to the group, whatever the code calls them; where there are several
-    (coupled layers, or one per reader in a densely connected net) they are combined as coupled layers are.
+    The batch norms are those whose scale belongs to the group, whatever their names; if there are several
+    (coupled layers, or one per reader in a densely connected net), they are combined like coupled layers.
 
     Raises:
         ConfigurationError: a prunable group has no batch norm with a scale.

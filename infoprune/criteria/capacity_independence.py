@@ -1,14 +1,14 @@
 """Method A: information capacity and independence of filters.
 
 After Tang et al., "Filter Pruning based on Information Capacity and Independence", arXiv 2303.03645 and IEEE TNNLS
-36(5), 2025. This is a *reconstruction*: the paper's formulas are not public to us and there is no official code.
+36(5), 2025. This is a *reconstruction*: the paper's formulas are not all public and there is no official code.
 
 - The paper's: filters are judged by an entropy of each filter (capacity) and by its correlation with the others
-  (independence), without data at scoring time; filters low in both go.
+  (independence), without data at scoring time; filters low in both are removed.
 - Inferred (from a summary and derived works): one balancing parameter fuses both into one score, ranked within a
   layer after each metric is mapped to [0, 1].
-- Ours: which entropy, which distance, the balance. The defaults are the readings that chose best on ResNet-56; the
-  scale-free readings (``kernel_norm``, ``kernel_knn``, ``correlation``) chose worse than chance there.
+- Ours: which entropy, which distance, the balance. The defaults are the best estimators on ResNet-56; the
+  scale-free estimators (``kernel_norm``, ``kernel_knn``, ``correlation``) were worse than random there.
 """
 
 from __future__ import annotations

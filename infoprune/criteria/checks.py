@@ -16,7 +16,7 @@ from infoprune.errors import ConfigurationError
 def check_weights(model: nn.Module) -> None:
     """Raise a ConfigurationError that names the layer if a model holds NaN or infinite parameters or norm statistics.
 
-    A broken value shows in the scores of some criteria only, and in the end in the outputs of every smaller model.
+    Such a value appears only in the scores of some criteria, but later in the outputs of every smaller model.
 
     Args:
         model: the model.
@@ -42,7 +42,7 @@ def check_finite(values: Tensor, layer: str, what: str) -> None:
     bad = 0 if math.isfinite(values.sum()) else int((~torch.isfinite(values)).sum())
     if bad:
         raise ConfigurationError(
-            f"{layer}: {what} hold {bad} NaN or infinite values of {values.numel()}; restore a sound checkpoint "
+            f"{layer}: {what} hold {bad} NaN or infinite values of {values.numel()}; load a valid checkpoint "
             f"before pruning"
         )
 

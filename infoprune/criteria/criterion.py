@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from infoprune.structure import ChannelGroup, GroupSlot, Structure
 
 SLICE = 1 << 18
-"""So many weights are scored at once where filters can be scored one by one."""
+"""Number of weights that are scored at once if filters can be scored one by one."""
 
 Scores = dict[str, Tensor]
 """Group name -> float64 CPU tensor (units,), higher = keep. Only prunable groups."""
@@ -46,9 +46,9 @@ class Criterion(Part):
     kind: ClassVar[str] = "criterion"
     needs_data: ClassVar[bool] = False
     as_trained: ClassVar[bool] = False
-    """Whether images should be transformed as in training, where the data offers that, not as in evaluation."""
+    """Whether images should be transformed as in training, if the data offers that, not as in evaluation."""
     sees_model: ClassVar[bool] = True
-    """Whether the criterion's own code is given the model, which is then copied before and put back after."""
+    """Whether the criterion's own code gets the model, which is then saved before and restored after."""
 
     @abstractmethod
     def group_scores(self, model: nn.Module, structure: Structure, data: Iterable[Any] | None) -> Scores:
@@ -67,10 +67,10 @@ class Criterion(Part):
         """Score every unit of every prunable group.
 
         Args:
-            model: The model that ``structure`` was traced from. It is afterwards what it was, see :func:`preserved`.
+            model: The model that ``structure`` was traced from. It is restored afterwards, see :func:`preserved`.
             structure: Its channel groups.
-            data: Batches of training images for criteria that need them, ignored by the others. If it has an attribute
-                ``as_trained``, the same images as in training, criteria that want them so take that.
+            data: Batches of training images for criteria that need them, ignored by the others. Its attribute
+                ``as_trained``, if any, has the same images transformed as in training, for criteria that need these.
 
         Returns:
             Group name -> (units,) float64 scores on the CPU.
@@ -99,13 +99,13 @@ class Criterion(Part):
         return self._checked(scores, structure)
 
     def _guarded(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Return a context that gives back all that the code inside may change."""
+        """Return a context that restores everything that the code inside may change."""
         if self.sees_model or any(map(is_parametrized, model.modules())):  # a parametrization runs code of its own
             return preserved(model)
         return undisturbed(*{parameter.device for parameter in model.parameters()})
 
     def _checked(self, scores: Scores, structure: Structure) -> Scores:
-        """Return the scores as float64 on the CPU; refuse unknown groups and what is not one finite score a unit."""
+        """Return the scores as float64 on the CPU; refuse unknown groups and anything but a finite score per unit."""
         check_mapping(self.label, scores, "group")
         sizes = {group.name: group.size for group in structure.groups}
         for name in scores:
@@ -124,9 +124,9 @@ class Criterion(Part):
 class LayerCriterion(Criterion):
     """Score the filters of single layers.
 
-    What the units of a group get from the layers that feed it is decided here: a unit with several filters in a layer
-    takes their mean, and where several layers are coupled (their outputs are added, say), each layer's unit scores
-    are first brought to a common scale. A group with one layer keeps the criterion's own values.
+    The scores of a group's units are computed from the layers that feed it. If a unit has several filters in a layer,
+    their scores are averaged. If several layers are coupled (for example, their outputs are added), each layer's unit
+    scores are first brought to a common scale. A group with one layer keeps the criterion's own values.
 
     Args:
         normalize: Common scale for coupled layers: ``"minmax"`` to [0, 1] (a constant layer gives 0), ``"mean"``
@@ -180,7 +180,7 @@ class LayerCriterion(Criterion):
         return scores
 
     def _scores_of(self, of_layer: Mapping[str, Tensor], name: str, slot: GroupSlot, structure: Structure) -> Tensor:
-        """Return the scores of a layer, or refuse where they are missing or not one for each filter."""
+        """Return the scores of a layer; refuse them if they are missing or not one for each filter."""
         if name not in of_layer:
             raise ConfigurationError(
                 f"{self.label} gives no scores for layer {name!r}{nearest(name, of_layer)}; score every layer that "

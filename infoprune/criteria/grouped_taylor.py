@@ -1,4 +1,4 @@
-"""Estimate to first order how removing a unit, with all that is coupled to it, changes the loss.
+"""Estimate to first order how removing a unit, with all parameters coupled to it, changes the loss.
 
 Sources: the estimate is Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019; taking it over
 all coupled parameters is Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023, arXiv 2301.12900.
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 @CRITERIA.register("grouped_taylor")
 @dataclass(kw_only=True)
 class GroupedTaylor(Criterion):
-    """Sum of ``|gradient x value|`` over every parameter element that goes when a unit goes.
+    """Sum ``|gradient x value|`` over every parameter element that is removed with a unit.
 
-    Those are the unit's filters, their biases and norm parameters, and the kernels that read the unit in the layers
-    behind; `Taylor` looks at the filters alone. The gradient is that of the mean loss over all images. Cost: one
+    Those are the unit's filters, their biases and norm parameters, and the kernels that read the unit in the next
+    layers; `Taylor` uses the filters alone. The gradient is that of the mean loss over all images. Cost: one
     forward and one backward pass for each image.
 
     Args:

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 @CRITERIA.register("hessian")
 @dataclass(kw_only=True)
 class Hessian(LayerCriterion):
-    """Half of the sum over a filter's weights of Fisher information x weight². Cost: a backward pass for each image.
+    """Sum half of Fisher information x weight² over a filter's weights. Cost: a backward pass for each image.
 
     The Fisher information of a weight is the mean over images of its squared gradient, for the targets in the data
-    (the *empirical* Fisher matrix). Images pass one by one, because their gradients are needed apart. Scores of
-    different layers are on one scale, so coupled layers are summed as they are.
+    (the *empirical* Fisher matrix). Images are run one by one, because each image's gradient is needed. Scores of
+    different layers have one scale, so those of coupled layers are summed directly.
 
     Args:
         loss: ``"cross_entropy"``, the import path of a function, or a function of (outputs, targets) that returns the

@@ -1,4 +1,4 @@
-"""Score filters by their share of the energy that remains in their group when they go.
+"""Score filters by their share of the energy that remains in their group when they are removed.
 
 Source: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021, arXiv 2010.07611, there for
 single weights; here for filters, as Torch-Pruning applies it.
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 @CRITERIA.register("lamp")
 @dataclass(kw_only=True)
 class LAMP(WeightCriterion):
-    """Squared norm of a unit over the sum of those that are at least as large. Data-free.
+    """Divide the squared norm of a unit by the sum of the squared norms that are at least as large. Data-free.
 
-    Inside a group the order is that of `L2`. Across groups the scores compare, which norms do not: the largest unit of
+    Within a group the order is that of `L2`. Unlike norms, the scores are comparable across groups: the largest unit of
     every group scores 1, so a `global` allocation empties no layer. Squared norms of coupled layers are summed.
     """
 

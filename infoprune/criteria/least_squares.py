@@ -1,7 +1,7 @@
-"""Score units by the error that stays in the layers that read them, after these are fitted anew without them.
+"""Score units by the error that remains in the layers that read them after these layers are refitted without them.
 
 Source: the objective is that of He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017,
-arXiv 1707.06168. The units go one after the other by the rule of Hassibi & Stork, "Second order derivatives for network
+arXiv 1707.06168. Units are removed one by one by the rule of Hassibi & Stork, "Second order derivatives for network
 pruning: Optimal Brain Surgeon", NIPS 1992, for whole blocks of weights, as in Kurtic et al., "ZipLM: Inference-Aware
 Structured Pruning of Language Models", NeurIPS 2023, arXiv 2302.04089.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from infoprune.structure import ChannelGroup, Structure
 
 SHARE = 16
-"""Of many units, one in so many goes at a time."""
+"""In large groups, this fraction (one in so many) of the units is removed at a time."""
 
 
 class Reader(NamedTuple):
@@ -47,19 +47,21 @@ class Reader(NamedTuple):
 @CRITERIA.register("least_squares")
 @dataclass(kw_only=True)
 class LeastSquares(Criterion):
-    """Error of the layers behind, fitted anew by least squares, when a unit goes after all units with lower scores.
+    """Compute the error of the layers that read a unit, refitted by least squares without it and all lower units.
 
-    The error is the share of the variance of a layer's outputs, mean over its outputs, sum over the layers that read
-    the group. Units go in the order in which they add the least. It suits `infoprune.reconstruct`, which fits the same
-    layers: what other units can stand in for goes first. Readers are 2-D convolutions without groups and linear layers
-    with up to 8,192 inputs a position; a group without any is scored by the L2 norm of its filters.
+    The error is a share of the variance of a layer's outputs, averaged over its outputs and summed over the layers that
+    read the group. The unit that adds the least error is removed next. Use it with `infoprune.reconstruct`, which fits
+    the same layers: units that others can replace are removed first. The refitted layers ("readers") are 2-D
+    convolutions without groups and linear layers with up to 8,192 inputs per position; a group without any is scored by
+    the L2 norm of its filters.
 
     Cost: one forward pass for each image, and the covariance and inverse of each reader's inputs; the covariances of
     all readers are in memory at once, at most 512 MiB each.
 
     Args:
         images: Number of calibration images over all processes; all of the data if it holds fewer.
-        ridge: How strongly weights are held while they are fitted, relative to the mean variance of a layer's inputs.
+        ridge: Strength of the ridge penalty on changes of the weights, relative to the mean variance of a layer's
+            inputs.
 
     Raises:
         DataError: the data holds no image, or a layer's inputs are not finite.
@@ -110,7 +112,7 @@ class LeastSquares(Criterion):
         return {name: total for name, total in totals.items() if total[0, 0] > 0}
 
     def _reader(self, layer: Layer, moments: Tensor, slots: Sequence[tuple[Tensor, Tensor]]) -> Reader:
-        """Return what a layer reads of a group.
+        """Return a layer as a reader of a group.
 
         Args:
             layer: the layer.
@@ -128,16 +130,16 @@ class LeastSquares(Criterion):
 
 
 def removal_errors(readers: Sequence[Reader], units: int) -> Tensor:
-    """Remove units one after the other, always those that add the least error; return the error at which each goes.
+    """Remove units one by one, always the unit that adds the least error; return the error at each removal.
 
     Args:
         readers: the layers that read the units.
         units: how many there are.
 
     Returns:
-        (units,) errors: the mean over a reader's outputs of the squared error of its least-squares fit without the
-        unit and all that went before, sum over readers. Of many units a sixteenth of those that are left goes at a
-        time.
+        (units,) errors: the squared error of a reader's least-squares fit without the unit and all units removed
+        before, averaged over its outputs and summed over readers. In large groups a sixteenth of the remaining units
+        is removed at a time.
 
     Example:
         >>> twins = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]) + 1e-6 * torch.eye(3)
@@ -159,7 +161,7 @@ def removal_errors(readers: Sequence[Reader], units: int) -> Tensor:
 
 
 class _Fit:
-    """A reader's weights, fitted to what is left of its inputs."""
+    """A reader's weights, fitted to its remaining inputs."""
 
     def __init__(self, reader: Reader) -> None:
         own = reader.unit >= 0

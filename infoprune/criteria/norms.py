@@ -1,4 +1,4 @@
-"""Norms of filters: the smallest go.
+"""Score filters by their norms; the smallest are removed.
 
 Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017 (L1; L2 is their comparison).
 """
@@ -16,7 +16,7 @@ from infoprune.criteria.criterion import CRITERIA, WeightCriterion
 @CRITERIA.register("l1")
 @dataclass(kw_only=True)
 class L1(WeightCriterion):
-    """Sum of a filter's absolute weights. Data-free."""
+    """Sum a filter's absolute weights. Data-free."""
 
     filterwise = True
     sums_in_float64 = True
@@ -29,7 +29,7 @@ class L1(WeightCriterion):
 @CRITERIA.register("l2")
 @dataclass(kw_only=True)
 class L2(WeightCriterion):
-    """Euclidean norm of a filter. Data-free."""
+    """Compute the Euclidean norm of a filter. Data-free."""
 
     filterwise = True
 

@@ -1,4 +1,4 @@
-"""Losses and payoffs by name: what a model's outputs are worth, given the targets."""
+"""Losses and payoffs by name: the quality of a model's outputs, given the targets."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Objective = Callable[[Any, Any], Tensor]
 
 
 def fidelity(outputs: Any, whole: Any) -> Tensor:
-    """Return how much of the whole network's outputs is left: 1 minus the squared distance over their squared length.
+    """Return the similarity to the whole network's outputs: 1 minus the squared distance over their squared length.
 
-    Bounded: 1 for equal outputs, 0 for those as far away as zeros or farther.
+    Bounded: 1 for equal outputs, 0 for outputs as far away as zeros or farther.
 
     Args:
         outputs: Of the network without some channels: a tensor (images, ...), or tensors in lists, tuples and mappings.

@@ -1,4 +1,4 @@
-"""A model that is afterwards what it was, whatever a criterion does to it in between."""
+"""Restore a model after a criterion has run on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from infoprune.structure.module_state import attributes_restored
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode; afterwards give back all that code inside may have changed.
+    """Put a model in eval mode; afterwards restore everything that code inside may have changed.
 
     These are weights, buffers, gradients, which parameters require gradients, train/eval flags, submodules, hooks and
     other attributes of modules, and the random state. A criterion may train the model, zero filters one by one, or

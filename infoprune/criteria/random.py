@@ -1,4 +1,4 @@
-"""Chance: the control that every criterion has to beat."""
+"""Random scores: the control that every criterion must beat."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 @CRITERIA.register("random")
 @dataclass(kw_only=True)
 class Random(LayerCriterion):
-    """Uniform random scores.
+    """Draw uniform random scores.
 
     Each layer draws from its own generator, seeded by ``seed`` and the layer's name: the scores depend neither on the
     order of calls, nor on the process, nor on torch's global generator, which is left alone.
 
     Args:
-        seed: Another seed, another choice.
+        seed: Seed of the scores.
     """
 
     seed: int = 0

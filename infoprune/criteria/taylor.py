@@ -1,4 +1,4 @@
-"""First-order estimate of what removing a filter does to the loss.
+"""Estimate to first order how removing a filter changes the loss.
 
 Sources: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019 (``of="weights"``: the
 squared sum of gradient x weight over a filter, averaged over mini-batches), and "Pruning Convolutional Neural
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 @CRITERIA.register("taylor")
 @dataclass(kw_only=True)
 class Taylor(LayerCriterion):
-    """Estimated change of the loss. Cost: one forward and one backward pass for each image.
+    """Estimate the change of the loss. Cost: one forward and one backward pass for each image.
 
-    Scores of different layers are on one scale, so coupled layers are summed as they are.
+    Scores of different layers have one scale, so those of coupled layers are summed directly.
 
     Args:
         of: ``"activations"`` or ``"weights"``, see above.

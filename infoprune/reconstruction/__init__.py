@@ -1,9 +1,9 @@
-"""Fit the layers that read a cut to their former outputs by least squares.
+"""Fit the layers that read removed channels to their former outputs by least squares.
 
-A layer whose inputs lost channels puts out something else. What its remaining inputs tell about its former outputs is
-a linear regression, and its solution are the layer's new weights. Layer by layer from the first, each is fitted to the
-inputs that the layers before it now give, so that errors do not add up. A layer that ends the branch of a residual
-block also makes up for the error of the stream that its outputs are added to. Nothing is trained.
+A layer whose inputs lost channels gives other outputs. A linear regression from its remaining inputs to its former
+outputs gives the layer's new weights. The layers are fitted from first to last, each on the inputs that the fitted
+layers before it give, so that errors do not accumulate. The last layer of a residual branch also compensates the error
+of the stream that its outputs are added to. Nothing is trained.
 """
 
 from infoprune.reconstruction.few_examples import few_examples

@@ -1,4 +1,4 @@
-"""Choose the examples of a fit whose size nobody said."""
+"""Choose the examples of a fit by default."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from infoprune.calibration import batch_size, numbers_in, rows_of, split_batch
 
 EXAMPLES = 640
-"""More images recover no more: 640 and 1,920 gave a ResNet-56 the same accuracy."""
+"""More images do not help: 640 and 1,920 gave a ResNet-56 the same accuracy."""
 
 NUMBERS = 10_000_000
-"""In all inputs together, because a fit keeps activations of all of them: 66 images of 3 x 224 x 224."""
+"""Limit for all inputs together, because a fit stores activations of all of them: 66 images of 3 x 224 x 224."""
 
 
 def few_examples(data: Iterable[Any], caller: str) -> list[tuple[Any, None]]:

@@ -19,11 +19,11 @@ BATCH_NORM_WEIGHT = 3
 
 @dataclass(frozen=True)
 class FollowingSum:
-    """The two tensors that a run adds behind a layer.
+    """The two tensors that a run adds after a layer.
 
     Attributes:
-        own: the layer's outputs, behind batch norm where there is one.
-        other: what they are added to, of the same shape.
+        own: the layer's outputs, after batch norm if there is one.
+        other: the tensor that they are added to, of the same shape.
         norm: weight and bias of the batch norm between the layer and the sum; none: ``()``.
     """
 
@@ -64,7 +64,7 @@ class _Follow(TorchFunctionMode):
         return output
 
     def _end_at_sum(self, leaves: list[Any]) -> None:
-        """Note the sum of two tensors of one shape, which no factor scales."""
+        """Record the sum of two tensors of one shape, if no factor scales it."""
         own = self._own
         others = [leaf for leaf in leaves if leaf is not own]
         if own is not None and len(others) == 1 and isinstance(others[0], Tensor) and others[0].shape == own.shape:
@@ -81,7 +81,7 @@ def _batch_norm_parameters(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
 
 
 def following_sum(model: nn.Module, inputs: Any, prefix: Prefix, weight: Tensor) -> FollowingSum | None:
-    """Run a model from a layer to the sum that the layer's outputs enter; None where they are used in another way.
+    """Run a model from a layer to the sum that the layer's outputs enter; return None if they have another use.
 
     Args:
         model: In eval mode, without gradients.
@@ -90,7 +90,7 @@ def following_sum(model: nn.Module, inputs: Any, prefix: Prefix, weight: Tensor)
         weight: The layer's.
 
     Raises:
-        ReplayError: the run takes another way than the recorded one.
+        ReplayError: the run differs from the recorded one.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Go through the layers that read a cut in the order of their use, and fit each."""
+"""Fit the layers that read removed channels, in the order of their use."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
 
 RIDGE = 0.1
-"""How strongly the fit holds on to the weights as they are, as a share of the mean variance of the inputs."""
+"""Strength of the ridge penalty on changes of the weights, as a share of the mean variance of the inputs."""
 
 POSITIONS = 16_000
 POSITIONS_FOR_A_COLUMN = 8
-"""A layer is fitted on so many positions of its outputs, about, drawn at random: a number, or more for each column."""
+"""Approximate number of output positions, drawn at random, on which a layer is fitted; and more for each column."""
 
 ALONE, SUMMED = "", "+"
-"""What a layer is fitted to: its own outputs, or a sum that they enter directly. No batch norm has such a name."""
+"""Markers of a layer's target: its own outputs, or a sum that they enter directly. No batch norm has such a name."""
 
 
 def reconstruct(
@@ -49,26 +49,28 @@ def reconstruct(
     """Fit the layers whose inputs were cut to the outputs that they had in the original, in place.
 
     Convolutions (2-D, without groups) and linear layers are fitted one after the other in the order of their use, each
-    by ridge regression on the inputs that it gets now, at all of its calls. A layer whose outputs are added to others,
-    behind batch norm or without, is fitted to the sum that the original has: it makes up for the error of the other
-    summand, and that batch norm's weight and bias are fitted with it. Layers that share their weights with another or
-    read more than 8,192 numbers at a position, and classes with a forward of their own, stay as they are. Batch norm
-    uses the statistics of the batch meanwhile, in both models, so batches should not be small; measure them anew
-    afterwards (:func:`infoprune.recalibrate`). A few hundred images are enough. That costs about two runs of both
-    models on them, two more for each layer that is called several times, the regressions, and memory for what both
-    models hold at a layer. On several processes pass the same data everywhere: all do the same.
+    by ridge regression on its present inputs, at all of its calls. A layer whose outputs are added to another tensor,
+    directly or after batch norm, is fitted to the sum in the original: it compensates the error of the other summand,
+    and that batch norm's weight and bias are fitted with it. Three kinds of layers do not change: layers with shared
+    weights, layers that read more than 8,192 numbers per position, and subclasses with their own forward. During the
+    fit, batch norm in both models uses the statistics of the current batch, so batches should not be small; measure the
+    running statistics again afterwards (:func:`infoprune.recalibrate`). A few hundred images are enough. The cost is
+    about two runs of both models on them, two more for each layer that is called several times, the regressions, and
+    memory for the activations of both models at a layer. On several processes pass the same data to all: all do the
+    same.
 
     Args:
         model: The pruned model.
         original: The model before the cut. It is not changed.
         data: Batches of training images, shown as in training; or a LightningDataModule after ``setup("fit")``.
-        batches: How many to take; all of them by default.
-        plan: What the cut removed from ``original``; by default all that ``model`` ever lost.
-        ridge: How strongly weights are held where they are, relative to the mean variance of a layer's inputs.
+        batches: Number of batches to use; all by default.
+        plan: The channels that the cut removed from ``original``; by default all that ``model`` ever lost.
+        ridge: Strength of the ridge penalty on changes of the weights, relative to the mean variance of a layer's
+            inputs.
 
     Raises:
         ConfigurationError: an option out of range, or a model that was never cut.
-        DataError: there is no batch, or a layer's values are not finite. The model is as it was.
+        DataError: there is no batch, or a layer's values are not finite. The model is unchanged.
 
     Source: the least squares of He et al., "Channel Pruning for Accelerating Very Deep Neural Networks",
         arXiv 1707.06168, with the channels chosen beforehand, and their fit of residual branches (section 3.3).
@@ -102,16 +104,16 @@ def fit_readers(
     *,
     leave: Collection[str] = (),
 ) -> dict[str, nn.Module]:
-    """Do what `reconstruct` does, and return the layers and batch norms that were fitted, by name.
+    """Fit as `reconstruct` does, and return the fitted layers and batch norms, by name.
 
     Args:
         model: The pruned model.
         original: The model before the cut.
         data: Batches of training images.
         batches: How many to take; None: all.
-        plan: What the cut removed from ``original``.
-        ridge: How strongly weights are held where they are.
-        leave: Names of layers and batch norms that stay as they are.
+        plan: The channels that the cut removed from ``original``.
+        ridge: Strength of the ridge penalty on changes of the weights.
+        leave: Names of layers and batch norms that are not fitted.
 
     Raises:
         DataError: there is no batch, or a layer's values are not finite. The model is as it was.
@@ -129,11 +131,11 @@ def fit_readers(
 
 
 def readers(model: nn.Module, plan: PruningPlan) -> dict[str, Layer]:
-    """Return the layers that can be fitted and read channels that went, by name; none that share their weights.
+    """Return the layers that read removed channels and can be fitted, by name; none with shared weights.
 
     Args:
         model: the pruned module.
-        plan: what was removed.
+        plan: the removed channels.
     """
     found: dict[str, Layer] = {}
     alone = _held_once(model)
@@ -190,7 +192,7 @@ class _Fit:
         return {**self._layers, **self._norms}
 
     def run(self, recorded: list[RecordedBatch]) -> dict[str, nn.Module]:
-        """Fit all layers, and return what was fitted.
+        """Fit all layers, and return the fitted layers and batch norms.
 
         Args:
             recorded: the batches.
@@ -218,7 +220,7 @@ class _Fit:
         return calls, [names[weight] for weight in order]
 
     def _fit(self, name: str, calls: Counter[str], recorded: list[RecordedBatch]) -> dict[str, nn.Module]:
-        """Fit a layer to its former outputs; one that is called several times to those of all calls."""
+        """Fit a layer to its former outputs, of all its calls."""
         layer = self._layers[name]
         kept = torch.as_tensor(self._plan.kept(f"{name}.weight", 0), device=layer.weight.device)
         positions = max(POSITIONS, POSITIONS_FOR_A_COLUMN * columns_of(layer)) / len(recorded)
@@ -240,7 +242,7 @@ class _Fit:
     def _targets(
         self, name: str, calls: Counter[str], batch: RecordedBatch, kept: Tensor, follow: bool
     ) -> tuple[list[tuple[Tensor, Tensor]], str]:
-        """Return inputs and wanted outputs of a layer, and the name of the batch norm behind which these are wanted.
+        """Return inputs and target outputs of a layer, and the name of the batch norm after which the target lies.
 
         Args:
             name: the layer's.
@@ -250,8 +252,8 @@ class _Fit:
             follow: whether to look for a sum that the outputs enter.
 
         Returns:
-            A pair for each call. `ALONE` in place of a name where the layer's own outputs are wanted, `SUMMED` where
-            they are wanted in a sum without a batch norm.
+            A pair for each call. In place of a name, `ALONE` means that the targets are the layer's own outputs,
+            `SUMMED` that they are a sum without a batch norm.
         """
         layer, former = self._layers[name], self._original.get_submodule(name)
         now, then = (batch.inputs_of(name, which, calls[name]) for which in ("model", "original"))

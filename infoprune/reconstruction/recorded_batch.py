@@ -20,10 +20,10 @@ Which = Literal["model", "original"]
 
 
 class RecordedBatch:
-    """A batch, and what both models did on it up to the layer that is fitted.
+    """A batch, and the recorded calls of both models on it up to the layer that is fitted.
 
     Args:
-        inputs: What the models are called with.
+        inputs: The arguments of both models.
         models: The pruned model and its original.
     """
 
@@ -33,7 +33,7 @@ class RecordedBatch:
         self._prefixes: dict[Which, Prefix] = {"model": Prefix(), "original": Prefix()}
 
     def inputs_of(self, name: str, which: Which, calls: int) -> list[Tensor]:
-        """Return what a layer gets, at its first use if it has one call, at all of them if it has more.
+        """Return a layer's inputs: at its first use if it is called once, else at all calls.
 
         Args:
             name: the layer's.
@@ -54,7 +54,7 @@ class RecordedBatch:
         return seen
 
     def sum_behind(self, name: str, which: Which) -> FollowingSum | None:
-        """Return the sum that the outputs of a layer enter, whose inputs were asked for last.
+        """Return the sum that a layer's outputs enter; it must be the layer whose inputs were requested last.
 
         Args:
             name: the layer's.

@@ -1,4 +1,4 @@
-"""Solve the ridge regression of a layer, with or without a batch norm behind it."""
+"""Solve the ridge regression of a layer, with or without a batch norm after it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from infoprune.regression import AT_ONCE, Layer, batched, covariance, held, inpu
 
 
 class Solution(NamedTuple):
-    """New values of a layer, and of the batch norm behind it.
+    """New values of a layer, and of the batch norm after it.
 
     Attributes:
         weight: (outputs, columns).
@@ -27,12 +27,12 @@ class Solution(NamedTuple):
 
 
 def moments_on(layer: Layer, inputs: Tensor, wanted: Tensor, most: int) -> Tensor:
-    """Sum the products of 1, inputs and wanted outputs over positions.
+    """Sum the products of 1, inputs and target outputs over positions.
 
     Args:
         layer: the layer.
-        inputs: what it gets.
-        wanted: what it is to put out, in the shape of its outputs.
+        inputs: its inputs.
+        wanted: its target outputs, in the shape of its outputs.
         most: at most so many positions of each image.
 
     Returns:
@@ -49,14 +49,14 @@ def moments_on(layer: Layer, inputs: Tensor, wanted: Tensor, most: int) -> Tenso
 
 
 def solve(moments: Tensor, weight: Tensor, ridge: float, biased: bool) -> Solution:
-    """Return the regression that is held near the weights as they are.
+    """Return the solution of the ridge regression around the present weights.
 
-    A layer without a bias is fitted up to a constant, which batch norm behind it takes away.
+    A layer without a bias is fitted up to a constant, which the batch norm after it removes.
 
     Args:
         moments: sums of `moments_on`.
-        weight: (outputs, columns) float64 weights as they are.
-        ridge: how strongly they are held, relative to the mean variance of the inputs.
+        weight: (outputs, columns) the present weights in float64.
+        ridge: strength of the penalty on changes, relative to the mean variance of the inputs.
         biased: whether the layer has a bias.
     """
     columns, means = weight.shape[1], moments[0, 1:] / moments[0, 0]
@@ -65,15 +65,15 @@ def solve(moments: Tensor, weight: Tensor, ridge: float, biased: bool) -> Soluti
 
 
 def solve_behind_norm(moments: Tensor, weight: Tensor, ridge: float, eps: float) -> Solution:
-    """Return the regression of outputs that are seen behind a batch norm, and the batch norm's scale and shift.
+    """Return the regression to target outputs after a batch norm, and the batch norm's scale and shift.
 
-    Batch norm takes the scale of a filter away, so filters keep their length, and batch norm's weight gives the scale
-    of the fit back. The regression is held near the weights as they are, each filter in the scale that fits best.
+    Batch norm removes the scale of a filter, so filters keep their length, and batch norm's weight carries the scale
+    of the fit. The penalty is on changes from the present weights, each filter scaled for the best fit.
 
     Args:
         moments: sums of `moments_on`.
-        weight: (outputs, columns) float64 weights as they are.
-        ridge: how strongly they are held, relative to the mean variance of the inputs.
+        weight: (outputs, columns) the present weights in float64.
+        ridge: strength of the penalty on changes, relative to the mean variance of the inputs.
         eps: of the batch norm.
     """
     columns, means = weight.shape[1], moments[0, 1:] / moments[0, 0]

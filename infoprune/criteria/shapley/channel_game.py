@@ -1,4 +1,4 @@
-"""A group's channels as the players of a game whose payoff is what the network achieves without the absent ones."""
+"""A group's channels as the players of a game; the payoff is the network's quality without the absent channels."""
 
 from __future__ import annotations
 

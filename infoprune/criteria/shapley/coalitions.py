@@ -1,9 +1,9 @@
 """Shapley values of players in a game that is played on many images at once.
 
-Every image plays the game with a coalition of its own, so that a batch of B images evaluates B coalitions in one go.
-What a player is worth is the mean over images of its Shapley value there, which by linearity is the Shapley value of
-the mean payoff. Letting every image draw its own permutation instead of all images the same one is what makes few
-evaluations go far: the permutations' scatter averages out over the images.
+Every image plays the game with its own coalition, so that a batch of B images evaluates B coalitions in one pass.
+A player's value is the mean over images of its Shapley value, which by linearity is the Shapley value of
+the mean payoff. Few evaluations are enough because every image draws its own permutation: the permutations' variance
+averages out over the images.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ After Chen & Wang, "An Effective Information Theoretic Framework for Channel Pru
 - The paper's: Shapley values evaluate the contribution of a layer's channels, and the least important channels are
   discarded.
 - From lineage (Ancona et al., arXiv 2006.01795; Adamczewski et al., arXiv 2407.15875): the players are the channels
-  of one layer, an absent channel's activation is zero, only the network behind the layer is run again, small
+  of one layer, an absent channel's activation is zero, only the layers after it are run again, small
   coalitions can be left out.
-- Ours: the payoff, what stands for an absent channel, a permutation for each image, more of them for images on which
-  coalitions matter, coupled layers as one set of players, the intervals and the stopping rule.
+- Ours: the payoff, the value of an absent channel, a permutation for each image, more of them for images on which
+  the coalition matters, coupled layers as one set of players, the intervals and the stopping rule.
 """
 
 from __future__ import annotations
@@ -35,29 +35,30 @@ if TYPE_CHECKING:
 ESTIMATORS = ("antithetic", "permutation", "complementary", "exact")
 ABSENT = ("mean", "zero")
 MIN_COALITION = 0.5
-"""Share of the units that stays in every coalition by default, where permutations are walked."""
+"""Default share of the units that stays in every coalition, for the two permutation estimators."""
 
 
 @CRITERIA.register("shapley")
 @dataclass(kw_only=True)
 class Shapley(Criterion):
-    """What each channel contributes to the network's payoff, on average over coalitions of its layer's channels.
+    """Compute each channel's mean contribution to the network's payoff over coalitions of its layer's channels.
 
-    The players are the units of one group; all other groups are whole. An absent unit's activations (behind
-    normalisation and activation function) are their mean over images and positions in every layer of the group: a
-    constant is what batch norm behind the layer gets used to, be it by recalibration or by fine-tuning. Or they are
-    zero, as right after a cut.
+    The players are the units of one group; all other groups are whole. An absent unit's activations (after
+    normalisation and activation function) are replaced in every layer of the group. By default the replacement is
+    their mean over images and positions, because the next batch norm adapts to a constant by recalibration or
+    fine-tuning; or it is zero, as right after a cut.
 
     By default coalitions keep at least half of the units, so that the scores are those of a size-restricted variant;
-    with ``min_coalition=0`` they are Shapley values. Payoff, mean and half were chosen by accuracy on held-out training
+    with ``min_coalition=0`` they are Shapley values. These defaults were chosen by accuracy on held-out training
     images (``benchmarks/results/criteria_choices.md``).
 
-    Cost for a group of n units and one round, in runs of the network behind the group's first layer for each image:
+    Cost for a group of n units and one round, in runs of the layers after the group's first layer for each image:
     ``antithetic`` 2 n (1 - min_coalition), ``permutation`` n (1 - min_coalition), ``complementary`` 2 (n + 1),
-    ``exact`` 2 ** n; and one forward pass for each batch. The means take one forward pass in all. Every image draws
-    its own coalitions, so many of them share a batch; memory is bounded by one batch and its activations. Before the
-    first round a pilot finds out on which images coalitions matter; these are played several times a round, others not
-    in every round (:mod:`~infoprune.criteria.shapley.importance_sampling`), as many in all as there are images.
+    ``exact`` 2 ** n; and one forward pass for each batch. The means take one forward pass in total. Every image draws
+    its own coalitions, so many coalitions share a batch; memory is bounded by one batch and its activations. Before the
+    first round, pilot runs find the images on which the coalition matters. These are sampled several times per round,
+    others not in every round (:mod:`~infoprune.criteria.shapley.importance_sampling`); the total is the number of
+    images.
 
     Args:
         payoff: ``"fidelity"`` to the whole network's outputs (bounded, needs no targets, see
@@ -66,27 +67,27 @@ class Shapley(Criterion):
             (outputs, targets) that returns one value for each image.
         estimator: ``"antithetic"``: a permutation and its reverse; ``"permutation"``; ``"complementary"``: random
             coalitions and their complements; ``"exact"``: all coalitions, for at most 12 units.
-        absent: What stands for an absent unit's activations: their ``"mean"``, or ``"zero"``.
+        absent: The value that replaces an absent unit's activations: their ``"mean"``, or ``"zero"``.
         min_coalition: Coalitions keep at least this share of the units, since pruning never visits small ones; by
-            default 0.5 with the two permutation estimators, and 0 with the others, which know no other share.
+            default 0.5 with the two permutation estimators, and 0 with the others, which allow only 0.
         images: Number of calibration images over all processes; kept in memory.
-        rounds: How many times each image is played, on average over the images.
-        pilot: Runs behind the group's first layer, for each image, that find out how often to play it; 0: all images
-            equally often. ``exact`` plays all equally often.
-        confidence: Probability with which all intervals of a group hold together.
-        remove: If given, a group is finished early once it is certain which units this share, the lowest, holds.
-        required_certainty: How much of that share has to be certain.
-        max_passes: Stop after so many forward passes over the images, a partial run counting as its share of the MACs.
-        max_seconds: Stop after so much time. Under either limit, the pilot and the first batch are always played with
+        rounds: How many times each image is sampled, on average over the images.
+        pilot: Runs of the layers after the group's first layer, for each image, that decide how often to sample it; 0:
+            all images equally often. ``exact`` samples all equally often.
+        confidence: Probability that all intervals of a group hold at the same time.
+        remove: If given, a group is finished early once it is certain which units belong to this lowest share.
+        required_certainty: Fraction of that share that must be certain.
+        max_passes: Stop after this many forward passes over the images; a partial run counts by its share of the MACs.
+        max_seconds: Stop after this time. Under either limit, the pilot and the first batch are always run for
             every group.
         seed: Of the coalitions. An image's coalitions depend only on this, the group, the round and the image's
             position.
         progress: Show a progress bar with the time left; by default if a terminal is attached.
-        partial_file: Where to keep partial scores, batch by batch; an interrupted run with the same options goes on
+        partial_file: File for partial scores, batch by batch; an interrupted run with the same options continues
             from there.
 
     After scoring, :attr:`intervals` holds the empirical-Bernstein half-width of each score, :attr:`passes` and
-    :attr:`seconds` what it cost.
+    :attr:`seconds` the cost.
 
     Raises:
         DataError: no images, or no targets for a payoff that needs them.
