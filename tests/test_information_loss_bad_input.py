@@ -59,7 +59,7 @@ def test_without_data_one_line_says_what_data_would_bring(caplog: pytest.LogCapt
     with caplog.at_level(logging.INFO):
         result = infoprune.prune(Net(), IMAGES[:1], "l1", macs=0.5)
     assert result.curves is None
-    lines = [line for line in caplog.messages if "with training images as data" in line]
+    lines = [line for line in caplog.messages if "pass training images as data" in line]
     assert lines == ["widths by rule (coupled_last): pass training images as data to measure the loss of cuts"]
 
 
