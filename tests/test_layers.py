@@ -28,7 +28,7 @@ LEVELS = [
 """The parts of the package, the lowest first; those of one level may import each other."""
 
 ENGINE = [
-    {"collector", "module_outputs", "notebook", "plan_format", "tensors", "labels"},
+    {"collector", "function_caches", "module_outputs", "notebook", "plan_format", "tensors", "labels"},
     {"plan", "module_state"},
     {"tracing", "attributes"},
     {"cost_model", "layers", "explain", "channel_groups", "model_costs", "groups"},

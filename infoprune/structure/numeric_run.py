@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from infoprune.inputs import Inputs
+from infoprune.structure.function_caches import cached_functions, emptied
 from infoprune.structure.labels import Labels, LabelSpace
 from infoprune.structure.labels.tensor_labels import TensorLabels, labels_of, set_labels
 from infoprune.structure.module_outputs import ModuleOutputs
@@ -75,6 +76,7 @@ class NumericRun:
         self._double = double
         self._owned = owned_tensors(model)
         self._modules = dict(model.named_modules())
+        self._cached_functions = cached_functions(self._modules.values())
 
     def plain(self, caches: Sequence[str] = ()) -> list[Tensor]:
         """Return the outputs of the model as it is.
@@ -152,6 +154,7 @@ class NumericRun:
     ) -> list[Tensor]:
         with ExitStack() as stack:
             stack.enter_context(attributes_restored(self._modules.values()))
+            stack.enter_context(emptied(self._cached_functions))
             stack.enter_context(attributes.rewritten(changed))
             stack.enter_context(swapped(self._owned, tensors))
             if self._double:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from threading import local
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -21,6 +24,51 @@ class Statistic(NamedTuple):
     op: int
 
 
+_passes = count(1)
+
+
+class _Pass(local):
+    """The pass that a thread runs, or ran last.
+
+    Attributes:
+        number: of the pass.
+        depth: how many passes run within each other.
+    """
+
+    number = 0
+    depth = 0
+
+
+_current = _Pass()
+
+
+@contextmanager
+def new_pass() -> Iterator[None]:
+    """Let no tensor have labels at the start of the block: not even one that code has kept since an earlier pass.
+
+    The labels of the block are valid until the next one starts; a pass within a pass leaves those of the outer one.
+
+    Example:
+        >>> import numpy as np
+        >>> kept = torch.zeros(2)
+        >>> with new_pass():
+        ...     set_labels(kept, TensorLabels((np.arange(2),)))
+        >>> labels_of(kept).labelled
+        True
+        >>> with new_pass():
+        ...     labels_of(kept).labelled
+        False
+    """
+    outer, _current.number = _current.number, next(_passes)
+    _current.depth += 1
+    try:
+        yield
+    finally:
+        _current.depth -= 1
+        if _current.depth:
+            _current.number = outer
+
+
 class Storage:
     """The labels' shared state of all tensors that are views of one memory.
 
@@ -30,9 +78,10 @@ class Storage:
         written: something was written there after it was made.
     """
 
-    __slots__ = ("nonnegative", "written", "zero")
+    __slots__ = ("made_in", "nonnegative", "written", "zero")
 
     def __init__(self) -> None:
+        self.made_in = _current.number
         self.zero = True
         self.nonnegative = True
         self.written = False
@@ -71,6 +120,7 @@ class TensorLabels:
         "axes",
         "degree",
         "joined",
+        "made_in",
         "nonzero",
         "number",
         "origin",
@@ -82,6 +132,7 @@ class TensorLabels:
 
     def __init__(self, axes: Sequence[Axis], zero: bool = False, origin: str | None = None) -> None:
         self.axes = tuple(axes)
+        self.made_in = _current.number
         self._zero = zero
         self._nonnegative = False
         self.origin = origin
@@ -190,7 +241,7 @@ def labels_of(tensor: torch.Tensor) -> TensorLabels:
         _ATTRIBUTE
     )  # in half the time of getattr; a trace asks thousands of times
     # A tensor resized in place by an operator we do not know must not keep labels of its old shape.
-    if found is None or len(found.axes) != tensor.dim():
+    if found is None or found.made_in != _current.number or len(found.axes) != tensor.dim():
         return TensorLabels((None,) * tensor.dim())
     return found
 
@@ -202,7 +253,7 @@ def set_labels(tensor: torch.Tensor, found: TensorLabels) -> None:
         tensor: any tensor; its values do not matter.
         found: one axis for each of its dimensions.
     """
-    found.storage = _storage_of(tensor)
+    found.made_in, found.storage = _current.number, _storage_of(tensor)
     tensor.__dict__[_ATTRIBUTE] = found
 
 
@@ -251,6 +302,6 @@ def _storage_of(tensor: torch.Tensor) -> Storage | None:
         return None
     attributes = tensor.untyped_storage().__dict__
     found: Storage | None = attributes.get(_OF_STORAGE)
-    if found is None:
+    if found is None or found.made_in != _current.number:
         found = attributes[_OF_STORAGE] = Storage()
     return found

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from infoprune.errors import PlanError, SurgeryError
 from infoprune.structure import module_state
+from infoprune.structure.function_caches import forget_results
 from infoprune.structure.plan import PruningPlan, check_belongs
 from infoprune.structure.surgery import attributes
 from infoprune.structure.surgery.held import with_wrapped
@@ -81,6 +82,7 @@ def shrink(
             forget()  # nothing stays behind when the cut is made
         mapping = _put_in_place(owned, replaced, changed, optimizers, states)
         module_state.drop(modules, plan)
+        forget_results(modules.values())
         remember(model, plan, owned, old_values)
     return mapping
 

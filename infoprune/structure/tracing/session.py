@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from infoprune.errors import TraceError
 from infoprune.inputs import ByMode, Inputs, advice_on
+from infoprune.structure.function_caches import cached_functions, emptied
 from infoprune.structure.labels import LabelSpace
 from infoprune.structure.labels.tensor_labels import TensorLabels
 from infoprune.structure.module_state import Attributes, put_back
@@ -67,6 +68,7 @@ class TraceSession:
         self.caches: list[str] = []  # attributes in which the model's code keeps what it has computed
         self.whole, self.copies = copies_of(owned, follow or {})
         self._attributes = Attributes(self.modules.values())
+        self._cached_functions = cached_functions(self.modules.values())
         self._module_names = {id(module): name for name, module in self.modules.items()}
         self._running: Tracer | None = None  # the last tracer that was started
         self._recordings: list[Recording] = []  # of the passes on shapes
@@ -95,6 +97,7 @@ class TraceSession:
     def run(self) -> None:
         """Trace in eval mode, and also in train mode if only that uses some of the parameters."""
         self._recordings = []
+        self.numbers_made_up = False  # by the passes that follow
         self.passes = Passes(self.on_shapes, tables_on=self.passes.tables_on)  # operators are numbered anew
         if self.on_shapes:
             try:
@@ -293,7 +296,8 @@ class TraceSession:
             put_back(self.modules, tracer.found)  # a model that ran since may hold what it computed then
             for module in self.modules.values():  # past nn.Module.__setattr__: restored together with all the others
                 module.__dict__["training"] = train and not isinstance(module, _EVAL_ALWAYS)
-            returned = self._run(tracer, inputs, labelled_tensors)
+            with emptied(self._cached_functions):
+                returned = self._run(tracer, inputs, labelled_tensors)
             if tracer is self._running:  # a trace, not a dry run
                 own = [tensor for tensor, _ in labelled_tensors]
                 self._note_caches(self._attributes.filled(own))

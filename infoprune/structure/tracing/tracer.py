@@ -22,6 +22,7 @@ from infoprune.structure.labels.tensor_labels import (
     TensorLabels,
     clear_labels,
     labels_of,
+    new_pass,
     note_written,
     overlap,
     set_labels,
@@ -288,6 +289,7 @@ def run_labelled(
     """
     with ExitStack() as stack:
         stack.enter_context(_ONE_PASS)
+        stack.enter_context(new_pass())
         stack.enter_context(torch.no_grad())
         drew_elsewhere = stack.enter_context(repeatable(tracer.seed))
         stack.callback(tracer.draws.restore)
