@@ -116,7 +116,7 @@ class TestPrune:
             ({"max_drop": 0.5, "macs": 200e6}, r"max_drop=0.5 and macs=200000000.0 clash"),
             ({"max_drop": 0.5, "filters": 0.5}, "max_drop=0.5 and filters=0.5 clash"),
             ({"max_drop": -1, "data": [IMAGES], "validation": len}, "max_drop"),
-            ({"macs": 0.5, "data": [IMAGES], "validation": len}, "validation images for max_drop only"),
+            ({"macs": 0.5, "data": [IMAGES], "validation": len}, "uses validation only with max_drop"),
         ],
     )
     def test_bad_input_is_refused(self, net: nn.Module, options: dict, words: str):
