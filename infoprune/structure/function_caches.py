@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+_KINDS = frozenset({functools._lru_cache_wrapper, FunctionType, staticmethod, classmethod})
+"""What a function with a cache is, or may hold one in a closure; most attributes are nothing of this."""
+
 
 class CachedFunction(NamedTuple):
     """A function with an `lru_cache`, and where it is found.
@@ -57,6 +60,7 @@ def cached_functions(modules: Iterable[nn.Module]) -> list[CachedFunction]:
         CachedFunction(*place)
         for holder in holders
         for name, value in (vars(holder).items() if holder is not None else ())
+        if type(value) in _KINDS
         for place in ((holder, name, value), *_cells_of(value))
     )
     return [one for one in found if isinstance(one.function, functools._lru_cache_wrapper)]

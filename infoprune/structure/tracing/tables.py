@@ -1,4 +1,4 @@
-"""Tables that a model's code makes once and keeps outside of its modules: in a global dict, an `lru_cache`, an object.
+"""Tables that a model's code makes once and keeps outside of its modules: in a global dict or an object, say.
 
 A pass on shapes that is the first to run such code would leave a tensor without numbers there, and the code that made
 it would not run again. So these tensors get their numbers, and the pass is repeated. From then on what the code makes
