@@ -52,9 +52,9 @@ their augmentation; mean (lowest…highest) over seeds. One standard error of an
 - The ResNets have public weights. `mobilenet_v2` (for images of 32 by 32: its first two strides are 1) was trained here
   for 800 steps, two epochs, and `vgg16_bn` for 600, from scratch, so that there is more to gain in fine-tuning. Their
   rows are older than today's default.
-- Where the default is not ahead: on `digits` all methods end within two or three of 359 test images of the unpruned
-  network (0.28 points each), and at 70 % of the MACs of `unet` and `measurer` within 0.6 points of it, so that little
-  is left to gain.
+- Where the default is not ahead: on `digits` it ends within two of 359 test images (0.28 points each) of the best
+  rival, and at 70 % of the MACs of `unet` and `measurer` within 0.5 points of the unpruned network, so that little is
+  left to gain.
 
 ![score over MACs](accuracy.svg)
 """
