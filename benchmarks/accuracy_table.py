@@ -194,7 +194,7 @@ def draw(rows: Sequence[Row], path: Path, methods: Sequence[str]) -> None:
                     for key in ("macs", "tuned")
                 ]
                 style = "-" if number < len(SERIES) else (0, (4, 2))
-                width = 2.4 if method == "default" else 1.0
+                width = 2.4 if method in ("default", OURS) else 1.0
                 colour = SERIES[number % len(SERIES)]
                 look = {"color": colour, "linewidth": width, "linestyle": style, "marker": "o", "markersize": 3}
                 (curves[method],) = ax.plot(*curve, **look)
