@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from torch import Tensor, nn
 
 import infoprune
+from infoprune.structure.surgery.transaction import Transaction
 from tests.networks import randomise
 from tests.oracle import relative_error
 
@@ -85,6 +88,17 @@ class OfTheInstance(Scaled):
         self.table = functools.lru_cache(constant)  # type: ignore[method-assign]
 
 
+class OfTheFirst(Scaled):
+    """Remembers a table for the width that its first layer has at the first call."""
+
+    @functools.lru_cache  # noqa: B019
+    def of_the_first(self, device: Any) -> Tensor:
+        return constant(self.first.out_channels, device)
+
+    def table(self, width: int, device: Any) -> Tensor:
+        return self.of_the_first(device)
+
+
 @pytest.mark.parametrize("called", [False, True])
 @pytest.mark.parametrize("kind", [OfTheClass, OfAStaticMethod, OfADecorator, OfTheFile, OfTheInstance])
 def test_every_trace_sees_the_table_being_made(kind: type[Scaled], called: bool) -> None:
@@ -108,15 +122,7 @@ def test_a_trace_leaves_what_a_function_remembers() -> None:
 
 
 def test_a_cut_lets_a_method_forget_a_table_for_the_old_width() -> None:
-    class Net(Scaled):
-        @functools.lru_cache  # noqa: B019
-        def of_the_first(self, device: Any) -> Tensor:
-            return constant(self.first.out_channels, device)
-
-        def table(self, width: int, device: Any) -> Tensor:
-            return self.of_the_first(device)
-
-    net = randomise(Net())
+    net = randomise(OfTheFirst())
     expected = net(X)
     original = copy.deepcopy(net)
     result = infoprune.prune(net, X, "l1", macs=0.5, round_to=1)
@@ -143,3 +149,36 @@ def test_labels_of_an_earlier_pass_are_not_those_of_a_later_one() -> None:
         assert "second" in [group.name for group in infoprune.trace(net, X).prunable]
         result = infoprune.prune(net, X, "l1", filters=0.8, round_to=1)
         assert relative_error(original, net, result.plan, X) < 1e-5
+
+
+def test_a_cut_that_is_undone_lets_a_method_forget_a_table_for_the_cut_width() -> None:
+    net = randomise(OfTheFirst())
+    expected = net(X)
+    plan = infoprune.trace(net, X).plan({"first": [0, 3]})
+    with contextlib.suppress(MemoryError), Transaction([net]) as transaction:
+        infoprune.shrink(net, plan, transaction=transaction)
+        assert net(X).shape == expected.shape
+        raise MemoryError
+    assert torch.equal(net(X), expected)
+
+
+def test_a_fit_cuts_a_network_whose_method_remembers_a_table() -> None:
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = OfTheFirst()
+
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters())
+
+    data = torch.utils.data.TensorDataset(torch.randn(32, 3, 8, 8), torch.randint(4, (32,)))
+    module = Module()
+    pruning = infoprune.FilterPruning(macs=0.5, schedule=[1, 2], round_to=1)
+    options: dict[str, Any] = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar"], False)
+    trainer = lightning.Trainer(max_epochs=3, callbacks=[pruning], accelerator="cpu", **options)
+    trainer.fit(module, torch.utils.data.DataLoader(data, 8))
+    assert module.net.first.out_channels < 8
+    assert module.net(X).shape == (2, 4)

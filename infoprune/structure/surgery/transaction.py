@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from infoprune.structure.function_caches import forget_results
 from infoprune.structure.module_state import Attributes
 from infoprune.structure.surgery.history import KEY
 from infoprune.structure.surgery.in_place_swap import InPlaceSwap
@@ -46,7 +47,8 @@ class Transaction:
         self, models: Iterable[nn.Module], optimizers: Iterable[Optimizer] = (), saves_memory: bool = True
     ) -> None:
         modules = {id(module): module for model in models for module in model.modules()}
-        self._attributes = Attributes(modules.values())
+        self._modules = list(modules.values())
+        self._attributes = Attributes(self._modules)
         histories = (module.__dict__.get(KEY) for module in modules.values())
         self._histories = [(history, dict(vars(history))) for history in histories if history is not None]
         self._groups = [(group, group["params"], list(group["params"])) for o in optimizers for group in o.param_groups]
@@ -86,3 +88,4 @@ class Transaction:
         with torch.no_grad():
             for tensor, value in self._values:
                 tensor.copy_(value)
+        forget_results(self._modules)  # which the cut model may have computed meanwhile
