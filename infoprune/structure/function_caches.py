@@ -35,7 +35,7 @@ class CachedFunction(NamedTuple):
 
     @property
     def function(self) -> Any:
-        """The function with its `lru_cache`."""
+        """Return the function with its `lru_cache`, out of a static or class method."""
         return _unwrapped(self.value)
 
 

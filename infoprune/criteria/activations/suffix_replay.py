@@ -38,7 +38,7 @@ class _Result:
 
     @cached_property
     def stand_in(self) -> Tensor:
-        """NaN where the dtype has it, so that a replay that needs the value fails visibly."""
+        """Return NaN where the dtype has it, so that a replay that needs the value fails visibly."""
         number = float("nan") if self.dtype.is_floating_point or self.dtype.is_complex else 0
         return torch.full((), number, dtype=self.dtype, device=self.device).expand(self.shape)
 
@@ -51,7 +51,7 @@ class _Call:
 
     @property
     def is_forgotten(self) -> bool:
-        """Whether no later call uses a result of this one, so that stand-ins answer it."""
+        """Return whether stand-ins answer this call, because no later call uses its results."""
         return all(not isinstance(leaf, _Result) or leaf.kept is None for leaf in self.leaves)
 
 
