@@ -38,7 +38,7 @@ class ExecuTorch(Backend):
 
 
 def lowered(program: ExportedProgram) -> bytes:
-    """Return an exported program as ExecuTorch's, with all that XNNPACK takes given to it.
+    """Lower an exported program to ExecuTorch, with every operator that XNNPACK supports delegated to it.
 
     Args:
         program: of `torch.export`.
@@ -56,7 +56,7 @@ def lowered(program: ExportedProgram) -> bytes:
         try:
             edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
             return bytes(edge.to_executorch().buffer)
-        except Exception as error:  # whatever it raises is about the model
+        except Exception as error:  # every error that lowering raises concerns the model
             found = operator_named_in(str(error), program)
             reason = str(error).strip().partition("\n")[0]
             raise ExportError(

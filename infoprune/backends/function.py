@@ -44,7 +44,7 @@ class Function(Backend):
         """Raise a ConfigurationError if the function cannot be called with a model and its inputs."""
         try:
             signature = inspect.signature(self.measure)
-        except (TypeError, ValueError):  # of some functions that are not written in Python
+        except (TypeError, ValueError):  # some functions that are not written in Python have no signature
             return
         try:
             signature.bind(None, None)

@@ -35,7 +35,7 @@ def onnx_bytes(model: nn.Module, inputs: Inputs) -> bytes:
     Raises:
         ExportError: neither can take the model; says where.
     """
-    if not isinstance(inputs, Mapping):  # whose names the older exporter forgets
+    if not isinstance(inputs, Mapping):  # the older exporter loses the names of a mapping
         args, buffer = inputs if isinstance(inputs, tuple) else (inputs,), io.BytesIO()
         with suppress(Exception):  # of any kind; the newer exporter says why, or takes the model
             with evaluating(model), torch.no_grad(), quietly(), _silent_process():

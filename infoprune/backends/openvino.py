@@ -93,7 +93,7 @@ def compiled(model: Any, **options: Any) -> Any:
     """
     import openvino
 
-    # Processors with bfloat16 would use it by default, at other outputs than the model's.
+    # Processors with bfloat16 would use it by default, and their outputs would differ from the model's.
     config = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32", **options}
     with kept_signal_stack():
         return openvino.Core().compile_model(model, "CPU", config)

@@ -15,7 +15,7 @@ RESOLUTION = 1e-6
 
 
 class SideBySide(nn.Module):
-    """Run networks on an input each.
+    """Run several networks, each on its own input.
 
     Example:
         >>> import torch
@@ -49,7 +49,7 @@ def name_by_network(model: Any) -> None:
         name = op.get_name()
         sources = [op.input_value(n).get_node().get_name() for n in range(op.get_input_size())]
         number = inputs.get(name, next((network[source] for source in sources if source in network), None))
-        if number is not None:  # constants belong to none, and are computed when the model is compiled
+        if number is not None:  # constants belong to no network and are computed when the model is compiled
             network[name] = number
             edge = op.get_type_name() in ("Parameter", "Result")
             op.set_friendly_name(f"{number}:{EDGE if edge else ''}:{place}")

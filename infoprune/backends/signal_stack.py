@@ -16,7 +16,7 @@ class _SignalStack(ctypes.Structure):
 
 @contextmanager
 def kept_signal_stack() -> Iterator[None]:
-    """Give this thread the signal stack back that it has now.
+    """Restore on exit the signal stack that this thread has on entry.
 
     Every CPU plugin of OpenVINO maps a signal stack of its own for the thread that loads it, and on its end restores
     the stack that it found. If two plugins live at the same time, the second restores the stack of the first, which is

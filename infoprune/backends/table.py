@@ -99,7 +99,7 @@ class LatencyTable:
             # Another process may have measured other layers since.
             write_text_whole(self.path, json.dumps(_read(self.path) | self.seconds, indent=0, sort_keys=True))
         except OSError:
-            return  # a read-only home costs the next call its time, not this one its result
+            return  # if the cache cannot be written, the next call measures again; this result is still valid
 
 
 def cache_file(backend: Backend, device: torch.device) -> Path:

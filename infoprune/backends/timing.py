@@ -38,7 +38,7 @@ class Latency:
 def latency(
     model: nn.Module, example_inputs: Inputs, repeats: int = 20, warmup: int = 3, backend: BackendSpec = "eager"
 ) -> Latency:
-    """Measure a model's forward pass, in eval mode without gradients; nothing of it is changed.
+    """Measure a model's forward pass, in eval mode without gradients; the model is not changed.
 
     With one CPU thread (``torch.set_num_threads(1)``) it is the processor time of this process, which other programs
     do not lengthen; else the time on the clock. Backends on the CPU take as many threads as PyTorch has.
@@ -72,7 +72,7 @@ def latency(
 
 
 def timed(function: Callable[[], object], on_the_wall: bool = False) -> float:
-    """Return the seconds that a call takes, on the clock on the wall where devices other than the CPU work.
+    """Return the seconds that a call takes, in wall-clock time if asked for or if PyTorch uses several threads.
 
     Args:
         function: the call.

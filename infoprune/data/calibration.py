@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class CalibrationBatches:
-    """Batches ``(images, labels)`` that can be gone through any number of times, the same each time.
+    """Batches ``(images, labels)`` that can be iterated over any number of times, with the same content each time.
 
     Images are float32, normalised, ``(N, C, H, W)``; labels int64 ``(N,)``; both on the CPU unless the data module was
     told otherwise.

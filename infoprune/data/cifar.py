@@ -96,7 +96,7 @@ class CIFAR10DataModule(InMemoryDataModule):
 
     @override
     def load(self) -> tuple[ImageSet, ImageSet]:
-        """Read the files, after a look at whether they are there and whether they are the official ones."""
+        """Check that the files exist and whether they are the official ones, then read them."""
         self._require_all_files()
         foreign = [name for name, md5 in self._files.items() if not check_integrity(str(self.folder / name), md5)]
         train, test = self._read(train=True), self._read(train=False)
@@ -124,7 +124,7 @@ class CIFAR10DataModule(InMemoryDataModule):
             )
 
     def _read(self, train: bool) -> ImageSet:
-        """Read one part through torchvision, without its refusal of files with other checksums."""
+        """Read one part through torchvision, but accept files with other checksums."""
         official = self.dataset
 
         class AnyChecksum(official):  # type: ignore[misc, valid-type]

@@ -1,4 +1,4 @@
-"""The 8x8 handwritten digits that travel inside scikit-learn: no download."""
+"""The 8x8 handwritten digits that scikit-learn includes: no download."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from infoprune.errors import ConfigurationError, DataError
 
 
 class DigitsDataModule(InMemoryDataModule):
-    """1,797 grey 8x8 digits of ten writers' classes 0 to 9, split by class into train, validation and test.
+    """1,797 grey 8x8 handwritten digits in ten classes, 0 to 9, split by class into train, validation and test.
 
     Source: scikit-learn's ``load_digits``, the test part of the UCI set *Optical Recognition of Handwritten Digits*
     (Alpaydin and Kaynak, 1998). Its 17 grey levels are stretched to 0…255. Training images are shifted by up to one
@@ -65,7 +65,7 @@ class DigitsDataModule(InMemoryDataModule):
                 f"val_fraction={val_fraction} and test_fraction={test_fraction} must leave images to train on: "
                 "test_fraction in (0, 1), val_fraction at least 0, their sum below 1"
             )
-        # the base holds out a share of what is left when the test images are gone
+        # the base class takes its validation share from the images that remain without the test images
         rest = val_fraction / (1.0 - test_fraction)
         super().__init__(batch_size, eval_batch_size, rest, augment, mean, std, seed, split_seed)
         self.test_fraction = test_fraction

@@ -76,7 +76,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     @override
     def setup(self, stage: str | None = None) -> None:
-        """List the images; reading them is the workers' part."""
+        """List the images; the workers read them."""
         if hasattr(self, "val_set"):
             return
         transform = self.train_transform if self.augment else self.eval_transform

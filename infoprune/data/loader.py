@@ -172,7 +172,7 @@ class TensorLoader:
         """Return epoch and first batch of the pass that begins."""
         resumed, self._resume = self._resume, None
         if self._started and resumed is None and not self.batch_sampler.epoch_given:
-            self.batch_sampler.epoch += 1  # nobody else counts
+            self.batch_sampler.epoch += 1  # no other code counts the epochs
         self._started = True
         epoch = self.batch_sampler.epoch
         return epoch, resumed[1] if resumed is not None and resumed[0] == epoch else 0
@@ -183,6 +183,6 @@ class TensorLoader:
         return {"epoch": epoch, "batch": batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next pass over the same epoch begin behind the batches already given out."""
+        """Let the next pass over the same epoch begin after the batches already returned."""
         self._position = self._resume = (int(state["epoch"]), int(state["batch"]))
         self.batch_sampler.epoch = self._resume[0]

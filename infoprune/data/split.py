@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split indices so that every class gives the same share, up to rounding.
+    """Split indices so that the same share of every class is held out, up to rounding.
 
     Args:
         labels: ``(N,)`` int64.
