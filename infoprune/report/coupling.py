@@ -13,7 +13,7 @@ def places(text: str) -> int:
 
 
 def shortened(text: str, most: int = 60) -> str:
-    r"""Keep for each place only its last step, and merge the tensors of one module into one line.
+    r"""Keep only the last step for each place, and merge the tensors of one module into one line.
 
     Args:
         text: what ``Structure.explain`` says of a group.

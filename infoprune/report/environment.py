@@ -12,7 +12,7 @@ from infoprune.version import __version__
 
 
 def device_name(device: torch.device) -> str:
-    """Return a device's name as a person reads it.
+    """Return a device's name in readable form.
 
     >>> device_name(torch.device("cpu")).startswith("cpu")
     True

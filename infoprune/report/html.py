@@ -193,7 +193,7 @@ def _event_metric_name(record: RunRecord) -> str | None:
 
 
 def as_option(value: object) -> str:
-    """Return an option as a person writes it."""
+    """Return an option as a user would write it."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {as_option(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):

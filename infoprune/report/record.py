@@ -106,7 +106,7 @@ class EventRecord:
 
     @property
     def when(self) -> str:
-        """When it happened, in words."""
+        """Return when the event happened, in words."""
         return "without training" if self.epoch < 0 else f"start of epoch {self.epoch}"
 
 
@@ -208,7 +208,7 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, text: str) -> RunRecord:
-        """Read what `to_json` wrote; raises CheckpointError where the text is no such record.
+        """Read what `to_json` wrote; raises CheckpointError if the text is not a valid record.
 
         Args:
             text: the whole JSON text.
@@ -220,7 +220,7 @@ class RunRecord:
         return cls.from_dict(data)
 
     def save(self, path: str | Path) -> None:
-        """Write the record as JSON, wholly or not at all; raises OSError where that cannot be.
+        """Write the record as JSON, completely or not at all; raises OSError if it cannot be written.
 
         Args:
             path: the file; an old one is replaced.
@@ -229,7 +229,7 @@ class RunRecord:
 
     @classmethod
     def load(cls, path: str | Path) -> RunRecord:
-        """Read a record file; raises CheckpointError that names the file where it cannot.
+        """Read a record file; raises a CheckpointError that names the file if it cannot be read.
 
         Args:
             path: the file.

@@ -31,7 +31,7 @@ def run_folder(trainer: L.Trainer) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder and write into it, so that a run does not find out after hours of training.
+    """Make a folder and write into it, so that a run does not fail after hours of training.
 
     Args:
         folder: the folder.

@@ -50,7 +50,7 @@ def scores_by_fate(event: EventRecord) -> dict[str, list[float]]:
 
 
 def summary_values(record: RunRecord) -> dict[str, float]:
-    """Return the values of a whole run that runs are compared and sorted by.
+    """Return the values of a whole run by which runs are compared and sorted.
 
     Args:
         record: the record of the run.

@@ -178,7 +178,7 @@ def run_chart(panels: Sequence[Panel], events: Sequence[float], width: int = 720
 
 @dataclass(frozen=True)
 class _Axis:
-    """Where an epoch lies from left to right."""
+    """Map epochs to horizontal positions."""
 
     left: float
     right: float
@@ -208,7 +208,7 @@ def _panel(panel: Panel, axis: _Axis, top: float) -> list[str]:
 
 
 def _bounds(panel: Panel) -> Point:
-    """Return the lowest and highest value of a strip's axis, with air around the points."""
+    """Return the lowest and highest value of a strip's axis, with a margin around the points."""
     values = [y for _, y in (*panel.points, *panel.marks)]
     low, high = min(values) if panel.floor is None else min(panel.floor, *values), max(values)
     margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
@@ -234,7 +234,7 @@ def _dot(x: float, y: float, value: str, epoch: float) -> str:
 def _steps(
     scores: Sequence[float], start: int, place: Callable[[float, float], Point], bottom: float, name: str
 ) -> str:
-    """Return the area under neighbouring bars; with very many bars, only as many as can be told apart."""
+    """Return the area under neighbouring bars; if there are very many, only as many as can be distinguished."""
     if not scores:
         return ""
     stride = max(1, len(scores) // 120)

@@ -81,7 +81,7 @@ def _kept(row: LayerRow) -> float:
 
 
 def pair(before: str, after: str) -> str:
-    """Return what stands in a cell: before -> after, or one of them where both are the same.
+    """Return the text of a cell: before -> after, or a single value if both are the same.
 
     Args:
         before: the text of the value before.

@@ -66,7 +66,7 @@ def is_share(name: str) -> bool:
 
 
 def metric_value(name: str, value: float | None) -> str:
-    """Return a metric's value as a person reads it.
+    """Return a metric's value in readable form.
 
     >>> metric_value("val/acc", 0.9731), metric_value("val/loss", 0.04218), metric_value("val/loss", None)
     ('97.31 %', '0.0422', 'not finite')
@@ -107,7 +107,7 @@ def choose_metric(names: list[str]) -> str | None:
 
 
 def joined(items: list[str]) -> str:
-    """Return items as a person lists them.
+    """Return items as a list in words.
 
     >>> joined(["a"]), joined(["a", "b"]), joined(["a", "b", "c"])
     ('a', 'a and b', 'a, b and c')
@@ -116,7 +116,7 @@ def joined(items: list[str]) -> str:
 
 
 def group_name(name: str) -> str:
-    """Return a channel group's name as a person says it.
+    """Return a channel group's name in readable form.
 
     >>> group_name("layer2.0.conv2#2"), group_name("conv1")
     ('layer2.0.conv2, second part', 'conv1')
@@ -225,7 +225,7 @@ def _what_it_cost(record: RunRecord) -> str:
 
 
 def within_spread(before: Totals, after: Totals) -> bool:
-    """Return whether two latencies differ by no more than their runs do among themselves, between the quartiles.
+    """Return whether two latencies differ by no more than the spread of their runs (between the quartiles).
 
     >>> before = Totals(2, 2, latency_s=1.0, latency_spread_s=0.1)
     >>> [within_spread(before, Totals(1, 1, latency_s=after, latency_spread_s=0.2)) for after in (0.9, 0.5)]
