@@ -30,6 +30,17 @@ def in_the_file(width: int, device: Any) -> Tensor:
     return constant(width, device)
 
 
+@functools.lru_cache
+def of_a_network(net: Scaled) -> Tensor:
+    return constant(net.first.out_channels, net.first.weight.device)
+
+
+@functools.cache
+def settings() -> dict[str, float]:
+    """Return the settings of the file: one dictionary, which others fill."""
+    return {}
+
+
 def unless_compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Remember results as transformers does: the cached function is in the closure of another."""
     cached = functools.lru_cache(function)
@@ -99,6 +110,18 @@ class OfTheFirst(Scaled):
         return self.of_the_first(device)
 
 
+class OfANetwork(Scaled):
+    """Asks a function of the file, which gets the network itself."""
+
+    def table(self, width: int, device: Any) -> Tensor:
+        return of_a_network(self)
+
+
+class OfSettings(Scaled):
+    def table(self, width: int, device: Any) -> Tensor:
+        return constant(width, device) * settings()["scale"]
+
+
 @pytest.mark.parametrize("called", [False, True])
 @pytest.mark.parametrize("kind", [OfTheClass, OfAStaticMethod, OfADecorator, OfTheFile, OfTheInstance])
 def test_every_trace_sees_the_table_being_made(kind: type[Scaled], called: bool) -> None:
@@ -121,14 +144,24 @@ def test_a_trace_leaves_what_a_function_remembers() -> None:
     assert net.table(8, X.device) is table
 
 
-def test_a_cut_lets_a_method_forget_a_table_for_the_old_width() -> None:
-    net = randomise(OfTheFirst())
+@pytest.mark.parametrize("kind", [OfTheFirst, OfANetwork])
+def test_a_cut_lets_a_function_forget_a_table_for_the_old_width(kind: type[Scaled]) -> None:
+    net = randomise(kind())
     expected = net(X)
     original = copy.deepcopy(net)
     result = infoprune.prune(net, X, "l1", macs=0.5, round_to=1)
     assert result.after.macs < result.before.macs
     assert relative_error(original, net, result.plan, X) < 1e-5
     assert net(X).shape == expected.shape
+
+
+def test_an_object_that_a_function_without_arguments_keeps_for_all_stays() -> None:
+    settings()["scale"] = 3.0
+    net = randomise(OfSettings())
+    original = copy.deepcopy(net)
+    result = infoprune.prune(net, X, "l1", macs=0.5, round_to=1)
+    assert relative_error(original, net, result.plan, X) < 1e-5
+    assert settings() == {"scale": 3.0}
 
 
 def test_labels_of_an_earlier_pass_are_not_those_of_a_later_one() -> None:
@@ -151,8 +184,9 @@ def test_labels_of_an_earlier_pass_are_not_those_of_a_later_one() -> None:
         assert relative_error(original, net, result.plan, X) < 1e-5
 
 
-def test_a_cut_that_is_undone_lets_a_method_forget_a_table_for_the_cut_width() -> None:
-    net = randomise(OfTheFirst())
+@pytest.mark.parametrize("kind", [OfTheFirst, OfANetwork])
+def test_a_cut_that_is_undone_lets_a_function_forget_a_table_for_the_cut_width(kind: type[Scaled]) -> None:
+    net = randomise(kind())
     expected = net(X)
     plan = infoprune.trace(net, X).plan({"first": [0, 3]})
     with contextlib.suppress(MemoryError), Transaction([net]) as transaction:

@@ -3,15 +3,19 @@
 Code such as a detector's makes a table once for each size and keeps it by `functools.lru_cache`. After a pass on shapes
 the function would return tensors without numbers. In the next pass its code would not run, so that nothing would tell
 how the table follows the width of a layer. After a cut it would return tables for the old widths.
+
+A function without arguments that was called already is left alone: such as a file's settings, its result is one object
+for all of its callers, which a call would not make again, and no width of a model comes in.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from types import CellType, FunctionType, ModuleType
+from types import CellType, FunctionType
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -63,7 +67,11 @@ def cached_functions(modules: Iterable[nn.Module]) -> list[CachedFunction]:
         if type(value) in _KINDS
         for place in ((holder, name, value), *_cells_of(value))
     )
-    return [one for one in found if isinstance(one.function, functools._lru_cache_wrapper)]
+    return [
+        one
+        for one in found
+        if isinstance(one.function, functools._lru_cache_wrapper) and not _keeps_one_object(one.function)
+    ]
 
 
 @contextmanager
@@ -82,16 +90,21 @@ def emptied(functions: Iterable[CachedFunction]) -> Iterator[None]:
 
 
 def forget_results(modules: Iterable[nn.Module]) -> None:
-    """Let the methods of modules forget what they remember.
+    """Let the functions of modules, of their classes and of their files forget what they remember.
 
-    Functions outside of classes keep it: they get all that they compute with as arguments.
+    A function outside of classes may know a width, too: a module or a layer can be its argument.
 
     Args:
         modules: the modules.
     """
     for one in cached_functions(modules):
-        if not isinstance(one.holder, ModuleType):
-            one.function.cache_clear()
+        one.function.cache_clear()
+
+
+def _keeps_one_object(cached: Any) -> bool:
+    function = cached.__wrapped__
+    own = isinstance(function, FunctionType) and not function.__closure__  # no method, no variable of another function
+    return own and cached.cache_info().currsize > 0 and not inspect.signature(function).parameters
 
 
 def _unwrapped(value: Any) -> Any:
