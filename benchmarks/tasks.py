@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -247,7 +247,7 @@ def vgg(cifar: Path, folder: Path) -> Task:
     """Build VGG-16 with batch norm and one linear layer behind its convolutions, trained for 1.5 epochs."""
     torch.manual_seed(0)
     model = nn.Sequential(vgg16_bn(num_classes=10).features, nn.Flatten(), nn.Linear(512, 10))
-    return trained(cifar10("vgg16_bn", model, cifar), 600, 0.05, folder)
+    return trained(cifar10("vgg16_bn", model, cifar), 1200, 0.02, folder, batch=64, warm_up=60)
 
 
 def mobilenet(cifar: Path, folder: Path) -> Task:
@@ -255,17 +255,17 @@ def mobilenet(cifar: Path, folder: Path) -> Task:
     torch.manual_seed(0)
     model = mobilenet_v2(num_classes=10)
     model.features[0][0].stride = model.features[2].conv[1][0].stride = (1, 1)
-    return trained(cifar10("mobilenet_v2", model, cifar), 800, 0.1, folder)
+    return trained(cifar10("mobilenet_v2", model, cifar), 1600, 0.05, folder, batch=64, warm_up=60)
 
 
-def trained(task: Task, steps: int, rate: float, folder: Path) -> Task:
-    """Train the network of a task, once."""
+def trained(task: Task, steps: int, rate: float, folder: Path, batch: int | None = None, warm_up: int = 0) -> Task:
+    """Train the network of a task, once; in batches of another size than fine-tuning's, where one is given."""
     path = folder / f"{task.name}.pt"
     if path.exists():
         task.model.load_state_dict(torch.load(path, weights_only=True))
     else:
         task.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        task.tune(task.model, steps, seed=0, rate=rate)
+        replace(task, batch=batch or task.batch).tune(task.model, steps, seed=0, rate=rate, warm_up=warm_up)
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(task.model.state_dict(), path)
     task.model.eval()

@@ -30,8 +30,8 @@ def minmax(values: Tensor) -> Tensor:
     """
     if not values.numel():
         return values
-    low, high = values.min(), values.max()
-    if high - low <= ROUNDING * torch.maximum(low.abs(), high.abs()):
+    low, high = values.min().item(), values.max().item()
+    if high - low <= ROUNDING * max(abs(low), abs(high)):
         return torch.zeros_like(values)
     return (values - low) / (high - low)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,13 +21,26 @@ def check_weights(model: nn.Module) -> None:
     Args:
         model: the model.
     """
+    held = list(_weights(model))
+    vectors: dict[Any, list[Tensor]] = {}
+    for _, _, tensor in held:
+        if tensor.dim() == 1 and tensor.layout is torch.strided:
+            vectors.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    # Most tensors are short vectors of norms: one sum of all takes a tenth of the time of a sum of each.
+    finite = {id(tensor) for alike in vectors.values() if math.isfinite(torch.cat(alike).sum()) for tensor in alike}
+    for layer, key, tensor in held:
+        if id(tensor) not in finite:
+            check_finite(tensor, layer, "its weights" if key == "weight" else f"the values of its {key}")
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield all parameters and norm statistics that hold numbers: the layer, the attribute, the values."""
     for name, module in model.named_modules():
         # Other buffers may be infinite on purpose: masks of attention, for one.
         statistics = module._buffers if isinstance(module, _NormBase) else {}
         for key, tensor in [*module._parameters.items(), *statistics.items()]:
             if tensor is not None and tensor.is_floating_point() and not tensor.is_meta:
-                what = "its weights" if key == "weight" else f"the values of its {key}"
-                check_finite(tensor.detach(), name or type(module).__name__, what)
+                yield name or type(module).__name__, key, tensor.detach()
 
 
 def check_finite(values: Tensor, layer: str, what: str) -> None:

@@ -63,7 +63,8 @@ def cached_functions(modules: Iterable[nn.Module]) -> list[CachedFunction]:
     found = (
         CachedFunction(*place)
         for holder in holders
-        for name, value in (vars(holder).items() if holder is not None else ())
+        if holder is not None and not _KINDS.isdisjoint(map(type, vars(holder).values()))  # as few modules
+        for name, value in vars(holder).items()
         if type(value) in _KINDS
         for place in ((holder, name, value), *_cells_of(value))
     )

@@ -42,6 +42,8 @@ def changes(modules: Mapping[str, nn.Module], plan: PruningPlan, names: Mapping[
     """
     found: list[Change] = []
     for module in modules.values():
+        if not (module._parameters or module._buffers or "parametrizations" in module._modules):
+            continue
         own = ((key, names[id(tensor)]) for key, tensor in _own_tensors(module).items())
         cut = {key: name for key, name in own if name in plan.shapes}
         if cut:
