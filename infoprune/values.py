@@ -11,12 +11,18 @@ from infoprune.errors import ConfigurationError
 
 
 def without_values(model: nn.Module) -> list[str]:
-    """Return the names of a model's parameters and buffers that are on the meta device.
+    """Return the names of a model's parameters and buffers that are on the meta device; tied ones by each name.
 
     Args:
         model: the model.
     """
-    return [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
+    return [
+        f"{prefix}.{key}" if prefix else key
+        for prefix, module in model.named_modules()
+        for store in (module._parameters, module._buffers)
+        for key, tensor in store.items()
+        if tensor is not None and tensor.is_meta
+    ]
 
 
 def no_values(name: str) -> ConfigurationError:
@@ -50,7 +56,7 @@ def check_values(model: nn.Module, inputs: Any, *, runs: bool) -> None:
         >>> check_values(nn.Linear(2, 3, device="meta"), torch.zeros(1, 2), runs=False)
     """
     empty = without_values(model)
-    if empty and (runs or len(empty) < len([*model.parameters(), *model.buffers()])):
+    if empty and (runs or not all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))):
         raise no_values(empty[0])
     if not empty:
         check_input_values(inputs)

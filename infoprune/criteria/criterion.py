@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from infoprune.criteria.aggregation import COMBINE, NORMALIZE, combine_members
 from infoprune.criteria.checks import as_scores, check_mapping, check_weights
@@ -100,9 +99,10 @@ class Criterion(Part):
 
     def _guarded(self, model: nn.Module) -> AbstractContextManager[None]:
         """Return a context that restores everything that the code inside may change."""
-        if self.sees_model or any(map(is_parametrized, model.modules())):  # a parametrization runs code of its own
+        modules = list(model.modules())
+        if self.sees_model or any("parametrizations" in module._modules for module in modules):  # which run their code
             return preserved(model)
-        return undisturbed(*{parameter.device for parameter in model.parameters()})
+        return undisturbed(*{p.device for module in modules for p in module._parameters.values() if p is not None})
 
     def _checked(self, scores: Scores, structure: Structure) -> Scores:
         """Return the scores as float64 on the CPU; refuse unknown groups and anything but a finite score per unit."""
