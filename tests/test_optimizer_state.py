@@ -146,6 +146,19 @@ def test_what_cannot_be_cut_is_refused_before_the_first_step(name: str) -> None:
     assert [id(p) for p in net.parameters()] == before
 
 
+def test_state_by_names_of_parameters_is_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    kept: Any = torch.zeros(8, 3, 3, 3)
+    optimizer.state["0.weight"] = {"average": kept}  # type: ignore[index]
+    with pytest.raises(SurgeryError, match=r"\(8, 3, 3, 3\) in state\['0.weight'\]\['average'\], where it would not"):
+        infoprune.prune(net, X, "l1", filters=0.5, optimizers=optimizer)
+    assert net[0].out_channels == 8
+    optimizer.state["0.weight"] = {"steps": 3}  # type: ignore[index]
+    infoprune.prune(net, X, "l1", filters=0.5, optimizers=optimizer)
+    assert net[0].out_channels == 4
+
+
 def test_a_fit_ends_before_its_first_batch() -> None:
     class Module(TinyModule):
         steps = 0

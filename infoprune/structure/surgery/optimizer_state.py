@@ -186,7 +186,7 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _check_held(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
-    """Refuse an optimizer with tensors outside of its state, which a cut would miss."""
+    """Refuse an optimizer with tensors outside of the state of its parameters, which a cut would miss."""
     own, shapes = {id(p) for p in parameters}, {tuple(p.shape) for p in parameters if p.numel() > 1}
     groups = [sum(p.numel() for p in group["params"]) for group in optimizer.param_groups]
     flat = {(entries,) for entries in (*groups, sum(groups)) if entries > 1}
@@ -195,7 +195,8 @@ def _check_held(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
         for one in with_wrapped([optimizer])
         for part in (one, one.state, *(group["params"] for group in one.param_groups))
     }
-    for name, value in vars(optimizer).items():
+    by_other_keys = {key: value for key, value in optimizer.state.items() if not isinstance(key, Tensor)}
+    for name, value in [*vars(optimizer).items(), ("state", by_other_keys)]:  # by the parameters' names, say
         for place, tensor in tensors_in(value, seen):
             shape = tuple(tensor.shape)
             if id(tensor) in own or shape in shapes | flat:
