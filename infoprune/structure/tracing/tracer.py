@@ -109,7 +109,7 @@ class Tracer(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is _NEW and args[0] == [0] and kwargs and kwargs.get("dtype") is torch.uint8:
-            return func(*args, **kwargs)  # for cuDNN: each call of batch norm makes one, and nothing is in it
+            return func(*args, **kwargs)  # an empty buffer for cuDNN, which each call of batch norm makes
         operator = self._operators.get(id(func))
         if operator is None:
             name = str(func.overloadpacket)
