@@ -24,9 +24,9 @@ def check_weights(model: nn.Module) -> None:
     held = list(_weights(model))
     vectors: dict[Any, list[Tensor]] = {}
     for _, _, tensor in held:
-        if tensor.dim() == 1 and tensor.layout is torch.strided:
+        if type(tensor) is Tensor and tensor.dim() == 1 and tensor.layout is torch.strided:
             vectors.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    # Most tensors are short vectors of norms: one sum of all takes a tenth of the time of a sum of each.
+    # Most tensors are short vectors of norms, for which one sum of all takes less time than a sum of each.
     finite = {id(tensor) for alike in vectors.values() if math.isfinite(torch.cat(alike).sum()) for tensor in alike}
     for layer, key, tensor in held:
         if id(tensor) not in finite:
